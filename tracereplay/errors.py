@@ -1,0 +1,88 @@
+"""Every error that tracereplay raises on purpose, as one tree.
+
+    TracereplayError
+    ├── UsageError            exit 2   the request cannot be carried out as given
+    │   ├── WorkloadError              a prompt, sampling parameter or model directory is wrong
+    │   └── EngineNotFound             no engine of that name is registered
+    ├── EnvironmentFailed     exit 4   an engine's environment could not be built
+    ├── EngineFailed          exit 4   the engine did not start, or died
+    ├── Unsupported           exit 2   the engine runs in a way that cannot be recorded
+    └── TraceError            exit 5   a trace cannot be read, or is unsafe to read
+        ├── DamagedTrace               bytes are not what was written
+        └── NotATrace                  this is something else
+
+Every message is a sentence: what was found, what was expected, what to do. ``exit_code`` is what the
+command line ends with.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DamagedTrace",
+    "EngineFailed",
+    "EngineNotFound",
+    "EnvironmentFailed",
+    "NotATrace",
+    "TraceError",
+    "TracereplayError",
+    "Unsupported",
+    "UsageError",
+    "WorkloadError",
+]
+
+
+class TracereplayError(Exception):
+    """Base of all deliberate errors; its text is meant for the user."""
+
+    exit_code = 2
+
+
+class UsageError(TracereplayError):
+    """The request cannot be carried out as given."""
+
+
+class WorkloadError(UsageError):
+    """A prompt, a sampling parameter or the model directory is wrong."""
+
+
+class EngineNotFound(UsageError):
+    """No engine of that name is registered."""
+
+
+class Unsupported(UsageError):
+    """The engine runs in a way that cannot be recorded; the message names the way out."""
+
+
+class EnvironmentFailed(TracereplayError):
+    """An engine's Python environment could not be built."""
+
+    exit_code = 4
+
+
+class EngineFailed(TracereplayError):
+    """The engine did not start, or died.
+
+    Args:
+        message: one sentence on what was being done.
+        last_lines: the engine's own last lines of output, shown below the sentence.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, last_lines: str = "") -> None:
+        super().__init__(message)
+        self.last_lines = last_lines
+
+
+class TraceError(TracereplayError):
+    """A trace cannot be read, or is unsafe to read."""
+
+    exit_code = 5
+
+
+class DamagedTrace(TraceError):
+    """The bytes of a trace are not the bytes that were written."""
+
+
+class NotATrace(TraceError):
+    """The path holds something other than a trace."""

@@ -1,0 +1,154 @@
+"""What a trace holds, as frozen values: steps, calls, tensors and the rows they are made of.
+
+A *row* is one token in a call's tensors, known by (request, sequence, position). Row maps are kept as
+``int32`` arrays of shape ``[rows, 3]`` because there is one row a token and tensors are compared by row;
+a map shorter than its tensor means that the remaining rows are padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Call", "Layout", "RowKey", "RowMap", "Sampled", "Site", "Step", "Value", "make_rows"]
+
+RowMap: TypeAlias = npt.NDArray[np.int32]
+
+
+class RowKey(NamedTuple):
+    """One token of one generation.
+
+    Args:
+        request: index of the prompt in the workload.
+        sequence: which of its ``n`` samples.
+        position: index of the token in the sequence; the prompt begins at 0.
+    """
+
+    request: int
+    sequence: int
+    position: int
+
+
+def make_rows(keys: list[tuple[int, int, int]]) -> RowMap:
+    """A row map of shape ``[len(keys), 3]``."""
+    return np.array(keys, dtype=np.int32).reshape(-1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a tensor-parallel rank's tensor is cut out of the whole.
+
+    Args:
+        dim: the dimension that is cut, counted from the end (-1 is the last).
+        parts: the size along ``dim`` of each fused part *on this rank* (q|k|v, gate|up); their sum is the
+            rank's size.
+        copies: for each part, how many neighbouring ranks hold the same piece (kv heads fewer than ranks).
+    """
+
+    dim: int
+    parts: tuple[int, ...]
+    copies: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where an operator sits, and what is known of it before it runs.
+
+    Args:
+        name: module path, ``model.layers.3.self_attn.qkv_proj``.
+        operator: class name, ``QKVParallelLinear``.
+        slot: stable hash of ``name``, by which taps name the site.
+        inputs: parameter names of the tensor inputs, in order.
+        layouts: keyed ``"in0"``, ``"out1"``: present where tensor parallelism cuts that tensor.
+        config: what the operator was built with (``eps``, sizes), as far as it is plain data.
+    """
+
+    name: str
+    operator: str
+    slot: int
+    inputs: tuple[str, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One recorded tensor, read from the trace when asked for.
+
+    Args:
+        dtype: torch's name without the prefix: ``bfloat16``, ``float32``, ``int64``.
+        shape: sizes.
+        strides: in elements, as the operator saw them; the stored bytes are always contiguous.
+        load: returns the contiguous bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    load: Callable[[], bytes] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One execution of an operator.
+
+    Args:
+        site: module path.
+        number: 0 for the site's first call of the step, 1 for its second.
+        inputs: tensors before the call, in order of the site's ``inputs``.
+        outputs: tensors after the call.
+        rows_in: row map of the inputs.
+        rows_out: row map of the outputs.
+        written: indices of inputs that the call changed in place and did not return, with the value after.
+    """
+
+    site: str
+    number: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    rows_in: RowMap
+    rows_out: RowMap
+    written: Mapping[int, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One token that the sampler gave.
+
+    Args:
+        key: the place of the new token.
+        token: the token that the generation went on with (the golden one where it was forced).
+        choice: what the sampler itself chose.
+        logprob: reported natural-log probability of ``token``, or None if none was asked for.
+    """
+
+    key: RowKey
+    token: int
+    choice: int
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of the engine.
+
+    Args:
+        number: counts from 0 in each pass.
+        rows: row map of the model's forward.
+        calls: in order of execution (first tap seen).
+        sampled: tokens that this step produced.
+        notes: what could not be seen, as sentences.
+    """
+
+    number: int
+    rows: RowMap
+    calls: tuple[Call, ...]
+    sampled: tuple[Sampled, ...]
+    notes: tuple[str, ...] = ()
+
+
+Side: TypeAlias = Literal["in", "out"]

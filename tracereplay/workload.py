@@ -1,0 +1,189 @@
+"""What to generate: prompts as token ids, sampling parameters and engine settings, as plain frozen data.
+
+Prompt files hold one JSON object a line: ``{"prompt": "text"}`` or ``{"prompt_token_ids": [1, 2]}`` with
+optional sampling parameters beside it (``max_tokens``, ``temperature``, ``seed``, ``n``, ``logprobs`` ...).
+Lines of vLLM's run-batch format (``{"custom_id": ..., "body": {"prompt": ...}}``) are read too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tracereplay.errors import WorkloadError
+
+__all__ = ["Prompt", "Workload", "read_prompts"]
+
+# vLLM's SamplingParams fields that both engine generations share.
+SAMPLING = frozenset(
+    {
+        "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "logprobs",
+        "prompt_logprobs", "presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos",
+        "stop_token_ids", "logit_bias", "bad_words",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request.
+
+    Args:
+        token_ids: the prompt; None while only its text is known.
+        text: the prompt's text, if it was given as text.
+        sampling: vLLM ``SamplingParams`` fields.
+    """
+
+    token_ids: tuple[int, ...] | None
+    text: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        """How many samples are drawn (``n``)."""
+        return int(self.sampling.get("n", 1))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one."""
+        return float(self.sampling.get("temperature", 1.0)) == 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        ids = None if self.token_ids is None else list(self.token_ids)
+        return {"prompt_token_ids": ids, "prompt": self.text, "sampling": dict(self.sampling)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Prompt:
+        ids = data["prompt_token_ids"]
+        return cls(None if ids is None else tuple(ids), data.get("prompt"), dict(data["sampling"]))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Everything that decides what an engine is asked to do.
+
+    Args:
+        model: directory of the checkpoint.
+        prompts: the requests, numbered from 0.
+        settings: engine arguments as the user gave them (``enforce_eager``, ``max_model_len`` ...).
+        weights: digest of the checkpoint's tensors, or None while unknown.
+    """
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "prompts": [p.as_dict() for p in self.prompts],
+            "settings": dict(self.settings),
+            "weights": self.weights,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Workload:
+        prompts = tuple(Prompt.from_dict(p) for p in data["prompts"])
+        return cls(data["model"], prompts, dict(data["settings"]), data.get("weights"))
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Workload:
+        """The same workload with other engine settings laid over its own."""
+        return replace(self, settings={**self.settings, **settings})
+
+
+def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
+    """The prompts of a JSON-lines file.
+
+    Args:
+        path: the file.
+        defaults: sampling parameters of lines that do not give their own.
+
+    Raises:
+        WorkloadError: the file is missing or empty, or a line is wrong; the line's number is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise WorkloadError(f"The prompt file {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise WorkloadError(f"The prompt file {path} is not UTF-8 text (byte {error.start}).") from error
+    prompts = [
+        _prompt(line, f"Line {number} of {path}", defaults)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not prompts:
+        raise WorkloadError(f'The prompt file {path} is empty; give one JSON object a line: {{"prompt": "..."}}.')
+    return tuple(prompts)
+
+
+def _prompt(line: str, where: str, defaults: Mapping[str, Any]) -> Prompt:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise WorkloadError(f"{where} is not JSON: {error.msg} at column {error.colno}.") from error
+    except RecursionError as error:
+        raise WorkloadError(f"{where} is nested too deeply to be a prompt.") from error
+    if not isinstance(data, dict):
+        raise WorkloadError(f"{where} holds {type(data).__name__}, not a JSON object.")
+    data = _unbatched(data, where)
+    known = {"prompt", "prompt_token_ids"}
+    unknown = sorted(set(data) - known - SAMPLING)
+    if unknown:
+        raise WorkloadError(f"{where} has the unknown key {unknown[0]!r}; known are {sorted(known | SAMPLING)}.")
+    sampling = {**defaults, **{k: data[k] for k in SAMPLING & set(data)}}
+    _check_sampling(sampling, where)
+    return Prompt(_token_ids(data, where), _text(data, where), sampling)
+
+
+def _unbatched(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The request inside a line of vLLM's run-batch format, or the line as it is."""
+    body = data.get("body")
+    if body is None:
+        return data
+    if not isinstance(body, dict) or "prompt" not in body:
+        raise WorkloadError(f"{where} is a batch request without a prompt; chat requests cannot be read yet.")
+    prompt = body["prompt"]
+    ids = isinstance(prompt, list)
+    found = {k: v for k, v in body.items() if k in SAMPLING and v is not None}
+    return {**found, ("prompt_token_ids" if ids else "prompt"): prompt}
+
+
+def _token_ids(data: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
+    ids = data.get("prompt_token_ids")
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        raise WorkloadError(f"{where}: prompt_token_ids must be a list of non-negative integers.")
+    if not ids:
+        raise WorkloadError(f"{where} has an empty prompt; give at least one token.")
+    return tuple(ids)
+
+
+def _text(data: Mapping[str, Any], where: str) -> str | None:
+    text = data.get("prompt")
+    if (text is None) == (data.get("prompt_token_ids") is None):
+        raise WorkloadError(f'{where} must have either "prompt" or "prompt_token_ids".')
+    if text is not None and (not isinstance(text, str) or not text):
+        raise WorkloadError(f"{where} has an empty prompt; give a text of at least one character.")
+    return text
+
+
+# name, smallest allowed, must be an integer
+_BOUNDS = (("max_tokens", 1, True), ("n", 1, True), ("temperature", 0, False), ("logprobs", 0, True),
+           ("prompt_logprobs", 0, True))  # fmt: skip
+
+
+def _check_sampling(sampling: Mapping[str, Any], where: str) -> None:
+    for name, least, whole in _BOUNDS:
+        value = sampling.get(name)
+        if value is None:
+            continue
+        kind = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind) or value < least:
+            expected = "an integer" if whole else "a number"
+            raise WorkloadError(f"{where}: {name} is {value!r}; it must be {expected} of at least {least}.")
