@@ -44,8 +44,7 @@ class Layout:
 
     Args:
         dim: the dimension that is cut, counted from the end (-1 is the last).
-        parts: the size along ``dim`` of each fused part *on this rank* (q|k|v, gate|up); their sum is the
-            rank's size.
+        parts: the proportions of the fused parts *on one rank* (q|k|v heads, gate|up); see `trace.shards`.
         copies: for each part, how many neighbouring ranks hold the same piece (kv heads fewer than ranks).
     """
 

@@ -1,1 +1,1 @@
-""
+"""Where traces and checkpoints live."""

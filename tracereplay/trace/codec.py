@@ -57,9 +57,8 @@ def unpack(data: bytes, name: str) -> Any:
     """
     try:
         return msgpack.unpackb(
-            data, raw=False, strict_map_key=False, object_pairs_hook=_unique, ext_hook=_no_extension,
-            max_buffer_size=MAX_DECODED,
-        )  # fmt: skip
+            data, raw=False, strict_map_key=False, object_pairs_hook=_unique, ext_hook=_no_extension
+        )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise DamagedTrace(f"{name} holds metadata that cannot be read: {error}.") from error
 

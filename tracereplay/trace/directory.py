@@ -84,7 +84,7 @@ class TraceDirectory:
     def _save(self) -> None:
         partial = self.path / "manifest.json.partial"
         with partial.open("w", encoding="utf-8") as file:
-            json.dump(self._manifest, file, indent=1)
+            json.dump(self._manifest, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path / "manifest.json")

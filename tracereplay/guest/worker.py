@@ -1,0 +1,114 @@
+"""Recording and replaying inside one worker process, controlled by messages.
+
+The driver speaks to all workers through the engine's own ``collective_rpc``; messages and answers are JSON
+texts, because that crosses every engine's process boundary.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tracereplay.engines.adapter import Adapter
+from tracereplay.engines.choose import adapt
+from tracereplay.engines.describe import describe
+from tracereplay.errors import TracereplayError
+from tracereplay.hooks.taps import listen
+from tracereplay.recorder.session import Session
+from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
+from tracereplay.trace import SegmentWriter, Trace, open_trace, segment_path
+
+__all__ = ["CONTROL", "GuestWorker"]
+
+CONTROL = "tracereplay_control"
+
+
+class GuestWorker:
+    """Attached to one engine worker.
+
+    Args:
+        worker: vLLM's worker, before its model is loaded.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._session: Session | None = None
+        self._adapter: Adapter | None = None
+        self._refusal = "The engine has not loaded its model."
+        self._golden: tuple[str, Trace] | None = None
+        load = worker.load_model
+
+        @functools.wraps(load)
+        def load_model(*args: Any, **kwargs: Any) -> Any:
+            result = load(*args, **kwargs)
+            self._attach()
+            return result
+
+        worker.load_model = load_model
+        setattr(worker, CONTROL, self.control)
+
+    def _attach(self) -> None:
+        """Taps the model; whatever goes wrong is kept to be told, and the engine starts as usual."""
+        worker = self._worker
+        try:
+            session = Session(worker.rank, worker.model_runner.device)
+            self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
+            self._session = session
+            listen(session)
+        except TracereplayError as error:
+            self._refusal = str(error)
+        except Exception:
+            self._refusal = f"Taps could not be attached to this engine:\n{traceback.format_exc()}"
+
+    def control(self, message: str) -> str:
+        """Carries out one message; the answer has ``error`` if it could not be."""
+        request = json.loads(message)
+        try:
+            answer = getattr(self, f"_do_{request.pop('do')}")(**request)
+        except TracereplayError as error:
+            answer = {"error": str(error), "exit_code": error.exit_code}
+        except Exception:
+            answer = {"error": traceback.format_exc(), "exit_code": 4}
+        return json.dumps(answer)
+
+    def _do_describe(self) -> dict[str, Any]:
+        if self._session is None:
+            return {"refusal": self._refusal}
+        found = describe(self._worker.model_runner, self._worker.vllm_config)
+        return {**found, "rank": self._worker.rank, "sites": len(self._session.sites)}
+
+    def _do_begin(
+        self, trace: str, pass_name: str, first_request: int, golden: str | None, inject: bool
+    ) -> dict[str, Any]:
+        session, adapter = self._session, self._adapter
+        if session is None or adapter is None:
+            return {"error": self._refusal, "exit_code": 2}
+        forced, replacement = {}, None
+        if golden is not None:
+            source = self._open(golden)
+            prompts = [len(p["prompt_token_ids"]) for p in source.run["workload"]["prompts"]]
+            forced = forced_tokens(golden_tokens(source), prompts)
+            if inject:
+                replacement = GoldenRows(source, session.sites, session.rank, self._world(), self._device())
+        path = segment_path(Path(trace), pass_name, session.rank)
+        writer = SegmentWriter(path, {"pass": pass_name, "rank": session.rank, "world": self._world()})
+        adapter.begin_pass(first_request, forced)
+        session.begin_pass(writer, replacement)
+        return {}
+
+    def _do_end(self) -> dict[str, Any]:
+        return {} if self._session is None else self._session.end_pass()
+
+    def _open(self, golden: str) -> Trace:
+        if self._golden is None or self._golden[0] != golden:
+            self._golden = (golden, open_trace(golden))
+        return self._golden[1]
+
+    def _world(self) -> int:
+        return int(self._worker.vllm_config.parallel_config.tensor_parallel_size)
+
+    def _device(self) -> Any:
+        return self._worker.model_runner.device

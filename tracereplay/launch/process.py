@@ -1,0 +1,196 @@
+"""An engine in a process of its own, spoken to by lines of JSON.
+
+analyst's side                      engine's interpreter, with the overlay on PYTHONPATH
+EngineProcess ──command──▶ stdin    tracereplay.guest.driver ── vllm.LLM ── workers
+              ◀──answer─── stdout
+                    log ◀─ stderr   (everything that the engine prints)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
+from tracereplay.guest.plugin import ENABLED
+from tracereplay.launch.overlay import overlay_for
+from tracereplay.launch.places import home
+
+__all__ = ["EngineProcess", "Launchable", "guest_environment"]
+
+LAST_LINES = 25
+# set even if the user has other values: without them the plugin is not loaded or the engine talks to the network
+_QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Launchable(Protocol):
+    """An engine as far as starting it goes (`environments.registry.Engine`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def python(self) -> Path: ...
+    @property
+    def env(self) -> Mapping[str, str]: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+
+def process_environment(env: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment variables of an engine's process: ``base`` (by default this process's) over ``env``.
+
+    LD_PRELOAD alone is joined, the engine's first: leaving either out would stop one of the two from working.
+    """
+    base = os.environ if base is None else base
+    merged = {**env, **base}
+    if preload := ":".join(part for part in (env.get("LD_PRELOAD"), base.get("LD_PRELOAD")) if part):
+        merged["LD_PRELOAD"] = preload
+    return merged
+
+
+def guest_environment(engine: Launchable) -> dict[str, str]:
+    """Environment variables under which the engine's interpreter finds tracereplay."""
+    merged = {**process_environment(engine.env), **_QUIET, ENABLED: "1"}
+    # Why a cache of its own: vLLM's compile cache does not know of taps. A graph without them must not be
+    # loaded here, and a graph with them must not stay behind for ordinary runs.
+    merged["VLLM_CACHE_ROOT"] = str(home() / "compiled")
+    merged["TORCHINDUCTOR_CACHE_DIR"] = str(home() / "compiled" / "inductor")
+    merged["VLLM_DISABLE_COMPILE_CACHE"] = "1"
+    if merged.pop("PYTHONDONTWRITEBYTECODE", None):
+        # Compiling vLLM anew at every start takes half a minute; this keeps the result out of the user's way.
+        merged.setdefault("PYTHONPYCACHEPREFIX", str(home() / "bytecode"))
+    if "VLLM_PLUGINS" in merged:
+        merged["VLLM_PLUGINS"] += ",tracereplay"
+    path = [str(overlay_for(engine.python)), merged.get("PYTHONPATH", "")]
+    merged["PYTHONPATH"] = os.pathsep.join(p for p in path if p)
+    return merged
+
+
+class EngineProcess:
+    """Starts an engine and keeps it until `close`.
+
+    Args:
+        engine: what to start.
+        model: checkpoint directory.
+        settings: engine arguments, laid over the engine's own.
+        log: file for everything the engine prints; a temporary one by default.
+
+    Raises:
+        EngineFailed: it did not start; the exception has its last lines.
+        UsageError: it does not know a setting.
+        Unsupported: it runs in a way that cannot be recorded.
+    """
+
+    def __init__(
+        self, engine: Launchable, *, model: Path, settings: Mapping[str, Any], log: Path | None = None
+    ) -> None:
+        self.name = engine.name
+        self._log_file = (
+            tempfile.NamedTemporaryFile("w+b", prefix="tracereplay-", suffix=".log")  # noqa: SIM115
+            if log is None
+            else log.open("w+b")
+        )
+        self._process = subprocess.Popen(
+            [engine.python, "-m", "tracereplay.guest.driver"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
+            env=guest_environment(engine), start_new_session=True, text=True, encoding="utf-8",
+        )  # fmt: skip
+        try:
+            self.info: Mapping[str, Any] = self.request(
+                "start", model=str(model), settings={**engine.settings, **settings}
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of ``texts`` by the engine's tokenizer."""
+        ids: list[list[int]] = self.request("tokenize", texts=list(texts))
+        return ids
+
+    def generate(
+        self, prompts: Sequence[Mapping[str, Any]], recording: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Generates once; see `guest.driver.Driver.generate`."""
+        result: dict[str, Any] = self.request("generate", prompts=list(prompts), recording=recording)
+        return result
+
+    def request(self, command: str, **arguments: Any) -> Any:
+        """Sends a command and waits for its answer.
+
+        Raises:
+            EngineFailed: the process died, or the engine raised.
+            TracereplayError: what the other side raised.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps({"do": command, **arguments}) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise EngineFailed(self._death(command), self.last_lines())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise self._error(answer)
+        return answer["ok"]
+
+    def last_lines(self) -> str:
+        """The end of what the engine printed."""
+        self._log_file.flush()
+        with open(self._log_file.name, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 20000))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        return "\n".join(lines[-LAST_LINES:])
+
+    def close(self) -> None:
+        """Ends the engine and every process that it started."""
+        process = self._process
+        if process.poll() is None and process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+        # The engine's children share the session; one that outlives its parent would hold ports and memory.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._log_file.close()
+
+    def _death(self, command: str) -> str:
+        code = self._process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        doing = "starting" if command == "start" else "generating" if command == "generate" else command
+        return f"The engine {self.name!r} {how} while {doing}; its last lines were:"
+
+    def _error(self, answer: Mapping[str, Any]) -> TracereplayError:
+        if answer.get("crashed"):
+            message = f"The engine {self.name!r} failed with {answer['error']}; its last lines were:"
+            return EngineFailed(message, self.last_lines())
+        kinds = {"UsageError": UsageError, "WorkloadError": WorkloadError, "Unsupported": Unsupported}
+        error = kinds.get(str(answer.get("kind")), TracereplayError)(answer["error"])
+        error.exit_code = answer["exit_code"]
+        return error
