@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Call", "Layout", "RowKey", "RowMap", "Sampled", "Site", "Step", "Value", "make_rows"]
+__all__ = ["Call", "Layout", "Request", "RowKey", "RowMap", "Sampled", "Site", "Step", "Value", "make_rows"]
 
 RowMap: TypeAlias = npt.NDArray[np.int32]
 
@@ -132,6 +132,23 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A request as a step first met it; kept where no workload says what was asked (a server).
+
+    Args:
+        request: its number.
+        sequence: which of its samples.
+        prompt_token_ids: the prompt.
+        sampling: sampling parameters that are not vLLM's defaults.
+    """
+
+    request: int
+    sequence: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass of the engine.
 
@@ -141,6 +158,7 @@ class Step:
         calls: in order of execution (first tap seen).
         sampled: tokens that this step produced.
         notes: what could not be seen, as sentences.
+        requests: those that begin here, where no workload names them.
     """
 
     number: int
@@ -148,6 +166,7 @@ class Step:
     calls: tuple[Call, ...]
     sampled: tuple[Sampled, ...]
     notes: tuple[str, ...] = ()
+    requests: tuple[Request, ...] = ()
 
 
 Side: TypeAlias = Literal["in", "out"]

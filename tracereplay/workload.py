@@ -15,7 +15,7 @@ from typing import Any
 
 from tracereplay.errors import WorkloadError
 
-__all__ = ["Prompt", "Workload", "read_prompts"]
+__all__ = ["SAMPLING", "Prompt", "Workload", "read_prompts"]
 
 # vLLM's SamplingParams fields that both engine generations share.
 SAMPLING = frozenset(

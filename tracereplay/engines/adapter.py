@@ -14,8 +14,9 @@ import torch
 
 from tracereplay.engines.numbering import Numbering
 from tracereplay.engines.operators import tap_operators
-from tracereplay.event import RowKey, RowMap, Site
+from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.taps import slot_of
+from tracereplay.workload import SAMPLING
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
 
@@ -31,12 +32,20 @@ class Recorder(Protocol):
     def recording(self) -> bool: ...
     def begin_step(self, rows: RowMap) -> None: ...
     def end_step(self) -> None: ...
+    def requested(self, requests: Sequence[Request]) -> None: ...
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None: ...
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None: ...
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None: ...
     def sampled(
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
     ) -> None: ...
+
+
+def plain_sampling(sampling: Any) -> dict[str, Any]:
+    """The fields of vLLM's ``SamplingParams`` that a workload can hold and that are not the default."""
+    plain = {name: getattr(sampling, name, None) for name in SAMPLING}
+    default = type(sampling)()
+    return {k: v for k, v in plain.items() if v is not None and v != getattr(default, k, None)}
 
 
 def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -64,6 +73,7 @@ class Adapter:
         self.recorder = recorder
         self.numbering = Numbering(0)
         self.forced: Mapping[RowKey, int] = {}
+        self._begun: list[Request] = []
         self._sampler_slot = slot_of(SAMPLER)
         parallel = config.parallel_config.tensor_parallel_size
         heads = config.model_config.get_total_num_kv_heads()
@@ -84,6 +94,20 @@ class Adapter:
         """Requests of the coming pass begin at ``first_request``; ``forced`` tokens replace sampled ones."""
         self.numbering = Numbering(first_request)
         self.forced = forced
+
+    def number(self, engine_id: str, prompt: Sequence[int], sampling: Any) -> tuple[int, int]:
+        """(request, sequence) of a scheduled request; one seen first is reported where no workload names it."""
+        known = self.numbering.counted or self.numbering.knows(engine_id)
+        key = self.numbering.number(engine_id)
+        if not known:
+            self._begun.append(Request(*key, tuple(int(t) for t in prompt), plain_sampling(sampling)))
+        return key
+
+    def begin_step(self, rows: RowMap) -> None:
+        """Begins a step and reports the requests that begin with it."""
+        self.recorder.begin_step(rows)
+        begun, self._begun = self._begun, []
+        self.recorder.requested(begun)
 
     def set_logits_rows(self, rows_in: RowMap, rows_out: RowMap) -> None:
         """The rows of the next call of the logits processor."""

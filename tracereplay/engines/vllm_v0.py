@@ -1,4 +1,4 @@
-"""vLLM's V0 engine (0.8.5): rows from the scheduled sequence groups, tokens at the sampler module's ``_sample``."""
+"""vLLM's V0 engine (0.8.5): rows from the scheduled groups, tokens at the sampler module's ``_sample``."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class V0Adapter(Adapter):
         lengths = list(model_input.query_lens)
         rows: list[tuple[int, int, int]] = []
         for group in groups:
-            key = self.numbering.number(group.request_id)
-            for _ in group.seq_data:
+            for data in group.seq_data.values():
+                key = self.number(group.request_id, data.prompt_token_ids, group.sampling_params)
                 start = len(rows)
                 rows.extend((*key, p) for p in positions[start : start + lengths.pop(0)])
         return make_rows(rows)
@@ -69,7 +69,7 @@ class V0Adapter(Adapter):
             return original(model_input, *args, **kwargs)
         # Other ranks than the driver's receive tensors only; the reader gives them the driver's rows.
         rows, self._rows = self._rows, make_rows([])
-        self.recorder.begin_step(rows)
+        self.begin_step(rows)
         metadata = model_input.sampling_metadata
         if len(rows) and metadata is not None:
             selected = rows[metadata.selected_token_indices.cpu().numpy()]

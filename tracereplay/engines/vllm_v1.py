@@ -71,7 +71,7 @@ class V1Adapter(Adapter):
         result = original(scheduler_output, *args, **kwargs)
         if self.recorder.recording:
             self._settle(scheduler_output)
-            self.recorder.begin_step(self._rows)
+            self.begin_step(self._rows)
             self.set_logits_rows(self._last_rows, self._last_rows)
         return result
 
@@ -81,14 +81,15 @@ class V1Adapter(Adapter):
         rows: list[tuple[int, int, int]] = []
         last, keys, discarded = [], [], []
         for index, engine_id in enumerate(batch.req_ids):
-            request, sequence = self.numbering.number(engine_id)
+            state = self.runner.requests[engine_id]
+            request, sequence = self.number(engine_id, state.prompt_token_ids or (), state.sampling_params)
             start = int(batch.num_computed_tokens_cpu[index])
             end = start + scheduler_output.num_scheduled_tokens[engine_id]
             rows.extend((request, sequence, position) for position in range(start, end))
             last.append((request, sequence, end - 1))
             keys.append(RowKey(request, sequence, end))
             # A chunk of a prompt (or of a preempted sequence) gives a token that nobody takes.
-            discarded.append(end < self.runner.requests[engine_id].num_tokens)
+            discarded.append(end < state.num_tokens)
         self._rows, self._last_rows, self._keys = make_rows(rows), make_rows(last), keys
         self._discarded = np.array(discarded, dtype=bool)
 

@@ -6,9 +6,12 @@ texts, because that crosses every engine's process boundary.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
+import os
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from tracereplay.engines.adapter import Adapter
 from tracereplay.engines.choose import adapt
 from tracereplay.engines.describe import describe
 from tracereplay.errors import TracereplayError
+from tracereplay.event import RowKey
+from tracereplay.guest.plugin import RECORD
 from tracereplay.hooks.taps import listen
 from tracereplay.recorder.session import Session
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
@@ -58,10 +63,31 @@ class GuestWorker:
             self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
             self._session = session
             listen(session)
+            if os.environ.get(RECORD):
+                self._record_all(os.environ[RECORD])
         except TracereplayError as error:
             self._refusal = str(error)
         except Exception:
             self._refusal = f"Taps could not be attached to this engine:\n{traceback.format_exc()}"
+
+    def _record_all(self, trace: str) -> None:
+        """Records everything until the process ends: the engine belongs to a command of the user's."""
+        answer = json.loads(self.control(json.dumps(
+            {"do": "begin", "trace": trace, "pass_name": "record", "first_request": None, "golden": None,
+             "inject": False})))  # fmt: skip
+        if "error" in answer:
+            self._refusal = answer["error"]
+            return
+        atexit.register(self._do_end)
+        shutdown = getattr(self._worker, "shutdown", None)
+        if shutdown is not None:
+
+            @functools.wraps(shutdown)
+            def ending(*args: Any, **kwargs: Any) -> Any:
+                self._do_end()
+                return shutdown(*args, **kwargs)
+
+            self._worker.shutdown = ending
 
     def control(self, message: str) -> str:
         """Carries out one message; the answer has ``error`` if it could not be."""
@@ -81,12 +107,13 @@ class GuestWorker:
         return {**found, "rank": self._worker.rank, "sites": len(self._session.sites)}
 
     def _do_begin(
-        self, trace: str, pass_name: str, first_request: int, golden: str | None, inject: bool
+        self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool
     ) -> dict[str, Any]:
         session, adapter = self._session, self._adapter
         if session is None or adapter is None:
             return {"error": self._refusal, "exit_code": 2}
-        forced, replacement = {}, None
+        forced: Mapping[RowKey, int] = {}
+        replacement = None
         if golden is not None:
             source = self._open(golden)
             prompts = [len(p["prompt_token_ids"]) for p in source.run["workload"]["prompts"]]
@@ -94,7 +121,8 @@ class GuestWorker:
             if inject:
                 replacement = GoldenRows(source, session.sites, session.rank, self._world(), self._device())
         path = segment_path(Path(trace), pass_name, session.rank)
-        writer = SegmentWriter(path, {"pass": pass_name, "rank": session.rank, "world": self._world()})
+        meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
+        writer = SegmentWriter(path, meta)
         adapter.begin_pass(first_request, forced)
         session.begin_pass(writer, replacement)
         return {}

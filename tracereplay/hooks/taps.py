@@ -63,8 +63,13 @@ def slot_of(site: str) -> int:
 
 def _feed(x: torch.Tensor, slot: int, index: int) -> torch.Tensor:
     given = None if _listener is None else _listener.feed(x, slot, index)
-    # A functional op must not return its argument: the compiler may reuse the memory of either.
-    return x.clone() if given is None or given is x else given
+    if given is None or given is x:
+        # A functional op must not return its argument: the compiler may reuse the memory of either.
+        return x.clone()
+    # The compiler was promised the strides of empty_like; others would be read as garbage.
+    promised = torch.empty_like(x)
+    promised.copy_(given)
+    return promised
 
 
 def _observe(x: torch.Tensor, slot: int, index: int) -> None:
@@ -90,7 +95,7 @@ def tap(module: torch.nn.Module, slot: int) -> tuple[str, ...]:
     over, since they are known by name.
     """
     inner = module.forward
-    module.forward = wrap(inner, slot)  # type: ignore[method-assign]
+    module.forward = wrap(inner, slot)
     return tuple(inspect.signature(inner).parameters)
 
 

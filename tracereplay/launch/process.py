@@ -139,7 +139,8 @@ class EngineProcess:
             TracereplayError: what the other side raised.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         try:
             stdin.write(json.dumps({"do": command, **arguments}) + "\n")
             stdin.flush()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tracereplay.event import RowKey, RowMap, Sampled, Site
+from tracereplay.event import Request, RowKey, RowMap, Sampled, Site
 from tracereplay.recorder.arena import Arena, ArenaPool, HandOff
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes
 
@@ -48,6 +48,7 @@ class _PendingStep:
         self.calls: dict[tuple[int, int], PendingCall] = {}
         self.sampled: list[tuple[list[RowKey], memoryview, memoryview, memoryview | None]] = []
         self.notes: list[str] = []
+        self.requests: list[Request] = []
         self._fired: dict[tuple[int, str, int], int] = {}
         self._latest: dict[int, PendingCall] = {}
 
@@ -59,6 +60,8 @@ class _PendingStep:
         found = self.calls.get((slot, number))
         if found is None:
             found = self.calls[(slot, number)] = PendingCall(slot, number, *rows)
+        if side == "out":
+            found.rows_out = rows[1]  # a sampler knows only afterwards which of its rows gave a token
         self._latest[slot] = found
         return found
 
@@ -151,8 +154,13 @@ class Session:
         step = self._step
         if step is not None:
             with self._guarded():
-                copies = [step.arena.copy(t) for t in (tokens, choices)]
-                step.sampled.append((keys, *copies, None if logprobs is None else step.arena.copy(logprobs)))
+                values = None if logprobs is None else step.arena.copy(logprobs)
+                step.sampled.append((keys, step.arena.copy(tokens), step.arena.copy(choices), values))
+
+    def requested(self, requests: Sequence[Request]) -> None:
+        """Requests that begin in this step, where no workload names them."""
+        if self._step is not None:
+            self._step.requests.extend(requests)
 
     def end_step(self) -> None:
         """Hands the step to the writer."""
@@ -247,7 +255,7 @@ def _write(step: _PendingStep, writer: SegmentWriter, pool: ArenaPool, ready: to
         if ready is not None:
             ready.synchronize()  # also before an arena is given back
         sampled = [s for piece in step.sampled for s in _decode_sampled(*piece)]
-        writer.step(step.number, step.rows, list(step.calls.values()), sampled, step.notes)
+        writer.step(step.number, step.rows, list(step.calls.values()), sampled, step.notes, step.requests)
     finally:
         pool.give(step.arena)
 

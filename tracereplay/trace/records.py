@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value
+from tracereplay.event import Call, Layout, Request, RowKey, RowMap, Sampled, Site, Step, Value
 
 __all__ = [
     "ITEMSIZE",
@@ -73,6 +73,15 @@ def read_sampled(data: list[Any]) -> Sampled:
     return Sampled(RowKey(request, sequence, position), token, choice, logprob)
 
 
+def write_request(request: Request) -> list[Any]:
+    return [request.request, request.sequence, list(request.prompt_token_ids), dict(request.sampling)]
+
+
+def read_request(data: list[Any]) -> Request:
+    request, sequence, ids, sampling = data
+    return Request(request, sequence, tuple(ids), sampling)
+
+
 def write_call(
     slot: int, number: int, inputs: list[Located], outputs: list[Located], rows_in: int, rows_out: int,
     written: Mapping[int, Located],
@@ -103,13 +112,18 @@ def _value(located: list[Any], load: Loader) -> Value:
 
 
 def write_step(
-    number: int, maps: list[bytes], calls: list[list[Any]], sampled: list[Sampled], notes: list[str]
-) -> dict[str, Any]:
+    number: int, maps: list[bytes], calls: list[list[Any]], sampled: list[Sampled], notes: list[str],
+    requests: list[Request],
+) -> dict[str, Any]:  # fmt: skip
     """The step's own row map is the first of ``maps``."""
     return {
-        "number": number, "maps": maps, "calls": calls, "sampled": [write_sampled(s) for s in sampled],
+        "number": number,
+        "maps": maps,
+        "calls": calls,
+        "sampled": [write_sampled(s) for s in sampled],
         "notes": notes,
-    }  # fmt: skip
+        "requests": [write_request(r) for r in requests],
+    }
 
 
 def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader) -> Step:
@@ -122,6 +136,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader) -
             calls=tuple(read_call(c, maps, names, load) for c in data["calls"]),
             sampled=tuple(read_sampled(s) for s in data["sampled"]),
             notes=tuple(data["notes"]),
+            requests=tuple(read_request(r) for r in data.get("requests", ())),
         )
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise DamagedTrace(f"A step record is not complete: {error!r}.") from error

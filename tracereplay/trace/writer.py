@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.event import RowMap, Sampled, Site
+from tracereplay.event import Request, RowMap, Sampled, Site
 from tracereplay.trace import codec, records
 from tracereplay.trace.frames import MAGIC, Kind, write_frame
 
@@ -78,13 +78,9 @@ class SegmentWriter:
         self._append(write_frame(Kind.SITES, payload))
 
     def step(
-        self,
-        number: int,
-        rows: RowMap,
-        calls: Sequence[PendingCall],
-        sampled: list[Sampled],
-        notes: list[str],
-    ) -> None:
+        self, number: int, rows: RowMap, calls: Sequence[PendingCall], sampled: list[Sampled], notes: list[str],
+        requests: Sequence[Request] = (),
+    ) -> None:  # fmt: skip
         """Appends one step and commits it.
 
         Raises:
@@ -107,7 +103,7 @@ class SegmentWriter:
             written = {i: self._place(t, chunk, pieces) for i, t in call.written.items()}
             packed.append(records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, written))
         self._flush(chunk, pieces)
-        payload = codec.pack(records.write_step(number, list(maps), packed, sampled, notes))
+        payload = codec.pack(records.write_step(number, list(maps), packed, sampled, notes, list(requests)))
         pieces.extend(write_frame(Kind.STEP, payload))
         self._append(pieces)
         self._steps += 1
