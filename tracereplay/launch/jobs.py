@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +14,25 @@ from tracereplay.storage.checkpoint import check_model, weights_digest
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
-__all__ = ["record", "replay", "replay_passes"]
+__all__ = ["observer_effect", "record", "record_pass", "replay", "replay_passes", "run_header"]
 
 Report = Callable[[str], None]
 
 
 def record(
-    engine: Launchable, workload: Workload, out: Path, *, force: bool = False, report: Report = lambda line: None
-) -> Path:
+    engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False, force: bool = False,
+    log: Path | None = None, report: Report = lambda line: None,
+) -> Path:  # fmt: skip
     """Records ``workload`` under ``engine`` into a new trace at ``out``.
+
+    Args:
+        engine: the engine to record.
+        workload: what it generates.
+        out: path of the trace.
+        check_observer: generate in an engine without taps too, and state the difference in the trace.
+        force: replace what is at ``out``.
+        log: file for what the engine prints.
+        report: is told what is being done.
 
     Returns:
         ``out``. If the engine fails, the trace keeps the steps that were finished and says so.
@@ -32,21 +42,28 @@ def record(
     """
     model = Path(workload.model)
     check_model(model)
-    workload = replace(workload, model=str(model.resolve()), weights=weights_digest(model))
-    directory = TraceDirectory(out, _run("recording", engine, workload), force=force)
+    workload = replace(workload, weights=weights_digest(model))
+    directory = TraceDirectory(out, run_header("recording", engine, workload), force=force)
     report(f"Starting the engine {engine.name}")
-    with EngineProcess(engine, model=model, settings=workload.settings) as process:
+    with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
         workload = _tokenized(workload, process)
         directory.update_run(engine={"name": engine.name, **process.info}, workload=workload.as_dict())
         report("Generating, with recording on")
-        _one_pass(process, directory, "record", workload)
+        recorded = record_pass(process, directory, workload)
+    if check_observer:
+        report(f"Starting the engine {engine.name} again, without taps")
+        with EngineProcess(
+            engine, model=model.resolve(), settings=workload.settings, log=log, taps=False
+        ) as process:
+            plain = process.generate([p.as_dict() for p in workload.prompts])
+        directory.update_run(observer=observer_effect(plain["requests"], recorded["requests"]))
     directory.complete()
     return out
 
 
 def replay(
     engine: Launchable, golden: Path, out: Path, *, settings: Mapping[str, Any] | None = None,
-    model: Path | None = None, injected: bool = True, force: bool = False,
+    model: Path | None = None, injected: bool = True, force: bool = False, log: Path | None = None,
     report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Replays a golden trace under ``engine`` into a new trace at ``out``: the rerun and the injected pass.
@@ -59,6 +76,7 @@ def replay(
         model: checkpoint, where it is not where it was recorded.
         injected: whether to make the injected pass too.
         force: replace what is at ``out``.
+        log: file for what the engine prints.
         report: is told what is being done.
     """
     source = open_trace(golden)
@@ -66,10 +84,12 @@ def replay(
     workload = replace(workload, model=str(model or workload.model))
     check_model(Path(workload.model))
     workload = replace(workload, weights=weights_digest(Path(workload.model)))
-    run = {**_run("replay", engine, workload), "golden": source.digest()}
+    run = {**run_header("replay", engine, workload), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
-    with EngineProcess(engine, model=Path(workload.model), settings=workload.settings) as process:
+    with EngineProcess(
+        engine, model=Path(workload.model).resolve(), settings=workload.settings, log=log
+    ) as process:
         directory.update_run(engine={"name": engine.name, **process.info})
         replay_passes(process, directory, source, workload, injected=injected, report=report)
     directory.complete()
@@ -85,22 +105,45 @@ def replay_passes(
         raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
     report("Generating again with golden tokens forced (rerun)")
     source = str(golden.path.resolve())
-    _one_pass(process, directory, "rerun", workload, golden=source)
+    record_pass(process, directory, workload, "rerun", source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        _one_pass(process, directory, "injected", workload, golden=source, inject=True)
+        record_pass(process, directory, workload, "injected", source, inject=True)
 
 
-def _one_pass(
-    process: EngineProcess, directory: TraceDirectory, name: str, workload: Workload,
+def record_pass(
+    process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = "record",
     golden: str | None = None, inject: bool = False,
-) -> None:  # fmt: skip
+) -> Mapping[str, Any]:  # fmt: skip
+    """One pass in an engine that is there already; returns what the engine generated."""
     where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject}
     prompts = [p.as_dict() for p in workload.prompts]
-    directory.add_pass(name, process.generate(prompts, where))
+    result = process.generate(prompts, where)
+    directory.add_pass(name, result)
+    return result
 
 
-def _run(kind: str, engine: Launchable, workload: Workload) -> dict[str, Any]:
+def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What recording changed: results of the same requests without and with taps.
+
+    Returns:
+        ``sequences`` compared, how many ``tokens_differ`` in (their later tokens are not compared), and the
+        largest and mean absolute difference of the logprobs (natural log) of equal tokens, None without any.
+    """
+    differing, drift = 0, []
+    for one, other in zip(plain, recorded, strict=True):
+        equal = next(
+            (i for i, (a, b) in enumerate(zip(one["token_ids"], other["token_ids"], strict=False)) if a != b), None
+        )
+        differing += equal is not None or len(one["token_ids"]) != len(other["token_ids"])
+        pairs = zip(one["logprobs"] or [], other["logprobs"] or [], strict=False)
+        drift += [abs(a - b) for a, b in list(pairs)[:equal]]
+    stated = {"max": max(drift), "mean": sum(drift) / len(drift)} if drift else None
+    return {"sequences": len(plain), "tokens_differ": differing, "logprob_abs_diff": stated}
+
+
+def run_header(kind: str, engine: Launchable, workload: Workload) -> dict[str, Any]:
+    """What a trace says of its run before the engine has started; ``kind`` is recording or replay."""
     return {
         "tracereplay": version("tracereplay"),
         "kind": kind,

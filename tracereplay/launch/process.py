@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
-from tracereplay.guest.plugin import ENABLED
+from tracereplay.guest.plugin import ENABLED, NO_TAPS
 from tracereplay.launch.overlay import overlay_for
 from tracereplay.launch.places import home
 
@@ -82,6 +82,7 @@ class EngineProcess:
         model: checkpoint directory.
         settings: engine arguments, laid over the engine's own.
         log: file for everything the engine prints; a temporary one by default.
+        taps: False leaves the model as it is; then nothing can be recorded.
 
     Raises:
         EngineFailed: it did not start; the exception has its last lines.
@@ -90,8 +91,9 @@ class EngineProcess:
     """
 
     def __init__(
-        self, engine: Launchable, *, model: Path, settings: Mapping[str, Any], log: Path | None = None
-    ) -> None:
+        self, engine: Launchable, *, model: Path, settings: Mapping[str, Any], log: Path | None = None,
+        taps: bool = True,
+    ) -> None:  # fmt: skip
         self.name = engine.name
         self._log_file = (
             tempfile.NamedTemporaryFile("w+b", prefix="tracereplay-", suffix=".log")  # noqa: SIM115
@@ -101,7 +103,8 @@ class EngineProcess:
         self._process = subprocess.Popen(
             [engine.python, "-m", "tracereplay.guest.driver"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
-            env=guest_environment(engine), start_new_session=True, text=True, encoding="utf-8",
+            env=guest_environment(engine) | ({} if taps else {NO_TAPS: "1"}),
+            start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
         try:
             self.info: Mapping[str, Any] = self.request(

@@ -21,6 +21,7 @@ __all__ = ["GoldenRows", "golden_tokens"]
 _RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 Key = tuple[int, str, int]  # slot, "in" or "out", index
 Array = npt.NDArray[np.generic]
+Ints = npt.NDArray[np.int64]
 
 
 def golden_tokens(trace: Trace, pass_name: str = "record") -> dict[tuple[int, int], list[int]]:
@@ -41,13 +42,21 @@ class _Table:
 
     def __init__(self) -> None:
         self.pieces: list[Array] = []
-        self.numbers: list[npt.NDArray[np.int64]] = []
+        self.numbers: list[Ints] = []
         self.dtype = ""
 
-    def freeze(self, device: torch.device) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """The rows as one tensor, and for each golden row number its place in it (-1: none)."""
+    def freeze(self, device: torch.device, alike: Ints) -> tuple[torch.Tensor, Ints]:
+        """The rows as one tensor, and for each golden row number its place in it (-1: none).
+
+        Args:
+            device: where the tensor shall live.
+            alike: see `RowFinder.alike`. A row that this tap never saw is served by one with the same prefix:
+                golden may know a place at its sampler whose row another sample's prompt computed.
+        """
         numbers = np.concatenate(self.numbers)
-        places = np.full(numbers.max(initial=-1) + 1, -1, dtype=np.int64)
+        places = np.full(len(alike), -1, dtype=np.int64)
+        places[alike[numbers]] = np.arange(len(numbers))
+        places = places[alike]
         places[numbers] = np.arange(len(numbers))
         data = torch.from_numpy(np.concatenate(self.pieces)).view(getattr(torch, self.dtype))
         return data.to(device), places
@@ -70,8 +79,9 @@ class GoldenRows:
         self._sites = {site.name: site for site in sites}
         self._finder = RowFinder(golden_tokens(trace))
         tables = self._read(trace)
-        self._tables = {key: table.freeze(device) for key, table in tables.items()}
-        self._last: tuple[RowMap, npt.NDArray[np.int64]] | None = None
+        alike = self._finder.alike()
+        self._tables = {key: table.freeze(device, alike) for key, table in tables.items()}
+        self._last: tuple[RowMap, Ints] | None = None
 
     def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
         found = self._tables.get((slot, side, index))
@@ -81,10 +91,10 @@ class GoldenRows:
         if data.shape[1:] != like.shape[1:]:
             return None
         numbers = self._numbers(rows)
-        at = np.where((numbers >= 0) & (numbers < len(places)), places[np.minimum(numbers, len(places) - 1)], -1)
+        at = np.where(numbers >= 0, places[numbers], -1)
         return _laid_over(like, data, at)
 
-    def _numbers(self, rows: RowMap) -> npt.NDArray[np.int64]:
+    def _numbers(self, rows: RowMap) -> Ints:
         if self._last is None or self._last[0] is not rows:
             self._last = (rows, self._finder.find(rows))
         return self._last[1]
@@ -135,7 +145,7 @@ def _raw(value: Value) -> Array:
     return np.frombuffer(data, dtype=_RAW[itemsize]).reshape(value.shape)
 
 
-def _laid_over(like: torch.Tensor, data: torch.Tensor, at: npt.NDArray[np.int64]) -> torch.Tensor | None:
+def _laid_over(like: torch.Tensor, data: torch.Tensor, at: Ints) -> torch.Tensor | None:
     """``like`` with row i replaced by ``data[at[i]]`` where ``at[i] >= 0``; strides are kept."""
     known = at >= 0
     if not known.any():

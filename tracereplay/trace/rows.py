@@ -54,6 +54,11 @@ class RowFinder:
         """Numbers of the rows, -1 where none is known; ``int64`` of shape ``[rows]``."""
         return np.array([self._find(RowKey(*row)) for row in rows.tolist()], dtype=np.int64)
 
+    def alike(self) -> npt.NDArray[np.int64]:
+        """For each row number, the first number with the same prefix; ``int64`` of shape ``[len(self)]``."""
+        first = [self._by_prefix.get(self._digest(key) or b"", number) for key, number in self._numbers.items()]
+        return np.array(first, dtype=np.int64)
+
     def keys(self) -> Iterable[RowKey]:
         """All rows in order of their numbers."""
         return self._numbers.keys()

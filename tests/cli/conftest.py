@@ -1,0 +1,66 @@
+"""The program in a home of its own, with the toy engine registered as ``toy``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from cli_support import HERE, Program, make_model, write
+
+from tracereplay.environments.registry import Engine, register
+from tracereplay.launch import process
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where engines are registered: empty but for the toy, whose interpreter runs the toy driver."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("TRACEREPLAY_HOME", str(path))
+    monkeypatch.setenv("COLUMNS", "200")
+    # One place for all tests: where nothing may be written beside the sources, a new home would compile anew.
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "bytecode"))
+    monkeypatch.setattr(process, "overlay_for", lambda python: HERE)  # the toy needs no overlay
+    path.mkdir()
+    python = write(path / "python", f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "toy_driver.py"}"\n')
+    python.chmod(0o755)
+    register(Engine("toy", python))
+    return path
+
+
+@pytest.fixture
+def tracereplay(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    lines = '{"prompt_token_ids": [5, 6, 7, 8], "max_tokens": 4}\n\n{"prompt": "hello", "max_tokens": 6}\n'
+    return write(tmp_path / "prompts.jsonl", lines)
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one recording lies that `golden` copies."""
+    return tmp_path_factory.mktemp("recorded") / "golden.trace"
+
+
+@pytest.fixture
+def golden(tracereplay: Program, model: Path, prompts: Path, recorded: Path, tmp_path: Path) -> Path:
+    """A recording of the toy engine, of this test's own model."""
+    if not recorded.exists():
+        ended = tracereplay("record", "--engine", "toy", "--model", model, "--prompts", prompts, "-o", recorded)
+        assert ended.code == 0, ended.err
+    path = tmp_path / "golden.trace"
+    shutil.copytree(recorded, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["run"]["workload"]["model"] = str(model)
+    write(path / "manifest.json", json.dumps(manifest))
+    return path

@@ -1,0 +1,297 @@
+"""Honest roundings and planted faults in numpy, to measure tolerances by; prints TOLERANCES.md's tables.
+
+    python tests/comparator/simulations.py
+
+Each simulation gives ``(golden, candidate, dtype)``, both ``[rows, width]`` in storage dtype: one operator
+computed on the same inputs by two engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tracereplay.comparator.dtypes import eps, storage, widen
+from tracereplay.comparator.metrics import BIAS_ULP, BIAS_Z, Tally, compare_rows, trimmed_rms
+from tracereplay.comparator.tolerance import DEFAULTS
+
+Array = npt.NDArray[Any]
+Pair = tuple[Array, Array, str]
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """To the nearest value of ``dtype``, as float64."""
+    stored: Array = x.astype(np.float64).astype(np.float32).astype(storage(dtype)).astype(np.float64)
+    return stored
+
+
+def pair(golden: Array, candidate: Array, dtype: str) -> Pair:
+    """Both rounded to nearest in storage dtype."""
+    g, c = (x.astype(np.float32).astype(storage(dtype)) for x in (golden, candidate))
+    return g, c, dtype
+
+
+def activations(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Array:
+    """Rows as models have them: ``normal``, ``heavy`` tailed, or with ``outliers``.
+
+    Outliers are channels a thousand times larger that keep their sign, as the massive activations of trained
+    models do.
+    """
+    x = random.standard_normal((rows, width))
+    if kind == "heavy":
+        x = random.standard_t(3, (rows, width))
+    if kind == "outliers":
+        channels = random.permutation(width)[: max(1, width // 256)]
+        x[:, channels] = 1000 * random.choice([-1, 1], len(channels)) * (1 + 0.2 * x[:, channels])
+    return rounded(x, dtype)
+
+
+def rmsnorm(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
+    x = activations(random, rows, width, kind, dtype)
+    weight = rounded(1 + 0.3 * random.standard_normal(width), dtype)
+    scaled = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6)
+    return pair(rounded(scaled, dtype) * weight, scaled * weight, dtype)
+
+
+def silu_and_mul(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
+    gate, up = (activations(random, rows, width, kind, dtype) for _ in range(2))
+    silu = gate / (1 + np.exp(-np.clip(gate, -500, None)))
+    return pair(rounded(silu, dtype) * up, silu * up, dtype)
+
+
+def rotary(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
+    head = min(128, width)
+    x = activations(random, rows, width, kind, dtype).reshape(rows, -1, head)
+    angles = np.arange(rows)[:, None] * 10000.0 ** (-np.arange(head // 2) / (head // 2))
+    cos, sin = (rounded(f(angles), dtype)[:, None, :] for f in (np.cos, np.sin))
+    first, second = np.split(x, 2, axis=-1)
+    once = [first * cos - second * sin, second * cos + first * sin]
+    parts = [rounded(v, dtype) for v in (first * cos, second * sin, second * cos, first * sin)]
+    twice = [parts[0] - parts[1], parts[2] + parts[3]]
+    return pair(*(np.concatenate(v, axis=-1).reshape(rows, width) for v in (twice, once)), dtype)
+
+
+def attention(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
+    head = min(64, width)
+    heads = width // head
+    q, k, v = (activations(random, rows, width, kind, dtype).reshape(rows, heads, head) for _ in range(3))
+    scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(head)
+    scores = np.where(np.tri(rows, dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1)
+    exact, coarse = (
+        (np.einsum("hij,jhd->ihd", p, v) / total.T[..., None]).reshape(rows, width)
+        for p in (weights, rounded(weights, dtype))
+    )
+    return pair(coarse, exact, dtype)
+
+
+def _sequential(x: Array, weight: Array) -> Array:
+    """``x @ weight`` in float32, one product after the other: the least exact order there is."""
+    total = np.zeros((len(x), weight.shape[1]), np.float32)
+    for i in range(len(weight)):
+        total += x[:, i, None] * weight[i]
+    return total
+
+
+def gemm(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str, depth: int = 4096) -> Pair:
+    """Two orders of summation, accumulated in float32: one after the other, and as BLAS does."""
+    x = activations(random, rows, depth, kind, dtype).astype(np.float32)
+    weight = rounded(random.standard_normal((depth, width)) * depth**-0.5, dtype).astype(np.float32)
+    return pair(_sequential(x, weight), x @ weight, dtype)
+
+
+def partials(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str, depth: int = 1024) -> Pair:
+    """A row-parallel layer on one rank, and on two whose rounded results are added."""
+    x = activations(random, rows, depth, kind, dtype)
+    weight = rounded(random.standard_normal((depth, width)) * depth**-0.5, dtype)
+    halves = [rounded(a @ b, dtype) for a, b in zip(np.split(x, 2, 1), np.split(weight, 2), strict=True)]
+    return pair(x @ weight, halves[0] + halves[1], dtype)
+
+
+def truncated(
+    random: np.random.Generator, rows: int, width: int, kind: str, dtype: str, offset: float = 0.0
+) -> Pair:
+    """Rounded to nearest, and towards zero; ``offset`` is the mean of the values."""
+    exact = offset + random.standard_normal((rows, width))
+    return pair(rounded(exact, dtype), towards_zero(exact, dtype), dtype)
+
+
+def floored(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
+    """Rounded to nearest, and towards minus infinity."""
+    exact = random.standard_normal((rows, width))
+    lower = np.where(exact > 0, towards_zero(exact, dtype), from_zero(exact, dtype))
+    return pair(rounded(exact, dtype), lower, dtype)
+
+
+def truncating(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
+    """A fused residual sum and RMSNorm that truncates three times, and one that rounds three times.
+
+    vLLM 0.8.5 converts to bfloat16 so on CPUs without AVX-512.
+    """
+    x, residual = (activations(random, rows, width, kind, dtype) for _ in range(2))
+    weight = rounded(1 + 0.3 * random.standard_normal(width), dtype)
+
+    def norm(convert: Callable[[Array, str], Array]) -> Array:
+        total = convert(x + residual, dtype)
+        scaled = convert(total / np.sqrt(np.mean(total * total, axis=1, keepdims=True) + 1e-6), dtype)
+        return convert(scaled * weight, dtype)
+
+    return pair(norm(towards_zero), norm(rounded), dtype)
+
+
+def towards_zero(x: Array, dtype: str) -> Array:
+    """To the next value of ``dtype`` towards zero, as float64."""
+    near = rounded(x, dtype)
+    _, exponent = np.frexp(np.maximum(np.abs(near), 1e-30))
+    ulp = np.ldexp(eps(dtype) / 2, exponent)
+    lower: Array = np.where(np.abs(near) > np.abs(x), near - np.sign(near) * ulp, near)
+    return lower
+
+
+def from_zero(x: Array, dtype: str) -> Array:
+    """To the next value of ``dtype`` away from zero, as float64."""
+    near, lower = rounded(x, dtype), towards_zero(x, dtype)
+    _, exponent = np.frexp(np.maximum(np.abs(lower), 1e-30))
+    higher: Array = np.where(near == lower, lower + np.sign(x) * np.ldexp(eps(dtype) / 2, exponent), near)
+    return higher
+
+
+HONEST: dict[str, Callable[..., Pair]] = {
+    "RMSNorm": rmsnorm, "SiluAndMul": silu_and_mul, "RotaryEmbedding": rotary, "Attention": attention,
+    "GEMM": gemm, "TP2 partials": partials,
+}  # fmt: skip
+
+
+def tally(found: Pair, factors: tuple[float, float] | None = None) -> Tally:
+    """The pair judged with the dtype's defaults."""
+    golden, candidate, dtype = found
+    rows = np.arange(len(golden))
+    keys = np.stack([rows * 0, rows * 0, rows], axis=1)
+    result = Tally()
+    compare_rows(result, golden, candidate, (dtype, dtype), factors or DEFAULTS[dtype], np.abs, keys, rows, rows)
+    return result
+
+
+def needed_b(found: Pair, a: float) -> float:
+    """The smallest ``b`` that passes at this ``a``."""
+    golden, candidate, dtype = found
+    g, c = widen(golden, dtype).astype(np.float64), widen(candidate, dtype).astype(np.float64)
+    over = np.abs(c - g) / eps(dtype) - a * np.abs(g)
+    return float(np.max(over / np.maximum(trimmed_rms(np.abs(g)), 1e-300)[:, None]))
+
+
+def planted_scale(found: Pair, factor: float = 1.03) -> Pair:
+    golden, candidate, dtype = found
+    wide = widen(candidate, dtype).astype(np.float64)
+    return pair(widen(golden, dtype), wide * factor, dtype)
+
+
+def planted_element(found: Pair, random: np.random.Generator, sigmas: float = 5.0) -> Pair:
+    """One ordinary element off by five times the trimmed RMS of its row (less than the row's RMS)."""
+    golden, candidate, dtype = found
+    g, c = widen(golden, dtype).astype(np.float64), widen(candidate, dtype).astype(np.float64)
+    rms = trimmed_rms(np.abs(g))
+    row = int(random.integers(len(g)))
+    ordinary = np.flatnonzero(np.abs(g[row]) < 4 * rms[row])
+    c[row, random.choice(ordinary)] += sigmas * rms[row]
+    return pair(g, c, dtype)
+
+
+def cases(dtype: str, rows: int = 32) -> Iterator[tuple[str, str, int, Pair]]:
+    """(operator, distribution, width, pair) over widths and distributions."""
+    for name, simulate in HONEST.items():
+        for kind in ("normal", "heavy", "outliers"):
+            for width in (128, 1024, 4096) if name not in ("GEMM", "TP2 partials") else (256,):
+                random = np.random.default_rng([len(name), width, len(kind)])
+                yield name, kind, width, simulate(random, rows, width, kind, dtype)
+
+
+def false_alarms(rows: int, tables: int, dtype: str = "bfloat16", width: int = 128) -> dict[str, float]:
+    """Share of tables that the bias test calls biased although neither side leans.
+
+    ``shared``: every row has one common factor, off by up to half an ulp (a reciprocal root rounded to the
+    dtype), the worst case for a test over rows. ``RMSNorm``: two honest orders of rounding.
+    """
+    found = {"shared": 0, "RMSNorm": 0}
+    for seed in range(tables):
+        random = np.random.default_rng(seed)
+        exact = random.standard_normal((rows, width))
+        factor = 1 + eps(dtype) * random.uniform(-0.5, 0.5, (rows, 1))
+        shared = pair(exact, exact * factor, dtype), rmsnorm(random, rows, width, "normal", dtype)
+        for name, drawn in zip(found, shared, strict=True):
+            result = tally(drawn)
+            result.sign_limit = BIAS_ULP  # a factor leans along the signs
+            found[name] += result.error_class == "biased"
+    return {name: count / tables for name, count in found.items()}
+
+
+LEANS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Array]] = {
+    "normal": lambda random, shape: 0.3 * random.standard_normal(shape),
+    "t, 3 degrees": lambda random, shape: 0.3 * random.standard_t(3, shape),
+    "uniform": lambda random, shape: random.uniform(-0.5, 0.5, shape),
+    "two values": lambda random, shape: random.choice([-0.5, 0.5], shape) + 0.01 * random.standard_normal(shape),
+}
+
+
+def score_alarms(leans: str, rows: int, tables: int) -> float:
+    """Share of tables called biased whose rows lean at random, without a lean of their own."""
+    found, random = 0, np.random.default_rng(rows)
+    for _ in range(tables // 100_000):
+        drawn = LEANS[leans](random, (100_000, rows))
+        mean, error = drawn.mean(axis=1), drawn.std(axis=1, ddof=1) / np.sqrt(rows)
+        n = rows - 1
+        score = (8 * n + 1) / (8 * n + 3) * np.sqrt(n * np.log1p((mean / error) ** 2 / n))
+        found += int(((score >= BIAS_Z) & (np.abs(mean) >= BIAS_ULP)).sum())
+    return found / tables
+
+
+def _tolerances(dtype: str) -> None:
+    """One line for each operator: the worst over distributions and widths."""
+    a, b = DEFAULTS[dtype]
+    print(f"\n**{dtype}**: a = {a:g}, b = {b:g}\n")
+    print("| operator | needed b | error / allowance | greatest lean (ulp) | 3 % off | 5 sigma off |")
+    print("|---|---|---|---|---|---|")
+    for name in HONEST:
+        found = [pair for operator, _, _, pair in cases(dtype) if operator == name]
+        honest = [tally(pair) for pair in found]
+        assert {t.error_class for t in honest} <= {"identical", "rounding"}, name
+        scaled = min(tally(planted_scale(pair)).ratio for pair in found)
+        element = min(tally(planted_element(pair, np.random.default_rng(7))).ratio for pair in found)
+        print(
+            f"| {name} | {max(0.0, *(needed_b(pair, a) for pair in found)):.2g} "
+            f"| {max(t.ratio for t in honest):.2f} | {max(abs(t.bias[0]) for t in honest):.3f} "
+            f"| {scaled:.3g} x | {element:.3g} x |"
+        )
+
+
+def main() -> None:
+    for dtype in ("bfloat16", "float16", "float32"):
+        _tolerances(dtype)
+    print("\nTruncation and floor instead of rounding to nearest (17 rows of 1024)\n")
+    for dtype in ("bfloat16", "float16", "float32"):
+        for simulate in (truncated, floored):
+            found = tally(simulate(np.random.default_rng(1), 17, 1024, "normal", dtype))
+            lean = f"{found.bias[0]:+.3f} ulp, {found.bias[1]:.1f} standard errors"
+            print(f"{simulate.__name__}, {dtype}: {found.error_class}, {lean}")
+    print("\nA norm that truncates three times against one that rounds three times\n")
+    for kind in ("normal", "heavy", "outliers"):
+        for width in (128, 1024, 4096):
+            found = tally(truncating(np.random.default_rng(3), 32, width, kind, "bfloat16"))
+            print(f"{kind}, {width}: {found.error_class}, {found.ratio:.2f}, {found.bias[0]:+.3f} ulp")
+    print("\nFalse alarms of the bias test: whole tables\n")
+    for rows in (12, 17, 64):
+        tables = 4000 if rows < 64 else 1000
+        print(f"{rows} rows, {tables} tables: {false_alarms(rows, tables)}")
+    print("\nFalse alarms of the bias test: leans alone, a million tables each\n")
+    print("| rows | " + " | ".join(LEANS) + " |")
+    for rows in (6, 8, 12, 16, 32):
+        shares = [score_alarms(name, rows, 1_000_000) for name in LEANS]
+        print(f"| {rows} | " + " | ".join(f"{share:.2g}" for share in shares) + " |")
+
+
+if __name__ == "__main__":
+    main()

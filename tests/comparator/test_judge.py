@@ -1,0 +1,454 @@
+"""From planted faults to verdicts, over whole traces of the toy engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tracereplay.comparator import Policy, Rule, compare_traces
+from tracereplay.comparator.align import TableKey
+from tracereplay.comparator.measure import Comparison, Finding
+from tracereplay.comparator.metrics import Event
+from tracereplay.engines import toy
+from tracereplay.engines.toy import Flaw
+from tracereplay.errors import DamagedTrace, UsageError
+from tracereplay.trace import open_trace
+from tracereplay.verdict import Coverage, Divergence, Metrics, Tolerance, Verdict
+
+Judge = Callable[..., Verdict]
+
+OPERATOR_FLAWS = [
+    Flaw("model.norm", "scale"),
+    Flaw("model.layers.1.self_attn.qkv_proj", "scale"),
+    Flaw("model.layers.0.mlp.act_fn", "element"),
+    Flaw("model.layers.1.self_attn.o_proj", "element"),
+    Flaw("model.layers.1.input_layernorm", "eps"),
+    Flaw("model.layers.1.mlp.down_proj", "nan"),
+    Flaw("model.layers.0.self_attn.rotary_emb", "rotary"),
+    Flaw("model.layers.1.self_attn.attn", "stale"),
+    Flaw("model.embed_tokens", "wrong_row"),
+    Flaw("logits_processor", "coarse"),
+    Flaw("model.layers.1.mlp.gate_up_proj", "floor"),
+]
+EDGE_FLAWS = [
+    Flaw("model.layers.1.post_attention_layernorm", "scaled_edge", 1),
+    Flaw("model.layers.0.post_attention_layernorm", "scaled_edge", 0),
+    Flaw("model.norm", "scaled_edge", 1),
+    Flaw("model.layers.0.self_attn.attn", "scaled_edge", 2),
+    Flaw("sampler", "scaled_edge", 0),
+    Flaw("model.layers.0.self_attn.rotary_emb", "positions"),
+    Flaw("model.layers.0.input_layernorm", "swap"),
+]
+CLASSES = {"nan": "nonfinite", "floor": "biased"}
+
+
+def name(flaw: Flaw) -> str:
+    return f"{flaw.kind}-{flaw.site}"
+
+
+def found(verdict: Verdict) -> Divergence:
+    assert verdict.verdict == "diverged", verdict.reasons
+    assert verdict.first_divergence is not None
+    return verdict.first_divergence
+
+
+def test_an_engine_matches_itself_bit_for_bit(judge: Judge) -> None:
+    verdict = judge()
+    assert (verdict.verdict, verdict.cause, verdict.exit_code, verdict.mode) == ("match", None, 0, "injected")
+    assert {o.error_class for o in verdict.operators} == {"identical"}
+    assert {e.error_class for e in verdict.edges} == {"identical"}
+    assert verdict.coverage.compared_calls == verdict.coverage.golden_calls == 110
+    assert verdict.coverage.not_compared == ()
+    assert verdict.first_divergence is None
+    assert verdict.first_visible is None
+    assert verdict.settings_diff == ()
+    assert (verdict.tokens.compared, verdict.tokens.differing, verdict.tokens.logprob_max) == (15, 0, 0.0)
+
+
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+@pytest.mark.parametrize("flaw", OPERATOR_FLAWS, ids=name)
+def test_a_flawed_operator_is_named(judge: Judge, flaw: Flaw, rounding: str) -> None:
+    verdict = judge(flaw=flaw, rounding=rounding, passes=("injected",))
+    first = found(verdict)
+    assert (verdict.cause, first.kind, first.site, first.index) == ("operator", "operator", flaw.site, 0)
+    assert first.error_class == CLASSES.get(flaw.kind, "exceeds")
+    wrong = [o.site for o in verdict.operators if o.error_class not in ("identical", "rounding")]
+    assert wrong == [flaw.site]
+    assert {e.error_class for e in verdict.edges} == {"identical"}
+
+
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+@pytest.mark.parametrize("flaw", EDGE_FLAWS, ids=name)
+def test_a_fault_between_operators_is_named_where_it_arrives(judge: Judge, flaw: Flaw, rounding: str) -> None:
+    verdict = judge(flaw=flaw, rounding=rounding, passes=("injected",))
+    first = found(verdict)
+    assert (verdict.cause, first.kind, first.site, first.index) == ("edge", "edge", flaw.site, flaw.index)
+    wrong = {o.site for o in verdict.operators if o.error_class not in ("identical", "rounding", "incomparable")}
+    # Golden has no values for the residual that a swapped layer gets; it cannot be fed.
+    assert {site for site in wrong if not (flaw.kind == "swap" and site.endswith(".input_layernorm"))} == set()
+
+
+def test_rows_whose_own_integers_differ_are_not_the_operators_fault(judge: Judge) -> None:
+    verdict = judge(flaw=Flaw("model.layers.0.self_attn.rotary_emb", "positions"), passes=("injected",))
+    assert {o.error_class for o in verdict.operators} == {"identical", "incomparable"}
+    assert {o.operator for o in verdict.operators if o.error_class == "incomparable"} == {"RotaryEmbedding"}
+    edges = {(e.site, e.input) for e in verdict.edges if e.error_class != "identical"}
+    assert edges == {(f"model.layers.{layer}.self_attn.rotary_emb", 0) for layer in range(toy.LAYERS)}
+    left = {(n.site.rsplit(".")[-1], n.reason) for n in verdict.coverage.not_compared}
+    assert left == {("rotary_emb", "its integer input 0 differs, and integers are never fed")}
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 3}, {"max_rows": 1}])
+def test_another_schedule_is_no_divergence(judge: Judge, options: dict[str, int]) -> None:
+    verdict = judge(**options)
+    assert verdict.verdict == "match"
+    assert {o.error_class for o in verdict.operators} == {"identical"}
+    assert any("batches differently" in note for note in verdict.notes)
+
+
+def test_a_flaw_is_named_under_another_schedule(judge: Judge) -> None:
+    flaw = Flaw("model.layers.0.self_attn.attn", "stale")
+    first = found(judge(max_rows=2, rounding="twice", flaw=flaw, passes=("injected",)))
+    assert (first.site, first.error_class) == ("model.layers.0.self_attn.attn", "exceeds")
+
+
+@pytest.mark.parametrize("options", [{"rounding": "twice"}, {"tensor_parallel": 2}], ids=str)
+def test_other_rounding_raises_no_alarm(judge: Judge, options: dict[str, object]) -> None:
+    verdict = judge(Policy(logprob_max_abs=1.0, differing_tokens=24), **options)
+    assert verdict.verdict == "match", verdict.reasons
+    assert {o.error_class for o in verdict.operators} == {"identical", "rounding"}
+    assert {e.error_class for e in verdict.edges} == {"identical"}
+
+
+def test_rounding_is_the_cause_where_tokens_part_and_no_operator_does(judge: Judge) -> None:
+    verdict = judge(Policy(logprob_max_abs=0.01), rounding="twice")
+    assert (verdict.verdict, verdict.cause, verdict.first_divergence) == ("diverged", "rounding", None)
+    assert "SiluAndMul" in verdict.reasons[0]
+    assert verdict.exit_code == 1
+
+
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 2), (2, 2)])
+def test_ranks_are_joined_before_they_are_compared(tmp_path: Path, ranks: tuple[int, int]) -> None:
+    golden = toy.record(toy.workload(), tmp_path / "golden", tensor_parallel=ranks[0])
+    candidate = toy.replay(golden, tmp_path / "candidate", tensor_parallel=ranks[1])
+    verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=1.0))
+    assert verdict.verdict == "match"
+    assert verdict.coverage.share == 1.0
+    rounded = {o.operator for o in verdict.operators if o.error_class == "rounding"}
+    assert rounded == (set() if ranks[0] == ranks[1] else {"RowParallelLinear"})
+
+
+def test_a_flaw_on_two_ranks_is_named_from_one(tmp_path: Path) -> None:
+    golden = toy.record(toy.workload(), tmp_path / "golden")
+    flaw = Flaw("model.layers.1.self_attn.qkv_proj", "scale")
+    verdict = compare_traces(golden, toy.replay(golden, tmp_path / "c", tensor_parallel=2, flaw=flaw))
+    assert found(verdict).site == flaw.site
+
+
+def test_a_missing_rank_is_not_compared(tmp_path: Path) -> None:
+    golden = toy.record(toy.workload(), tmp_path / "golden", tensor_parallel=2)
+    candidate = toy.replay(golden, tmp_path / "candidate", tensor_parallel=2)
+    (candidate / "injected-rank1.seg").unlink()
+    verdict = compare_traces(golden, candidate)
+    classes = {o.operator: o.error_class for o in verdict.operators}
+    assert classes["QKVParallelLinear"] == "incomparable"
+    assert classes["RMSNorm"] == "identical"
+    assert verdict.verdict == "inconclusive"
+    assert "golden's calls could be compared" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+@pytest.mark.parametrize("other", ["once", "twice"])
+def test_two_samples_of_a_prompt_are_matched(tmp_path: Path, rounding: str, other: str) -> None:
+    work = toy.workload(sampling={"n": 2, "temperature": 0.8, "seed": 3})
+    golden = toy.record(work, tmp_path / "golden", rounding=rounding)  # type: ignore[arg-type]
+    candidate = toy.replay(golden, tmp_path / "candidate", rounding=other)  # type: ignore[arg-type]
+    verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=1.0))
+    assert verdict.verdict == "match", verdict.reasons
+    assert verdict.coverage.share == 1.0
+    assert verdict.tokens.compared == 0  # nothing greedy
+    assert verdict.tokens.logprobs == 48
+    reasons = {n.reason for n in verdict.coverage.not_compared}
+    assert "drawn at random (temperature above 0)" in reasons
+    assert ("computed once for requests with an equal beginning" in reasons) == (rounding < other)
+
+
+def test_sampled_tokens_that_differ_do_not_diverge(tmp_path: Path) -> None:
+    work = toy.workload(sampling={"temperature": 1.0, "seed": 1})
+    golden = toy.record(work, tmp_path / "golden")
+    verdict = compare_traces(golden, toy.replay(golden, tmp_path / "candidate"))
+    assert verdict.verdict == "match"
+
+
+def test_a_truncated_golden_is_inconclusive(golden: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.trace"
+    shutil.copytree(golden, cut)
+    candidate = toy.replay(golden, tmp_path / "candidate.trace")
+    segment = cut / "record-rank0.seg"
+    segment.write_bytes(segment.read_bytes()[: segment.stat().st_size // 2])
+    verdict = compare_traces(cut, candidate)
+    assert (verdict.verdict, verdict.exit_code) == ("inconclusive", 3)
+    assert "incomplete" in verdict.reasons[0]
+    assert 0 < verdict.coverage.golden_calls < 110
+
+
+@pytest.fixture(scope="module")
+def rounded_twice(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.replay(golden, tmp_path_factory.mktemp("twice") / "candidate", rounding="twice")
+
+
+@pytest.mark.parametrize("segment", ["record", "rerun", "injected"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.97])
+def test_any_truncation_is_inconclusive(
+    golden: Path, rounded_twice: Path, tmp_path: Path, segment: str, share: float
+) -> None:
+    candidate = rounded_twice
+    source = golden if segment == "record" else candidate
+    shutil.copytree(source, tmp_path / "cut")
+    path = tmp_path / "cut" / f"{segment}-rank0.seg"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    policy = Policy(logprob_max_abs=1.0)
+    if segment == "record":
+        assert compare_traces(tmp_path / "cut", candidate, policy).verdict == "inconclusive"
+    else:
+        assert compare_traces(golden, tmp_path / "cut", policy).verdict == "inconclusive"
+
+
+def test_a_flaw_is_found_in_what_a_truncated_golden_holds(golden: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.trace"
+    shutil.copytree(golden, cut)
+    flaw = Flaw("model.embed_tokens", "scale")
+    candidate = toy.replay(golden, tmp_path / "candidate.trace", flaw=flaw)
+    segment = cut / "record-rank0.seg"
+    segment.write_bytes(segment.read_bytes()[: segment.stat().st_size // 2])
+    verdict = compare_traces(cut, candidate)
+    assert found(verdict).site == flaw.site
+    assert any("incomplete" in reason for reason in verdict.reasons)
+
+
+def test_a_recording_cut_off_before_its_results_is_read_from_its_steps(golden: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.trace"
+    shutil.copytree(golden, cut)
+    manifest = json.loads((cut / "manifest.json").read_text())
+    manifest |= {"state": "incomplete", "passes": {}}
+    (cut / "manifest.json").write_text(json.dumps(manifest))
+    verdict = compare_traces(cut, toy.replay(golden, tmp_path / "candidate.trace"))
+    assert verdict.verdict == "inconclusive"
+    assert verdict.coverage.share == 1.0
+
+
+def test_other_weights_are_said_first(judge: Judge) -> None:
+    verdict = judge(model="another")
+    assert (verdict.verdict, verdict.cause) == ("inconclusive", None)
+    assert "other weights" in verdict.reasons[0]
+    assert verdict.settings_diff[0].name == "weights"
+
+
+def test_a_candidate_that_does_not_repeat_itself_is_inconclusive(judge: Judge) -> None:
+    passes = ("rerun", "injected", "injectedtwice")
+    verdict = judge(Policy(logprob_max_abs=1.0, differing_tokens=99), noise=0.002, passes=passes)
+    assert verdict.verdict == "inconclusive"
+    assert "does not repeat itself" in verdict.reasons[0]
+    assert judge(passes=passes).verdict == "match"
+
+
+def test_strict_tolerates_no_difference(judge: Judge) -> None:
+    strict = Policy().made_strict()
+    assert judge(strict, passes=("injected",)).verdict == "match"
+    verdict = judge(strict, rounding="twice", passes=("injected",))
+    first = found(verdict)
+    assert (verdict.cause, first.error_class, first.operator) == ("operator", "exceeds", "RMSNorm")
+    assert (first.tolerance.a, first.tolerance.b, first.tolerance.source) == (0.0, 0.0, "strict")
+    assert 0 < first.passing_tolerance.a < 2.0
+
+
+def test_the_passing_tolerance_passes(golden: Path, tmp_path: Path) -> None:
+    candidate = toy.replay(golden, tmp_path / "c", flaw=Flaw("model.norm", "scale"), passes=("injected",))
+    passing = found(compare_traces(golden, candidate)).passing_tolerance
+    rule = Rule(site="model.norm", a=passing.a * 1.001, b=passing.b * 1.001)
+    verdict = compare_traces(golden, candidate, Policy(rules=(rule,)))
+    assert next(o for o in verdict.operators if o.site == "model.norm").error_class in ("rounding", "biased")
+    tighter = Rule(site="model.norm", a=passing.a * 0.999, b=passing.b * 0.999)
+    assert found(compare_traces(golden, candidate, Policy(rules=(tighter,)))).error_class == "exceeds"
+
+
+def test_a_rule_can_ignore_a_site(judge: Judge) -> None:
+    rule = Rule(site="model.norm", ignore=True, because="known")
+    policy = Policy(rules=(rule,), logprob_max_abs=9.0, differing_tokens=99)
+    verdict = judge(policy, flaw=Flaw("model.norm", "scale"))
+    assert verdict.verdict == "match"
+    assert [(n.site, n.reason) for n in verdict.coverage.not_compared] == [
+        ("model.norm", "ignored by the policy: rule for site model.norm (known)")
+    ]
+
+
+def test_two_recordings_are_compared_up_to_where_their_tokens_part(tmp_path: Path) -> None:
+    work = toy.workload(max_tokens=24)
+    golden = toy.record(work, tmp_path / "golden")
+    other = toy.record(work, tmp_path / "other", flaw=Flaw("model.layers.0.mlp.act_fn", "element"))
+    verdict = compare_traces(golden, other)
+    assert (verdict.mode, verdict.verdict) == ("compare", "diverged")
+    assert verdict.tokens.first_divergence is not None
+    assert "after the request's first differing token" in {n.reason for n in verdict.coverage.not_compared}
+    first = found(verdict)
+    assert (first.site, verdict.cause) == ("model.layers.0.mlp.act_fn", "operator")  # all before is identical
+
+
+def test_two_equal_recordings_match(tmp_path: Path) -> None:
+    work = toy.workload()
+    golden, other = (toy.record(work, tmp_path / n, max_rows=m) for n, m in (("a", None), ("b", 4)))
+    verdict = compare_traces(golden, other)
+    assert (verdict.mode, verdict.verdict, verdict.coverage.share) == ("compare", "match", 1.0)
+
+
+def test_an_inherited_difference_is_not_blamed_in_a_compare(tmp_path: Path) -> None:
+    work = toy.workload(max_tokens=4)
+    golden = toy.record(work, tmp_path / "golden")
+    flaw = Flaw("model.norm", "scale")
+    other = toy.record(work, tmp_path / "other", rounding="twice", flaw=flaw)
+    verdict = compare_traces(golden, other, Policy(logprob_max_abs=0.0))
+    assert (verdict.verdict, verdict.cause) == ("diverged", None)
+    assert "Replay the golden trace" in verdict.reasons[0]
+
+
+def test_a_rerun_alone_shows_where_it_parts(judge: Judge) -> None:
+    verdict = judge(passes=("rerun",), flaw=Flaw("model.layers.0.mlp.act_fn", "element"))
+    assert (verdict.mode, verdict.cause) == ("rerun", "operator")
+    assert found(verdict).site == "model.layers.0.mlp.act_fn"
+
+
+def test_the_reruns_first_visible_difference_is_kept(judge: Judge) -> None:
+    verdict = judge(rounding="twice", flaw=Flaw("model.layers.1.mlp.down_proj", "nan"))
+    assert verdict.first_visible is not None
+    assert verdict.first_visible.site != "model.layers.1.mlp.down_proj"  # it saw what had piled up before
+
+
+def test_what_is_not_observed_is_said(golden: Path, tmp_path: Path) -> None:
+    # The rerun of a flawed engine beside the injected pass of a good one: nothing recorded explains it.
+    good = toy.replay(golden, tmp_path / "good")
+    bad = toy.replay(golden, tmp_path / "bad", flaw=Flaw("model.layers.0.mlp.act_fn", "element"))
+    shutil.copy(bad / "rerun-rank0.seg", good / "rerun-rank0.seg")
+    verdict = compare_traces(golden, good)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "unobserved")
+    assert "model.layers.0.mlp.act_fn" in verdict.reasons[0]
+
+
+def test_an_output_that_the_compiler_removed_is_no_other_structure(
+    golden: Path, rounded_twice: Path, tmp_path: Path
+) -> None:
+    from tests_support import without_output
+
+    candidate = rounded_twice
+    policy = Policy(logprob_max_abs=0.01)
+    verdict = compare_traces(golden, without_output(candidate, tmp_path / "one", "model.norm", {1}), policy)
+    assert (verdict.verdict, verdict.cause, verdict.coverage.share) == ("diverged", "rounding", 1.0)
+    left = [(n.site, n.reason) for n in verdict.coverage.not_compared]
+    assert left == [("model.norm", "the candidate's call has no output 1")]
+    verdict = compare_traces(golden, without_output(candidate, tmp_path / "all", "model.norm", {0, 1}), policy)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "structure")
+    assert "the first model.norm" in verdict.reasons[0]
+
+
+def test_an_engine_that_truncates_rounds_otherwise(judge: Judge, golden: Path, tmp_path: Path) -> None:
+    candidate = toy.replay(golden, tmp_path / "candidate", rounding="truncate")
+    verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=0.01))
+    assert (verdict.verdict, verdict.cause, verdict.first_divergence) == ("diverged", "rounding", None)
+    assert "The candidate seems to truncate where the other rounds to nearest: RMSNorm" in verdict.reasons[0]
+    assert "Golden" not in verdict.reasons[0]
+    act = next(o for o in verdict.operators if o.operator == "SiluAndMul")
+    assert act.error_class == "rounding"
+    assert act.metrics.bias_ulp == pytest.approx(-0.5, abs=0.03)
+    other = toy.record(toy.workload(), tmp_path / "other", rounding="truncate")
+    verdict = judge(Policy(logprob_max_abs=0.01), of=other)
+    assert " Golden seems to truncate" in verdict.reasons[0]
+    first = found(compare_traces(golden, candidate, Policy(bias_sign_max_ulp=0.1)))
+    assert (first.error_class, first.operator) == ("biased", "RMSNorm")
+
+
+def test_a_lean_is_named_only_where_nothing_is_worse(golden: Path, tmp_path: Path) -> None:
+    # One engine leans from the first layers on; that must not hide a fault in the last.
+    lean = toy.replay(golden, tmp_path / "lean", flaw=Flaw("model.layers.0.mlp.act_fn", "floor"))
+    verdict = compare_traces(golden, lean)
+    assert found(verdict).error_class == "biased"
+    assert "leans by -0." in verdict.reasons[0]
+    allowed = compare_traces(golden, lean, Policy(bias_max_ulp=0.6, logprob_max_abs=1.0))
+    assert allowed.verdict == "match"
+    early, late, tolerance = Event(0, 0, Metrics()), Event(9, 0, Metrics()), Tolerance(1, 1)
+    leaning = Finding(TableKey("a", "out", 0), "", "biased", 1, 1, Metrics(), tolerance, early)
+    worse = Finding(TableKey("b", "out", 0), "", "exceeds", 1, 1, Metrics(), tolerance, late, late)
+    assert Comparison((leaning, worse), Coverage(), ()).first() is worse
+    assert Comparison((leaning,), Coverage(), ()).first() is leaning
+
+
+def test_a_replay_of_another_golden_trace_proves_nothing(golden: Path, tmp_path: Path) -> None:
+    other = toy.record(toy.workload(max_tokens=5), tmp_path / "other", rounding="twice")
+    verdict = compare_traces(golden, toy.replay(other, tmp_path / "candidate", rounding="twice"))
+    assert verdict.verdict == "inconclusive"
+    assert "replay of another golden trace" in verdict.reasons[0]
+
+
+def test_a_trace_without_a_workload_is_damaged(golden: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(golden, broken)
+    manifest = json.loads((broken / "manifest.json").read_text())
+    for run in ({}, {"workload": []}, {"workload": {"model": "x", "prompts": [3], "settings": {}}}):
+        (broken / "manifest.json").write_text(json.dumps(manifest | {"run": run}))
+        with pytest.raises(DamagedTrace, match="workload"):
+            compare_traces(broken, golden)
+
+
+def test_a_semantic_setting_is_the_cause(tmp_path: Path) -> None:
+    work = toy.workload(sampling={"temperature": 0.5, "seed": 1})
+    golden = toy.record(work, tmp_path / "golden")
+    candidate = toy.replay(golden, tmp_path / "candidate", settings={"logprobs_mode": "processed_logprobs"})
+    verdict = compare_traces(golden, candidate)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert "logprobs_mode" in verdict.reasons[0]
+    assert found(verdict).site == "sampler"
+    assert [(d.name, d.effect) for d in verdict.settings_diff] == [("logprobs_mode", "semantic")]
+
+
+def test_dtypes_may_differ(tmp_path: Path) -> None:
+    golden = toy.record(toy.workload(dtype="float32"), tmp_path / "golden")
+    candidate = toy.replay(golden, tmp_path / "candidate", settings={"dtype": "float16"})
+    verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=9.0))
+    tolerances = {o.tolerance.dtype for o in verdict.operators if o.tolerance and o.operator != "Sampler"}
+    assert tolerances == {"float16"}
+    assert {d.name for d in verdict.settings_diff} >= {"dtype", "weights"}
+
+
+def test_an_attention_row_without_fed_context_is_not_compared(golden: Path, tmp_path: Path) -> None:
+    # Golden lost its first step, as if a prefix cache had held it: later rows attend to unfed keys.
+    from tests_support import without_first_step
+
+    part = without_first_step(golden, tmp_path / "part.trace")
+    flaw = Flaw("model.layers.0.self_attn.attn", "stale")
+    verdict = compare_traces(part, toy.replay(part, tmp_path / "candidate.trace", flaw=flaw))
+    left = {(n.site, n.reason.split(":")[0]) for n in verdict.coverage.not_compared}
+    assert ("model.layers.0.self_attn.attn", "unfed context") in left
+    assert all(o.error_class != "exceeds" for o in verdict.operators if o.operator == "Attention")
+
+
+def test_a_replay_cannot_be_golden(judge: Judge, golden: Path, tmp_path: Path) -> None:
+    candidate = toy.replay(golden, tmp_path / "candidate")
+    with pytest.raises(UsageError, match="not a recording"):
+        compare_traces(candidate, golden)
+
+
+def test_open_traces_stay_open(golden: Path) -> None:
+    trace = open_trace(golden)
+    assert compare_traces(trace, trace).verdict == "match"
+    assert trace.steps("record")[0].calls[0].inputs[0].load()
+    trace.close()
+
+
+def test_a_verdict_survives_json(judge: Judge) -> None:
+    verdict = judge(flaw=Flaw("model.layers.1.mlp.down_proj", "nan"), rounding="twice")
+    text = json.dumps(verdict.as_dict(), allow_nan=False)
+    again = Verdict.from_dict(json.loads(text))
+    assert again.as_dict() == verdict.as_dict()
+    assert again.exit_code == verdict.exit_code

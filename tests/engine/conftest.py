@@ -1,0 +1,80 @@
+"""Engines for the tests of this folder; see engine_support.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running
+
+from tracereplay.trace import Trace, open_trace
+from tracereplay.workload import Workload
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    found = Engines(tmp_path_factory.mktemp("engines"))
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def golden_v0() -> Trace:
+    """The committed golden trace: four prompts of different lengths, 16 tokens each, vLLM 0.8.5 V0."""
+    return open_trace(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def fault_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("faults") / "active"
+    path.write_text("none")
+    return path
+
+
+Plant = Callable[[str], None]
+
+
+@pytest.fixture
+def plant(fault_file: Path) -> Iterator[Plant]:
+    """Makes a fault active until the test ends."""
+    yield lambda name: (fault_file.write_text(name), None)[1]
+    fault_file.write_text("none")
+
+
+@pytest.fixture(scope="session")
+def single_process() -> Mapping[str, str]:
+    """V1 with its engine in the driver's own process: starts faster, computes the same."""
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+@pytest.fixture
+def v1(engines: Engines, fault_file: Path, single_process: Mapping[str, str]) -> Running:
+    """vLLM 0.32.0, eager, with faults that can be planted."""
+    env = {**single_process, "PYTHONPATH": str(FAULTS), "TRACEREPLAY_TEST_FAULT": str(fault_file)}
+    return engines.start("v1", env=env)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> dict[str, Trace]:
+    """Traces that one test records and others use."""
+    return {}
+
+
+@pytest.fixture
+def golden_v1(v1: Running, golden_v0: Trace, recordings: dict[str, Trace]) -> Trace:
+    """The committed workload, recorded under vLLM 0.32.0."""
+    if "v1" not in recordings:
+        recordings["v1"] = v1.record(*Workload.from_dict(golden_v0.run["workload"]).prompts)
+    return recordings["v1"]
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Gemma with random weights: its embedding is multiplied by a normaliser."""
+    out = tmp_path_factory.mktemp("models") / "gemma"
+    script = ROOT / "fixtures" / "make_random_model.py"
+    subprocess.run([sys.executable, str(script), "gemma", str(out), "--layers", "2"], check=True)
+    return out

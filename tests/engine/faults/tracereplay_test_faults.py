@@ -1,0 +1,219 @@
+"""A vLLM plugin that plants one fault at a time inside, or between, operators of the tiny Llama.
+
+Its wrappers are put around the modules while the model is loaded, before tracereplay puts its taps around
+them: to tracereplay they are what the engine computes. Which fault is active stands in the file that
+TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Eager mode only.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+FAULT = "TRACEREPLAY_TEST_FAULT"
+DECODE_ROWS = 4  # the workload has four requests, and prompts of more than four tokens
+
+
+def active() -> str:
+    return Path(os.environ[FAULT]).read_text().strip()
+
+
+class State:
+    """What faults remember between calls."""
+
+    def __init__(self):
+        self.keys = {}
+
+
+STATE = State()
+
+
+def scale(run, x, *rest):
+    """A wrong scale of 3 %."""
+    return _first(run(x, *rest), lambda y: y * 1.03)
+
+
+def five_sigma(run, x, *rest):
+    """One element off by five times its row's RMS, in decode steps only."""
+
+    def off(y):
+        if len(y) <= DECODE_ROWS:
+            y[0, 17] += 5 * y[0].float().pow(2).mean().sqrt().to(y.dtype)
+        return y
+
+    return _first(run(x, *rest), off)
+
+
+def epsilon(run, x, residual=None, *, module=None):
+    """The norm's epsilon is a tenth of the variance instead of 1e-5."""
+    total = (x if residual is None else x + residual).float()
+    wrong = total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) * 1.1)
+    y = wrong.to(x.dtype) * module.weight
+    return y if residual is None else (y, total.to(x.dtype))
+
+
+def late_positions(run, positions, *rest):
+    """Rotary positions are off by one from position 20 on."""
+    return run(torch.where(positions >= 20, positions + 1, positions), *rest)
+
+
+def stale_key(run, query, key, value, *rest, module=None):
+    """In decode steps the key that is written to the cache is the one of the step before."""
+    kept, STATE.keys[id(module)] = STATE.keys.get(id(module)), key.clone()
+    if len(key) <= DECODE_ROWS and kept is not None and kept.shape == key.shape:
+        key = kept
+    return run(query, key, value, *rest)
+
+
+def late_nan(run, x, *rest, module=None):
+    """One NaN, from the tenth token of the first request on."""
+    count = STATE.keys[id(module)] = STATE.keys.get(id(module), 0) + 1 if len(x) <= DECODE_ROWS else 0
+
+    def broken(y):
+        if count >= 10:
+            y[0, 3] = float("nan")
+        return y
+
+    return _first(run(x, *rest), broken)
+
+
+def wrong_row(run, ids, *rest):
+    """The embedding of the space is that of the next byte."""
+    return run(torch.where(ids == 32, ids + 1, ids), *rest)
+
+
+def rounded_logits(run, head, hidden, *rest):
+    """Logits, and nothing else, are rounded to three bits of mantissa."""
+    logits = run(head, hidden, *rest)
+    return logits.to(torch.float8_e4m3fn).to(logits.dtype)
+
+
+def other_activation(run, x, *rest):
+    """GELU in place of SiLU."""
+    half = x.shape[-1] // 2
+    return torch.nn.functional.gelu(x[..., :half]) * x[..., half:]
+
+
+def soft_attention(run, query, *rest):
+    """The softmax scale is off by 3 %."""
+    return run(query * 1.03, *rest)
+
+
+def biased_keys(run, x, *rest):
+    """A constant is added to the k part of q|k|v."""
+
+    def off(y):
+        y[:, 128:192] += 0.1
+        return y
+
+    return _first(run(x, *rest), off)
+
+
+def coarse_weights(run, x, *rest):
+    """The result has three bits of mantissa, as after an 8-bit matrix product."""
+    return _first(run(x, *rest), lambda y: y.to(torch.float8_e4m3fn).to(y.dtype))
+
+
+def scaled_residual(run, *args, **options):
+    """Between operators: what attention adds to the residual stream is 3 % too large."""
+    return run(*args, **options) * 1.03
+
+
+def shifted_positions(run, ids, positions, *rest, **options):
+    """Between operators: the runner's positions are off by one."""
+    return run(ids, positions + 1, *rest, **options)
+
+
+# name -> (module, function); the site that must be named is the module's unless EDGES says otherwise
+INSIDE = {
+    "scale": ("model.layers.1.input_layernorm", scale),
+    "five_sigma": ("model.layers.3.mlp.down_proj", five_sigma),
+    "epsilon": ("model.layers.2.post_attention_layernorm", epsilon),
+    "late_positions": ("model.layers.1.self_attn.rotary_emb", late_positions),
+    "stale_key": ("model.layers.2.self_attn.attn", stale_key),
+    "late_nan": ("model.layers.4.self_attn.o_proj", late_nan),
+    "wrong_row": ("model.embed_tokens", wrong_row),
+    "rounded_logits": ("logits_processor", rounded_logits),
+    "other_activation": ("model.layers.3.mlp.act_fn", other_activation),
+    "soft_attention": ("model.layers.3.self_attn.attn", soft_attention),
+    "biased_keys": ("model.layers.0.self_attn.qkv_proj", biased_keys),
+    "coarse_weights": ("model.layers.2.mlp.gate_up_proj", coarse_weights),
+    "final_norm": ("model.norm", scale),
+}
+BETWEEN = {
+    "scaled_residual": ("model.layers.2.self_attn", scaled_residual),
+    "shifted_positions": ("model", shifted_positions),
+}
+NEEDS_MODULE = (epsilon, stale_key, late_nan)
+
+
+def _first(result, change):
+    if isinstance(result, tuple):
+        return (change(result[0]), *result[1:])
+    return change(result)
+
+
+def _plant(module, name, function):
+    run = module.forward
+
+    def forward(*args, **options):
+        if active() != name:
+            return run(*args, **options)
+        extra = {"module": module} if function in NEEDS_MODULE else {}
+        return function(run, *args, **options, **extra)
+
+    module.forward = forward
+
+
+def _swap(first, second):
+    """Between operators: two layers run in each other's place."""
+    runs = first.forward, second.forward
+    first.forward = lambda *a, **k: runs[active() == "swapped_layers"](*a, **k)
+    second.forward = lambda *a, **k: runs[active() != "swapped_layers"](*a, **k)
+
+
+def _plant_all(model):
+    rotary = model.model.layers[0].self_attn.rotary_emb
+    for index, layer in enumerate(model.model.layers):
+        # One rotary module serves all layers; the fault shall be in one of them.
+        if index == 1:
+            import copy
+
+            layer.self_attn.rotary_emb = copy.copy(rotary)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, (site, function) in {**INSIDE, **BETWEEN}.items():
+        _plant(modules[site], name, function)
+    _swap(model.model.layers[1], model.model.layers[2])
+
+
+def _plant_sampler():
+    from vllm.v1.sample.sampler import Sampler
+
+    choose = Sampler.sample
+
+    def sample(self, logits, *rest, **options):
+        if active() == "second_choice":
+            logits = logits.clone()
+            logits.scatter_(-1, logits.argmax(-1, keepdim=True), float("-inf"))
+        return choose(self, logits, *rest, **options)
+
+    Sampler.sample = sample
+
+
+def register():
+    if not os.environ.get(FAULT):
+        return
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    if getattr(BaseModelLoader, "_faults", False):
+        return
+    load = BaseModelLoader.load_model
+
+    def load_model(self, *args, **options):
+        model = load(self, *args, **options)
+        _plant_all(model)
+        return model
+
+    BaseModelLoader.load_model = load_model
+    BaseModelLoader._faults = True
+    _plant_sampler()

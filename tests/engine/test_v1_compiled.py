@@ -1,0 +1,76 @@
+"""Real vLLM V1 compiled by Inductor: recorded and replayed as it is, taps inside the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import EAGER, ROOT, Engines, Launch, Running, find_engine, greedy
+
+from tracereplay.launch.jobs import record
+from tracereplay.trace import Trace, open_trace
+from tracereplay.workload import Workload
+
+pytestmark = pytest.mark.engine
+
+COMPILED = {**EAGER, "enforce_eager": False}
+
+
+def classes(verdict: Mapping[str, object]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for operator in verdict["operators"]:  # type: ignore[attr-defined]
+        found.setdefault(operator["operator"], set()).add(operator["class"])
+    return found
+
+
+def test_an_eager_golden_replayed_compiled_names_what_the_compiler_fused(
+    engines: Engines, golden_v1: Trace, single_process: Mapping[str, str]
+) -> None:
+    compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
+    verdict = compiled.verdict(golden_v1).as_dict()
+    found = classes(verdict)
+    for exact in ("QKVParallelLinear", "RowParallelLinear", "MergedColumnParallelLinear", "Attention"):
+        assert found[exact] == {"identical"}
+    assert found["RMSNorm"] == {"rounding"}
+    assert found["SiluAndMul"] == {"rounding"}
+    # Identical where vLLM's rotary kernel rounds to nearest; where it truncates (no AVX-512), the compiled
+    # native code differs from it by that.
+    assert found["RotaryEmbedding"] <= {"identical", "rounding"}
+    assert verdict["first_divergence"] is None
+    differing = {d["name"] for d in verdict["settings_diff"]}
+    assert {"enforce_eager", "compilation_mode"} <= differing
+    # What nothing uses is removed with its tap, and said.
+    assert any(n["site"] == "model.norm" for n in verdict["coverage"]["not_compared"])
+
+
+def test_a_compiled_recording_repeats_itself_and_runs_see_no_stale_graph(
+    engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
+    golden = compiled.record(*greedy(20, 7, 12), settings=COMPILED)
+    verdict = compiled.verdict(golden).as_dict()
+    assert verdict["verdict"] == "match"
+    assert {o["class"] for o in verdict["operators"]} == {"identical"}
+
+
+@pytest.mark.parametrize("family", ["tiny", "gemma"])
+def test_the_observer_effect_of_a_compiled_engine_is_stated(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path, family: str, gemma: Path
+) -> None:
+    engines.stop()
+    engine = find_engine("v1")
+    launch = Launch("v1", engine.python, {**engine.env, **single_process}, engine.settings)
+    model = ROOT / "fixtures" / "tiny-llama" if family == "tiny" else gemma
+    workload = Workload(str(model), tuple(greedy(20, 7)), COMPILED)
+    trace = open_trace(record(launch, workload, tmp_path / "compiled.trace", check_observer=True))
+    observer = trace.run["observer"]
+    assert observer["sequences"] == 2
+    drift = observer["logprob_abs_diff"]["max"]
+    if family == "tiny":
+        assert (observer["tokens_differ"], drift) == (0, 0)
+    else:
+        # The embedding times the normaliser is fused with the norm behind it unless a tap stands between.
+        assert drift >= 0
+        plain_steps = trace.steps("record")
+        assert any("normalizer" in s.site or s.site == "model.embed_tokens" for s in plain_steps[0].calls)

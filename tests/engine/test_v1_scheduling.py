@@ -1,0 +1,63 @@
+"""Real vLLM V1 with small chunks: what batches, chunks, caches and samples do to rows; recording, to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from engine_support import Engines, Running, greedy, token_ids
+
+from tracereplay.workload import Prompt
+
+pytestmark = pytest.mark.engine
+
+WORKLOADS = {
+    "several lengths": greedy(20, 7, 33, 12),
+    "a prompt of three chunks": greedy(150, 9),
+    "prompt logprobs": greedy(20, 40, prompt_logprobs=1),
+    "two seeded samples of a prompt": [
+        Prompt(token_ids(20), None, {"n": 2, "temperature": 0.8, "top_p": 0.9, "seed": 7, "max_tokens": 8,
+                                     "logprobs": 1, "ignore_eos": True}),
+        *greedy(9),
+    ],
+    "a prefix that is cached": [
+        Prompt(token_ids(300), None, {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}),
+        Prompt(token_ids(280) + token_ids(30, 5), None,
+               {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_chunks(engines: Engines, single_process: Mapping[str, str]) -> Running:
+    """Chunks of 64 tokens, so that longer prompts span several steps; blocks of 128 tokens can be cached."""
+    return engines.start("v1", env=single_process, max_num_batched_tokens=64, max_model_len=1024)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_recording_changes_no_bit_and_a_replay_matches(small_chunks: Running, name: str) -> None:
+    prompts: Sequence[Prompt] = WORKLOADS[name]
+    plain = small_chunks.generate(*prompts)
+    golden = small_chunks.record(*prompts)
+    recorded = golden.results["record"]["requests"]
+    for key in ("token_ids", "logprobs", "prompt_logprobs"):
+        assert [r[key] for r in recorded] == [p[key] for p in plain]
+    assert golden.complete
+    assert golden.results["record"]["ranks"][0]["errors"] == {}
+    verdict = small_chunks.verdict(golden).as_dict()
+    assert verdict["verdict"] == "match"
+    assert {o["class"] for o in verdict["operators"]} == {"identical"}
+    assert {e["class"] for e in verdict["edges"]} == {"identical"}
+
+
+def test_a_long_prompt_really_spans_steps(small_chunks: Running) -> None:
+    golden = small_chunks.record(*greedy(150, 9))
+    steps = [s for s in golden.steps("record") if any(r == 0 and p < 150 for r, _, p in s.rows.tolist())]
+    assert len(steps) >= 3
+
+
+def test_a_shared_prefix_is_really_cached_and_its_rows_are_found_by_prefix(small_chunks: Running) -> None:
+    golden = small_chunks.record(*WORKLOADS["a prefix that is cached"])
+    assert golden.results["record"]["requests"][1]["num_cached_tokens"] >= 128
+    computed = {tuple(row) for s in golden.steps("record") for row in s.rows.tolist()}
+    assert (1, 0, 0) not in computed  # the cache gave it

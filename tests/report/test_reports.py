@@ -1,0 +1,122 @@
+"""Reports read well at any width, and never hand a terminal what a trace's author wrote into a name."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from tracereplay.comparator import Policy, compare_traces
+from tracereplay.engines import toy
+from tracereplay.engines.toy import Flaw
+from tracereplay.report import json as json_report
+from tracereplay.report import terminal, words
+from tracereplay.verdict import NotCompared, Verdict
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
+    path = tmp_path_factory.mktemp("report")
+    golden = toy.record(toy.workload(), path / "golden")
+    options = {
+        "same": {},
+        "rounding": {"rounding": "twice"},
+        "operator": {"rounding": "twice", "flaw": Flaw("model.layers.1.input_layernorm", "eps")},
+        "edge": {"max_rows": 3, "flaw": Flaw("model.layers.1.post_attention_layernorm", "scaled_edge", 1)},
+        "nan": {"flaw": Flaw("model.layers.1.mlp.down_proj", "nan")},
+        "biased": {"flaw": Flaw("model.layers.1.mlp.gate_up_proj", "floor")},
+        "weights": {"model": "another"},
+    }
+    policy = Policy(logprob_max_abs=0.01)
+    return {
+        name: compare_traces(golden, toy.replay(golden, path / name, **given), policy)  # type: ignore[arg-type]
+        for name, given in options.items()
+    }
+
+
+def printed(verdict: Verdict, width: int = 80, *, everything: bool = False) -> str:
+    file = io.StringIO()
+    terminal.render(verdict, Console(file=file, width=width), everything=everything)
+    return file.getvalue()
+
+
+NAMES = ["same", "rounding", "operator", "edge", "nan", "biased", "weights"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_report_fits_its_terminal(verdicts: dict[str, Verdict], name: str, width: int) -> None:
+    text = printed(verdicts[name], width)
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 80:
+        assert len(text.splitlines()) < 50
+    assert "\x1b" not in text  # plain where it is no terminal
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "contained"),
+    [
+        ("same", "MATCH  every operator, edge and token is within tolerance", ["176 of 176 calls compared"]),
+        ("rounding", "DIVERGED  small rounding differences add up", ["versions.toy", "2.0 → 1.0", "SiluAndMul"]),
+        ("operator", "DIVERGED  RMSNorm at model.layers.1.input_layernorm", ["would pass", "exceeds"]),
+        ("edge", "DIVERGED  the edge into model.layers.1.post_attention_layernorm", ["Edges that differ"]),
+        ("nan", "DIVERGED  RowParallelLinear at model.layers.1.mlp.down_proj", ["nonfinite", "3 not finite"]),
+        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["lean one way"]),
+        ("weights", "INCONCLUSIVE  The two engines ran other weights", ["semantic"]),
+    ],
+)
+def test_the_answer_comes_first(verdicts: dict[str, Verdict], name: str, begin: str, contained: list[str]) -> None:
+    text = printed(verdicts[name], 120)
+    assert text.startswith(begin)
+    for part in contained:
+        assert part in text
+
+
+def test_everything_lists_every_site(verdicts: dict[str, Verdict]) -> None:
+    text = printed(verdicts["rounding"], 160, everything=True)
+    for operator in verdicts["rounding"].operators:
+        assert operator.operator in text
+    assert text.count("RMSNorm") >= 5
+
+
+def test_control_characters_of_a_trace_are_escaped(verdicts: dict[str, Verdict]) -> None:
+    verdict = verdicts["operator"]
+    assert verdict.first_divergence is not None
+    evil = "model\x1b]0;owned\x07.\u202enorm[bold]"
+    left = (NotCompared(evil, 1, f"because {evil}"),)
+    differ = tuple(replace(d, name=evil, golden=evil) for d in verdict.settings_diff)
+    verdict = replace(
+        verdict,
+        first_divergence=replace(verdict.first_divergence, site=evil),
+        operators=tuple(replace(o, site=evil, operator=evil) for o in verdict.operators),
+        notes=(evil,),
+        reasons=(evil,),
+        coverage=replace(verdict.coverage, not_compared=left),
+        settings_diff=differ,
+        golden=replace(verdict.golden, engine={"name": evil}),
+    )
+    text = printed(verdict, 120) + printed(verdict, 120, everything=True)
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert "[bold]" in text  # not taken for markup
+
+
+def test_json_is_the_verdict(verdicts: dict[str, Verdict]) -> None:
+    for verdict in verdicts.values():
+        text = json_report.render(verdict)
+        assert text.endswith("}\n")
+        assert Verdict.from_dict(json.loads(text)).as_dict() == verdict.as_dict()
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(1.0, "100%"), (0.0, "0%"), (0.99999, "99.9%"), (1e-9, "0.1%"), (0.5, "50.0%")]
+)
+def test_only_all_is_100_percent(share: float, expected: str) -> None:
+    assert words.percent(share) == expected
+
+
+def test_the_end_of_a_name_is_kept() -> None:
+    assert words.shorten("model.layers.31.mlp.act_fn", 12) == "….mlp.act_fn"

@@ -1,0 +1,139 @@
+"""Imports point down only, and each side imports no more than it may.
+
+The engine's side runs inside the engine's environment; the analyst's side runs where there is no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tracereplay
+
+PACKAGE = Path(tracereplay.__file__).parent
+ROOTS = {"tracereplay": PACKAGE, "tracereplay.cli": PACKAGE.parent / "cli"}
+
+# A part may import what stands below it, never what stands beside or above.
+LAYERS = (
+    ("cli",),
+    ("report",),
+    ("bisector",),
+    ("environments",),
+    ("launch",),
+    ("comparator",),
+    ("guest",),
+    ("replayer", "recorder"),
+    ("engines",),
+    ("hooks", "trace"),
+    ("storage",),
+    ("workload", "event", "verdict"),
+    ("errors",),
+)
+LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+
+ENGINE_SIDE = (
+    "hooks",
+    "trace",
+    "storage",
+    "recorder",
+    "replayer",
+    "engines",
+    "guest",
+    "event",
+    "workload",
+    "errors",
+)
+ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
+TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
+
+ANALYST_SIDE = (
+    "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
+    "workload", "event", "verdict", "errors",
+)  # fmt: skip
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its full name."""
+    found = {}
+    for name, root in ROOTS.items():
+        for path in sorted(root.rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            dotted = ".".join((name, *parts)).removesuffix(".__init__")
+            found[dotted] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[str]:
+    """Full names of all that a module imports, wherever in it the import stands."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
+
+
+def part(name: str) -> str | None:
+    """``trace`` of ``tracereplay.trace.reader``; None for the package itself and for others' packages."""
+    top, _, rest = name.partition(".")
+    return rest.split(".")[0] if top == "tracereplay" and rest else None
+
+
+def of(parts: tuple[str, ...]) -> list[str]:
+    return [name for name in MODULES if part(name) in parts]
+
+
+def test_every_part_has_a_layer() -> None:
+    assert {part(name) for name in MODULES} - {None} <= set(LEVEL)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_down(name: str) -> None:
+    here = part(name)
+    for other in imported(name):
+        there = part(other)
+        if there is None or there == here or here is None:
+            continue
+        assert LEVEL[here] < LEVEL[there], f"{name} imports {other}, which is not below {here}"
+
+
+@pytest.mark.parametrize("name", sorted(of(ENGINE_SIDE)))
+def test_the_engines_side_imports_only_what_an_engine_has(name: str) -> None:
+    allowed = ENGINE_HAS | set(sys.stdlib_module_names) | ({"ml_dtypes"} if name == TOY else set())
+    for other in imported(name):
+        assert other.split(".")[0] in allowed, f"{name} imports {other}"
+        assert part(other) in (*ENGINE_SIDE, None), f"{name} imports {other}, which an engine does not see"
+
+
+@pytest.mark.parametrize("name", sorted(of(("trace", "storage", "event", "workload", "errors"))))
+def test_what_both_sides_use_never_imports_torch(name: str) -> None:
+    assert not {"torch", "vllm"} & {other.split(".")[0] for other in imported(name)}
+
+
+def test_the_analysts_side_runs_without_torch() -> None:
+    names = [*of(ANALYST_SIDE), TOY]
+    script = f"""
+import importlib, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "vllm", "transformers"):
+            raise ImportError(f"{{name}} is not to be imported here")
+sys.meta_path.insert(0, NoTorch())
+for name in {names!r}:
+    importlib.import_module(name)
+sys.argv = ["tracereplay", "--help"]
+importlib.import_module("tracereplay.cli.main").main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "replay" in done.stdout

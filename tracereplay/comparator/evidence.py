@@ -1,0 +1,213 @@
+"""Everything that a verdict is drawn from: the passes of two traces, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tracereplay.comparator.align import Ints, PassIndex, index_pass
+from tracereplay.comparator.exclusions import (
+    after_parting,
+    drawn_at_random,
+    other_integers,
+    unfed_context,
+    unfed_input,
+)
+from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
+from tracereplay.comparator.settings import compare_settings
+from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
+from tracereplay.comparator.tolerance import Policy
+from tracereplay.errors import UsageError
+from tracereplay.event import RowMap
+from tracereplay.trace import Trace
+from tracereplay.trace.rows import RowFinder
+from tracereplay.verdict import Coverage, Mode, SettingDifference, TokenFinding
+
+__all__ = ["Evidence", "gather_evidence"]
+
+# Where a tensor could not be paired at all, as opposed to rows that were left out for a reason.
+_ABSENT = ("the candidate has no such site", "the candidate never called it")
+_LACKS_OUTPUT = "the candidate's call has no output"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the verdict is drawn from.
+
+    Args:
+        comparison: of the pass that the mode names.
+        rerun: injected mode: of the rerun, up to where it first leaves the tolerance.
+        unstable: sites that differed between two injected passes.
+        other_golden: the candidate is a replay of another golden trace, by its digest.
+    """
+
+    golden: Trace
+    candidate: Trace
+    digest: str
+    policy: Policy
+    mode: Mode
+    settings: tuple[SettingDifference, ...]
+    comparison: Comparison
+    rerun: Comparison | None
+    tokens: TokenFinding
+    unstable: tuple[str, ...]
+    other_golden: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def coverage(self) -> Coverage:
+        return self.comparison.coverage
+
+    @property
+    def other_weights(self) -> bool:
+        return any(d.name == "weights" and None not in (d.golden, d.candidate) for d in self.settings)
+
+    @property
+    def tokens_part(self) -> bool:
+        return self.tokens.differing > self.policy.differing_tokens
+
+    @property
+    def logprobs_part(self) -> bool:
+        return (self.tokens.logprob_max or 0.0) > self.policy.logprob_max_abs
+
+    @property
+    def blamed(self) -> Finding | None:
+        """The first finding out of tolerance, if it is a fact about that place and not about what came before.
+
+        In the injected pass it always is. Elsewhere a value that is not finite is, under a strict policy any
+        difference is, and so is the very first difference of all, since what precedes it is identical.
+        """
+        first = self.comparison.first()
+        if first is None or self.mode == "injected" or self.policy.strict or first.error_class == "nonfinite":
+            return first
+        return None
+
+    @property
+    def provable(self) -> bool:
+        """Whether the first divergence is to blame: in the injected pass, or where all before it is identical."""
+        first = self.comparison.first()
+        if self.mode == "injected" or first is None:
+            return first is not None
+        shown, different = first.blamed, first.first_different
+        same_call = shown is not None and different is not None and shown.order == different.order
+        return same_call and first is self.comparison.first_different()
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Sites that the two engines do not share, or whose tensors cannot be compared.
+
+        A call that lacks some outputs and has others is no such site: a compiler removes what nothing uses,
+        such as the residual after the last norm.
+        """
+        findings = self.comparison.findings
+        shared = {f.key.site for f in findings if f.kind == "operator"}
+        missing = [n for n in self.coverage.not_compared if n.site not in shared]
+        found = [n.site for n in missing if n.reason.startswith((*_ABSENT, _LACKS_OUTPUT))]
+        found += [f.key.site for f in findings if f.error_class == "incomparable" and f.reason
+                  and not f.reason.startswith("none of its rows")]  # fmt: skip
+        return list(dict.fromkeys(found))
+
+
+def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence:
+    """Compares the passes of two traces.
+
+    Raises:
+        UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
+        TraceError: a trace cannot be read.
+    """
+    if "record" not in golden.passes:
+        found = "a replay" if golden.passes else "a trace without any pass"
+        raise UsageError(f"{golden.path} is {found}, not a recording; give the golden recording first.")
+    mode, name = _mode(candidate)
+    mine, theirs = read_generation(golden, "record"), _candidate_generation(candidate, mode)
+    finder = RowFinder(mine.tokens)
+    index = index_pass(golden, "record", _once_each(finder.add))
+    other = index_pass(candidate, name, _once_each(finder.find))
+    rows = Rows(finder, mine.tokens)
+    exclusions = _exclusions(mode, mine, theirs, index, other, rows)
+    comparison = compare_passes(index, other, rows, policy, exclusions=exclusions)
+    rerun, free = None, other
+    if mode == "injected" and "rerun" in candidate.passes:
+        free = index_pass(candidate, "rerun", _once_each(finder.find))
+        drawn = [drawn_at_random(mine, rows)]
+        rerun = compare_passes(index, free, rows, policy, exclusions=drawn, until_beyond=True)
+    forced = mode != "compare"
+    tokens = TokenFinding()
+    if not (mode == "injected" and rerun is None):
+        tokens = compare_tokens(index.sampled, free.sampled, mine, theirs, forced=forced)
+    digest = golden.digest()
+    return Evidence(
+        golden=golden,
+        candidate=candidate,
+        digest=digest,
+        policy=policy,
+        mode=mode,
+        settings=compare_settings(golden.run, candidate.run, drawn=not all(mine.greedy)),
+        comparison=comparison,
+        rerun=rerun,
+        tokens=tokens,
+        unstable=_unstable(candidate, other, finder, rows),
+        other_golden=candidate.run.get("golden") not in (None, digest) and golden.complete,
+        notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
+    )
+
+
+def _mode(candidate: Trace) -> tuple[Mode, str]:
+    """The mode, and the pass that it compares."""
+    passes = candidate.passes
+    if "injected" in passes:
+        return "injected", "injected"
+    if "rerun" in passes:
+        return "rerun", "rerun"
+    if "record" in passes:
+        return "compare", "record"
+    raise UsageError(f"{candidate.path} has no pass to compare; it has {list(passes)}.")
+
+
+def _candidate_generation(candidate: Trace, mode: Mode) -> Generation:
+    name = "record" if mode == "compare" else "rerun" if "rerun" in candidate.passes else "injected"
+    return read_generation(candidate, name)
+
+
+def _once_each(number_rows: Callable[[RowMap], Ints]) -> Callable[[RowMap], Ints]:
+    """Remembers row maps, since one row map serves many calls and recurs in many passes."""
+    known: dict[bytes, Ints] = {}
+
+    def numbered(rows: RowMap) -> Ints:
+        content = rows.tobytes()
+        if content not in known:
+            known[content] = number_rows(rows)
+        return known[content]
+
+    return numbered
+
+
+def _unstable(candidate: Trace, index: PassIndex, finder: RowFinder, rows: Rows) -> tuple[str, ...]:
+    """Sites whose injected results do not repeat, where the injected pass was run twice."""
+    if "injectedtwice" not in candidate.passes:
+        return ()
+    again = index_pass(candidate, "injectedtwice", _once_each(finder.find))
+    found = compare_passes(index, again, rows, Policy().made_strict())
+    return tuple(dict.fromkeys(f.key.site for f in found.findings if f.rows and f.error_class != "identical"))
+
+
+def _trace_notes(golden: Trace, candidate: Trace, index: PassIndex, other: PassIndex) -> list[str]:
+    notes = [str(note) for trace in (golden, candidate) for note in trace.run.get("notes") or ()]
+    notes += [*index.notes, *other.notes]
+    if index.schedule != other.schedule:
+        notes.append(
+            f"The engines composed their batches differently: {len(index.schedule)} steps in golden, "
+            f"{len(other.schedule)} in the candidate. Rows are matched one by one."
+        )
+    return list(dict.fromkeys(notes))
+
+
+def _exclusions(
+    mode: Mode, mine: Generation, theirs: Generation, index: PassIndex, other: PassIndex, rows: Rows
+) -> Sequence[Exclusion]:
+    parted = first_differences(mine, theirs)
+    found = [after_parting(parted, rows)] if parted else []
+    found.append(drawn_at_random(mine, rows))
+    if mode == "injected":
+        found += [unfed_input(index, rows), unfed_context(index, rows), other_integers(index, other)]
+    return found

@@ -1,0 +1,121 @@
+"""Which rows are not to be compared, and why; each exclusion is a function from a table to a reason and a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tracereplay.comparator.align import LANE, Array, PassIndex, Table, gather, pair_rows
+from tracereplay.comparator.dtypes import is_float
+from tracereplay.comparator.measure import Exclusion, Mask, Rows
+from tracereplay.comparator.tokens import Generation
+
+__all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_context", "unfed_input"]
+
+
+def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusion:
+    """Rows from the position on where a sequence's tokens part: they are given other tokens."""
+
+    def after(table: Table) -> tuple[str, Mask]:
+        keys = rows.of(table)
+        limits = np.array([parted.get((r, s), 1 << 40) for r, s in keys[:, :2].tolist()], np.int64)
+        return "after the request's first differing token", keys[:, 2] >= limits
+
+    return after
+
+
+def drawn_at_random(mine: Generation, rows: Rows) -> Exclusion:
+    """A token that was drawn at random is not an operator's result."""
+    drawn = [request for request, greedy in enumerate(mine.greedy) if not greedy]
+
+    def sampled(table: Table) -> tuple[str, Mask] | None:
+        if table.key.site != "sampler" or (table.key.side, table.key.index) != ("out", 0) or not drawn:
+            return None
+        return "drawn at random (temperature above 0)", np.isin(rows.of(table)[:, 0], drawn)
+
+    return sampled
+
+
+def unfed_input(index: PassIndex, rows: Rows) -> Exclusion:
+    """A row of a result is isolated only if golden had that row of each input to feed."""
+    inputs: dict[str, list[Table]] = {}
+    for key, table in index.tables.items():
+        if key.side == "in" and table.tensors and is_float(table.tensors[0].dtype):
+            inputs.setdefault(key.site, []).append(table)
+
+    def unfed(table: Table) -> tuple[str, Mask] | None:
+        if table.key.side == "in":
+            return None
+        mask = np.zeros(len(table.ids), bool)
+        for given in inputs.get(table.key.site, ()):
+            if not (len(given.ids) == len(table.ids) and (given.ids == table.ids).all()):
+                mask |= ~np.isin(rows.beginning[table.ids % LANE], rows.beginning[given.ids % LANE])
+        return "unfed input: golden lacks this row of an input", mask
+
+    return unfed
+
+
+def other_integers(golden: PassIndex, candidate: PassIndex) -> Exclusion:
+    """Integers are compared and never fed: where a row's own differ, its results are no fault of the operator."""
+    inputs: dict[str, list[Table]] = {}
+    for key, table in golden.tables.items():
+        if key.side == "in" and table.tensors and not is_float(table.tensors[0].dtype):
+            inputs.setdefault(key.site, []).append(table)
+    known: dict[str, list[tuple[int, Array]]] = {}
+
+    def misled(table: Table) -> tuple[str, Mask] | None:
+        site = table.key.site
+        if table.key.side == "in" or site not in inputs:
+            return None
+        if site not in known:
+            found = ((t.key.index, _differing(t, candidate.tables.get(t.key))) for t in inputs[site])
+            known[site] = [(index, ids) for index, ids in found if len(ids)]
+        if not known[site]:
+            return None
+        indices = ", ".join(str(index) for index, _ in known[site])
+        wrong = np.concatenate([ids for _, ids in known[site]])
+        return f"its integer input {indices} differs, and integers are never fed", np.isin(table.ids, wrong)
+
+    return misled
+
+
+def _differing(golden: Table, candidate: Table | None) -> Array:
+    """Numbers of the rows whose integers differ; those of no row where the two cannot be compared."""
+    none = golden.ids[:0]
+    if candidate is None:
+        return none
+    mine, theirs, pairs = golden.signature(), candidate.signature(), pair_rows(golden, candidate)
+    if mine is None or theirs is None or mine[1] != theirs[1] or is_float(theirs[0]) or not len(pairs.golden):
+        return none
+    apart = gather(golden, pairs.golden) != gather(candidate, pairs.candidate)
+    found: Array = golden.ids[pairs.golden[apart.any(axis=1)]]
+    return found
+
+
+def unfed_context(index: PassIndex, rows: Rows) -> Exclusion:
+    """A row of attention is isolated only if each earlier row of its sequence was fed with golden values."""
+    known: dict[bytes, Mask] = {}
+
+    def unfed(table: Table) -> tuple[str, Mask] | None:
+        site = index.sites.get(table.key.site)
+        if table.key.side == "in" or site is None or "Attention" not in site.operator:
+            return None
+        content = table.ids.tobytes()
+        if content not in known:
+            known[content] = _beyond_fed(table, rows)
+        return "unfed context: golden lacks earlier rows of the sequence", known[content]
+
+    return unfed
+
+
+def _beyond_fed(table: Table, rows: Rows) -> Mask:
+    """Rows whose context has a gap: those past the first position that golden has not."""
+    fed = np.unique(rows.beginning[table.ids % LANE])
+    gaps = {}
+    for key, beginnings in rows.beginnings.items():
+        missing = np.flatnonzero(~np.isin(beginnings, fed))
+        gaps[key] = int(missing[0]) if len(missing) else len(beginnings)
+    keys = rows.of(table)
+    limits = np.array([gaps.get((r, s), 0) for r, s in keys[:, :2].tolist()], np.int64)
+    return np.asarray(keys[:, 2] > limits)

@@ -1,0 +1,193 @@
+"""From two traces to a verdict: settings before structure, structure before numbers.
+
+    traces ──gather_evidence──▶ Evidence ──_judge──▶ Verdict
+
+The order of the checks is the order in which their outcomes count; see `_outcome`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+from tracereplay.comparator.evidence import Evidence, gather_evidence
+from tracereplay.comparator.measure import Finding
+from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
+from tracereplay.comparator.settings import explains
+from tracereplay.comparator.tolerance import Policy, unit_factors
+from tracereplay.trace import Trace, open_trace
+from tracereplay.verdict import (
+    CLASSES,
+    Cause,
+    Divergence,
+    EdgeFinding,
+    OperatorFinding,
+    Outcome,
+    Source,
+    Tolerance,
+    Verdict,
+)
+
+__all__ = ["compare_traces"]
+
+
+def compare_traces(
+    golden: Trace | str | PathLike[str], candidate: Trace | str | PathLike[str], policy: Policy | None = None
+) -> Verdict:
+    """Compares a candidate trace with the golden one.
+
+    Args:
+        golden: a recording.
+        candidate: a replay of it (operators are judged on golden inputs), or another recording of the same
+            workload (only the first visible difference can be told).
+        policy: tolerances; the defaults if None.
+
+    Raises:
+        UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
+        TraceError: a trace cannot be read.
+    """
+    mine = golden if isinstance(golden, Trace) else open_trace(golden)
+    theirs = candidate if isinstance(candidate, Trace) else open_trace(candidate)
+    try:
+        return _judge(gather_evidence(mine, theirs, policy or Policy()))
+    finally:
+        for given, trace in ((golden, mine), (candidate, theirs)):
+            if given is not trace:
+                trace.close()
+
+
+def _judge(evidence: Evidence) -> Verdict:
+    outcome, cause, reasons = _outcome(evidence)
+    first = evidence.comparison.first()
+    visible = None if evidence.rerun is None else evidence.rerun.first()
+    findings = evidence.comparison.findings
+    return Verdict(
+        verdict=outcome,
+        mode=evidence.mode,
+        cause=cause,
+        reasons=tuple(reasons),
+        golden=_source(evidence.golden, evidence.digest),
+        candidate=_source(evidence.candidate, evidence.candidate.digest()),
+        settings_diff=evidence.settings,
+        first_divergence=None if first is None else _divergence(first),
+        operators=_operators(findings),
+        edges=tuple(_edge(f) for f in findings if f.kind == "edge"),
+        tokens=evidence.tokens,
+        coverage=evidence.coverage,
+        first_visible=None if visible is None else _divergence(visible),
+        notes=evidence.notes,
+    )
+
+
+def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
+    """Verdict, cause and reasons.
+
+    1. other weights, or a replay of another golden trace that differs from this one: nothing that follows
+       would mean anything
+    2. diverged: a place out of tolerance, or tokens or logprobs
+    3. inconclusive: what was seen is within tolerance, but too little was seen, or it does not repeat
+    4. match
+    """
+    if evidence.other_weights:
+        return "inconclusive", None, [OTHER_WEIGHTS]
+    parted = evidence.blamed is not None or evidence.tokens_part or evidence.logprobs_part
+    if parted and evidence.other_golden:
+        return "inconclusive", None, [OTHER_GOLDEN]
+    if parted:
+        cause = _cause(evidence)
+        return "diverged", cause, [*why_diverged(evidence, cause), *why_inconclusive(evidence)]
+    reasons = why_inconclusive(evidence)
+    return ("inconclusive" if reasons else "match"), None, reasons
+
+
+def _cause(evidence: Evidence) -> Cause | None:
+    """What the difference comes from, as far as it is known; None where only a replay could tell."""
+    first = evidence.comparison.first()
+    if first is not None and evidence.provable:
+        if any(explains(d, first.operator) for d in evidence.settings):
+            return "setting"
+        return "edge" if first.kind == "edge" else "operator"
+    if evidence.mode != "injected":
+        return None
+    if _unobserved(evidence):
+        return "unobserved"
+    if any(d.name == "dtype" for d in evidence.settings):
+        return "setting"
+    return "structure" if evidence.unmatched else "rounding"
+
+
+def _unobserved(evidence: Evidence) -> bool:
+    """Whether the rerun parts although nothing does on the same inputs.
+
+    The rerun's first difference of all lies at a place where everything before is still golden. If that very
+    place is identical in the injected pass, it reads something that is not recorded.
+    """
+    findings = evidence.comparison.findings
+    if all(f.error_class == "identical" for f in findings if f.rows):
+        return not evidence.unmatched
+    first = None if evidence.rerun is None else evidence.rerun.first_different()
+    isolated = {f.key: f.error_class for f in findings if f.rows}
+    return first is not None and isolated.get(first.key) == "identical"
+
+
+# From findings to the verdict's values.
+
+
+def _source(trace: Trace, digest: str) -> Source:
+    return Source(dict(trace.run.get("engine") or {}), str(trace.path), digest)
+
+
+def _divergence(finding: Finding) -> Divergence:
+    event = finding.blamed
+    assert event is not None
+    worst = event.metrics.worst
+    assert worst is not None
+    return Divergence(
+        kind="edge" if finding.kind == "edge" else "operator",
+        site=finding.key.site,
+        operator=finding.operator,
+        error_class=finding.error_class,
+        request=worst.request,
+        sequence=worst.sequence,
+        position=worst.position,
+        step=event.step,
+        index=finding.key.index,
+        metrics=event.metrics,
+        tolerance=finding.tolerance,
+        passing_tolerance=_passing(finding),
+    )
+
+
+def _passing(finding: Finding) -> Tolerance:
+    """The smallest multiple of the tolerance, never below itself, that would have passed all calls.
+
+    The factors are infinite where none would: for a NaN, for an integer, or for a lean.
+    """
+    a, b = unit_factors(finding.tolerance)
+    ratio = finding.metrics.allowance_ratio
+    factor = float("inf") if finding.error_class in ("nonfinite", "biased") else ratio
+    return Tolerance(a * factor if a else 0.0, b * factor if b else 0.0, finding.tolerance.dtype, "passing")
+
+
+def _operators(findings: Sequence[Finding]) -> tuple[OperatorFinding, ...]:
+    """One for each site, with its worst output; in golden execution order."""
+    sites: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.kind == "operator":
+            sites.setdefault(finding.key.site, []).append(finding)
+    return tuple(map(_operator, sites.values()))
+
+
+def _operator(found: Sequence[Finding]) -> OperatorFinding:
+    worst = max(found, key=lambda f: (CLASSES.index(f.error_class), f.metrics.allowance_ratio))
+    return OperatorFinding(
+        worst.key.site, worst.operator, worst.error_class, max(f.calls for f in found),
+        max(f.rows for f in found), worst.metrics, worst.key.index, worst.tolerance, worst.reason,
+    )  # fmt: skip
+
+
+def _edge(finding: Finding) -> EdgeFinding:
+    return EdgeFinding(
+        finding.key.site, finding.key.index, finding.error_class, finding.rows, finding.metrics,
+        finding.operator, finding.tolerance, finding.reason,
+    )  # fmt: skip

@@ -1,0 +1,387 @@
+"""Compares two passes: pairs their rows, streams their tensors, and says of each what differs.
+
+Tensors are read in blocks of golden's calls, a few dozen MB at a time, so that memory is bounded and both
+files are read nearly in order; within a block each tensor's rows of many steps are compared at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tracereplay.comparator.align import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
+from tracereplay.comparator.dtypes import coarser, is_float
+from tracereplay.comparator.metrics import Event, Tally, compare_rows
+from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
+from tracereplay.trace.rows import RowFinder, prefix_digests
+from tracereplay.verdict import Coverage, ErrorClass, Metrics, NotCompared, Tolerance
+
+__all__ = ["Comparison", "Finding", "Rows", "compare_passes"]
+
+BLOCK = 32 << 20  # bytes of golden tensors; half of what a segment reader keeps at hand
+
+Mask = npt.NDArray[np.bool_]
+
+# An exclusion says which of a golden table's rows are left out: (reason, mask, whether that is as it should be)
+Exclusion = Callable[[Table], tuple[str, Mask] | None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What golden's row numbers stand for.
+
+    Args:
+        finder: the numbers.
+        tokens: golden's sequences.
+    """
+
+    finder: RowFinder
+    tokens: Mapping[tuple[int, int], Sequence[int]]
+
+    @cached_property
+    def keys(self) -> Array:
+        """(request, sequence, position) of each number, ``[rows, 3]``."""
+        return np.array(list(self.finder.keys()), np.int64).reshape(-1, 3)
+
+    @cached_property
+    def beginnings(self) -> Mapping[tuple[int, int], Ints]:
+        """For each sequence and position a number that equal beginnings share."""
+        known: dict[bytes, int] = {}
+        return {
+            key: np.array([known.setdefault(d, len(known)) for d in prefix_digests(ids)], np.int64)
+            for key, ids in self.tokens.items()
+        }
+
+    @cached_property
+    def beginning(self) -> Ints:
+        """For each row number the number of its beginning; distinct negative ones where it is not known."""
+        found = -2 - np.arange(len(self.keys))
+        for i, (request, sequence, position) in enumerate(self.keys.tolist()):
+            known = self.beginnings.get((request, sequence), ())
+            if position < len(known):
+                found[i] = known[position]
+        return found
+
+    def of(self, table: Table) -> Array:
+        """Keys of a table's rows, ``[rows, 3]``."""
+        keys: Array = self.keys[table.ids % LANE]
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one tensor over the pass.
+
+    Args:
+        calls, rows: compared.
+        first_different, first_beyond: the first call with any difference, and with one out of tolerance.
+        reason: why it could not be compared, if so.
+    """
+
+    key: TableKey
+    operator: str
+    error_class: ErrorClass
+    calls: int
+    rows: int
+    metrics: Metrics
+    tolerance: Tolerance
+    first_different: Event | None = None
+    first_beyond: Event | None = None
+    reason: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return "edge" if self.key.side == "in" else "operator"
+
+    @property
+    def blamed(self) -> Event | None:
+        """Where it leaves the tolerance, if it does; a lean is there from the first difference on."""
+        if self.error_class in ("exceeds", "nonfinite"):
+            return self.first_beyond
+        return self.first_different if self.error_class == "biased" else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was found about two passes; findings are in golden execution order."""
+
+    findings: tuple[Finding, ...]
+    coverage: Coverage
+    notes: tuple[str, ...]
+
+    def first(self) -> Finding | None:
+        """The first finding out of tolerance, in golden execution order; a lean only where nothing is worse.
+
+        Why a lean comes last: it is mostly a way of rounding that a whole engine has, and begins in the first
+        layer, before any fault.
+        """
+        worse = self._first(lambda finding: finding.blamed if finding.error_class != "biased" else None)
+        return worse or self._first(lambda finding: finding.blamed)
+
+    def first_different(self) -> Finding | None:
+        """The first finding with any difference, in golden execution order."""
+        return self._first(lambda finding: finding.first_different)
+
+    def _first(self, event: Callable[[Finding], Event | None]) -> Finding | None:
+        found = [(shown.order, f.key.rank, i) for i, f in enumerate(self.findings) if (shown := event(f))]
+        return self.findings[min(found)[2]] if found else None
+
+
+@dataclass(slots=True)
+class _Job:
+    """One tensor to compare: paired rows, in golden order."""
+
+    key: TableKey
+    operator: str
+    golden: Table
+    candidate: Table
+    mine: Ints
+    theirs: Ints
+    dtypes: tuple[str, str]
+    tolerance: Tolerance
+    magnitude: Callable[[Array], Array]
+    tally: Tally
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The jobs, and what is left out of them."""
+
+    jobs: list[_Job] = field(default_factory=list)
+    left_out: dict[tuple[str, str], int] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def leave_out(self, key: TableKey, reason: str, rows: int) -> None:
+        """Rows of an output, or of an input that is the only one to speak for its site."""
+        if rows and key.side != "in":
+            self.left_out[key.site, reason] = max(self.left_out.get((key.site, reason), 0), rows)
+
+
+def compare_passes(
+    golden: PassIndex,
+    candidate: PassIndex,
+    rows: Rows,
+    policy: Policy,
+    *,
+    exclusions: Sequence[Exclusion] = (),
+    until_beyond: bool = False,
+) -> Comparison:
+    """Compares every tensor that both passes have.
+
+    Args:
+        golden, candidate: the passes.
+        rows: what the row numbers stand for.
+        policy: tolerances.
+        exclusions: rows not to compare, with reasons; the first that names a row gives its reason.
+        until_beyond: stop at the first block with a call out of tolerance (to learn only where that is).
+    """
+    calls = _Calls(golden)
+    plan = _Plan()
+    for key, table in golden.tables.items():
+        _plan(plan, calls, golden, candidate, table, rows, policy, exclusions)
+        _note_repeats(plan, key, table)
+    _stream(plan.jobs, calls, rows, until_beyond=until_beyond)
+    findings = sorted(map(_finding, plan.jobs), key=lambda f: (calls.first(f.key.site), f.key.rank))
+    _note_extra(plan, golden, candidate)
+    return Comparison(tuple(findings), calls.coverage(plan), tuple(plan.notes))
+
+
+def _note_extra(plan: _Plan, golden: PassIndex, candidate: PassIndex) -> None:
+    """What the candidate has and golden has not: it cannot be judged, but it may explain what can."""
+    sites = [site for site in candidate.sites if site not in golden.sites]
+    if sites:
+        plan.notes[f"The candidate has {len(sites)} sites that golden has not: {_some(sites)}."] = None
+    inputs = [k for k in candidate.tables if k.side == "in" and k.site in golden.sites and k not in golden.tables]
+    if inputs:
+        names = _some([f"{key.site} (input {key.index})" for key in inputs])
+        plan.notes[f"The candidate gives operators inputs that golden does not: {names}."] = None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _note_repeats(plan: _Plan, key: TableKey, table: Table) -> None:
+    if table.repeats and key.side == "out":
+        plan.notes["Some rows were computed more than once; the last computation is compared."] = None
+
+
+class _Calls:
+    """Golden's calls: their steps, their first appearances, and which were compared."""
+
+    def __init__(self, index: PassIndex) -> None:
+        count = len(index.calls)
+        self.index = index
+        self.step = np.array([call.step for call in index.calls], np.int64)
+        self.compared = np.zeros(count, bool)
+        self.due = np.zeros(count, bool)
+        self._first: dict[str, int] = {}
+        for call in index.calls:
+            self._first.setdefault(call.site, call.order)
+
+    def first(self, site: str) -> int:
+        return self._first.get(site, 1 << 60)
+
+    def mark(self, table: Table, compared: Ints, due: Ints) -> None:
+        """Notes which calls had an output row compared, and which had one that should have been."""
+        if table.key.side != "in":
+            self.compared[table.order[compared]] = True
+            self.due[table.order[due]] = True
+
+    def blocks(self) -> Ints:
+        """For each call the number of its block."""
+        size = np.zeros(len(self.step), np.int64)
+        for table in self.index.tables.values():
+            if len(table.ids):
+                size += np.bincount(table.order, minlength=len(size)) * table.tensors[0].width * 4
+        blocks: Ints = np.cumsum(size) // BLOCK
+        return blocks
+
+    def coverage(self, plan: _Plan) -> Coverage:
+        left = tuple(NotCompared(site, rows, reason) for (site, reason), rows in plan.left_out.items())
+        excused = int((~self.compared & ~self.due).sum())
+        return Coverage(len(self.step), int(self.compared.sum()), left, excused)
+
+
+# Planning: structure before numbers.
+
+
+def _plan(
+    plan: _Plan, calls: _Calls, golden: PassIndex, candidate: PassIndex, table: Table, rows: Rows, policy: Policy,
+    exclusions: Sequence[Exclusion],
+) -> None:  # fmt: skip
+    key = table.key
+    site = golden.sites.get(key.site)
+    operator = site.operator if site else ""
+    other = candidate.tables.get(key)
+    every = np.arange(len(table.ids))
+    reason = _mismatch(table, other, key, candidate)
+    if other is None or reason is not None:
+        calls.mark(table, every[:0], every)
+        plan.leave_out(key, reason or "", len(every))
+        if other is not None:
+            plan.jobs.append(_incomparable(key, operator, table, other, reason))
+        return
+    dtypes = _dtype(table), _dtype(other)
+    dtype = coarser(*dtypes) if is_float(dtypes[0]) else dtypes[0]
+    tolerance = tolerance_for(policy, key.site, operator, dtype, "edge" if key.side == "in" else "operator")
+    if tolerance is None:
+        rule = policy.rule_for(key.site, operator, dtype, "edge" if key.side == "in" else "operator")
+        plan.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
+        return
+    mine, theirs = _paired(plan, calls, table, other, rows, exclusions)
+    limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
+    tally = Tally(limit, policy.bias_max_ulp, policy.bias_sign_max_ulp)
+    plan.jobs.append(_Job(key, operator, table, other, mine, theirs, dtypes, tolerance, np.abs, tally))
+
+
+def _dtype(table: Table) -> str:
+    return table.tensors[0].dtype
+
+
+def _incomparable(key: TableKey, operator: str, table: Table, other: Table, reason: str | None) -> _Job:
+    none = np.empty(0, np.int64)
+    tolerance = Tolerance(0.0, 0.0, _dtype(table) if table.tensors else "")
+    return _Job(key, operator, table, other, none, none, ("", ""), tolerance, np.abs, Tally(), reason)
+
+
+def _mismatch(table: Table, other: Table | None, key: TableKey, candidate: PassIndex) -> str | None:
+    """Why two tensors cannot be compared, or None."""
+    what = "input" if key.side == "in" else "output"
+    if other is None:
+        if key.site not in candidate.sites:
+            return "the candidate has no such site"
+        if not any(k.site == key.site for k in candidate.tables):
+            return "the candidate never called it"
+        return f"the candidate's call has no {what} {key.index}"
+    for broken in (table.broken, other.broken):
+        if broken:
+            return f"{what} {key.index}: {broken}"
+    mine, theirs = table.signature(), other.signature()
+    if mine is None or theirs is None:
+        return f"{what} {key.index}: its shape or dtype changes from call to call"
+    if mine[1] != theirs[1]:
+        return f"{what} {key.index}: a row has {mine[1]} elements in golden and {theirs[1]} in the candidate"
+    if is_float(mine[0]) != is_float(theirs[0]):
+        return f"{what} {key.index}: its dtype is {mine[0]} in golden and {theirs[0]} in the candidate"
+    return None
+
+
+def _paired(
+    plan: _Plan, calls: _Calls, table: Table, other: Table, rows: Rows, exclusions: Sequence[Exclusion]
+) -> tuple[Ints, Ints]:
+    """Indices of the rows to compare; says what is left out, and why."""
+    pairs = pair_rows(table, other)
+    out = np.zeros(len(table.ids), bool)
+    for exclusion in exclusions:
+        found = exclusion(table)
+        if found is not None:
+            reason, mask = found
+            plan.leave_out(table.key, reason, int((mask & ~out).sum()))
+            out |= mask
+    keep = ~out[pairs.golden]
+    mine, theirs = pairs.golden[keep], pairs.candidate[keep]
+    absent = ~out
+    absent[mine] = False
+    shared = absent & np.isin(_beginning(table, rows), _beginning(table, rows)[mine])
+    plan.leave_out(table.key, "computed once for requests with an equal beginning", int(shared.sum()))
+    due = np.flatnonzero(absent & ~shared)
+    plan.leave_out(table.key, "the candidate has no such rows", len(due))
+    calls.mark(table, mine, due)
+    return mine, theirs
+
+
+def _beginning(table: Table, rows: Rows) -> Ints:
+    found: Ints = rows.beginning[table.ids % LANE]
+    return found
+
+
+# Streaming: numbers.
+
+
+def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bool) -> None:
+    block_of = calls.blocks()
+    block = -1
+    for number, job, start, stop in sorted(_pieces(jobs, block_of), key=lambda piece: piece[0]):
+        if until_beyond and number != block and any(j.tally.first_beyond for j in jobs):
+            return
+        block = number
+        _compare_piece(job, start, stop, calls, rows)
+
+
+def _pieces(jobs: Sequence[_Job], block_of: Ints) -> Iterator[tuple[int, _Job, int, int]]:
+    """Each job's rows cut at block boundaries: (block, job, start, stop)."""
+    for job in jobs:
+        if not len(job.mine):
+            continue
+        blocks = block_of[job.golden.order[job.mine]]
+        edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
+        for start, stop in pairwise(edges):
+            yield int(blocks[start]), job, start, stop
+
+
+def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) -> None:
+    mine, theirs = job.mine[start:stop], job.theirs[start:stop]
+    order = job.golden.order[mine]
+    keys = rows.keys[job.golden.ids[mine] % LANE]
+    compare_rows(
+        job.tally, gather(job.golden, mine), gather(job.candidate, theirs), job.dtypes,
+        unit_factors(job.tolerance), job.magnitude, keys, order, calls.step[order],
+    )  # fmt: skip
+
+
+def _finding(job: _Job) -> Finding:
+    tally = job.tally
+    called = len(np.unique(job.golden.order[job.mine])) if len(job.mine) else 0
+    found: dict[str, Any] = {"first_different": tally.first_different, "first_beyond": tally.first_beyond}
+    return Finding(
+        job.key, job.operator, tally.error_class, called, tally.rows, tally.metrics, job.tolerance, **found,
+        reason=job.reason or (None if tally.rows else "none of its rows could be compared"),
+    )  # fmt: skip

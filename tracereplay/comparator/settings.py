@@ -1,0 +1,93 @@
+"""In which settings the engines differ, and what each can change (settings.toml)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from tracereplay.verdict import Effect, SettingDifference
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["compare_settings", "effect_of", "explains"]
+
+_ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    name: str
+    effect: Effect
+    touches: tuple[str, ...]
+    drawing: bool = False  # matters only where tokens are drawn at random
+
+
+@cache
+def _table() -> tuple[_Known, ...]:
+    text = resources.files(__package__).joinpath("settings.toml").read_text(encoding="utf-8")
+    entries = tomllib.loads(text)["setting"]
+    return tuple(
+        _Known(e["name"], e["effect"], tuple(e.get("touches", ())), e.get("drawing", False)) for e in entries
+    )
+
+
+def _known(name: str) -> _Known:
+    return next((k for k in _table() if fnmatchcase(name, k.name)), _Known(name, "unknown", ()))
+
+
+def effect_of(name: str, *, drawn: bool = True) -> Effect:
+    """What a difference in this setting can change; ``drawn`` is whether any token is drawn at random."""
+    known = _known(name)
+    return "none" if known.drawing and not drawn else known.effect
+
+
+def explains(difference: SettingDifference, operator: str) -> bool:
+    """Whether this setting means that operators of this class compute something else.
+
+    A setting that only rounds otherwise explains no error beyond rounding.
+    """
+    known = _known(difference.name)
+    return known.effect == "semantic" and any(fnmatchcase(operator, glob) for glob in known.touches)
+
+
+def compare_settings(
+    golden: Mapping[str, Any], candidate: Mapping[str, Any], *, drawn: bool = True
+) -> tuple[SettingDifference, ...]:
+    """What differs between two traces' runs, what can change meaning or numbers first.
+
+    Args:
+        golden, candidate: ``Trace.run``.
+        drawn: whether the workload draws any token at random.
+    """
+    mine, theirs = _flat(golden), _flat(candidate)
+    names = dict.fromkeys([*mine, *theirs])
+    found = [
+        SettingDifference(name, mine.get(name), theirs.get(name), effect_of(name, drawn=drawn))
+        for name in names
+        if mine.get(name) != theirs.get(name)
+    ]
+    return tuple(sorted(found, key=lambda d: (_ORDER[d.effect], _importance(d.name), d.name)))
+
+
+def _importance(name: str) -> int:
+    """Place in the table, where what matters more comes first."""
+    return next((i for i, known in enumerate(_table()) if fnmatchcase(name, known.name)), 1 << 30)
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights, versions, settings, device and environment under one name each."""
+    engine = run.get("engine") or {}
+    work = run.get("workload") or {}
+    flat: dict[str, Any] = {"weights": work.get("weights"), "device": engine.get("device")}
+    flat |= {f"versions.{k}": v for k, v in (engine.get("versions") or {}).items()}
+    flat |= dict(engine.get("settings") or {})
+    flat |= {f"environment.{k}": v for k, v in (engine.get("environment") or {}).items()}
+    return flat

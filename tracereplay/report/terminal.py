@@ -1,0 +1,300 @@
+"""A verdict for people at a terminal: the answer first, then where, then how much, then what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracereplay.report.words import (
+    CAUSES,
+    allowance,
+    clean,
+    headline,
+    multiple,
+    number,
+    percent,
+    shorten,
+    source,
+)
+from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, OperatorFinding, TokenFinding, Verdict
+
+__all__ = ["render"]
+
+_STYLE = {
+    "match": "bold green", "diverged": "bold red", "inconclusive": "bold yellow", "identical": "green",
+    "rounding": "cyan", "biased": "red", "exceeds": "red", "nonfinite": "bold red", "incomparable": "yellow",
+    "semantic": "red", "numeric": "yellow", "unknown": "magenta", "none": "dim",
+}  # fmt: skip
+
+# Rows of each list; the whole report stays under 50 lines.
+SETTINGS, OPERATORS, EDGES, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 4, 3, 4
+
+
+def render(verdict: Verdict, console: Console, *, everything: bool = False) -> None:
+    """Prints ``verdict``.
+
+    Args:
+        verdict: what to print.
+        console: where; colours are left out where it is no terminal.
+        everything: every site, edge, setting and note, instead of the first few and the classes.
+    """
+    _headline(verdict, console)
+    _sides(verdict, console)
+    _settings(verdict, console, everything)
+    _tokens(verdict.tokens, console)
+    if verdict.first_divergence is not None:
+        _divergence(verdict, verdict.first_divergence, console)
+    _operators(verdict, console, everything)
+    _edges(verdict, console, everything)
+    _left_out(verdict, console, everything)
+    _notes(verdict, console, everything)
+
+
+def _headline(verdict: Verdict, console: Console) -> None:
+    line = Text(verdict.verdict.upper(), style=_STYLE[verdict.verdict])
+    line.append(f"  {headline(verdict)}", style="bold")
+    console.print(line)
+    first = 1 if verdict.verdict == "inconclusive" else 0
+    for reason in verdict.reasons[first : first + REASONS]:
+        _indented(console, clean(reason))
+    if verdict.cause not in (None, "operator", "edge") and not verdict.reasons:
+        _indented(console, CAUSES[str(verdict.cause)])
+
+
+def _section(console: Console, title: str, rest: str = "") -> None:
+    console.print()
+    console.print(Text(title, style="bold").append(rest, style="dim"))
+
+
+def _grid(*columns: str) -> Table:
+    """A table without lines; a column is a justification, ``*`` before it lets it wrap."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in columns:
+        justify = column.lstrip("*")
+        table.add_column(justify="right" if justify == "right" else "left", no_wrap=not column.startswith("*"))
+    return table
+
+
+def _print(console: Console, table: Table) -> None:
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def _indented(console: Console, words: str) -> None:
+    console.print(Padding(Text(words), (0, 0, 0, 2), expand=False))
+
+
+def _cell(value: object, style: str = "") -> Text:
+    return Text(clean(value), style=style)
+
+
+def _sides(verdict: Verdict, console: Console) -> None:
+    console.print()
+    table = _grid("left", "*left")
+    table.add_row(_cell("golden", "dim"), _cell(source(verdict.golden)))
+    table.add_row(_cell("candidate", "dim"), _cell(source(verdict.candidate)))
+    console.print(table)
+
+
+def _settings(verdict: Verdict, console: Console, everything: bool) -> None:
+    differ = verdict.settings_diff
+    shown = differ if everything else [d for d in differ if d.effect != "none"][:SETTINGS]
+    if not shown:
+        return
+    _section(console, "Settings that differ")
+    width = max(12, (console.width - 46) // 2)
+    table = _grid("left", "left", "left")
+    for d in shown:
+        values = f"{_end(d.golden, width)} → {_end(d.candidate, width)}"
+        table.add_row(_cell(shorten(d.name, 30)), _cell(values), _cell(d.effect, _STYLE[d.effect]))
+    _print(console, table)
+    _more(console, len(differ) - len(shown))
+
+
+def _end(value: object, width: int) -> str:
+    return "unset" if value is None else shorten(str(value), width)
+
+
+def _more(console: Console, count: int) -> None:
+    if count > 0:
+        console.print(Text(f"  and {count} more", style="dim"))
+
+
+def _tokens(tokens: TokenFinding, console: Console) -> None:
+    if not tokens.compared and tokens.logprob_max is None:
+        return
+    _section(console, "Tokens")
+    first = tokens.first_divergence
+    words = f"{tokens.compared} greedy tokens compared, "
+    words += f"{tokens.differing} differ" if tokens.differing else "all the same"
+    if first is not None:
+        words += f", first in request {first.request} at position {first.position}: "
+        words += f"{first.golden} → {first.candidate}"
+    _indented(console, words)
+    if tokens.logprob_max is not None:
+        most, mean = number(tokens.logprob_max), number(tokens.logprob_mean)
+        same = "logprobs of golden tokens are the same"
+        words = f"logprobs of golden tokens differ by {most} at most, {mean} on average"
+        _indented(console, words if tokens.logprob_max else same)
+
+
+def _divergence(verdict: Verdict, first: Divergence, console: Console) -> None:
+    title = "First divergence" if verdict.mode == "injected" else "First visible divergence"
+    _section(console, title, "" if verdict.mode == "injected" else "  (it may be inherited)")
+    table = _grid("left", "*left")
+    for name, value in _places(first):
+        table.add_row(_cell(name, "dim"), value)
+    _print(console, table)
+
+
+def _places(first: Divergence) -> list[tuple[str, Text]]:
+    metrics = first.metrics
+    what = f"output {first.index}" if first.kind == "operator" else f"input {first.index}, as it arrives"
+    operator = f" ({first.operator})" if first.operator else ""
+    row = f"request {first.request}, sequence {first.sequence}, position {first.position}, step {first.step}"
+    return [
+        ("where", _cell(f"{first.site}{operator}, {what}", "bold")),
+        ("row", _cell(row)),
+        ("class", _cell(first.error_class, _STYLE[first.error_class])),
+        ("error", _cell(_error(metrics))),
+        ("allowance", _cell(allowance(first.tolerance))),
+        ("would pass", _cell(_passing(first))),
+    ]
+
+
+def _error(metrics: Metrics) -> str:
+    worst = metrics.worst
+    at = "" if worst is None else f" (element {worst.index}: {number(worst.golden)} → {number(worst.candidate)})"
+    times = multiple(metrics) + (" the allowance" if math.isfinite(metrics.allowance_ratio) else "")
+    nonfinite = f", {metrics.nonfinite} not finite" if metrics.nonfinite else ""
+    return (
+        f"{times}{at}{nonfinite}; relative L2 {number(metrics.relative_l2)}, bias {metrics.bias_ulp:+.2g} ulp, "
+        f"{percent(metrics.equal)} bitwise equal"
+    )
+
+
+def _passing(first: Divergence) -> str:
+    passing = first.passing_tolerance
+    if first.error_class == "biased":
+        return "no larger tolerance: every error is within it, but they lean one way"
+    if not (passing.a < float("inf") and passing.b < float("inf")) or not (passing.a or passing.b):
+        return "none"
+    return f"a = {number(passing.a)}, b = {number(passing.b)}"
+
+
+def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float, float]:
+    metrics = finding.metrics
+    return CLASSES.index(finding.error_class), metrics.allowance_ratio, metrics.relative_l2
+
+
+def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
+    ranked = sorted(verdict.operators, key=_severity, reverse=True)
+    if not ranked:
+        return
+    kinds: dict[str, list[OperatorFinding]] = {}
+    for finding in ranked:
+        kinds.setdefault(finding.site if everything else finding.operator, []).append(finding)
+    differ = [found for found in kinds.values() if everything or found[0].error_class != "identical"]
+    inputs = "on golden inputs" if verdict.mode == "injected" else "with what they inherited"
+    _section(console, "Operators", f"  {inputs}, worst first")
+    if differ:
+        table = _measures(console, "operator", "differ")
+        for found in differ if everything else differ[:OPERATORS]:
+            _measure(table, found[0], _cell(_count(found)), console.width)
+        _print(console, table)
+    if not everything:
+        _more(console, len(differ) - OPERATORS)
+        _identical(console, [found for found in kinds.values() if found[0].error_class == "identical"])
+
+
+def _identical(console: Console, kinds: Sequence[Sequence[OperatorFinding]]) -> None:
+    """One line for all classes of operators that are the same bit for bit."""
+    if kinds:
+        names = ", ".join(f"{clean(found[0].operator)} ({len(found)})" for found in kinds)
+        line = Text("identical: ", style=_STYLE["identical"]).append(names, style="default")
+        console.print(Padding(line, (0, 0, 0, 2), expand=False))
+
+
+def _count(found: Sequence[OperatorFinding]) -> str:
+    """How many sites differ, of how many."""
+    differ = sum(f.error_class != "identical" for f in found)
+    return f"{differ} of {len(found)}"
+
+
+def _measures(console: Console, *names: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("class", no_wrap=True)
+    table.add_column(names[0], no_wrap=True)
+    table.add_column(names[1], no_wrap=True)
+    table.add_column("worst at", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    if console.width >= 100:
+        table.add_column("relative L2", justify="right", no_wrap=True)
+        table.add_column("equal", justify="right", no_wrap=True)
+    return table
+
+
+def _measure(table: Table, finding: OperatorFinding | EdgeFinding, second: Text, width: int) -> None:
+    wide = width >= 100
+    site = shorten(finding.site, width - (86 if wide else 58))
+    operator = shorten(finding.operator, 26 if wide else 20)
+    metrics = finding.metrics
+    compared = finding.error_class != "incomparable"
+    cells = [
+        _cell(finding.error_class, _STYLE[finding.error_class]),
+        _cell(operator),
+        second,
+        _cell("" if finding.error_class == "identical" else site),
+        _cell(multiple(metrics) if compared and metrics.allowance_ratio else ""),
+    ]
+    if wide:
+        cells += [_cell(number(metrics.relative_l2) if compared else ""), _cell(percent(metrics.equal))]
+    table.add_row(*cells)
+
+
+def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
+    differ = sorted((e for e in verdict.edges if e.error_class != "identical"), key=_severity, reverse=True)
+    if not differ:
+        return
+    same = len(verdict.edges) - len(differ)
+    _section(console, "Edges that differ", f"  what arrives at an operator; {same} are identical")
+    table = _measures(console, "into", "input")
+    for edge in differ if everything else differ[:EDGES]:
+        _measure(table, edge, _cell(edge.input), console.width)
+    _print(console, table)
+    if not everything:
+        _more(console, len(differ) - EDGES)
+
+
+def _left_out(verdict: Verdict, console: Console, everything: bool) -> None:
+    coverage = verdict.coverage
+    reasons: dict[str, list[str]] = {}
+    rows: dict[str, int] = {}
+    for left in coverage.not_compared:
+        reasons.setdefault(left.reason, []).append(left.site)
+        rows[left.reason] = rows.get(left.reason, 0) + left.rows
+    _section(console, "Coverage", f"  {coverage.compared_calls} of {coverage.golden_calls} calls compared")
+    shown = list(reasons.items()) if everything else list(reasons.items())[:LEFT_OUT]
+    for reason, sites in shown:
+        where = ", ".join(map(clean, sites)) if everything else _sites(sites, console.width)
+        _indented(console, f"{rows[reason]} rows not compared: {clean(reason)}; {where}")
+    _more(console, len(reasons) - len(shown))
+
+
+def _sites(sites: Sequence[str], width: int) -> str:
+    name = shorten(sites[0], max(20, width // 2))
+    return name if len(sites) == 1 else f"{name} and {len(sites) - 1} more sites"
+
+
+def _notes(verdict: Verdict, console: Console, everything: bool) -> None:
+    notes = verdict.notes if everything else verdict.notes[:NOTES]
+    if not notes:
+        return
+    _section(console, "Notes")
+    for note in notes:
+        _indented(console, clean(note))
+    _more(console, len(verdict.notes) - len(notes))

@@ -1,0 +1,97 @@
+"""The words and numbers that all report forms share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tracereplay.verdict import Metrics, Source, Tolerance, Verdict
+
+__all__ = ["CAUSES", "allowance", "clean", "headline", "multiple", "number", "percent", "shorten", "source"]
+
+CAUSES: Mapping[str, str] = {
+    "operator": "an operator computes something else",
+    "edge": "something between operators is wrong",
+    "rounding": "small rounding differences add up",
+    "setting": "a setting changes what is computed",
+    "structure": "the engines do not run the same operators",
+    "unobserved": "something that was not observed differs",
+}
+
+_OUTCOMES: Mapping[str, str] = {
+    "match": "every operator, edge and token is within tolerance",
+    "inconclusive": "nothing was found wrong, but that is not enough to call it a match",
+    "diverged": "the candidate differs by more than the tolerance",
+}
+
+
+def clean(value: object) -> str:
+    """``value`` as text without control characters: names in a trace were written by others."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def headline(verdict: Verdict) -> str:
+    """Cause, place or outcome in one line of words."""
+    first = verdict.first_divergence
+    if verdict.verdict == "inconclusive" and verdict.reasons:
+        return clean(verdict.reasons[0])
+    if verdict.verdict != "diverged" or verdict.cause is None:
+        return _OUTCOMES[verdict.verdict]
+    if first is not None and verdict.cause in ("operator", "edge"):
+        if first.kind == "edge":
+            return clean(f"the edge into {first.site}, input {first.index}")
+        return clean(f"{first.operator or 'operator'} at {first.site}")
+    return CAUSES[verdict.cause]
+
+
+def number(value: float | None) -> str:
+    """A number in at most three significant digits."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return {"inf": "inf", "-inf": "-inf"}.get(str(value), "nan")
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share in percent; 100 % only where it is all of it."""
+    if share in (0.0, 1.0):
+        return f"{share:.0%}"
+    return f"{min(max(100 * share, 0.1), 99.9):.1f}%"
+
+
+def multiple(metrics: Metrics) -> str:
+    """The error as a multiple of its allowance, or in a word where no multiple would do."""
+    ratio = metrics.allowance_ratio
+    if not math.isfinite(ratio):
+        return "not finite" if metrics.nonfinite else "not equal"
+    return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.1e}x"
+
+
+def allowance(tolerance: Tolerance) -> str:
+    """The tolerance as a formula."""
+    if tolerance.source == "strict" or not (tolerance.a or tolerance.b):
+        return "none: bit for bit"
+    words = f"eps({tolerance.dtype}) * ({number(tolerance.a)} |golden| + {number(tolerance.b)} RMS of its row)"
+    return clean(f"{words}, {tolerance.source}")
+
+
+def source(side: Source) -> str:
+    """An engine in one line: name, versions, dtype, device."""
+    engine = side.engine
+    versions = engine.get("versions") or {}
+    settings = engine.get("settings") or {}
+    parts: Iterable[Any] = (
+        engine.get("name", "unnamed"),
+        *(f"{name} {versions[name]}" for name in ("vllm", "torch", "transformers", "toy") if name in versions),
+        settings.get("dtype"),
+        engine.get("device"),
+    )
+    return clean(", ".join(str(part) for part in parts if part))
+
+
+def shorten(name: str, width: int) -> str:
+    """The end of a name, which tells more of a site than its beginning does."""
+    text = clean(name)
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

@@ -1,0 +1,582 @@
+"""What a comparison found, as frozen values that every report form reads.
+
+    Verdict
+    ├── golden, candidate      Source
+    ├── settings_diff          SettingDifference ...
+    ├── first_divergence       Divergence (with Metrics)
+    ├── operators              OperatorFinding ...   worst output of each site
+    ├── edges                  EdgeFinding ...       one for each input
+    ├── tokens                 TokenFinding
+    ├── coverage               Coverage
+    └── closure, attribution   from a bisection, or None
+
+``as_dict`` gives the JSON of schema 1 (keys are never renamed, only added); ``from_dict`` is its inverse.
+Numbers that JSON cannot hold (nan, inf) are written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from tracereplay.errors import UsageError
+
+__all__ = [
+    "CLASSES",
+    "SCHEMA",
+    "Attribution",
+    "Cause",
+    "Closure",
+    "Coverage",
+    "Divergence",
+    "EdgeFinding",
+    "Effect",
+    "ErrorClass",
+    "Metrics",
+    "Mode",
+    "NotCompared",
+    "OperatorFinding",
+    "Outcome",
+    "SettingDifference",
+    "Source",
+    "TokenDivergence",
+    "TokenFinding",
+    "Tolerance",
+    "Verdict",
+    "Worst",
+]
+
+SCHEMA = 1
+
+Outcome: TypeAlias = Literal["match", "diverged", "inconclusive"]
+Mode: TypeAlias = Literal["injected", "rerun", "isolated", "compare"]
+Cause: TypeAlias = Literal["operator", "edge", "rounding", "setting", "structure", "unobserved"]
+Effect: TypeAlias = Literal["numeric", "semantic", "none", "unknown"]
+ErrorClass: TypeAlias = Literal["identical", "rounding", "biased", "exceeds", "nonfinite", "incomparable"]
+
+# From harmless to worst. Incomparable stands between: nothing was seen to be wrong, nothing was seen at all.
+CLASSES: tuple[ErrorClass, ...] = ("identical", "rounding", "incomparable", "biased", "exceeds", "nonfinite")
+
+_EXIT = {"match": 0, "diverged": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """The element whose error is largest against its allowance.
+
+    Args:
+        request, sequence, position: its row.
+        index: of the element in its row, flattened.
+        golden, candidate: the two values.
+        step: golden's step that computed the row.
+    """
+
+    request: int
+    sequence: int
+    position: int
+    index: int
+    golden: float
+    candidate: float
+    step: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request": self.request, "sequence": self.sequence, "position": self.position, "index": self.index,
+            "golden": _number(self.golden), "candidate": _number(self.candidate), "step": self.step,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Worst:
+        return cls(
+            data["request"], data["sequence"], data["position"], data["index"], float(data["golden"]),
+            float(data["candidate"]), data.get("step", 0),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How two tensors differ, over all rows that were compared.
+
+    Args:
+        equal: share of elements that are bitwise equal, 0 to 1.
+        allowance_ratio: errors over what is allowed, of the worst row; see `comparator.metrics` (with a strict
+            tolerance: over the default one).
+        relative_l2: of the worst row, ``|candidate - golden| / |golden|``.
+        max_abs: largest absolute error.
+        max_ulp: largest error in units of the last place of the larger of the two values.
+        bias_ulp: mean error in units of the last place, signed: along the values' signs or along the axis,
+            whichever leans more.
+        nonfinite: elements where one is finite and the other is not, or both are not and differ.
+        worst: the element with the largest error for its allowance, in that row; None where nothing differs.
+    """
+
+    equal: float = 1.0
+    allowance_ratio: float = 0.0
+    relative_l2: float = 0.0
+    max_abs: float = 0.0
+    max_ulp: float = 0.0
+    bias_ulp: float = 0.0
+    nonfinite: int = 0
+    worst: Worst | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal, "allowance_ratio": _number(self.allowance_ratio),
+            "relative_l2": _number(self.relative_l2), "max_abs": _number(self.max_abs),
+            "max_ulp": _number(self.max_ulp), "bias_ulp": _number(self.bias_ulp), "nonfinite": self.nonfinite,
+            "worst": None if self.worst is None else self.worst.as_dict(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Metrics:
+        worst = data.get("worst")
+        return cls(
+            equal=float(data["equal"]),
+            allowance_ratio=float(data["allowance_ratio"]),
+            relative_l2=float(data["relative_l2"]),
+            max_abs=float(data["max_abs"]),
+            max_ulp=float(data["max_ulp"]),
+            bias_ulp=float(data["bias_ulp"]),
+            nonfinite=int(data["nonfinite"]),
+            worst=None if worst is None else Worst.from_dict(worst),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What an element may err by: ``eps(dtype) * (a * |golden| + b * trimmed RMS of its row)``.
+
+    Args:
+        a, b: the two factors; both zero means bit for bit.
+        dtype: whose eps; the coarser of the two sides'.
+        source: where the factors come from: ``default``, ``strict``, or the policy rule in words.
+    """
+
+    a: float
+    b: float
+    dtype: str = ""
+    source: str = "default"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"a": _number(self.a), "b": _number(self.b), "dtype": self.dtype, "source": self.source}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Tolerance:
+        return cls(float(data["a"]), float(data["b"]), data["dtype"], data["source"])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One side: its engine (name, versions, settings, device), its trace and the trace's digest."""
+
+    engine: Mapping[str, Any]
+    trace: str
+    digest: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"engine": dict(self.engine), "trace": self.trace, "digest": self.digest}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Source:
+        return cls(dict(data["engine"]), data["trace"], data["digest"])
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDifference:
+    """A setting, version or variable in which the engines differ, and what that can change."""
+
+    name: str
+    golden: Any
+    candidate: Any
+    effect: Effect
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "golden": self.golden, "candidate": self.candidate, "effect": self.effect}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SettingDifference:
+        return cls(data["name"], data["golden"], data["candidate"], data["effect"])
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first place that is out of tolerance, in golden execution order.
+
+    Args:
+        kind: ``operator`` (its output differs) or ``edge`` (what arrives at it differs).
+        site, operator, kernel: where; ``kernel`` is None at operator level.
+        error_class: why it is out of tolerance (JSON: ``class``).
+        request, sequence, position, step: the worst row of the first call that shows it.
+        index: of the output, or of the input for an edge.
+        metrics: over that first call.
+        tolerance: what was applied.
+        passing_tolerance: the smallest multiple of it that would have passed, over all calls.
+    """
+
+    kind: Literal["operator", "edge"]
+    site: str
+    operator: str
+    error_class: ErrorClass
+    request: int
+    sequence: int
+    position: int
+    step: int
+    index: int
+    metrics: Metrics
+    tolerance: Tolerance
+    passing_tolerance: Tolerance
+    kernel: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind, "site": self.site, "operator": self.operator, "kernel": self.kernel,
+            "class": self.error_class, "request": self.request, "sequence": self.sequence,
+            "position": self.position, "step": self.step,
+            ("output" if self.kind == "operator" else "input"): self.index,
+            "metrics": self.metrics.as_dict(), "tolerance": self.tolerance.as_dict(),
+            "passing_tolerance": self.passing_tolerance.as_dict(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Divergence:
+        kind: Literal["operator", "edge"] = data["kind"]
+        return cls(
+            kind=kind,
+            site=data["site"],
+            operator=data["operator"],
+            error_class=data["class"],
+            request=data["request"],
+            sequence=data["sequence"],
+            position=data["position"],
+            step=data["step"],
+            index=data["output" if kind == "operator" else "input"],
+            metrics=Metrics.from_dict(data["metrics"]),
+            tolerance=Tolerance.from_dict(data["tolerance"]),
+            passing_tolerance=Tolerance.from_dict(data["passing_tolerance"]),
+            kernel=data.get("kernel"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorFinding:
+    """What an operator does differently, over all its calls; ``metrics`` are those of its worst output."""
+
+    site: str
+    operator: str
+    error_class: ErrorClass
+    calls: int
+    rows: int
+    metrics: Metrics
+    output: int = 0
+    tolerance: Tolerance | None = None
+    reason: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "site": self.site, "operator": self.operator, "class": self.error_class, "calls": self.calls,
+            "rows": self.rows, "metrics": self.metrics.as_dict(), "output": self.output,
+            "tolerance": None if self.tolerance is None else self.tolerance.as_dict(), "reason": self.reason,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> OperatorFinding:
+        return cls(
+            data["site"], data["operator"], data["class"], data["calls"], data["rows"],
+            Metrics.from_dict(data["metrics"]), data.get("output", 0), _tolerance(data), data.get("reason"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFinding:
+    """How what arrives at an operator's input differs, over all its calls."""
+
+    site: str
+    input: int
+    error_class: ErrorClass
+    rows: int
+    metrics: Metrics
+    operator: str = ""
+    tolerance: Tolerance | None = None
+    reason: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "site": self.site, "input": self.input, "class": self.error_class, "rows": self.rows,
+            "metrics": self.metrics.as_dict(), "operator": self.operator,
+            "tolerance": None if self.tolerance is None else self.tolerance.as_dict(), "reason": self.reason,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EdgeFinding:
+        return cls(
+            data["site"], data["input"], data["class"], data["rows"], Metrics.from_dict(data["metrics"]),
+            data.get("operator", ""), _tolerance(data), data.get("reason"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDivergence:
+    """The first greedy token that the candidate chose otherwise; ``position`` counts from the prompt's begin."""
+
+    request: int
+    position: int
+    golden: int
+    candidate: int
+    sequence: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request": self.request, "position": self.position, "golden": self.golden,
+            "candidate": self.candidate, "sequence": self.sequence,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenDivergence:
+        return cls(data["request"], data["position"], data["golden"], data["candidate"], data.get("sequence", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFinding:
+    """Tokens and logprobs of the uninjected pass.
+
+    Args:
+        compared: tokens compared.
+        first_divergence: None where every greedy choice is the same.
+        logprob_max, logprob_mean: absolute difference of golden tokens' logprobs, in nats; None if none.
+        logprobs: how many logprobs were compared.
+        differing: greedy tokens that differ.
+        forced: whether golden tokens were forced, so that every position stands for itself.
+    """
+
+    compared: int = 0
+    first_divergence: TokenDivergence | None = None
+    logprob_max: float | None = None
+    logprob_mean: float | None = None
+    logprobs: int = 0
+    differing: int = 0
+    forced: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        first = self.first_divergence
+        return {
+            "compared": self.compared,
+            "first_divergence": None if first is None else first.as_dict(),
+            "logprob_abs_diff": {"max": _number(self.logprob_max), "mean": _number(self.logprob_mean)},
+            "logprobs": self.logprobs,
+            "differing": self.differing,
+            "forced": self.forced,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenFinding:
+        first, logprob = data["first_divergence"], data["logprob_abs_diff"]
+        return cls(
+            data["compared"], None if first is None else TokenDivergence.from_dict(first),
+            _float(logprob["max"]), _float(logprob["mean"]), data.get("logprobs", 0), data.get("differing", 0),
+            data.get("forced", True),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NotCompared:
+    """Rows of a site that were left out, and why."""
+
+    site: str
+    rows: int
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"site": self.site, "rows": self.rows, "reason": self.reason}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NotCompared:
+        return cls(data["site"], data["rows"], data["reason"])
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of the golden trace was compared.
+
+    Args:
+        golden_calls: operator calls in the golden trace.
+        compared_calls: those with at least one output row compared.
+        excused_calls: those that need not be (the rest of a request whose tokens parted, shared prompts).
+        not_compared: what was left out.
+    """
+
+    golden_calls: int = 0
+    compared_calls: int = 0
+    not_compared: tuple[NotCompared, ...] = ()
+    excused_calls: int = 0
+
+    @property
+    def share(self) -> float:
+        """Compared calls over those that could be, 0 to 1; 0 if there is nothing to compare."""
+        due = self.golden_calls - self.excused_calls
+        return self.compared_calls / due if due > 0 else float(self.golden_calls > 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "golden_calls": self.golden_calls, "compared_calls": self.compared_calls,
+            "not_compared": [n.as_dict() for n in self.not_compared], "excused_calls": self.excused_calls,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Coverage:
+        rest = tuple(NotCompared.from_dict(n) for n in data["not_compared"])
+        return cls(data["golden_calls"], data["compared_calls"], rest, data.get("excused_calls", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """Whether the golden logits came back bit for bit with every isolated error cancelled."""
+
+    held: bool
+    first_broken: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"held": self.held, "first_broken": self.first_broken}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Closure:
+        return cls(data["held"], data["first_broken"])
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """How much of the difference cancelling ``operators`` removes: 1 is all, negative is worse than nothing."""
+
+    operators: tuple[str, ...]
+    explains: float
+    interval: tuple[float, float]
+    measure: str = "logprob_sq_diff.mean"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "operators": list(self.operators), "explains": _number(self.explains),
+            "interval": [_number(v) for v in self.interval], "measure": self.measure,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Attribution:
+        low, high = data["interval"]
+        return cls(tuple(data["operators"]), float(data["explains"]), (float(low), float(high)), data["measure"])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of a comparison, with its evidence.
+
+    Args:
+        first_visible: injected mode only: where the rerun first leaves the tolerance. It shows where the
+            difference surfaces, not what is to blame.
+        notes: what a reader should know besides: schedules that differ, rows computed twice, gaps.
+    """
+
+    verdict: Outcome
+    mode: Mode
+    cause: Cause | None
+    reasons: tuple[str, ...]
+    golden: Source
+    candidate: Source
+    settings_diff: tuple[SettingDifference, ...] = ()
+    first_divergence: Divergence | None = None
+    operators: tuple[OperatorFinding, ...] = ()
+    edges: tuple[EdgeFinding, ...] = ()
+    tokens: TokenFinding = field(default_factory=TokenFinding)
+    coverage: Coverage = field(default_factory=Coverage)
+    closure: Closure | None = None
+    attribution: tuple[Attribution, ...] | None = None
+    first_visible: Divergence | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with: match 0, diverged 1, inconclusive 3."""
+        return _EXIT[self.verdict]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as JSON-ready data, schema 1."""
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "mode": self.mode,
+            "cause": self.cause,
+            "reasons": list(self.reasons),
+            "golden": self.golden.as_dict(),
+            "candidate": self.candidate.as_dict(),
+            "settings_diff": _dicts(self.settings_diff),
+            "first_divergence": None if self.first_divergence is None else self.first_divergence.as_dict(),
+            "operators": _dicts(self.operators),
+            "edges": _dicts(self.edges),
+            "tokens": self.tokens.as_dict(),
+            "coverage": self.coverage.as_dict(),
+            "closure": None if self.closure is None else self.closure.as_dict(),
+            "attribution": None if self.attribution is None else _dicts(self.attribution),
+            "first_visible": None if self.first_visible is None else self.first_visible.as_dict(),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """The inverse of `as_dict`; unknown keys are passed over.
+
+        Raises:
+            UsageError: the data are not a verdict of a schema that this version knows.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            schema = data.get("schema") if isinstance(data, Mapping) else None
+            raise UsageError(f"This is not a verdict of schema {SCHEMA}: its schema is {schema!r}.")
+        try:
+            return cls._read(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"This verdict cannot be read: {error!r} is missing or wrong.") from error
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> Verdict:
+        first, visible, closure = data["first_divergence"], data.get("first_visible"), data["closure"]
+        parts = data["attribution"]
+        return cls(
+            verdict=_one_of(data["verdict"], _EXIT),
+            mode=data["mode"],
+            cause=data["cause"],
+            reasons=tuple(data["reasons"]),
+            golden=Source.from_dict(data["golden"]),
+            candidate=Source.from_dict(data["candidate"]),
+            settings_diff=tuple(SettingDifference.from_dict(s) for s in data["settings_diff"]),
+            first_divergence=None if first is None else Divergence.from_dict(first),
+            operators=tuple(OperatorFinding.from_dict(o) for o in data["operators"]),
+            edges=tuple(EdgeFinding.from_dict(e) for e in data["edges"]),
+            tokens=TokenFinding.from_dict(data["tokens"]),
+            coverage=Coverage.from_dict(data["coverage"]),
+            closure=None if closure is None else Closure.from_dict(closure),
+            attribution=None if parts is None else tuple(Attribution.from_dict(a) for a in parts),
+            first_visible=None if visible is None else Divergence.from_dict(visible),
+            notes=tuple(data.get("notes", ())),
+        )
+
+
+def _dicts(values: Sequence[Any]) -> list[dict[str, Any]]:
+    return [value.as_dict() for value in values]
+
+
+def _number(value: float | None) -> float | str | None:
+    """A number as JSON can hold it."""
+    return value if value is None or math.isfinite(value) else str(float(value))
+
+
+def _float(value: float | str | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _tolerance(data: Mapping[str, Any]) -> Tolerance | None:
+    found = data.get("tolerance")
+    return None if found is None else Tolerance.from_dict(found)
+
+
+def _one_of(value: Any, known: Mapping[str, Any]) -> Any:
+    if value not in known:
+        raise ValueError(f"the verdict {value!r}")
+    return value
