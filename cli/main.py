@@ -96,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         _say(_sentence(error))
-        for line in getattr(error, "last_lines", "").splitlines():
-            stderr.print(Text("    " + clean(Text.from_ansi(line).plain)), style="dim", soft_wrap=True)
+        if isinstance(error, EngineFailed):
+            _quote(error.last_lines, whole="--log" in words)
         sys.exit(_exit_code(error))
 
 
@@ -123,6 +123,14 @@ def _without_debug(words: list[str]) -> tuple[list[str], bool]:
 def _say(sentence: str) -> None:
     lines = [clean(line) for line in sentence.splitlines()]
     stderr.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def _quote(lines: str, whole: bool) -> None:
+    """What the engine said last; colours and control characters of its are left out."""
+    for line in lines.splitlines():
+        stderr.print(Text("    " + clean(Text.from_ansi(line).plain)), style="dim", soft_wrap=True)
+    if lines and not whole:
+        _say("The same command with --log FILE keeps all of it.")
 
 
 def _sentence(error: Exception) -> str:

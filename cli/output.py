@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ __all__ = [
     "progress",
     "stderr",
     "warn_of_losses",
+    "without_empty",
 ]
 
 stderr = Console(stderr=True, highlight=False)
@@ -129,6 +131,21 @@ def deliver(verdict: Verdict, json_file: str | None) -> int:
         Path(json_file).write_text(json_form.render(verdict), encoding="utf-8")
     terminal.render(verdict, Console(highlight=False))
     return verdict.exit_code
+
+
+@contextmanager
+def without_empty(trace: Path | None, *, force: bool) -> Iterator[None]:
+    """Removes a trace that was begun here and holds not a byte of data, if what makes it fails.
+
+    Why: the next attempt would be told that it exists already.
+    """
+    ours = trace is not None and (force or not trace.exists())
+    try:
+        yield
+    except BaseException:
+        if trace is not None and ours and [path.name for path in trace.glob("*")] == ["manifest.json"]:
+            shutil.rmtree(trace)
+        raise
 
 
 def warn_of_losses(trace: Trace) -> None:

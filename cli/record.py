@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tracereplay.cli.output import Force, Log, Settings, assignments, check_log, progress, stderr, warn_of_losses
+from tracereplay.cli.output import (
+    Force,
+    Log,
+    Settings,
+    assignments,
+    check_log,
+    progress,
+    stderr,
+    warn_of_losses,
+    without_empty,
+)
 from tracereplay.cli.show import observer_words, summary
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
@@ -64,7 +74,7 @@ def record(
     launched = load_engine(engine)
     work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
     check_log(log)
-    with progress(f"Recording under {engine}") as report:
+    with without_empty(out, force=force), progress(f"Recording under {engine}") as report:
         jobs.record(launched, work, out, check_observer=check_observer, force=force, log=log, report=report)
     if not _tell(out):
         raise typer.Exit(EngineFailed.exit_code)

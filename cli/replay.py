@@ -24,6 +24,7 @@ from tracereplay.cli.output import (
     policy_of,
     progress,
     warn_of_losses,
+    without_empty,
 )
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
@@ -85,7 +86,8 @@ def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Poli
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
         kept = out or Path(folder) / "candidate.trace"
         with progress(f"Replaying under {engine.name}") as report:
-            jobs.replay(engine, golden, kept, report=report, **options)
+            with without_empty(out, force=options.get("force", False)):
+                jobs.replay(engine, golden, kept, report=report, **options)
             report("Comparing")
             with closing(open_trace(kept)) as candidate:
                 warn_of_losses(candidate)

@@ -7,6 +7,7 @@
     ├── EnvironmentFailed     exit 4   an engine's environment could not be built
     ├── EngineFailed          exit 4   the engine did not start, or died
     ├── Unsupported           exit 2   the engine runs in a way that cannot be recorded
+    ├── RecordingIncomplete   exit 4   the engine finished, the trace lacks steps
     └── TraceError            exit 5   a trace cannot be read, or is unsafe to read
         ├── DamagedTrace               bytes are not what was written
         └── NotATrace                  this is something else
@@ -23,6 +24,7 @@ __all__ = [
     "EngineNotFound",
     "EnvironmentFailed",
     "NotATrace",
+    "RecordingIncomplete",
     "TraceError",
     "TracereplayError",
     "Unsupported",
@@ -72,6 +74,12 @@ class EngineFailed(TracereplayError):
     def __init__(self, message: str, last_lines: str = "") -> None:
         super().__init__(message)
         self.last_lines = last_lines
+
+
+class RecordingIncomplete(TracereplayError):
+    """The engine finished its generation, but the trace lacks steps of it; what it has is readable."""
+
+    exit_code = 4
 
 
 class TraceError(TracereplayError):

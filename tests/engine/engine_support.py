@@ -46,7 +46,7 @@ class Running:
         self.process = process
         self._launch = launch
         self._model = model
-        self._folder = folder
+        self.folder = folder
         self._made = 0
 
     def generate(self, *prompts: Prompt) -> list[dict[str, Any]]:
@@ -54,9 +54,9 @@ class Running:
         results: list[dict[str, Any]] = self.process.generate([p.as_dict() for p in prompts])["requests"]
         return results
 
-    def record(self, *prompts: Prompt, settings: Mapping[str, Any] = EAGER) -> Trace:
+    def record(self, *prompts: Prompt, settings: Mapping[str, Any] = EAGER, folder: Path | None = None) -> Trace:
         workload = Workload(str(self._model), prompts, settings)
-        directory = self._directory("recording", workload)
+        directory = self._directory("recording", workload, folder)
         record_pass(self.process, directory, workload)
         directory.complete()
         return open_trace(directory.path)
@@ -71,9 +71,11 @@ class Running:
     def verdict(self, golden: Trace) -> Verdict:
         return compare_traces(golden, self.replay(golden))
 
-    def _directory(self, kind: str, workload: Workload, **extra: Any) -> TraceDirectory:
+    def _directory(
+        self, kind: str, workload: Workload, folder: Path | None = None, **extra: Any
+    ) -> TraceDirectory:
         self._made += 1
-        path = self._folder / f"{self._launch.name}-{self._made}.trace"
+        path = (folder or self.folder) / f"{self._launch.name}-{self._made}.trace"
         directory = TraceDirectory(path, {**run_header(kind, self._launch, workload), **extra})
         directory.update_run(engine={"name": self._launch.name, **self.process.info})
         return directory

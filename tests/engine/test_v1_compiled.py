@@ -67,8 +67,14 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
     observer = trace.run["observer"]
     assert observer["sequences"] == 2
     drift = observer["logprob_abs_diff"]["max"]
+    assert observer["tokens_differ"] == 0
     if family == "tiny":
-        assert (observer["tokens_differ"], drift) == (0, 0)
+        # Not zero on every processor: taps keep Inductor from fusing, and other loops add in another order.
+        assert drift < 0.05
+        # The engine without taps was compiled last: had its graph been kept and loaded, taps would be silent.
+        again = open_trace(record(launch, workload, tmp_path / "again.trace"))
+        assert [len(s.calls) for s in again.steps("record")] == [len(s.calls) for s in trace.steps("record")]
+        assert not [n for s in again.steps("record") for n in s.notes]
     else:
         # The embedding times the normaliser is fused with the norm behind it unless a tap stands between.
         assert drift >= 0

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import TraceError, WorkloadError
+from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.storage.checkpoint import check_model, weights_digest
 from tracereplay.trace import Trace, TraceDirectory, open_trace
@@ -119,8 +119,19 @@ def record_pass(
     where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject}
     prompts = [p.as_dict() for p in workload.prompts]
     result = process.generate(prompts, where)
+    lost = _lost(result)
+    if lost:
+        directory.note(lost)
     directory.add_pass(name, result)
+    if lost:
+        raise RecordingIncomplete(f"The engine finished, but {directory.path} is incomplete: {lost}")
     return result
+
+
+def _lost(result: Mapping[str, Any]) -> str:
+    """What the recorders say went wrong, as a sentence; empty if nothing did."""
+    errors = {text: count for rank in result["ranks"] for text, count in rank.get("errors", {}).items()}
+    return "; ".join(f"{text} ({count} times)" for text, count in errors.items())
 
 
 def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def guest_environment(engine: Launchable) -> dict[str, str]:
     merged["VLLM_CACHE_ROOT"] = str(home() / "compiled")
     merged["TORCHINDUCTOR_CACHE_DIR"] = str(home() / "compiled" / "inductor")
     merged["VLLM_DISABLE_COMPILE_CACHE"] = "1"
+    merged["VLLM_USE_AOT_COMPILE"] = "0"
     if merged.pop("PYTHONDONTWRITEBYTECODE", None):
         # Compiling vLLM anew at every start takes half a minute; this keeps the result out of the user's way.
         merged.setdefault("PYTHONPYCACHEPREFIX", str(home() / "bytecode"))
@@ -121,6 +122,11 @@ class EngineProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the driver."""
+        return self._process.pid
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of ``texts`` by the engine's tokenizer."""

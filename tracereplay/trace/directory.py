@@ -71,6 +71,10 @@ class TraceDirectory:
         self._manifest["run"].update(values)
         self._save()
 
+    def note(self, sentence: str) -> None:
+        """Adds what the trace lacks, in words."""
+        self._manifest["run"].setdefault("notes", []).append(sentence)
+
     def add_pass(self, name: str, results: Mapping[str, Any]) -> None:
         """Adds what the engine returned for a pass."""
         self._manifest["passes"][name] = dict(results)

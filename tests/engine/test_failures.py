@@ -1,0 +1,125 @@
+"""What a real engine leaves behind when it dies, or when the disk is full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import TINY, Engines, greedy, token_ids
+
+from tracereplay.errors import EngineFailed, RecordingIncomplete
+from tracereplay.trace import open_trace
+from tracereplay.workload import Prompt
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system with room for 1 MiB."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.decode().strip()}")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def test_a_full_disk_costs_the_trace_and_not_the_generation(
+    engines: Engines, single_process: Mapping[str, str], small_disk: Path
+) -> None:
+    running = engines.start("v1", env=single_process)
+    prompts = greedy(9, 6, max_tokens=60)
+    plain = running.generate(*prompts)
+    with pytest.raises(RecordingIncomplete, match="No space left on device"):
+        running.record(*prompts, folder=small_disk)
+    assert running.generate(*prompts) == plain
+    path = next(small_disk.iterdir())
+    trace = open_trace(path)
+    assert not trace.complete
+    assert 0 < len(trace.steps("record")) < 60
+    recorded = {s.key: s.token for step in trace.steps("record") for s in step.sampled}
+    for (request, _, position), token in recorded.items():
+        assert plain[request]["token_ids"][position - len(prompts[request].token_ids or ())] == token
+
+
+def test_an_engine_killed_while_generating_leaves_every_finished_step(
+    engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    running = engines.start("v1", env=single_process)
+    running.generate(*greedy(20, max_tokens=4))  # what the first generation compiles is done
+    long = Prompt(token_ids(20), None, {"max_tokens": 450, "temperature": 0.0, "logprobs": 0, "ignore_eos": True})
+    failed: list[EngineFailed] = []
+
+    def generate() -> None:
+        try:
+            running.record(long)
+        except EngineFailed as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    path = _growing(running.folder)
+    os.kill(running.process.pid, signal.SIGKILL)
+    thread.join(timeout=60)
+    engines.stop()
+    assert "was killed by SIGKILL while generating" in str(failed[0])
+    trace = open_trace(path)
+    assert not trace.complete
+    steps = trace.steps("record")
+    assert [s.number for s in steps] == list(range(len(steps)))
+    assert len(steps) >= 5
+    for step in steps:
+        for call in step.calls:
+            for value in (*call.inputs, *call.outputs):
+                value.load()
+
+
+def _growing(folder: Path) -> Path:
+    """The newest trace, as soon as it holds some steps."""
+    for _ in range(600):
+        paths = sorted(folder.glob("*.trace"), key=lambda p: p.stat().st_mtime)
+        if paths and (paths[-1] / "record-rank0.seg").exists() and "record" in open_trace(paths[-1]).passes:
+            trace = open_trace(paths[-1])
+            if not trace.complete and len(trace.steps("record")) >= 5:
+                return paths[-1]
+        time.sleep(0.05)
+    raise AssertionError("the recording did not begin")
+
+
+def test_a_server_is_recorded_as_it_is(
+    tmp_path: Path, engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    """``record -- COMMAND`` with a program of the user's own that starts vLLM as it likes."""
+    from engine_support import Launch, find_engine
+
+    from tracereplay.launch.command import record_command
+
+    engines.stop()
+    program = tmp_path / "mine.py"
+    program.write_text(
+        "from vllm import LLM, SamplingParams\n"
+        "if __name__ == '__main__':\n"
+        f"    llm = LLM(model={str(TINY)!r}, enforce_eager=True, max_model_len=256)\n"
+        "    p = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)\n"
+        "    llm.generate(['Python is ', 'The statement '], p, use_tqdm=False)\n"
+    )
+    engine = find_engine("v1")
+    launch = Launch("v1", engine.python, {**engine.env, **single_process}, {})
+    out = tmp_path / "mine.trace"
+    assert record_command(["python", str(program)], out, engine=launch) == 0
+    trace = open_trace(out)
+    assert trace.complete
+    prompts = trace.run["workload"]["prompts"]
+    assert [len(p["prompt_token_ids"]) for p in prompts] == [11, 15]
+    assert prompts[0]["sampling"]["max_tokens"] == 5
+    assert len([s for step in trace.steps("record") for s in step.sampled]) == 10
+    verdict = engines.start("v1", env=single_process).verdict(trace).as_dict()
+    assert verdict["verdict"] == "match"
