@@ -93,6 +93,8 @@ class SegmentReader:
         self._file.close()
 
     def _load(self, chunk: int, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""  # an empty tensor has no chunk
         data = self._chunk(chunk)
         if offset < 0 or offset + length > len(data):
             raise DamagedTrace(f"{self.name} names bytes {offset}+{length} of a chunk of {len(data)}.")

@@ -1,0 +1,166 @@
+"""What only an engine's interpreter can check, since it needs torch.
+
+test_inside.py runs this file under a real engine's interpreter with the overlay; it prints, as JSON, what each
+function below raised (null: nothing).
+"""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from tracereplay.engines.numbering import Numbering
+from tracereplay.engines.operators import layouts
+from tracereplay.engines.vllm_v1 import refuse_v1
+from tracereplay.errors import Unsupported
+from tracereplay.event import Site, make_rows
+from tracereplay.hooks.taps import listen, slot_of, tap
+from tracereplay.recorder.session import Session
+from tracereplay.trace import SegmentReader, SegmentWriter
+
+
+def _config(**changes):
+    parallel = SimpleNamespace(pipeline_parallel_size=1)
+    compilation = SimpleNamespace(cudagraph_mode=SimpleNamespace(name="FULL"))
+    model = SimpleNamespace(enforce_eager=False)
+    given = {"speculative_config": None, "parallel_config": parallel, "compilation_config": compilation}
+    return SimpleNamespace(**{**given, "model_config": model, **changes})
+
+
+def _runner(module, device):
+    return type("Runner", (), {"__module__": module, "device": torch.device(device)})()
+
+
+def _refusal(runner, config):
+    try:
+        refuse_v1(runner, config)
+    except Unsupported as error:
+        return str(error)
+    return ""
+
+
+def model_runner_v2_is_refused_with_the_way_out():
+    refusal = _refusal(_runner("vllm.v1.worker.gpu.model_runner", "cpu"), _config())
+    assert "VLLM_USE_V2_MODEL_RUNNER=0" in refusal, refusal
+    assert not _refusal(_runner("vllm.v1.worker.gpu_model_runner", "cpu"), _config())
+
+
+def graphs_pipelines_and_speculation_are_refused():
+    first = "vllm.v1.worker.gpu_model_runner"
+    assert "cudagraph_mode" in _refusal(_runner(first, "cuda"), _config())
+    assert "Speculative" in _refusal(_runner(first, "cpu"), _config(speculative_config=object()))
+    two = SimpleNamespace(pipeline_parallel_size=2)
+    assert "pipeline_parallel_size=1" in _refusal(_runner(first, "cpu"), _config(parallel_config=two))
+
+
+def request_ids_of_every_engine_are_understood():
+    numbering = Numbering(5)
+    assert numbering.number("5") == (0, 0)
+    assert numbering.number("7_parallel_sample_1") == (2, 1)
+    assert numbering.number("1_6-3f2a9c1b") == (1, 1)
+    assert numbering.number("8-3f2a9c1b") == (3, 0)
+    server = Numbering(None)
+    assert server.number("cmpl-abc-0-3f2a9c1b") == (0, 0)
+    assert server.number("cmpl-def-0") == (1, 0)
+    assert server.number("cmpl-abc-0-3f2a9c1b") == (0, 0)
+
+
+class Doubler(torch.nn.Module):
+    """Doubles its input, and zeroes its second argument without returning it."""
+
+    def forward(self, x, scratch):
+        scratch.zero_()
+        return x * 2
+
+
+def _recorded(module, *calls, compiled=False):
+    """The steps of a session that records ``module`` over ``calls``."""
+    slot = slot_of("site")
+    tap(module, slot)
+    session = Session(0, torch.device("cpu"))
+    session.sites = [Site("site", "Doubler", slot)]
+    listen(session)
+    run = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+    session.begin_pass(SegmentWriter(path, {}), None)
+    for arguments in calls:
+        session.begin_step(make_rows([(0, 0, i) for i in range(len(arguments[0]))]))
+        run(*arguments)
+        session.end_step()
+    summary = session.end_pass()
+    listen(None)
+    return list(SegmentReader(path).steps()), summary
+
+
+def _tensor(value):
+    return torch.frombuffer(bytearray(value.load()), dtype=getattr(torch, value.dtype)).view(value.shape)
+
+
+def an_argument_written_in_place_is_kept_before_and_after():
+    calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(4)]
+    steps, summary = _recorded(Doubler(), *calls)
+    assert summary["errors"] == {}
+    for i, step in enumerate(steps):
+        call = step.calls[0]
+        assert torch.equal(_tensor(call.inputs[1]), torch.ones(2, 3))
+        assert torch.equal(_tensor(call.written[1]), torch.zeros(2, 3))
+        assert torch.equal(_tensor(call.outputs[0]), torch.full((2, 3), 2.0 * i))
+
+
+def taps_fire_inside_a_compiled_graph():
+    calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(3)]
+    steps, summary = _recorded(Doubler(), *calls, compiled=True)
+    assert summary["errors"] == {}
+    assert [len(s.calls) for s in steps] == [1, 1, 1]
+    assert torch.equal(_tensor(steps[2].calls[0].outputs[0]), torch.full((2, 3), 4.0))
+
+
+def every_dtype_and_shape_keeps_its_bits():
+    values = [torch.tensor([[float("nan"), -0.0, float("inf")]], dtype=d) for d in (
+        torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn)]  # fmt: skip
+    values += [torch.tensor([[True, False]]), torch.zeros(0, 4), torch.arange(6).view(2, 3).t()]
+
+    class Same(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    for value in values:
+        steps, summary = _recorded(Same(), (value,))
+        assert summary["errors"] == {}
+        stored = steps[0].calls[0].inputs[0]
+        assert (stored.shape, stored.strides) == (tuple(value.shape), tuple(value.stride()))
+        expected = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        assert stored.load() == expected
+
+
+def what_cannot_be_recorded_is_counted_and_the_operator_runs():
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return x.real
+
+    x = torch.ones(2, dtype=torch.complex32)
+    steps, summary = _recorded(Odd(), (x,))
+    assert sum(summary["errors"].values()) >= 1
+    assert len(steps) == 1
+
+
+def fused_layers_are_cut_by_their_parts():
+    QKVParallelLinear = type("QKVParallelLinear", (torch.nn.Module,), {})  # noqa: N806
+    module = QKVParallelLinear()
+    module.num_heads, module.num_kv_heads = 4, 1
+    assert layouts("a.qkv_proj", module, 2)["out0"].parts == (4, 1, 1)
+    assert layouts("a.qkv_proj", module, 2)["out0"].copies == (1, 2, 2)
+
+
+if __name__ == "__main__":
+    results = {}
+    for name in sys.argv[1:]:
+        try:
+            results[name] = globals()[name]()
+        except Exception:
+            results[name] = traceback.format_exc()
+    print(json.dumps(results))

@@ -1,0 +1,36 @@
+"""The engine-side code, unit by unit, under a real engine's interpreter (it needs torch)."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from engine_support import find_engine
+
+from tracereplay.launch.process import guest_environment
+
+pytestmark = pytest.mark.engine
+
+UNITS = Path(__file__).parent / "inside_units.py"
+NAMES = [n.name for n in ast.parse(UNITS.read_text()).body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+
+
+@functools.cache
+def raised(engine: str) -> dict[str, str | None]:
+    """What each unit raised under this engine's interpreter; one process for all, since torch loads slowly."""
+    found = find_engine(engine)
+    command = [str(found.python), str(UNITS), *NAMES]
+    done = subprocess.run(command, env=guest_environment(found), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("engine", ["v0", "v1"])
+def test_inside_the_engine(engine: str, name: str) -> None:
+    assert raised(engine)[name] is None, raised(engine)[name]
