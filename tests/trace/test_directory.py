@@ -1,0 +1,74 @@
+"""A trace's life: incomplete from the first moment until it is closed; nothing of others is deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
+from tracereplay.trace import SegmentWriter, TraceDirectory, open_trace, segment_path
+
+
+def test_a_trace_is_incomplete_until_it_is_closed(tmp_path: Path) -> None:
+    directory = TraceDirectory(tmp_path / "a.trace", {"kind": "recording"})
+    writer = SegmentWriter(segment_path(directory.path, "record", 0), {})
+    assert not open_trace(directory.path).complete
+    writer.close({})
+    assert not open_trace(directory.path).complete
+    directory.complete()
+    assert open_trace(directory.path).complete
+
+
+def test_a_segment_without_its_end_keeps_the_trace_incomplete(tmp_path: Path) -> None:
+    directory = TraceDirectory(tmp_path / "a.trace", {})
+    SegmentWriter(segment_path(directory.path, "record", 0), {}).abandon()
+    directory.complete()
+    assert not open_trace(directory.path).complete
+
+
+def test_an_existing_path_is_refused_and_only_a_trace_is_replaced(tmp_path: Path) -> None:
+    TraceDirectory(tmp_path / "a.trace", {})
+    with pytest.raises(UsageError, match="exists already; give another path, or --force"):
+        TraceDirectory(tmp_path / "a.trace", {})
+    TraceDirectory(tmp_path / "a.trace", {}, force=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds no trace; it is not replaced"):
+        TraceDirectory(tmp_path / "mine", {}, force=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "error", "words"),
+    [
+        ("{", DamagedTrace, "cannot be read"),
+        ("[]", DamagedTrace, "no format number"),
+        ('{"format": 99, "state": "complete", "run": {}, "passes": {}}', TraceError, "update tracereplay"),
+        ('{"format": 1, "run": {}}', DamagedTrace, "lacks one of"),
+        ("[" * 100_000, DamagedTrace, "cannot be read"),
+    ],
+)
+def test_a_strange_manifest_is_one_sentence(
+    tmp_path: Path, manifest: str, error: type[TraceError], words: str
+) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(error, match=words):
+        open_trace(tmp_path)
+
+
+def test_what_is_no_trace_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(NotATrace, match="There is no trace at"):
+        open_trace(tmp_path / "nowhere")
+    with pytest.raises(NotATrace, match="is not a trace"):
+        open_trace(tmp_path)
+
+
+def test_names_outside_the_pattern_and_links_are_not_read(tmp_path: Path) -> None:
+    directory = TraceDirectory(tmp_path / "a.trace", {})
+    secret = tmp_path / "secret"
+    secret.write_text(json.dumps("not yours"))
+    (directory.path / "record-rank0.seg").symlink_to(secret)
+    (directory.path / "other.seg").write_text("x")
+    assert open_trace(directory.path).passes == ()
