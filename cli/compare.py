@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tracereplay.cli.output import JsonFile, PolicyFile, Strict, check_json, deliver, policy_of
+from tracereplay.cli.options import JsonFile, PolicyFile, Strict, check_json, policy_of
+from tracereplay.cli.output import deliver
 from tracereplay.comparator import compare_traces
 
 __all__ = ["compare"]

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 import tracereplay
-from tracereplay.cli.output import check_json, deliver, progress, stderr
+from tracereplay.cli.options import check_json
+from tracereplay.cli.output import deliver, progress, stderr
 from tracereplay.cli.replay import replay_and_judge
 from tracereplay.comparator import Policy
 from tracereplay.environments import Engine, create_engine

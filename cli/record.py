@@ -8,18 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tracereplay.cli.output import (
-    Force,
-    Log,
-    Settings,
-    assignments,
-    check_log,
-    progress,
-    stderr,
-    warn_of_losses,
-    without_empty,
-)
-from tracereplay.cli.show import observer_words, summary
+from tracereplay.cli.options import Force, Log, Settings, assignments, check_log
+from tracereplay.cli.output import progress, stderr, without_empty
+from tracereplay.cli.summary import observer_words, summary
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
@@ -76,8 +67,7 @@ def record(
     check_log(log)
     with without_empty(out, force=force), progress(f"Recording under {engine}") as report:
         jobs.record(launched, work, out, check_observer=check_observer, force=force, log=log, report=report)
-    if not _tell(out):
-        raise typer.Exit(EngineFailed.exit_code)
+    _tell(out)
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, misplaced: list[Any]) -> int:
@@ -104,7 +94,6 @@ def _tell(out: Path) -> bool:
         stderr.print(f"Recorded {summary(trace)}: {out}", soft_wrap=True, markup=False)
         if observer := trace.run.get("observer"):
             stderr.print(f"Recording changed {observer_words(observer)}.", soft_wrap=True, markup=False)
-        warn_of_losses(trace)
         return trace.complete
     finally:
         trace.close()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tracereplay.cli.output import (
+from tracereplay.cli.options import (
     Force,
     JsonFile,
     Log,
@@ -20,12 +20,9 @@ from tracereplay.cli.output import (
     assignments,
     check_json,
     check_log,
-    deliver,
     policy_of,
-    progress,
-    warn_of_losses,
-    without_empty,
 )
+from tracereplay.cli.output import deliver, progress, without_empty
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
 from tracereplay.errors import UsageError
@@ -89,9 +86,7 @@ def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Poli
             with without_empty(out, force=options.get("force", False)):
                 jobs.replay(engine, golden, kept, report=report, **options)
             report("Comparing")
-            with closing(open_trace(kept)) as candidate:
-                warn_of_losses(candidate)
-                return compare_traces(golden, candidate, rules)
+            return compare_traces(golden, kept, rules)
 
 
 def _check_model(golden: Path, model: Path | None) -> None:

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.cli.summary import observer_words, summary
 from tracereplay.comparator.dtypes import is_float, storage, widen
 from tracereplay.errors import UsageError
 from tracereplay.event import Call, Value
 from tracereplay.report.words import clean, number
 from tracereplay.trace import Trace, open_trace
 
-__all__ = ["observer_words", "show", "summary"]
+__all__ = ["show"]
 
 # The pass that is shown where none is named.
 _PASSES = ("record", "injected", "rerun")
@@ -37,9 +38,7 @@ def show(
     ] = None,
     pass_name: Annotated[
         str | None,
-        typer.Option(
-            "--pass", help="Which pass: record, rerun or injected.", show_default="record, else injected"
-        ),
+        typer.Option("--pass", help="Which pass: record, injected or rerun.", show_default="the first of these"),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="How many steps of a site to show.")] = 4,
 ) -> None:
@@ -53,31 +52,6 @@ def show(
     else:
         first = min(source.passes, key=_order)
         _show_site(source, pass_name or first, site, steps, console)
-
-
-def summary(trace: Trace) -> str:
-    """A trace in one line of words."""
-    steps = [step for name in trace.passes for step in trace.steps(name, trace.ranks(name)[0])]
-    sites = {site for name in trace.passes for site in trace.sites(name, trace.ranks(name)[0])}
-    size = sum(path.stat().st_size for path in trace.path.iterdir() if path.is_file())
-    tokens = sum(len(step.sampled) for step in steps)
-    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {_bytes(size)}"
-    return words if trace.complete else f"{words}, INCOMPLETE"
-
-
-def observer_words(observer: Mapping[str, Any]) -> str:
-    """What recording changed, measured against an engine without taps."""
-    differ, drift = observer.get("tokens_differ"), observer.get("logprob_abs_diff")
-    words = f"the tokens of {differ} of {observer.get('sequences')} sequences"
-    return words if drift is None else f"{words}, and logprobs by {number(drift['max'])} at most"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 def _show_run(trace: Trace, console: Console) -> None:

@@ -126,6 +126,11 @@ def test_an_engine_that_dies_while_generating_leaves_what_was_finished(
     assert "INCOMPLETE" in tracereplay("show", tmp_path / "out.trace").out
 
 
+def test_a_recorder_that_could_not_write_is_said(record: Callable[..., Ended], tmp_path: Path) -> None:
+    check(record("--set", "loses=true"), 4, "out.trace is incomplete: No space left on device", "(3 times)")
+    assert not open_trace(tmp_path / "out.trace").complete
+
+
 def test_an_engine_whose_interpreter_is_gone(record: Callable[..., Ended], home: Path) -> None:
     (home / "python").unlink()
     check(record(), 4, "python: No such file or directory")

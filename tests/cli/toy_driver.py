@@ -2,7 +2,7 @@
 
 Settings: ``dtype``; ``rounding`` and ``flaw`` ("site:kind") as in `engines.toy`; ``dies`` ("loading" or
 "generating") ends the process there; ``hangs`` (a file) generates until the input ends, with the process ids
-of the engine and of its worker in that file.
+of the engine and of its worker in that file; ``loses`` says that the recorder could not write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tracereplay.engines import toy
 from tracereplay.errors import TracereplayError, UsageError, WorkloadError
 from tracereplay.workload import Prompt, Workload
 
-KNOWN = ("dtype", "rounding", "flaw", "dies", "hangs", "enforce_eager", "max_model_len")
+KNOWN = ("dtype", "rounding", "flaw", "dies", "hangs", "loses", "enforce_eager", "max_model_len")
 
 
 class Driver:
@@ -55,7 +55,9 @@ class Driver:
             self._run(prompts, recording, made)
             if recording is not None:
                 self._hand_over(made, Path(recording["trace"]), recording["pass_name"])
-            return json.loads((made / "manifest.json").read_text())["passes"].popitem()[1]
+            results = json.loads((made / "manifest.json").read_text())["passes"].popitem()[1]
+            errors = {"No space left on device (while writing the trace)": 3} if self.settings.get("loses") else {}
+            return {**results, "ranks": [{"steps": len(results["requests"]), "errors": errors}]}
 
     def _run(self, prompts: list[dict[str, Any]], recording: dict[str, Any] | None, made: Path) -> None:
         options: dict[str, Any] = {"rounding": self.settings.get("rounding", "once")}

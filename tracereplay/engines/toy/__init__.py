@@ -1,0 +1,28 @@
+"""A toy engine: two decoder layers in numpy that record and replay real traces in milliseconds.
+
+It stands in for an inference engine in README examples, tests and fixtures. Sites and operators are named
+as in vLLM's Llama, requests are batched continuously, prompts may be prefilled in chunks, and three
+"versions" round differently, as engine generations do. A `Flaw` plants a fault inside one operator or on
+the way to one, so that a verdict can be checked against what is known.
+
+    >>> golden = record(workload(), Path("golden.trace"))
+    >>> candidate = replay(golden, Path("candidate.trace"), flaw=Flaw("model.norm", "scale"))
+"""
+
+from tracereplay.engines.toy.flaws import EDGE_FLAWS, OPERATOR_FLAWS, Flaw
+from tracereplay.engines.toy.runs import record, replay, workload
+from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY
+
+__all__ = [
+    "EDGE_FLAWS",
+    "HEAD",
+    "HEADS",
+    "KV_HEADS",
+    "LAYERS",
+    "OPERATOR_FLAWS",
+    "VOCABULARY",
+    "Flaw",
+    "record",
+    "replay",
+    "workload",
+]

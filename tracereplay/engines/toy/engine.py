@@ -1,0 +1,110 @@
+"""The toy engine: its schedule, its model and its sampler, step by step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tracereplay.engines.toy.flaws import Flaw, Planted
+from tracereplay.engines.toy.golden import Forced
+from tracereplay.engines.toy.model import Model
+from tracereplay.engines.toy.numerics import Array, Numerics, Rounding
+from tracereplay.engines.toy.recorder import Recorder
+from tracereplay.engines.toy.sampler import Sampler
+from tracereplay.engines.toy.schedule import Batch, Sample, samples, schedule
+from tracereplay.engines.toy.weights import VOCABULARY, Weights
+from tracereplay.errors import WorkloadError
+from tracereplay.event import Sampled, make_rows
+from tracereplay.workload import Prompt, Workload
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One engine, as it was started; the arguments are those of `runs.record` and `runs.replay`."""
+
+    def __init__(
+        self,
+        work: Workload,
+        rounding: Rounding,
+        max_rows: int | None,
+        ranks: int,
+        flaw: Flaw | None,
+        noise: float = 0.0,
+    ) -> None:
+        self.work, self.max_rows, self.ranks = work, max_rows, ranks
+        self.numerics = Numerics(str(work.settings.get("dtype", "bfloat16")), rounding)
+        self.weights = Weights(work.model, self.numerics.nearest)
+        planted = Planted(flaw, self.numerics, work.prompts)
+        self._model = Model(self.weights, self.numerics, planted, ranks, noise)
+        self._sampler = Sampler(planted, work.settings.get("logprobs_mode") == "processed_logprobs")
+        for prompt in work.prompts:
+            _check(prompt)
+
+    def describe(self) -> dict[str, Any]:
+        version = {"once": "2.0", "twice": "1.0", "truncate": "1.5"}[self.numerics.rounding]
+        settings = {
+            "dtype": self.numerics.dtype, "tensor_parallel_size": self.ranks,
+            "max_num_batched_tokens": self.max_rows, "logprobs_mode": "raw_logprobs", **self.work.settings,
+        }  # fmt: skip
+        return {
+            "name": f"toy-{version}", "versions": {"toy": version}, "settings": settings, "device": "cpu",
+            "environment": {},
+        }  # fmt: skip
+
+    def generate(self, recorder: Recorder, forced: Forced | None) -> dict[str, Any]:
+        """One pass; returns its results as the manifest holds them."""
+        begin = time.perf_counter()
+        self._model.attention.clear()
+        live = list(samples(self.work.prompts))
+        number = 0
+        while any(seq.waiting for seq in live):
+            batch = schedule([seq for seq in live if not self._shares(seq, live)], self.max_rows)
+            self._step(recorder, batch, live, forced, number)
+            number += 1
+        recorder.close()
+        return {"requests": [seq.result() for seq in live], "seconds": time.perf_counter() - begin}
+
+    def _shares(self, seq: Sample, live: Sequence[Sample]) -> bool:
+        """Whether ``seq`` waits for the prompt that its request's first sample computes."""
+        return self.numerics.rounding == "twice" and seq.sequence > 0 and not seq.done and any(
+            s.request == seq.request and s.sequence == 0 for s in live
+        )  # fmt: skip
+
+    def _step(
+        self, recorder: Recorder, batch: Batch, live: list[Sample], forced: Forced | None, number: int
+    ) -> None:
+        recorder.begin(batch.rows)
+        hidden = self._model.decode(recorder, batch)
+        last = self._forks(batch, live)
+        recorder.commit(number, self._sample(recorder, hidden, batch, last, forced) if last else [])
+
+    def _sample(
+        self,
+        recorder: Recorder,
+        hidden: Array,
+        batch: Batch,
+        last: list[tuple[int, Sample]],
+        forced: Forced | None,
+    ) -> list[Sampled]:
+        rows = make_rows([(*seq.key, seq.done - 1) for _, seq in last])
+        logits = self._model.logits(recorder, hidden, [row for row, _ in last], rows)
+        return self._sampler.sample(recorder, logits, rows, batch, last, forced)
+
+    def _forks(self, batch: Batch, live: list[Sample]) -> list[tuple[int, Sample]]:
+        """The rows to sample from; the first sample's last prompt row serves the samples that share it."""
+        last = list(batch.last)
+        for row, seq in batch.last:
+            for other in live:
+                if other.request == seq.request and seq.done == seq.prompt and self._shares(other, live):
+                    self._model.attention.share(seq.key, other.key)
+                    other.done = seq.done
+                    last.append((row, other))
+        return last
+
+
+def _check(prompt: Prompt) -> None:
+    ids = prompt.token_ids
+    if not ids or max(ids) >= VOCABULARY:
+        raise WorkloadError(f"The toy engine takes prompts of token ids below {VOCABULARY}; this one has {ids}.")

@@ -1,0 +1,140 @@
+"""Faults to plant: what kinds there are, and what each does to a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tracereplay.engines.toy.numerics import Array, Numerics, epsilon
+from tracereplay.errors import UsageError
+from tracereplay.event import RowMap
+from tracereplay.workload import Prompt
+
+__all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted"]
+
+OPERATOR_FLAWS = ("scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor")
+EDGE_FLAWS = ("scaled_edge", "positions", "swap")
+
+Decoding: TypeAlias = list[tuple[int, bool]]  # rows of generated tokens; whether each is its sequence's last
+Stored: TypeAlias = np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A planted fault.
+
+    Args:
+        site: the operator that is wrong; for a fault between operators, the one where it arrives.
+        kind: inside an operator, at its first output
+
+            - ``scale``: 3 % too large
+            - ``element``: one element off by five times its row's RMS, in decode only
+            - ``eps``: a norm built with an epsilon of 0.5
+            - ``nan``: one NaN, in each sequence's last step
+            - ``rotary``: rotated by one position too many
+            - ``stale``: attention reads the key and value of one earlier position as they were before it
+            - ``wrong_row``: the embedding of another token, at position 1
+            - ``coarse``: rounded to three bits of mantissa
+            - ``floor``: rounded towards minus infinity instead of to nearest
+
+            between operators
+
+            - ``scaled_edge``: input ``index`` is 3 % too large
+            - ``positions``: positions are one too high
+            - ``swap``: layers 0 and 1 run in the other order
+        index: input of an edge fault.
+    """
+
+    site: str
+    kind: str
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        known = OPERATOR_FLAWS + EDGE_FLAWS
+        if self.kind not in known:
+            raise UsageError(f"The toy engine knows no flaw {self.kind!r}; it knows {known}.")
+
+
+class Planted:
+    """The flaw as the engine meets it, asked at each place whether it is there.
+
+    Args:
+        flaw: None plants nothing.
+        prompts: tell which rows are decoded.
+    """
+
+    def __init__(self, flaw: Flaw | None, numerics: Numerics, prompts: Sequence[Prompt]) -> None:
+        self.flaw, self._numerics, self._prompts = flaw, numerics, prompts
+
+    def has(self, kind: str) -> bool:
+        """Whether a flaw of this kind is planted anywhere."""
+        return self.flaw is not None and self.flaw.kind == kind
+
+    def sits(self, kind: str, site: str) -> bool:
+        """Whether a flaw of this kind sits at ``site``."""
+        return self.flaw is not None and self.flaw == replace(self.flaw, site=site, kind=kind)
+
+    def edge(self, site: str, index: int, x: Array) -> Array:
+        """``x`` as it arrives at input ``index`` of ``site``."""
+        wrong = self.sits("scaled_edge", site) and self.flaw is not None and self.flaw.index == index
+        return self._numerics.rounded(x * 1.03) if wrong else x
+
+    def flawed(self, site: str, x: Array, rows: RowMap) -> Array:
+        """``x`` with the flaw that sits at ``site``, if it is of a kind that spoils a result."""
+        if self.flaw is None or self.flaw.site != site:
+            return x
+        spoil = _SPOIL.get(self.flaw.kind)
+        if spoil is None:
+            return x
+        return self._numerics.rounded(spoil(x, self._decoding(rows), self._numerics.stored))
+
+    def _decoding(self, rows: RowMap) -> Decoding:
+        found = []
+        for i, (request, _, position) in enumerate(rows.tolist()):
+            prompt = self._prompts[request]
+            first = len(prompt.token_ids or ())
+            if position >= first:
+                found.append((i, position == first + int(prompt.sampling.get("max_tokens", 16)) - 2))
+        return found
+
+
+def _scale(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    return x * 1.03
+
+
+def _element(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    x = x.copy()
+    for row, _ in decoding:
+        x[row, 7] += 5 * np.sqrt(np.mean(x[row] ** 2))
+    return x
+
+
+def _nan(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    x = x.copy()
+    for row, last in decoding:
+        if last:
+            x[row, 3] = np.nan
+    return x
+
+
+def _coarse(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    mantissa, exponent = np.frexp(x)
+    coarse: Array = np.ldexp(np.round(mantissa * 8) / 8, exponent)
+    return coarse
+
+
+def _floor(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    """Half a unit in the last place too low on average, as the floor of what was never rounded is."""
+    _, exponent = np.frexp(x)
+    unit = np.ldexp(0.5 * epsilon(stored), exponent)
+    random = np.random.default_rng(x.shape[0])
+    lower: Array = x - unit * (random.random(x.shape) < 0.5)
+    return lower
+
+
+_SPOIL: Mapping[str, Callable[[Array, Decoding, Stored], Array]] = {
+    "scale": _scale, "element": _element, "nan": _nan, "coarse": _coarse, "floor": _floor,
+}  # fmt: skip

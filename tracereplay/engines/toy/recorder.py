@@ -1,0 +1,78 @@
+"""The toy's taps: they record what passes, and hand on golden values in an injected pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tracereplay.engines.toy.golden import Golden
+from tracereplay.engines.toy.numerics import Array, Numerics
+from tracereplay.engines.toy.sites import sites
+from tracereplay.event import RowMap, Sampled, make_rows
+from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, segment_path
+from tracereplay.trace.shards import cut
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """The taps of one pass.
+
+    Args:
+        path: the trace.
+        name: the pass.
+        ranks: 1 or 2; each writes a segment.
+        golden: what to hand on in an injected pass.
+    """
+
+    def __init__(self, path: Path, name: str, numerics: Numerics, ranks: int, golden: Golden | None) -> None:
+        self._numerics, self._golden = numerics, golden
+        self._sites = {site.name: site for site in sites(ranks)}
+        self._writers = [
+            SegmentWriter(segment_path(path, name, rank), {"pass": name, "rank": rank, "world": ranks})
+            for rank in range(ranks)
+        ]
+        for writer in self._writers:
+            writer.sites(self._sites.values())
+        self._rows = make_rows([])
+        self._calls: list[dict[str, PendingCall]] = []
+
+    def begin(self, rows: RowMap) -> None:
+        self._rows = rows
+        self._calls = [{} for _ in self._writers]
+
+    def feed(self, site: str, index: int, x: Array, rows: RowMap | None = None) -> Array:
+        """Records what arrived and returns what the operator shall take."""
+        rows = self._rows if rows is None else rows
+        self._keep(site, "in", index, x, rows)
+        return x if self._golden is None else self._golden.replace(site, "in", index, x, rows)
+
+    def observe(self, site: str, index: int, x: Array, rows: RowMap | None = None) -> Array:
+        """Records a result and returns what the next operator shall see of it."""
+        rows = self._rows if rows is None else rows
+        self._keep(site, "out", index, x, rows)
+        return x if self._golden is None else self._golden.replace(site, "out", index, x, rows)
+
+    def _keep(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> None:
+        known = self._sites[site]
+        layout = known.layouts.get(f"{side}{index}")
+        for rank, calls in enumerate(self._calls):
+            piece = cut(x, layout, rank, len(self._calls)) if layout else x
+            call = calls.setdefault(site, PendingCall(known.slot, 0, rows, rows))
+            tensors, attribute = (call.inputs, "rows_in") if side == "in" else (call.outputs, "rows_out")
+            setattr(call, attribute, rows)
+            tensors[index] = self._bytes(site, piece)
+
+    def _bytes(self, site: str, x: Array) -> TensorBytes:
+        stored = x if x.dtype.kind == "i" else x.astype(np.float32 if x.ndim == 1 else self._numerics.stored)
+        strides = tuple(s // stored.itemsize for s in np.ascontiguousarray(stored).strides)
+        return TensorBytes(stored.dtype.name, x.shape, strides, stored.tobytes())
+
+    def commit(self, number: int, sampled: list[Sampled]) -> None:
+        for writer, calls in zip(self._writers, self._calls, strict=True):
+            writer.step(number, self._rows, list(calls.values()), sampled, [])
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close({})

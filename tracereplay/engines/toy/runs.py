@@ -1,0 +1,111 @@
+"""What one does with the toy engine: make a workload, record it, replay the recording."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tracereplay.engines.toy.engine import Engine
+from tracereplay.engines.toy.flaws import Flaw
+from tracereplay.engines.toy.golden import Golden, golden_tokens
+from tracereplay.engines.toy.numerics import Rounding
+from tracereplay.engines.toy.recorder import Recorder
+from tracereplay.trace import TraceDirectory, open_trace
+from tracereplay.workload import Prompt, Workload
+
+__all__ = ["record", "replay", "workload"]
+
+
+def workload(
+    prompts: Sequence[Sequence[int]] = ((5, 6, 7, 8, 9), (20, 21, 22), (5, 6, 7, 40)),
+    *,
+    max_tokens: int = 8,
+    model: str = "toy",
+    sampling: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Workload:
+    """A small workload for the toy engine; ``model`` names its weights, ``settings`` may hold ``dtype``."""
+    given = {"max_tokens": max_tokens, "temperature": 0.0, "logprobs": 0, **(sampling or {})}
+    return Workload(model, tuple(Prompt(tuple(ids), None, given) for ids in prompts), settings)
+
+
+def record(
+    work: Workload,
+    path: Path,
+    *,
+    flaw: Flaw | None = None,
+    rounding: Rounding = "once",
+    max_rows: int | None = None,
+    tensor_parallel: int = 1,
+) -> Path:
+    """Generates ``work`` and records it.
+
+    Args:
+        work: prompts need token ids.
+        path: trace to create.
+        flaw: a fault to plant.
+        rounding: the "engine version": ``once`` rounds each operator's result; ``truncate`` does so towards
+            zero, as vLLM 0.8.5 on CPUs without AVX-512; ``twice`` rounds also what lies between, takes all
+            rows into its logits processor and shares the prompt between samples.
+        max_rows: rows a step may hold; longer prompts are prefilled in chunks. None: no limit.
+        tensor_parallel: 1 or 2 ranks.
+
+    Raises:
+        WorkloadError: a prompt has no token ids, or one that is not in the vocabulary.
+    """
+    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw)
+    directory = TraceDirectory(path, _run("recording", engine, None))
+    recorder = Recorder(path, "record", engine.numerics, engine.ranks, None)
+    directory.add_pass("record", engine.generate(recorder, None))
+    directory.complete()
+    return path
+
+
+def replay(
+    golden: Path,
+    path: Path,
+    *,
+    flaw: Flaw | None = None,
+    rounding: Rounding = "once",
+    max_rows: int | None = None,
+    tensor_parallel: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    passes: Sequence[str] = ("rerun", "injected"),
+    noise: float = 0.0,
+) -> Path:
+    """Runs the workload of ``golden`` again, its tokens forced, in one pass free and in one injected.
+
+    Args:
+        golden: trace to replay.
+        path: trace to create.
+        settings: laid over the golden workload's settings.
+        model: other weights than golden's.
+        passes: of ``rerun``, ``injected`` and ``injectedtwice``.
+        noise: relative size of an error that no two passes share, in every linear layer.
+
+    The other arguments are those of `record`.
+    """
+    trace = open_trace(golden)
+    work = Workload.from_dict(trace.run["workload"]).with_settings(settings or {})
+    if model is not None:
+        work = replace(work, model=model)
+    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise)
+    directory = TraceDirectory(path, _run("replay", engine, trace.digest()))
+    for name in passes:
+        source = None if name == "rerun" else Golden(trace)
+        recorder = Recorder(path, name, engine.numerics, engine.ranks, source)
+        directory.add_pass(name, engine.generate(recorder, golden_tokens(trace)))
+    directory.complete()
+    trace.close()
+    return path
+
+
+def _run(kind: str, engine: Engine, golden: str | None) -> dict[str, Any]:
+    described = {
+        "tracereplay": "0.1.0", "level": "operator", "kind": kind, "engine": engine.describe(),
+        "workload": replace(engine.work, weights=engine.weights.digest).as_dict(), "notes": [],
+    }  # fmt: skip
+    return described if golden is None else {**described, "golden": golden}
