@@ -164,7 +164,7 @@ def test_a_creation_interrupted_from_the_keyboard_is_built_again(uv: FakeUv, hom
     process = start(uv)
     wait_for(lambda: bool(list(home.glob("environments/*/half"))))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)  # its uv is ended with it, so this does not take 30 s
+    process.communicate(timeout=25)  # its uv is ended with it, so this does not take 30 s
     assert process.returncode != 0
     assert not any(is_ready(root) for root in environments(home))
     uv.behave()

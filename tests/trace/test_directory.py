@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
+from tracereplay.errors import DamagedTrace, NotATrace, RecordingIncomplete, TraceError, UsageError
 from tracereplay.trace import SegmentWriter, TraceDirectory, open_trace, segment_path
 
 
@@ -72,3 +74,18 @@ def test_names_outside_the_pattern_and_links_are_not_read(tmp_path: Path) -> Non
     (directory.path / "record-rank0.seg").symlink_to(secret)
     (directory.path / "other.seg").write_text("x")
     assert open_trace(directory.path).passes == ()
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = TraceDirectory(tmp_path / "t.trace", {"level": "operator"})
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordingIncomplete, match="manifest cannot be written: No space left on device"):
+        directory.add_pass("record", {"results": []})
+    assert [p.name for p in (tmp_path / "t.trace").iterdir()] == ["manifest.json"]
+    assert not open_trace(tmp_path / "t.trace").results

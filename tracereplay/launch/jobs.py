@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -120,12 +121,13 @@ def record_pass(
     prompts = [p.as_dict() for p in workload.prompts]
     result = process.generate(prompts, where)
     lost = _lost(result)
-    if lost:
-        directory.note(lost)
-    directory.add_pass(name, result)
-    if lost:
-        raise RecordingIncomplete(f"The engine finished, but {directory.path} is incomplete: {lost}")
-    return result
+    if not lost:
+        directory.add_pass(name, result)
+        return result
+    directory.note(lost)
+    with contextlib.suppress(RecordingIncomplete):  # a full disk may have no room for the manifest either
+        directory.add_pass(name, result)
+    raise RecordingIncomplete(f"The engine finished, but {directory.path} is incomplete: {lost}")
 
 
 def _lost(result: Mapping[str, Any]) -> str:

@@ -140,6 +140,8 @@ class Session:
     def begin_step(self, rows: RowMap) -> None:
         """The model is about to run over ``rows``."""
         if self._writer is not None and self._pool is not None:
+            if self._step is not None:  # the engine gave that step up; its arena would be missing for ever
+                self._pool.give(self._step.arena)
             self._step = _PendingStep(self._steps, rows, self._pool.take())
             self._rows.clear()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
+from tracereplay.errors import DamagedTrace, NotATrace, RecordingIncomplete, TraceError, UsageError
 from tracereplay.event import Site, Step
 from tracereplay.trace.reader import SegmentReader
 
@@ -62,7 +62,7 @@ class TraceDirectory:
             _remove(path)
         try:
             path.mkdir(parents=True)
-            self._save()
+            self._write()
         except OSError as error:
             raise UsageError(f"The trace {path} cannot be created: {error.strerror}.") from error
 
@@ -86,12 +86,25 @@ class TraceDirectory:
         self._save()
 
     def _save(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            raise RecordingIncomplete(
+                f"{self.path} is incomplete: its manifest cannot be written: {error.strerror}."
+            ) from error
+
+    def _write(self) -> None:
+        """Replaces the manifest in one step: there is always a whole one, the new or the old."""
         partial = self.path / "manifest.json.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(self._manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / "manifest.json")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump(self._manifest, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / "manifest.json")
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _remove(path: Path) -> None:
