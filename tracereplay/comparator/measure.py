@@ -279,7 +279,13 @@ def _plan(
     mine, theirs = _paired(plan, calls, table, other, rows, exclusions)
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
     tally = Tally(limit, policy.bias_max_ulp, policy.bias_sign_max_ulp)
-    plan.jobs.append(_Job(key, operator, table, other, mine, theirs, dtypes, tolerance, np.abs, tally))
+    size = _of_logprobs if operator == "Sampler" and key.side == "out" else np.abs
+    plan.jobs.append(_Job(key, operator, table, other, mine, theirs, dtypes, tolerance, size, tally))
+
+
+def _of_logprobs(x: Array) -> Array:
+    """At least 1: a logprob close to zero is the logarithm of a sum close to 1, and errs as that sum does."""
+    return np.maximum(np.abs(x), 1)
 
 
 def _dtype(table: Table) -> str:
