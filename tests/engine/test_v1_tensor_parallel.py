@@ -37,8 +37,8 @@ def test_one_rank_to_two_blames_only_what_is_summed_over_ranks(golden_v1: Trace,
     assert {e["class"] for e in verdict["edges"]} == {"identical"}
 
 
-def test_two_ranks_recorded_give_two_segments_and_match_themselves(golden_v0: Trace, two: Running) -> None:
-    golden = two.record(*Workload.from_dict(golden_v0.run["workload"]).prompts)
+def test_two_ranks_recorded_give_two_segments_and_match_themselves(committed: Trace, two: Running) -> None:
+    golden = two.record(*Workload.from_dict(committed.run["workload"]).prompts)
     assert golden.ranks("record") == (0, 1)
     qkv = "model.layers.0.self_attn.qkv_proj"
     assert golden.sites("record", 1)[qkv].layouts["out0"].parts == (2, 1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from engine_support import Engines
+from engine_support import Engines, Running
 
 from tracereplay.trace import Trace
 from tracereplay.workload import Workload
@@ -21,8 +21,16 @@ def test_v0_to_0_18_is_rounding(engines: Engines, golden_v0: Trace, single_proce
     assert (verdict["verdict"], verdict["cause"]) == ("diverged", "rounding")
 
 
-def test_0_31_to_0_32_matches(engines: Engines, golden_v0: Trace, single_process: Mapping[str, str]) -> None:
-    prompts = Workload.from_dict(golden_v0.run["workload"]).prompts
+def test_a_v1_golden_replays_under_v0(golden_v1: Trace, v0: Running) -> None:
+    verdict = v0.verdict(golden_v1).as_dict()
+    assert verdict["first_divergence"] is None
+    linears = [o for o in verdict["operators"] if o["operator"].endswith("Linear")]
+    assert {o["class"] for o in linears} == {"identical"}
+    assert (verdict["verdict"], verdict["cause"]) == ("diverged", "rounding")
+
+
+def test_0_31_to_0_32_matches(engines: Engines, committed: Trace, single_process: Mapping[str, str]) -> None:
+    prompts = Workload.from_dict(committed.run["workload"]).prompts
     golden = engines.start("v1-0.31", env=single_process).record(*prompts)
     verdict = engines.start("v1", env=single_process).verdict(golden).as_dict()
     assert verdict["verdict"] == "match"

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-USERS_HOME = os.environ.get("TRACEREPLAY_HOME")
-
 # Stands in for uv: `venv` makes an environment, `pip install` writes down how it was called. Files beside it
 # change what it does: `hang` makes it wait for that many seconds, `fail` makes it end with an error.
 FAKE_UV = """#!{python}
@@ -82,15 +80,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRACEREPLAY_HOME", str(path))
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     return path
-
-
-@pytest.fixture
-def users_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engines that the user has, for tests that start one."""
-    if USERS_HOME is None:
-        monkeypatch.delenv("TRACEREPLAY_HOME")
-    else:
-        monkeypatch.setenv("TRACEREPLAY_HOME", USERS_HOME)
 
 
 @pytest.fixture

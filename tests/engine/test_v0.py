@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from engine_support import Engines, Running, greedy, token_ids
+from engine_support import Running, greedy, token_ids
 
 from tracereplay.trace import Trace
-from tracereplay.workload import Prompt, Workload
+from tracereplay.workload import Prompt
 
 pytestmark = pytest.mark.engine
 
@@ -34,11 +34,6 @@ WORKLOADS: dict[str, Sequence[Prompt]] = {
 }
 
 
-@pytest.fixture
-def v0(engines: Engines) -> Running:
-    return engines.start("v0")
-
-
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_recording_changes_no_bit_and_a_replay_matches(v0: Running, name: str) -> None:
     prompts = WORKLOADS[name]
@@ -52,16 +47,11 @@ def test_recording_changes_no_bit_and_a_replay_matches(v0: Running, name: str) -
     assert {o["class"] for o in verdict["operators"]} == {"identical"}
 
 
-def test_the_committed_golden_trace_is_what_this_engine_records(v0: Running, golden_v0: Trace) -> None:
-    again = v0.record(*Workload.from_dict(golden_v0.run["workload"]).prompts)
-    assert again.results["record"]["requests"] == golden_v0.results["record"]["requests"]
-
-
-def test_a_v1_golden_replays_under_v0(v0: Running, recordings: dict[str, Trace]) -> None:
-    if "v1" not in recordings:
-        pytest.skip("the V1 golden is recorded by test_v1.py; run the whole folder")
-    verdict = v0.verdict(recordings["v1"]).as_dict()
+def test_the_committed_golden_trace_is_what_this_engine_records(v0: Running, committed: Trace) -> None:
+    """To the bit where the processor has the same vector instructions; elsewhere kernels sum in another order."""
+    verdict = v0.verdict(committed).as_dict()
     assert verdict["first_divergence"] is None
-    linears = [o for o in verdict["operators"] if o["operator"].endswith("Linear")]
-    assert {o["class"] for o in linears} == {"identical"}
-    assert (verdict["verdict"], verdict["cause"]) == ("diverged", "rounding")
+    assert {e["class"] for e in verdict["edges"]} == {"identical"}
+    if v0.process.info["device"] == committed.run["engine"]["device"]:
+        assert verdict["verdict"] == "match"
+        assert {o["class"] for o in verdict["operators"]} == {"identical"}
