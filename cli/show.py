@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tracereplay.cli.summary import observer_words, summary
-from tracereplay.comparator.dtypes import is_float, storage, widen
+from tracereplay.comparator.dtypes import is_float, widen
+from tracereplay.dtypes import numpy_dtype
 from tracereplay.errors import UsageError
 from tracereplay.event import Call, Value
 from tracereplay.report.words import clean, number
@@ -153,7 +154,7 @@ def _tensors(call: Call, names: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
 
 def _describe(value: Value) -> list[str]:
     shape = "x".join(map(str, value.shape))
-    raw = np.frombuffer(value.load(), storage(value.dtype))
+    raw = np.frombuffer(value.load(), numpy_dtype(value.dtype))
     if not raw.size:
         return [value.dtype, shape, "", "", "", "", ""]
     if not is_float(value.dtype):

@@ -15,9 +15,8 @@ def summary(trace: Trace) -> str:
     """A trace in one line of words."""
     steps = [step for name in trace.passes for step in trace.steps(name, trace.ranks(name)[0])]
     sites = {site for name in trace.passes for site in trace.sites(name, trace.ranks(name)[0])}
-    size = sum(path.stat().st_size for path in trace.path.iterdir() if path.is_file())
     tokens = sum(len(step.sampled) for step in steps)
-    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {_bytes(size)}"
+    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {_bytes(trace.size)}"
     return words if trace.complete else f"{words}, INCOMPLETE"
 
 

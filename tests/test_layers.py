@@ -32,7 +32,7 @@ LAYERS = (
     ("hooks", "trace"),
     ("storage",),
     ("workload", "event", "verdict"),
-    ("errors",),
+    ("errors", "dtypes"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -47,13 +47,14 @@ ENGINE_SIDE = (
     "event",
     "workload",
     "errors",
+    "dtypes",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
-    "workload", "event", "verdict", "errors",
+    "workload", "event", "verdict", "errors", "dtypes",
 )  # fmt: skip
 
 

@@ -14,7 +14,21 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Call", "Layout", "Request", "RowKey", "RowMap", "Sampled", "Site", "Step", "Value", "make_rows"]
+from tracereplay.dtypes import numpy_dtype
+
+__all__ = [
+    "Call",
+    "Layout",
+    "Parameter",
+    "Request",
+    "RowKey",
+    "RowMap",
+    "Sampled",
+    "Site",
+    "Step",
+    "Value",
+    "make_rows",
+]
 
 RowMap: TypeAlias = npt.NDArray[np.int32]
 
@@ -54,6 +68,22 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Parameter:
+    """A weight that an operator has. Its bytes are in the checkpoint, not in the trace.
+
+    Args:
+        name: within the operator: ``weight``, ``bias``.
+        dtype, shape: as the operator holds it, before the engine repacks it.
+        tensors: the checkpoint's tensors that it is loaded from, in order (q|k|v); empty if that is not known.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    tensors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """Where an operator sits, and what is known of it before it runs.
 
@@ -64,6 +94,7 @@ class Site:
         inputs: parameter names of the tensor inputs, in order.
         layouts: keyed ``"in0"``, ``"out1"``: present where tensor parallelism cuts that tensor.
         config: what the operator was built with (``eps``, sizes), as far as it is plain data.
+        parameters: its weights, by reference.
     """
 
     name: str
@@ -72,6 +103,7 @@ class Site:
     inputs: tuple[str, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +113,26 @@ class Value:
     Args:
         dtype: torch's name without the prefix: ``bfloat16``, ``float32``, ``int64``.
         shape: sizes.
-        strides: in elements, as the operator saw them; the stored bytes are always contiguous.
-        load: returns the contiguous bytes.
+        strides: in elements, as the operator saw them.
+        load: returns the elements' bytes, one after the other in the order of the indices.
+        storage: number of the memory that it lay in, within its step: values with the same number shared memory.
+            -1 if that is not known.
+        start: of its first element in that memory, in elements.
+        version: how often that memory was seen to have been written before, within the step.
     """
 
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     load: Callable[[], bytes] = field(repr=False, compare=False)
+    storage: int = -1
+    start: int = 0
+    version: int = 0
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The values as a contiguous array; bfloat16 and float8 in the dtypes of ml_dtypes, which must be
+        installed."""
+        return np.frombuffer(self.load(), numpy_dtype(self.dtype)).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +203,7 @@ class Step:
         sampled: tokens that this step produced.
         notes: what could not be seen, as sentences.
         requests: those that begin here, where no workload names them.
+        weights: how often the engine's weights had been updated before, within the pass.
     """
 
     number: int
@@ -167,6 +212,7 @@ class Step:
     sampled: tuple[Sampled, ...]
     notes: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
+    weights: int = 0
 
 
 Side: TypeAlias = Literal["in", "out"]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.dtypes import eps, storage, widen
+from tracereplay.comparator.dtypes import eps, widen
 from tracereplay.comparator.metrics import BIAS_ULP, BIAS_Z, Tally, compare_rows, trimmed_rms
 from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.dtypes import numpy_dtype
 
 Array = npt.NDArray[Any]
 Pair = tuple[Array, Array, str]
@@ -24,13 +25,13 @@ Pair = tuple[Array, Array, str]
 
 def rounded(x: Array, dtype: str) -> Array:
     """To the nearest value of ``dtype``, as float64."""
-    stored: Array = x.astype(np.float64).astype(np.float32).astype(storage(dtype)).astype(np.float64)
+    stored: Array = x.astype(np.float64).astype(np.float32).astype(numpy_dtype(dtype)).astype(np.float64)
     return stored
 
 
 def pair(golden: Array, candidate: Array, dtype: str) -> Pair:
     """Both rounded to nearest in storage dtype."""
-    g, c = (x.astype(np.float32).astype(storage(dtype)) for x in (golden, candidate))
+    g, c = (x.astype(np.float32).astype(numpy_dtype(dtype)) for x in (golden, candidate))
     return g, c, dtype
 
 

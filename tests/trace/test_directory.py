@@ -67,13 +67,22 @@ def test_what_is_no_trace_is_said_to_be_none(tmp_path: Path) -> None:
         open_trace(tmp_path)
 
 
-def test_names_outside_the_pattern_and_links_are_not_read(tmp_path: Path) -> None:
+def test_names_outside_the_pattern_are_not_read(tmp_path: Path) -> None:
+    directory = TraceDirectory(tmp_path / "a.trace", {})
+    for name in ("other.seg", "record-rank00.seg", "record-rank\u0661.seg", "record-rank0.seg\n"):
+        (directory.path / name).write_text("x")
+    assert open_trace(directory.path).passes == ()
+
+
+@pytest.mark.parametrize("name", ["record-rank0.seg", "manifest.json"])
+def test_a_link_is_refused(tmp_path: Path, name: str) -> None:
     directory = TraceDirectory(tmp_path / "a.trace", {})
     secret = tmp_path / "secret"
     secret.write_text(json.dumps("not yours"))
-    (directory.path / "record-rank0.seg").symlink_to(secret)
-    (directory.path / "other.seg").write_text("x")
-    assert open_trace(directory.path).passes == ()
+    (directory.path / name).unlink(missing_ok=True)
+    (directory.path / name).symlink_to(secret)
+    with pytest.raises(TraceError, match="it is a symbolic link"):
+        open_trace(directory.path)
 
 
 def test_a_manifest_that_cannot_be_written_leaves_the_one_before(

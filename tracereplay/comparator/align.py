@@ -18,7 +18,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.dtypes import storage
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value
 from tracereplay.trace import Trace
@@ -131,7 +130,7 @@ def _whole_size(layout: Layout, size: int, ranks: int) -> int:
 
 
 def _read(value: Value) -> Array:
-    return np.frombuffer(value.load(), storage(value.dtype)).reshape(value.shape)
+    return value.numpy()
 
 
 @dataclass(slots=True)

@@ -1,15 +1,13 @@
-"""Dtypes by torch's names: how their bytes are read, their eps, and their values as float32 or float64."""
+"""Dtypes by torch's names: their eps, and their values as float32 or float64."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "coarser", "eps", "is_float", "smallest", "storage", "widen"]
+__all__ = ["Array", "coarser", "eps", "is_float", "smallest", "widen"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -25,13 +23,6 @@ _EPS = {
     "float8_e5m2fnuz": (2.0**-2, 2.0**-17),
     "float8_e8m0fnu": (1.0, 2.0**-127),
 }
-
-
-@cache
-def storage(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype in which a tensor's bytes are read."""
-    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    return found
 
 
 def is_float(dtype: str) -> bool:

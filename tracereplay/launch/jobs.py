@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
+from tracereplay.errors import RecordingIncomplete, TraceError, UsageError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.storage.checkpoint import check_model, weights_digest
 from tracereplay.trace import Trace, TraceDirectory, open_trace
@@ -104,6 +104,8 @@ def replay_passes(
     """The rerun and the injected pass, in an engine that is there already."""
     if golden.passes != ("record",):
         raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
+    if isinstance(golden.path, str):
+        raise UsageError(f"An engine cannot replay from {golden.path}; download the trace and give its path.")
     report("Generating again with golden tokens forced (rerun)")
     source = str(golden.path.resolve())
     record_pass(process, directory, workload, "rerun", source)

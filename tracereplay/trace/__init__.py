@@ -1,10 +1,14 @@
-"""The trace file, both sides. Nothing outside this package knows how it is laid out."""
+"""The trace file, both sides. Nothing outside this package knows how it is laid out (FORMAT.md)."""
 
-from tracereplay.trace.directory import Trace, TraceDirectory, open_trace, segment_path
+from tracereplay.trace.contents import TensorBytes
+from tracereplay.trace.directory import TraceDirectory, segment_path
+from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.reader import SegmentReader
-from tracereplay.trace.writer import PendingCall, SegmentWriter, TensorBytes
+from tracereplay.trace.writer import BudgetSpent, CallOfStep, PendingCall, SegmentWriter
 
 __all__ = [
+    "BudgetSpent",
+    "CallOfStep",
     "PendingCall",
     "SegmentReader",
     "SegmentWriter",

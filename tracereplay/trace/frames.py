@@ -1,31 +1,43 @@
-"""Frames: the checksummed pieces that a segment file is made of.
+"""Frames: the checksummed pieces that a segment is made of. FORMAT.md has the table of bytes.
 
-    segment := MAGIC frame*
-    frame   := header payload
-
-The header is 24 bytes, little-endian: kind u8, codec u8, reserved u16, payload length u64, xxh3-64 of the
-payload u64, xxh32 of the 20 bytes before it u32.
+segment := MAGIC frame* [tail]
+frame   := header payload
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import BinaryIO
 
 import xxhash
 
 from tracereplay.errors import DamagedTrace, NotATrace
+from tracereplay.storage.files import File
 
-__all__ = ["MAGIC", "Frame", "Kind", "read_payload", "scan", "write_frame"]
+__all__ = [
+    "HEADER_SIZE",
+    "MAGIC",
+    "TAIL_SIZE",
+    "Frame",
+    "Kind",
+    "check_magic",
+    "end_of",
+    "fetch",
+    "frame_of",
+    "scan",
+    "write_header",
+    "write_tail",
+]
 
 MAGIC = b"\x93TRACE\r\n"
-_HEADER = struct.Struct("<BBHQQ")
-_CHECK = struct.Struct("<I")
+_HEADER = struct.Struct("<BBHQQQ")  # kind, codec, reserved, stored length, decoded size, xxh3-64 of the payload
+_CHECK = struct.Struct("<I")  # xxh32 of the header before it
 HEADER_SIZE = _HEADER.size + _CHECK.size
+_TAIL = struct.Struct("<Q8s")  # where the END frame begins, and the magic bytes again
+TAIL_SIZE = _TAIL.size
+MAX_STORED = 80 << 20  # bytes of a payload that is read in one piece; chunks and records have limits below it
 
 
 class Kind(IntEnum):
@@ -35,72 +47,127 @@ class Kind(IntEnum):
     SITES = 2
     DATA = 3
     STEP = 4
-    END = 5
+    INDEX = 5
+    END = 6
+    MANIFEST = 7
+    SEGMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame's header and where its payload lies.
+    """A frame's header, and where it stands.
 
     Args:
         kind: a `Kind`, or a number from a later version.
-        codec: how the payload is encoded (`codec.py`).
-        offset: of the payload in the file, bytes.
-        length: of the payload, bytes.
-        digest: xxh3-64 of the payload.
+        codec: how the payload is stored (`codec.py`).
+        offset: of the header in the segment, bytes.
+        length: of the payload as stored, bytes.
+        size: of the payload decoded, bytes.
+        digest: xxh3-64 of the payload as stored.
     """
 
     kind: int
     codec: int
     offset: int
     length: int
+    size: int
     digest: int
 
+    @property
+    def payload(self) -> int:
+        """Where the payload begins."""
+        return self.offset + HEADER_SIZE
 
-def write_frame(kind: Kind, payload: bytes | memoryview, codec: int = 0) -> tuple[bytes, bytes | memoryview]:
-    """The header and payload to append to a segment."""
-    head = _HEADER.pack(kind, codec, 0, len(payload), xxhash.xxh3_64_intdigest(payload))
-    return head + _CHECK.pack(xxhash.xxh32_intdigest(head)), payload
+    @property
+    def end(self) -> int:
+        """Where the next frame begins."""
+        return self.offset + HEADER_SIZE + self.length
 
 
-def scan(file: BinaryIO, name: str) -> Iterator[Frame]:
-    """The frames of a segment up to its end or to a torn last frame.
+def write_header(kind: int, codec: int, length: int, size: int, digest: int) -> bytes:
+    """The 32 bytes before a payload; see `Frame`."""
+    head = _HEADER.pack(kind, codec, 0, length, size, digest)
+    return head + _CHECK.pack(xxhash.xxh32_intdigest(head))
+
+
+def frame_of(data: bytes, offset: int, name: str) -> Frame:
+    """The frame whose header ``data`` begins with.
+
+    Raises:
+        DamagedTrace: it is not what was written.
+    """
+    if len(data) < HEADER_SIZE:
+        raise DamagedTrace(f"{name} is damaged: it ends inside the frame header at byte {offset}.")
+    (check,) = _CHECK.unpack_from(data, _HEADER.size)
+    if xxhash.xxh32_intdigest(data[: _HEADER.size]) != check:
+        raise DamagedTrace(f"{name} is damaged: the frame header at byte {offset} fails its checksum.")
+    kind, codec, _, length, size, digest = _HEADER.unpack_from(data)
+    return Frame(kind, codec, offset, length, size, digest)
+
+
+def write_tail(end: int) -> bytes:
+    """The last bytes of a closed segment; ``end`` is where its END frame begins."""
+    return _TAIL.pack(end, MAGIC)
+
+
+def end_of(file: File) -> int | None:
+    """Where the END frame of a closed segment begins; None if the segment was not closed."""
+    if file.size < len(MAGIC) + TAIL_SIZE:
+        return None
+    offset, magic = _TAIL.unpack(file.read(file.size - TAIL_SIZE, TAIL_SIZE))
+    inside = len(MAGIC) <= offset <= file.size - TAIL_SIZE - HEADER_SIZE
+    return offset if magic == MAGIC and inside else None
+
+
+def check_magic(file: File) -> None:
+    """Raises NotATrace if the file does not begin with the magic bytes, as far as it goes."""
+    magic = file.read(0, len(MAGIC))
+    if magic != MAGIC[: len(magic)]:
+        raise NotATrace(f"{file.name} is not a trace segment: it begins with {magic!r}, not {MAGIC!r}.")
+
+
+def scan(file: File) -> Iterator[Frame]:
+    """The frames of a segment, header by header, up to its end or to a torn last frame.
 
     Raises:
         NotATrace: the file does not begin with the magic bytes.
         DamagedTrace: a frame header is not what was written.
     """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    magic = file.read(len(MAGIC))
-    if magic != MAGIC[: len(magic)] or not magic:
-        raise NotATrace(f"{name} is not a trace segment: it begins with {magic!r}, not {MAGIC!r}.")
+    check_magic(file)
     offset = len(MAGIC)
-    while offset + HEADER_SIZE <= size:
-        file.seek(offset)
-        frame = _read_header(file.read(HEADER_SIZE), offset, name)
-        if frame.offset + frame.length > size:
+    while offset + HEADER_SIZE <= file.size:
+        frame = frame_of(file.read(offset, HEADER_SIZE), offset, file.name)
+        if frame.end > file.size:
             return  # torn by the end of the recording; what came before it stands
         yield frame
-        offset = frame.offset + frame.length
+        if frame.kind == Kind.END:
+            return  # what follows is the tail
+        offset = frame.end
 
 
-def _read_header(data: bytes, offset: int, name: str) -> Frame:
-    (check,) = _CHECK.unpack_from(data, _HEADER.size)
-    if xxhash.xxh32_intdigest(data[: _HEADER.size]) != check:
-        raise DamagedTrace(f"{name} is damaged: the frame header at byte {offset} fails its checksum.")
-    kind, codec, _, length, digest = _HEADER.unpack_from(data)
-    return Frame(kind, codec, offset + HEADER_SIZE, length, digest)
+def fetch(file: File, offset: int, length: int, kind: Kind) -> tuple[Frame, bytes]:
+    """The frame of ``kind`` whose header begins at ``offset``, and its payload as stored, in one read.
 
-
-def read_payload(file: BinaryIO, frame: Frame, name: str) -> bytes:
-    """A frame's payload as stored.
+    Args:
+        file: the segment.
+        offset: of the header, bytes.
+        length: of the payload, as far as it is known; a guess costs at most a second read.
+        kind: what is expected there.
 
     Raises:
-        DamagedTrace: the bytes fail their checksum.
+        DamagedTrace: there is no such frame, or its bytes fail their checksum.
     """
-    file.seek(frame.offset)
-    payload = file.read(frame.length)
+    if not 0 <= offset <= file.size - HEADER_SIZE:
+        raise DamagedTrace(f"{file.name} names a frame at byte {offset}; it has {file.size} bytes.")
+    data = file.read(offset, HEADER_SIZE + min(length, MAX_STORED))
+    frame = frame_of(data[:HEADER_SIZE], offset, file.name)
+    if frame.kind != kind:
+        raise DamagedTrace(f"{file.name} is damaged: the frame at byte {offset} is no {kind.name} frame.")
+    if frame.length > MAX_STORED:
+        raise DamagedTrace(f"{file.name} holds a frame of {frame.length} bytes; the limit is {MAX_STORED}.")
+    payload = data[HEADER_SIZE : HEADER_SIZE + frame.length]
+    if len(payload) < frame.length:
+        payload += file.read(offset + HEADER_SIZE + len(payload), frame.length - len(payload))
     if len(payload) != frame.length or xxhash.xxh3_64_intdigest(payload) != frame.digest:
-        raise DamagedTrace(f"{name} is damaged: the frame at byte {frame.offset} fails its checksum.")
-    return payload
+        raise DamagedTrace(f"{file.name} is damaged: the frame at byte {frame.offset} fails its checksum.")
+    return frame, payload

@@ -1,4 +1,4 @@
-"""Reading one segment: the index comes from the frame headers, tensors are read when asked for."""
+"""Reading one segment: the index says where frames are, tensors are read when asked for."""
 
 from __future__ import annotations
 
@@ -8,108 +8,180 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import DamagedTrace, TraceError
+from tracereplay.dtypes import itemsize, nbytes
+from tracereplay.errors import DamagedTrace
 from tracereplay.event import Site, Step
-from tracereplay.trace import codec, records
-from tracereplay.trace.frames import Frame, Kind, read_payload, scan
+from tracereplay.storage.files import File, LocalFile
+from tracereplay.trace import records
+from tracereplay.trace.chunk import Entry
+from tracereplay.trace.codec import Base, Bytes, decode_chunk
+from tracereplay.trace.contents import strided_bytes
+from tracereplay.trace.frames import MAGIC, Frame, Kind, check_magic, end_of, fetch
+from tracereplay.trace.index import Index, indexed, scanned
+from tracereplay.trace.plain import decode_record, unpack
 
 __all__ = ["SegmentReader"]
 
 CACHED_CHUNKS = 16  # at most 64 MiB of ordinary chunks
+_GUESS = 4 << 10  # bytes of a record that is read before its length is known
 
 
 class SegmentReader:
     """One segment, open for reading.
 
     Args:
-        path: the segment file.
+        source: the segment.
+        base: where tensors are found that are stored as a difference from another trace.
 
     Raises:
-        NotATrace, DamagedTrace: see `frames.scan`.
+        NotATrace, DamagedTrace: see `frames`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise TraceError(f"The segment {path} cannot be opened: {error.strerror}.") from error
+    def __init__(self, source: Path | File, base: Base | None = None) -> None:
+        self.file: File = LocalFile(source) if isinstance(source, Path) else source
+        self.name = self.file.name
+        self._base = base
         self._lock = threading.Lock()
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._chunks: list[Frame] = []
-        self._steps: list[tuple[Frame, int]] = []
+        self._cache: OrderedDict[int, tuple[memoryview, list[Entry]]] = OrderedDict()
         self._names: dict[int, str] = {}
         self.meta: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
-        for frame in scan(self._file, self.name):
-            self._index(frame)
+        check_magic(self.file)
+        self.index = self._find_index()
+        self._read_meta()
+        for offset, length in self.index.sites:
+            self._add_sites(self._record(offset, length, Kind.SITES, list))
 
-    def _index(self, frame: Frame) -> None:
-        if frame.kind == Kind.DATA:
-            self._chunks.append(frame)
-        elif frame.kind == Kind.STEP:
-            self._steps.append((frame, len(self._chunks)))
-        elif frame.kind == Kind.META:
-            self.meta = self._plain(frame, dict)
-        elif frame.kind == Kind.END:
-            self.summary = self._plain(frame, dict)
-        elif frame.kind == Kind.SITES:
-            self._add_sites(self._plain(frame, list))
+    def _find_index(self) -> Index:
+        end = end_of(self.file)
+        if end is None:
+            return scanned(self.file)
+        summary = self._record(end, _GUESS, Kind.END, dict)
+        found = indexed(self.file, _number(summary, "index", self.name))
+        if len(found.steps) != _number(summary, "steps", self.name):
+            raise DamagedTrace(
+                f"{self.name} is damaged: its index has {len(found.steps)} steps, its end says other."
+            )
+        self.summary = summary
+        return found
+
+    def _read_meta(self) -> None:
+        """The first frame, unless the recording ended before it was whole."""
+        if self.summary is None and not self.index.at:
+            return
+        self.meta = self._record(len(MAGIC), _GUESS, Kind.META, dict)
 
     def _add_sites(self, data: list[Any]) -> None:
         try:
             for site in map(records.read_site, data):
                 self.sites[site.name] = site
                 self._names[site.slot] = site.name
-        except (KeyError, TypeError, ValueError) as error:
+        except records.WRONG as error:
             raise DamagedTrace(f"{self.name} holds a site record that cannot be read: {error!r}.") from error
 
-    def _plain(self, frame: Frame, kind: type) -> Any:
-        value = codec.unpack(read_payload(self._file, frame, self.name), self.name)
-        if not isinstance(value, kind):
-            raise DamagedTrace(f"{self.name} holds {type(value).__name__} where {kind.__name__} belongs.")
+    def _record(self, offset: int, length: int, kind: Kind, expected: type) -> Any:
+        frame, payload = fetch(self.file, offset, length, kind)
+        value = unpack(decode_record(payload, frame.codec, frame.size, self.name), self.name)
+        if not isinstance(value, expected):
+            raise DamagedTrace(f"{self.name} holds {type(value).__name__} where {expected.__name__} belongs.")
         return value
 
     @property
     def complete(self) -> bool:
-        """Whether the writer closed the segment."""
-        return self.summary is not None
+        """Whether the writer closed the segment (and not `verify.repair` in its place)."""
+        return self.summary is not None and not self.summary.get("interrupted")
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self.index.steps)
 
-    def step(self, index: int) -> Step:
-        """The step at ``index`` in the file."""
-        with self._lock:
-            data = self._plain(self._steps[index][0], dict)
-        return records.read_step(data, self._names, self._load)
+    def step(self, place: int) -> Step:
+        """The step at ``place`` in the file."""
+        _, offset, length = self.index.steps[place]
+        return records.read_step(self._record(offset, length, Kind.STEP, dict), self._names, self._load)
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
-        return (self.step(i) for i in range(len(self._steps)))
+        return (self.step(i) for i in range(len(self.index.steps)))
 
-    def close(self) -> None:
-        self._file.close()
+    def chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
+        """A chunk's bytes and where its tensors lie in them.
 
-    def _load(self, chunk: int, offset: int, length: int) -> bytes:
-        if length == 0:
-            return b""  # an empty tensor has no chunk
-        data = self._chunk(chunk)
-        if offset < 0 or offset + length > len(data):
-            raise DamagedTrace(f"{self.name} names bytes {offset}+{length} of a chunk of {len(data)}.")
-        return data[offset : offset + length]
-
-    def _chunk(self, index: int) -> bytes:
+        Raises:
+            DamagedTrace: there is no such chunk, or it cannot be read.
+        """
         with self._lock:
-            if index in self._cache:
-                self._cache.move_to_end(index)
-                return self._cache[index]
-            if not 0 <= index < len(self._chunks):
-                raise DamagedTrace(f"{self.name} names chunk {index}; it holds {len(self._chunks)}.")
-            frame = self._chunks[index]
-            data = codec.decode(read_payload(self._file, frame, self.name), frame.codec, self.name)
-            self._cache[index] = data
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                return self._cache[number]
+        data = self._decoded(number)
+        with self._lock:
+            self._cache[number] = data
             if len(self._cache) > CACHED_CHUNKS:
                 self._cache.popitem(last=False)
-            return data
+        return data
+
+    def decoded(self, frame: Frame) -> bytes:
+        """A record's msgpack bytes; nothing for kinds that this version does not know."""
+        if frame.kind not in (Kind.META, Kind.SITES, Kind.STEP, Kind.INDEX, Kind.END):
+            return b""
+        _, payload = fetch(self.file, frame.offset, frame.length, Kind(frame.kind))
+        return decode_record(payload, frame.codec, frame.size, self.name)
+
+    def chunk_frame(self, number: int) -> tuple[Frame, bytes]:
+        """A chunk as it is stored."""
+        if type(number) is not int or not 0 <= number < len(self.index.chunks):
+            raise DamagedTrace(f"{self.name} names chunk {number}; it holds {len(self.index.chunks)}.")
+        offset, length, _ = self.index.chunks[number]
+        return fetch(self.file, offset, length, Kind.DATA)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _decoded(self, number: int) -> tuple[memoryview, list[Entry]]:
+        frame, payload = self.chunk_frame(number)
+        return decode_chunk(payload, frame.codec, frame.size, self.name, self._base)
+
+    def tensor(self, chunk: int, number: int) -> memoryview:
+        """The bytes of a chunk's tensor."""
+        data, entries = self.chunk(chunk)
+        if type(number) is not int or not 0 <= number < len(entries):
+            raise DamagedTrace(f"{self.name} names tensor {number} of a chunk that holds {len(entries)}.")
+        return data[entries[number].start : entries[number].end]
+
+    def _load(self, located: records.Located) -> bytes:
+        """A value's contiguous bytes."""
+        size = nbytes(located.dtype, located.shape)
+        if located.chunk == -1:
+            self._check(located, size == 0, 0)
+            return b""
+        if type(located.pieces) is not int or not 1 <= located.pieces <= len(self.index.chunks):
+            raise DamagedTrace(f"{self.name} names a tensor of {located.pieces} pieces.")
+        if located.pieces == 1:
+            stored: Bytes = self.tensor(located.chunk, located.tensor)
+        else:
+            stored = b"".join(
+                self.tensor(located.chunk + i, located.tensor * (i == 0)) for i in range(located.pieces)
+            )
+        if not located.strided:
+            self._check(located, located.skip == 0 and size == len(stored), len(stored))
+            return bytes(stored)
+        width = itemsize(located.dtype)
+        last = sum((n - 1) * s for n, s in zip(located.shape, located.strides, strict=True))
+        inside = located.skip + (last + 1) * width <= len(stored) and size <= len(stored)
+        self._check(located, inside, len(stored))
+        return strided_bytes(stored, located.skip, located.shape, located.strides, width)
+
+    def _check(self, located: records.Located, fits: bool, stored: int) -> None:
+        if not fits:
+            raise DamagedTrace(
+                f"{self.name} holds a {located.dtype} tensor of shape {located.shape} and strides "
+                f"{located.strides} that does not fit the {stored} bytes that are stored of it."
+            )
+
+
+def _number(data: dict[str, Any], key: str, name: str) -> int:
+    value = data.get(key)
+    if type(value) is not int:
+        raise DamagedTrace(f"{name} holds an end mark whose {key!r} is {value!r}.")
+    return value

@@ -1,40 +1,34 @@
 """Writing one segment: an append-only file, one for each process and pass.
 
-Every tensor's bytes are stored once: a tensor whose content was seen lately in the same segment is
-written as a reference to the bytes already there. What one operator gives the next takes is found so,
-whatever the allocator did with the addresses.
+    META ─▶ SITES ─▶ [ DATA* STEP (INDEX) ]* ─▶ INDEX ─▶ END ─▶ tail
+
+A step's DATA frames come before its STEP frame, which is the commit mark: a reader shows a step only when all of
+it is there. What fails in the middle of a step is cut off again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import xxhash
+from typing import Any, NamedTuple
 
 from tracereplay.event import Request, RowMap, Sampled, Site
-from tracereplay.trace import codec, records
-from tracereplay.trace.frames import MAGIC, Kind, write_frame
+from tracereplay.trace import records
+from tracereplay.trace.append import Appender
+from tracereplay.trace.codec import PLANES, Encoder
+from tracereplay.trace.contents import Contents, TensorBytes
+from tracereplay.trace.frames import Kind
 
-__all__ = ["PendingCall", "SegmentWriter", "TensorBytes"]
+__all__ = ["BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
-CHUNK = 4 << 20  # bytes; large enough to compress well, small enough to read one call without much else
-REMEMBERED = 65536  # digests; bounds memory at about 10 MB
+RESERVE = 4096  # bytes kept of a budget for what closes a segment
 
 
-@dataclass(frozen=True, slots=True)
-class TensorBytes:
-    """A tensor to be written: its description and its contiguous bytes (borrowed until the step is written)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    data: memoryview | bytes
+class BudgetSpent(Exception):
+    """The step does not fit into the bytes that the segment may have."""
 
 
 @dataclass(slots=True)
@@ -50,100 +44,162 @@ class PendingCall:
     written: dict[int, TensorBytes] = field(default_factory=dict)
 
 
+class CallOfStep(NamedTuple):
+    """A call whose tensors are places among the values that `SegmentWriter.add` returned, keyed by index."""
+
+    slot: int
+    number: int
+    rows_in: RowMap
+    rows_out: RowMap
+    inputs: Mapping[int, int]
+    outputs: Mapping[int, int]
+    written: Mapping[int, int]
+
+
+class _Mark(NamedTuple):
+    """How far the segment had come when the step began."""
+
+    size: int
+    contents: int
+    content: Any
+    chunks: int
+
+
 class SegmentWriter:
     """Appends steps to a segment file.
-
-    A step's DATA frames come before its STEP frame, which is the commit mark: a reader shows a step
-    only when all of it is there.
 
     Args:
         path: file to create; must not exist.
         meta: plain data about this process (rank, world size, pass name).
-        codec_id: how chunks are stored.
+        codec: how chunks are stored.
+        max_bytes: of the whole file; a step that does not fit is refused.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any], codec_id: int = codec.ZSTD) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        self.failed = False
-        self._end = 0
-        self._codec = codec_id
-        self._chunks = 0
-        self._steps = 0
-        self._seen: OrderedDict[tuple[bytes, int], tuple[int, int]] = OrderedDict()
-        self._append([MAGIC, *write_frame(Kind.META, codec.pack(dict(meta)))])
+    def __init__(
+        self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None
+    ) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._to = Appender(self._fd, Encoder(codec))
+        self._max_bytes = max_bytes
+        self._contents = Contents(self._to.chunk)
+        self._mark: _Mark | None = None
+        self._to.magic()
+        self._to.record(Kind.META, dict(meta))
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written; then the segment takes no more."""
+        return self._to.failed
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far."""
+        return self._to.size
 
     def sites(self, sites: Iterable[Site]) -> None:
         """Says which sites the following steps speak of; may be called again with more."""
-        payload = codec.pack([records.write_site(s) for s in sites])
-        self._append(write_frame(Kind.SITES, payload))
+        self._to.index.sites.append(self._to.record(Kind.SITES, [records.write_site(s) for s in sites]))
 
-    def step(
-        self, number: int, rows: RowMap, calls: Sequence[PendingCall], sampled: list[Sampled], notes: list[str],
-        requests: Sequence[Request] = (),
+    # -- a step -----------------------------------------------------------------------------------------
+
+    def add(self, tensor: TensorBytes) -> int:
+        """Keeps a value of the step that is under way and returns its place among the step's values.
+
+        Raises:
+            OSError: see `commit`.
+        """
+        self._begin()
+        try:
+            return self._contents.add(tensor)
+        except OSError:
+            self.rollback()
+            raise
+
+    def moved(self) -> None:
+        """The bytes that were lent to `add` are about to go; the step goes on."""
+        self._contents.forget_bases()
+
+    def commit(
+        self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
+        notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
     ) -> None:  # fmt: skip
-        """Appends one step and commits it.
+        """Appends the step whose values were added, and with it the mark that it is whole.
+
+        Args:
+            number: of the step.
+            rows: of the model's forward.
+            calls: in order of execution.
+            sampled, notes, requests, weights: see `event.Step`.
 
         Raises:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
+            BudgetSpent: it would make the file too large. The segment keeps the steps before it.
         """
+        self._begin()
+        maps: dict[bytes, int] = {records.write_rows(rows): 0}
+        packed = [_packed(call, maps) for call in calls]
+        try:
+            self._contents.flush()
+            record = records.write_step(
+                number, list(maps), self._contents.values, packed, sampled, notes, requests, weights
+            )
+            place = self._to.record(Kind.STEP, record)
+        except OSError:
+            self.rollback()
+            raise
+        if self._max_bytes is not None and self.size + self._to.index.room() + RESERVE > self._max_bytes:
+            self.rollback()
+            raise BudgetSpent
+        self._mark = None
+        self._contents.end_step()
+        self._to.index.steps.append((number, *place))
+        if self._to.index.due():
+            self._to.write_index()
+
+    def step(
+        self, number: int, rows: RowMap, calls: Sequence[PendingCall], sampled: Sequence[Sampled],
+        notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
+    ) -> None:  # fmt: skip
+        """`add` and `commit` in one, for a step whose tensors are all at hand."""
+        added = []
+        for call in calls:
+            sides = [
+                {index: self.add(tensor) for index, tensor in sorted(side.items())}
+                for side in (call.inputs, call.outputs, call.written)
+            ]
+            added.append(CallOfStep(call.slot, call.number, call.rows_in, call.rows_out, *sides))
+        self.commit(number, rows, added, sampled, notes, requests, weights)
+
+    def rollback(self) -> None:
+        """Forgets the step that is under way; what was written of it is cut off."""
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            self._to.cut(mark.size)
+            self._to.content = mark.content
+            self._to.index.keep_chunks(mark.chunks)
+            self._contents.restore(mark.contents)
+
+    def _begin(self) -> None:
         if self.failed:
             raise OSError(errno.EIO, "the segment was given up after an earlier error")
-        chunk = bytearray()
-        pieces: list[bytes | memoryview] = []
-        maps: dict[bytes, int] = {records.write_rows(rows): 0}
+        if self._mark is None:
+            index = self._to.index
+            self._mark = _Mark(self.size, self._contents.mark(), self._to.content.copy(), index.all_chunks)
 
-        def place(tensors: Mapping[int, TensorBytes]) -> list[records.Located]:
-            return [self._place(tensors[i], chunk, pieces) for i in sorted(tensors)]
-
-        packed = []
-        for call in calls:
-            rows_in = maps.setdefault(records.write_rows(call.rows_in), len(maps))
-            rows_out = maps.setdefault(records.write_rows(call.rows_out), len(maps))
-            inputs, outputs = place(call.inputs), place(call.outputs)
-            written = {i: self._place(t, chunk, pieces) for i, t in call.written.items()}
-            packed.append(records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, written))
-        self._flush(chunk, pieces)
-        payload = codec.pack(records.write_step(number, list(maps), packed, sampled, notes, list(requests)))
-        pieces.extend(write_frame(Kind.STEP, payload))
-        self._append(pieces)
-        self._steps += 1
+    # -- the end ----------------------------------------------------------------------------------------
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Writes the end mark; a segment without one is incomplete."""
-        self._append(write_frame(Kind.END, codec.pack({"steps": self._steps, **summary})))
+        """Writes the index and the end mark; a segment without one is incomplete."""
+        self.rollback()
+        self._to.end(summary)
         os.close(self._fd)
 
     def abandon(self) -> None:
         """Closes the file as it is, without an end mark."""
         os.close(self._fd)
 
-    def _place(self, tensor: TensorBytes, chunk: bytearray, pieces: list[bytes | memoryview]) -> records.Located:
-        key = (xxhash.xxh3_128_digest(tensor.data), len(tensor.data))
-        found = self._seen.get(key)
-        if found is None:
-            if chunk and len(chunk) + len(tensor.data) > CHUNK:
-                self._flush(chunk, pieces)
-            found = self._seen[key] = (self._chunks, len(chunk))
-            chunk += tensor.data
-            if len(self._seen) > REMEMBERED:
-                self._seen.popitem(last=False)
-        return (tensor.dtype, tensor.shape, tensor.strides, *found)
 
-    def _flush(self, chunk: bytearray, pieces: list[bytes | memoryview]) -> None:
-        if chunk:
-            pieces.extend(write_frame(Kind.DATA, codec.encode(bytes(chunk), self._codec), self._codec))
-            self._chunks += 1
-            chunk.clear()
-
-    def _append(self, pieces: Iterable[bytes | memoryview]) -> None:
-        data = memoryview(b"".join(pieces))
-        end = self._end + len(data)
-        try:
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except OSError:
-            # A torn frame in the middle would hide all that follows: cut it off, and write no more.
-            self.failed = True
-            os.ftruncate(self._fd, self._end)
-            raise
-        self._end = end
+def _packed(call: CallOfStep, maps: dict[bytes, int]) -> records.CallRecord:
+    rows_in, rows_out = (maps.setdefault(records.write_rows(r), len(maps)) for r in (call.rows_in, call.rows_out))
+    inputs, outputs = ([side[i] for i in sorted(side)] for side in (call.inputs, call.outputs))
+    return records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, call.written)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tracereplay.engines.toy.numerics import Array, storage
+from tracereplay.engines.toy.numerics import Array
 from tracereplay.event import RowMap, Step, Value
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
@@ -91,5 +91,5 @@ def _joiner(trace: Trace) -> Callable[[Step, str, str, int], Array]:
 
 
 def _array(value: Value) -> Array:
-    array = np.frombuffer(value.load(), storage(value.dtype)).reshape(value.shape)
+    array = value.numpy()
     return array if array.dtype.kind == "i" else array.astype(np.float64)

@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Numerics", "Rounding", "epsilon", "storage"]
+from tracereplay.dtypes import numpy_dtype
+
+__all__ = ["Array", "Numerics", "Rounding", "epsilon"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Rounding: TypeAlias = Literal["once", "twice", "truncate"]
@@ -23,7 +25,7 @@ class Numerics:
 
     def __init__(self, dtype: str, rounding: Rounding) -> None:
         self.dtype, self.rounding = dtype, rounding
-        self.stored = storage(dtype)
+        self.stored = numpy_dtype(dtype)
 
     def nearest(self, x: Array) -> Array:
         """To the nearest value of the dtype, kept as float64."""
@@ -40,18 +42,6 @@ class Numerics:
     def between(self, x: Array) -> Array:
         """An intermediate result: rounded by the version that rounds twice."""
         return self.rounded(x) if self.rounding == "twice" else x
-
-
-def storage(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype that holds values of ``dtype``, by torch's name."""
-    known: np.dtype[Any]
-    if dtype == "bfloat16":
-        import ml_dtypes  # on the analyst's side only
-
-        known = np.dtype(ml_dtypes.bfloat16)
-    else:
-        known = np.dtype(dtype)
-    return known
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:

@@ -1,0 +1,114 @@
+"""Appending frames to a segment: what is written is whole, indexed and counted in the segment's content digest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xxhash
+
+from tracereplay.trace.codec import Bytes, Encoder, Reference
+from tracereplay.trace.frames import MAGIC, Kind, write_header, write_tail
+from tracereplay.trace.index import IndexBuilder
+from tracereplay.trace.plain import encode_record, pack
+
+__all__ = ["Appender"]
+
+
+class Appender:
+    """The end of a segment file.
+
+    Args:
+        fd: the file, opened for appending.
+        encoder: how chunks are stored.
+
+    The public attributes: ``size`` (bytes of whole frames), ``index`` (what the next INDEX frame will say),
+        ``content``
+    (running xxh3-128 over kind and xxh3-128 of each decoded META, SITES, DATA and STEP payload) and ``failed``.
+    """
+
+    def __init__(self, fd: int, encoder: Encoder) -> None:
+        self.size = 0
+        self.failed = False
+        self.index = IndexBuilder()
+        self.content = xxhash.xxh3_128()
+        self._fd = fd
+        self._encoder = encoder
+
+    def magic(self) -> None:
+        """Begins a new segment."""
+        self._write([MAGIC])
+
+    def record(self, kind: Kind, value: Any, *, counted: bool = True) -> tuple[int, int]:
+        """Writes plain data as a frame; returns where its header begins and how long its payload is, in bytes."""
+        return self.packed(kind, pack(value), counted=counted)
+
+    def packed(self, kind: Kind, data: bytes, *, counted: bool = True) -> tuple[int, int]:
+        """Writes msgpack bytes as a frame; see `record`."""
+        if counted:
+            self.content.update(bytes([kind]) + xxhash.xxh3_128_digest(data))
+        payload, codec = encode_record(data)
+        return self._frame(kind, codec, [payload], len(data))
+
+    def chunk(
+        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], references: Sequence[Reference | None] = (),
+        plain: Sequence[Bytes] | None = None,
+    ) -> None:  # fmt: skip
+        """Writes a chunk and notes it in the index.
+
+        Args:
+            start, buffers, references: see `codec.Encoder.encode`.
+            plain: what the buffers stand for, where they are differences.
+        """
+        state = xxhash.xxh3_128(start)
+        for data in [data for _, data in buffers] if plain is None else plain:
+            state.update(data)
+        self.content.update(bytes([Kind.DATA]) + state.digest())
+        size = len(start) + sum(memoryview(data).nbytes for _, data in buffers)
+        pieces = self._encoder.encode(start, buffers, references)
+        self.index.chunks.append((*self._frame(Kind.DATA, self._encoder.codec, pieces, size), size))
+
+    def write_index(self) -> int:
+        """Writes what the index lacks; returns where the last INDEX frame begins."""
+        self.index.last = self.record(Kind.INDEX, self.index.take(), counted=False)[0]
+        return self.index.last
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Writes the index, the END frame and the tail, and waits until the disk has them."""
+        last = self.write_index()
+        offset = self.size
+        said = {**summary, "steps": self.index.all_steps, "index": last, "content": self.content.hexdigest()}
+        self.record(Kind.END, said, counted=False)
+        self._write([write_tail(offset)])
+        os.fsync(self._fd)
+
+    def cut(self, size: int) -> None:
+        """Takes back what was written after ``size`` bytes."""
+        os.ftruncate(self._fd, size)
+        self.size = size
+
+    def _frame(self, kind: Kind, codec: int, pieces: Sequence[Bytes], size: int) -> tuple[int, int]:
+        state = xxhash.xxh3_64()
+        for piece in pieces:
+            state.update(piece)
+        length = sum(memoryview(piece).nbytes for piece in pieces)
+        offset = self.size
+        self._write([write_header(kind, codec, length, size, state.intdigest()), *pieces])
+        return offset, length
+
+    def _write(self, pieces: Sequence[Bytes]) -> None:
+        left = [memoryview(piece).cast("B") for piece in pieces]
+        size = sum(len(piece) for piece in left)
+        try:
+            while left:
+                done = os.writev(self._fd, left[:64])
+                while left and done >= len(left[0]):
+                    done -= len(left.pop(0))
+                if left:
+                    left[0] = left[0][done:]
+        except OSError:
+            self.failed = True
+            os.ftruncate(self._fd, self.size)  # a torn frame in the middle would hide all that follows
+            raise
+        self.size += size

@@ -1,0 +1,151 @@
+"""Chunks: some tensors' bytes together, laid out as a safetensors file.
+
+    chunk  := length header buffer
+    length   u64, little-endian: bytes of the header
+    header   JSON: {"0": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}, padded with spaces
+    buffer   the tensors, those of the widest words first
+
+A tensor's name is its number in the chunk. The order by width makes a region of each width, which the codecs split
+into byte planes in one go; it is also safetensors' own order, by which every tensor lies aligned.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from tracereplay.dtypes import DTYPES, nbytes
+from tracereplay.errors import DamagedTrace
+
+__all__ = ["WIDTHS", "ChunkBuilder", "Entry", "read_header", "regions"]
+
+WIDTHS = (8, 4, 2, 1)  # bytes of a word, in the order of their regions
+MAX_HEADER = 16 << 20
+_LENGTH = struct.Struct("<Q")
+_BY_NAME = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies in a chunk.
+
+    Args:
+        dtype: torch's name; ``uint8`` also for dtypes that safetensors does not know.
+        shape: sizes.
+        start, end: bytes from the beginning of the chunk.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class ChunkBuilder:
+    """A chunk that is being filled."""
+
+    def __init__(self) -> None:
+        self._regions = {width: bytearray() for width in WIDTHS}
+        self._entries: list[tuple[str, tuple[int, ...], int, int]] = []  # dtype, shape, width, start in its region
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> int:
+        """Copies a tensor's contiguous bytes and returns its number in the chunk."""
+        width = DTYPES[dtype].word
+        region = self._regions[width]
+        self._entries.append((dtype, shape, width, len(region)))
+        region += data
+        self.size += len(data)
+        return len(self._entries) - 1
+
+    def take(self) -> tuple[bytes, list[tuple[int, bytearray]]]:
+        """The chunk's beginning (length and header) and its regions with their widths; empties the builder."""
+        sizes = [len(self._regions[width]) for width in WIDTHS]
+        bases = dict(zip(WIDTHS, accumulate([0, *sizes[:-1]]), strict=True))
+        header = {str(i): _described(*entry, bases) for i, entry in enumerate(self._entries)}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + _LENGTH.size) % 8)
+        filled = [(width, region) for width, region in self._regions.items() if region]
+        self.__init__()  # type: ignore[misc]
+        return _LENGTH.pack(len(text)) + text, filled
+
+
+def _described(
+    dtype: str, shape: tuple[int, ...], width: int, start: int, bases: dict[int, int]
+) -> dict[str, Any]:
+    begin = bases[width] + start
+    size = nbytes(dtype, shape)
+    known = DTYPES[dtype]
+    if known.safetensors is None:
+        return {"dtype": "U8", "shape": [*shape, known.itemsize], "data_offsets": [begin, begin + size],
+                "torch": dtype}  # fmt: skip
+    return {"dtype": known.safetensors, "shape": list(shape), "data_offsets": [begin, begin + size]}
+
+
+def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
+    """The tensors of a chunk, in order of their numbers.
+
+    Args:
+        start: the chunk's beginning, at least its length and header.
+        size: of the whole chunk, bytes.
+        name: of the segment, for the message.
+
+    Raises:
+        DamagedTrace: the header is not one, or its tensors overlap, leave gaps or lie outside.
+    """
+    if len(start) < _LENGTH.size or (length := _LENGTH.unpack_from(start)[0]) > min(MAX_HEADER, size):
+        raise DamagedTrace(f"{name} holds a chunk whose header is longer than the chunk.")
+    base = _LENGTH.size + length
+    try:
+        header = json.loads(bytes(start[_LENGTH.size : base]))
+        entries = [_entry(header[str(i)], base) for i in range(len(header))]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise DamagedTrace(f"{name} holds a chunk whose header cannot be read: {error!r}.") from error
+    end = base
+    for entry in sorted(entries, key=lambda e: (e.start, e.end)):
+        if entry.start != end or entry.end < entry.start:
+            raise DamagedTrace(
+                f"{name} holds a chunk in which tensors overlap or leave a gap at byte {entry.start}."
+            )
+        end = entry.end
+    if end != size:
+        raise DamagedTrace(f"{name} holds a chunk of {size} bytes whose tensors end at {end}.")
+    return entries
+
+
+def _entry(data: dict[str, Any], base: int) -> Entry:
+    dtype = data.get("torch") or _BY_NAME[data["dtype"]]
+    shape, (start, end) = tuple(data["shape"]), data["data_offsets"]
+    if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
+        raise ValueError("a size or an offset is not a whole number")
+    if "torch" in data:
+        shape = shape[:-1]
+    if nbytes(dtype, shape) != end - start:
+        raise ValueError(f"a {dtype} tensor of shape {shape} does not take {end - start} bytes")
+    return Entry(dtype, shape, base + start, base + end)
+
+
+def regions(entries: list[Entry], base: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """The regions of a chunk as ``(width, start, end)``, widest first; they cover it from ``base`` on.
+
+    Args:
+        entries: see `read_header`.
+        base: where the buffer begins, bytes.
+        size: of the whole chunk, bytes.
+    """
+    totals = dict.fromkeys(WIDTHS, 0)
+    for entry in entries:
+        totals[DTYPES[entry.dtype].word] += entry.end - entry.start
+    start = base
+    for width, total in totals.items():
+        if total:
+            yield width, start, start + total
+            start += total
+    assert start == size

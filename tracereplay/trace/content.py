@@ -1,0 +1,30 @@
+"""What a segment holds, whatever it is stored like: a digest that packing and compressing do not change."""
+
+from __future__ import annotations
+
+import xxhash
+
+from tracereplay.trace.frames import Kind, scan
+from tracereplay.trace.reader import SegmentReader
+
+__all__ = ["content_digest", "count_content"]
+
+COUNTED = (Kind.META, Kind.SITES, Kind.DATA, Kind.STEP)
+
+
+def count_content(state: xxhash.xxh3_128, kind: int, decoded: bytes | bytearray | memoryview) -> None:
+    """Adds a frame's decoded payload to a segment's content digest (see `append.Appender`)."""
+    if kind in COUNTED:
+        state.update(bytes([kind]) + xxhash.xxh3_128_digest(decoded))
+
+
+def content_digest(segment: SegmentReader) -> str:
+    """Computed from the frames; a closed segment has it in its end mark too."""
+    state = xxhash.xxh3_128()
+    chunk = 0
+    for frame in scan(segment.file):
+        count_content(
+            state, frame.kind, segment.chunk(chunk)[0] if frame.kind == Kind.DATA else segment.decoded(frame)
+        )
+        chunk += frame.kind == Kind.DATA
+    return state.hexdigest()

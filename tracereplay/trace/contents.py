@@ -1,0 +1,249 @@
+"""Each tensor's bytes once: repeats are found by content, views by the memory that they share.
+
+    tensor ─▶ seen lately?  ──────────────▶ reference
+         └──▶ part of memory seen in this step, and unchanged? ─▶ reference into it, with strides
+                 └──▶ bytes into the chunk that is being filled
+
+Memory is known by a number that the recorder gives it for the length of a step. That a number stands for the same
+memory says nothing of what is in it: operators write in place, and nobody is told. So a view is a reference only
+if its bytes are those of what it views; if not, the memory was written since, and has a new version.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from tracereplay.dtypes import itemsize
+from tracereplay.trace.chunk import ChunkBuilder
+from tracereplay.trace.records import Located
+
+__all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous"]
+
+CHUNK = 1 << 20  # bytes from which a chunk is written: large enough to compress well
+PIECE = 4 << 20  # bytes that a chunk has at most: small enough to read one call without much else
+REMEMBERED = 65536  # digests; bounds memory at about 10 MB
+
+WriteChunk = Callable[[bytes, list[tuple[int, bytearray]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBytes:
+    """A tensor to be written, its bytes borrowed until the step is committed (or `SegmentWriter.moved` is called).
+
+    Args:
+        dtype: torch's name.
+        shape: sizes.
+        strides: in elements, as the operator saw it.
+        data: its elements one after the other.
+        storage: number of the memory that it lies in, within the step; -1: not known.
+        start: of its first element in that memory, in elements.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    data: memoryview | bytes
+    storage: int = -1
+    start: int = 0
+
+
+class _Stored(NamedTuple):
+    """Where a content was put: `records.Located` has the words."""
+
+    chunk: int
+    tensor: int
+    pieces: int
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is known of one storage in this step.
+
+    Args:
+        version: how often it was seen to have been written.
+        latest: what was last seen at a place (start, shape, strides, dtype).
+        bases: stored parts that views may refer to: first byte, bytes, place.
+    """
+
+    version: int = 0
+    latest: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
+    bases: list[tuple[int, memoryview, _Stored]] = field(default_factory=list)
+
+
+class Contents:
+    """What a segment holds, and the values of the step that is under way.
+
+    Args:
+        write_chunk: takes a full chunk's beginning and its regions.
+    """
+
+    def __init__(self, write_chunk: WriteChunk) -> None:
+        self._write_chunk = write_chunk
+        self._chunk = ChunkBuilder()
+        self._chunks = 0
+        self._seen: OrderedDict[tuple[bytes, int], _Stored] = OrderedDict()
+        self._new: list[tuple[bytes, int]] = []
+        self._memories: dict[int, _Memory] = {}
+        self._places: dict[Located, int] = {}
+        self.values: list[Located] = []
+
+    def add(self, tensor: TensorBytes) -> int:
+        """The value's place among the step's values."""
+        located = self._locate(tensor)
+        place = self._places.get(located)
+        if place is None:
+            place = self._places[located] = len(self.values)
+            self.values.append(located)
+        return place
+
+    def forget_bases(self) -> None:
+        """Lent bytes are about to go: later views cannot be compared with them."""
+        for memory in self._memories.values():
+            memory.bases.clear()
+
+    def flush(self) -> None:
+        """Writes the chunk as far as it is filled."""
+        if len(self._chunk):
+            self._write_chunk(*self._chunk.take())
+            self._chunks += 1
+
+    def end_step(self) -> None:
+        """Forgets the step's values and memories; contents stay known."""
+        self._memories.clear()
+        self._places.clear()
+        self.values = []
+        self._new.clear()
+
+    def mark(self) -> int:
+        """How many chunks there are, for `restore`; only between steps."""
+        return self._chunks
+
+    def restore(self, chunks: int) -> None:
+        """Back to `mark`: the chunks and the contents that were added since are gone."""
+        self._chunks = chunks
+        self._chunk = ChunkBuilder()
+        for key in self._new:
+            self._seen.pop(key, None)
+        self.end_step()
+
+    # -- one value --------------------------------------------------------------------------------------
+
+    def _locate(self, tensor: TensorBytes) -> Located:
+        view = memoryview(tensor.data)
+        digest = xxhash.xxh3_128_digest(view)
+        memory = self._memories.setdefault(tensor.storage, _Memory()) if tensor.storage >= 0 else None
+        skip, strided = 0, False
+        stored = self._seen.get((digest, len(view))) if len(view) else _Stored(-1, 0, 0)
+        if memory is not None:
+            self._notice(memory, tensor, digest)
+        if stored is None and memory is not None:
+            found = _viewed(memory, tensor, digest)
+            if found is not None:
+                (stored, skip), strided = found, True
+        if stored is None:
+            stored = self._place(tensor, view, digest)
+        if memory is not None and not strided and len(view) and contiguous(tensor.shape, tensor.strides):
+            memory.bases.append((tensor.start * itemsize(tensor.dtype), view, stored))
+        version = memory.version if memory is not None else 0
+        return Located(
+            tensor.dtype,
+            tensor.shape,
+            tensor.strides,
+            tensor.storage,
+            tensor.start,
+            version,
+            *stored,
+            skip,
+            strided,
+        )
+
+    def _notice(self, memory: _Memory, tensor: TensorBytes, digest: bytes) -> None:
+        """Sees whether the memory was written since it was last seen there."""
+        place = (tensor.start, tensor.shape, tensor.strides, tensor.dtype)
+        before = memory.latest.get(place)
+        if before is not None and before != digest:
+            memory.version += 1
+            memory.latest.clear()
+            memory.bases.clear()
+        memory.latest[place] = digest
+
+    def _place(self, tensor: TensorBytes, data: memoryview, digest: bytes) -> _Stored:
+        key = (digest, len(data))
+        if len(data) > PIECE:
+            stored = self._place_large(tensor.dtype, data)
+        else:
+            if self._chunk.size + len(data) > PIECE:
+                self.flush()
+            stored = _Stored(self._chunks, self._chunk.add(tensor.dtype, tensor.shape, data), 1)
+            if self._chunk.size >= CHUNK:
+                self.flush()
+        self._seen[key] = stored
+        self._new.append(key)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return stored
+
+    def _place_large(self, dtype: str, data: memoryview) -> _Stored:
+        """A tensor cut into pieces, each in a chunk of its own."""
+        self.flush()
+        first = self._chunks
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            self._chunk.add(dtype, (len(piece) // itemsize(dtype),), piece)
+            self.flush()
+        return _Stored(first, 0, self._chunks - first)
+
+
+def contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements lie one after the other in the order of the indices."""
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _viewed(memory: _Memory, tensor: TensorBytes, digest: bytes) -> tuple[_Stored, int] | None:
+    """A stored part of the same memory that holds these very bytes at the tensor's strides, and where in it.
+
+    Args:
+        digest: xxh3-128 of the tensor's bytes.
+    """
+    width = itemsize(tensor.dtype)
+    begin = tensor.start * width
+    extent = (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))) * width
+    for first, base, stored in reversed(memory.bases):
+        skip = begin - first
+        if skip >= 0 and skip + extent <= len(base) and len(tensor.data) <= len(base):
+            if xxhash.xxh3_128_digest(strided_bytes(base, skip, tensor.shape, tensor.strides, width)) == digest:
+                return stored, skip
+            memory.version += 1  # it was written since
+            memory.bases.clear()
+            return None
+    return None
+
+
+def strided_bytes(
+    base: bytes | bytearray | memoryview, skip: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int
+) -> bytes:
+    """The elements of a view of ``base``, one after the other.
+
+    Args:
+        base: bytes.
+        skip: bytes before the first element.
+        shape, strides: of the view; strides in elements.
+        width: bytes of an element.
+    """
+    element = np.dtype(f"V{width}")
+    whole = np.frombuffer(base, np.uint8, offset=skip)
+    view = np.lib.stride_tricks.as_strided(
+        whole[: len(whole) // width * width].view(element), shape, tuple(s * width for s in strides)
+    )
+    return view.tobytes()

@@ -1,0 +1,220 @@
+"""Opening a trace: a directory, a packed file or either of them at a URL, all alike."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from tracereplay.errors import DamagedTrace, NotATrace, TraceError
+from tracereplay.event import Site, Step
+from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
+from tracereplay.trace.codec import Bytes
+from tracereplay.trace.content import content_digest
+from tracereplay.trace.directory import MANIFEST, SEGMENT
+from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
+from tracereplay.trace.pack import packed_parts
+from tracereplay.trace.reader import SegmentReader
+
+__all__ = ["Trace", "open_trace"]
+
+_PLAIN_NAME = re.compile(r"[\w][\w.-]*")
+Key = tuple[str, int]  # pass, rank
+
+
+class Trace:
+    """A trace, open for reading; iterating gives the steps of its first pass.
+
+    Args:
+        path: where it is, for messages and for finding its base.
+        manifest: see `manifest.py`.
+        segments: by pass and rank.
+        base: the trace that parts of this one are stored as a difference from, if it is known already.
+        packed: whether it is one file.
+    """
+
+    def __init__(
+        self, path: Path | str, manifest: Mapping[str, Any], segments: Mapping[Key, File], base: Trace | None =
+            None,
+        packed: bool = False,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.packed = packed
+        self.manifest = manifest
+        self.run: Mapping[str, Any] = manifest["run"]
+        self.results: Mapping[str, Mapping[str, Any]] = manifest["passes"]
+        self._complete = manifest["state"] == "complete"
+        self._files = segments
+        self._open: dict[Key, SegmentReader] = {}
+        self._base = base
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Names of the passes that have segments: ``record``, or ``rerun`` and ``injected``."""
+        return tuple(dict.fromkeys(name for name, _ in self._files))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recording was closed and every segment has its end mark."""
+        return self._complete and all(self.segment(*key).complete for key in self._files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its segments."""
+        return sum(file.size for file in self._files.values())
+
+    @property
+    def parts(self) -> tuple[Key, ...]:
+        """Pass and rank of each segment."""
+        return tuple(self._files)
+
+    def file(self, key: Key) -> File:
+        """The bytes of a segment."""
+        return self._files[key]
+
+    def ranks(self, pass_name: str) -> tuple[int, ...]:
+        """The ranks that recorded a pass."""
+        return tuple(sorted(rank for name, rank in self._files if name == pass_name))
+
+    def segment(self, pass_name: str, rank: int = 0) -> SegmentReader:
+        """A rank's segment of a pass."""
+        key = (pass_name, rank)
+        if key not in self._files:
+            raise TraceError(f"{self.path} has no pass {pass_name!r} of rank {rank}; it has {list(self._files)}.")
+        if key not in self._open:
+            self._open[key] = SegmentReader(self._files[key], self.from_base)
+        return self._open[key]
+
+    def sites(self, pass_name: str, rank: int = 0) -> Mapping[str, Site]:
+        """The sites of a pass by name."""
+        return self.segment(pass_name, rank).sites
+
+    def steps(self, pass_name: str, rank: int = 0) -> list[Step]:
+        """The committed steps of a pass; tensors are not read yet."""
+        return list(self.segment(pass_name, rank).steps())
+
+    def __iter__(self) -> Iterator[Step]:
+        if not self.passes:
+            return iter(())
+        return self.segment(self.passes[0], self.ranks(self.passes[0])[0]).steps()
+
+    def digest(self) -> str:
+        """xxh3-128 over what the segments hold, in order of their names, as 32 hex digits.
+
+        It speaks of contents, not of how they are stored: packing and compressing do not change it.
+        """
+        state = xxhash.xxh3_128()
+        for name, rank in sorted(self._files):
+            segment = self.segment(name, rank)
+            known = None if segment.summary is None else segment.summary.get("content")
+            state.update(f"{name} {rank} {known or content_digest(segment)}".encode())
+        return state.hexdigest()
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+        for file in self._files.values():
+            file.close()
+
+    def from_base(self, segment: str, chunk: int, number: int) -> Bytes:
+        """A tensor of the base trace (see `codec.DELTA`)."""
+        if self._base is None:
+            self._base = self._find_base()
+        return self._base.tensor(segment, chunk, number)
+
+    def tensor(self, segment: str, chunk: int, number: int) -> memoryview:
+        """The bytes of a stored tensor, by the name of its segment's file and its place in it."""
+        match = SEGMENT.fullmatch(segment)
+        if match is None:
+            raise DamagedTrace(f"A segment {segment!r} of {self.path} is spoken of, and no trace has such a one.")
+        return self.segment(match["pass"], int(match["rank"])).tensor(chunk, number)
+
+    def _find_base(self) -> Trace:
+        described = self.run.get("base")
+        name = described.get("name") if isinstance(described, dict) else None
+        if not isinstance(described, dict) or not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise DamagedTrace(
+                f"{self.path} is stored as a difference from another trace, and says not from which."
+            )
+        beside = Path(self.path).parent / name if isinstance(self.path, Path) else None
+        if beside is None or not beside.exists():
+            raise TraceError(
+                f"{self.path} is stored as its difference from {name} (digest {described.get('digest')}), "
+                "which is not beside it; put it there."
+            )
+        base = open_trace(beside)
+        _check_base(base, described, self.path)
+        return base
+
+
+def _check_base(base: Trace, described: Mapping[str, Any], path: Path | str) -> None:
+    if base.run.get("base") is not None:
+        raise TraceError(f"{base.path} is itself stored as a difference; {path} cannot be read from it.")
+    found = base.digest()
+    if found != described.get("digest"):
+        raise TraceError(
+            f"{path} is stored as its difference from a trace with the digest {described.get('digest')}; "
+            f"{base.path} has {found}."
+        )
+
+
+def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace:
+    """Opens a trace for reading.
+
+    Args:
+        path: a directory, a packed file, or a URL of either (which needs fsspec's package for its protocol).
+        base: the trace that it is stored as a difference from, where it is not beside it.
+
+    Raises:
+        NotATrace: there is no trace at ``path``.
+        DamagedTrace: its manifest is not what was written.
+    """
+    where: Path | str = str(path) if "://" in str(path) else Path(path)
+    source = _source(where)
+    if isinstance(source, Folder):
+        manifest, segments = _of_folder(source, where)
+    else:
+        manifest, segments = _of_pack(source, where)
+    trace = Trace(where, manifest, segments, base, packed=not isinstance(source, Folder))
+    if base is not None and isinstance(manifest["run"].get("base"), dict):
+        _check_base(base, manifest["run"]["base"], where)
+    return trace
+
+
+def _source(path: Path | str) -> File | Folder:
+    if isinstance(path, str):
+        found: File | Folder = importlib.import_module("tracereplay.storage.remote").open_remote(path)
+        return found
+    if not path.exists():
+        raise NotATrace(f"There is no trace at {path}; give the path of a recorded trace.")
+    return LocalFolder(path) if path.is_dir() else LocalFile(path)
+
+
+def _of_folder(folder: Folder, path: Path | str) -> tuple[dict[str, Any], dict[Key, File]]:
+    names = folder.names()
+    if MANIFEST not in names:
+        raise NotATrace(f"{path} is not a trace: it is not a directory with a {MANIFEST} in it.")
+    file = folder.file(MANIFEST)
+    manifest = read_manifest(file.read(0, MAX_MANIFEST + 1), f"{path}/{MANIFEST}")
+    file.close()
+    found = {name: match for name in names if (match := SEGMENT.fullmatch(name))}
+    return manifest, {(m["pass"], int(m["rank"])): folder.file(name) for name, m in found.items()}
+
+
+def _of_pack(file: File, path: Path | str) -> tuple[dict[str, Any], dict[Key, File]]:
+    try:
+        manifest, parts = packed_parts(file)
+    except NotATrace as error:
+        raise NotATrace(f"{path} is not a trace: it is neither a directory of one nor a packed one.") from error
+    segments: dict[Key, File] = {}
+    for name, part in parts:
+        match = SEGMENT.fullmatch(name)
+        if match is None or (match["pass"], int(match["rank"])) in segments:
+            raise DamagedTrace(f"{path} holds a segment named {name!r}; segments are named like record-rank0.seg.")
+        segments[match["pass"], int(match["rank"])] = part
+    return manifest, segments

@@ -1,0 +1,60 @@
+"""Packing a trace: which segments go in as they are, which are stored otherwise first."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tracereplay.errors import UsageError
+from tracereplay.storage.files import File, LocalFile
+from tracereplay.trace.directory import remove_trace, segment_path
+from tracereplay.trace.open import Trace
+from tracereplay.trace.pack import write_pack
+from tracereplay.trace.rewrite import references_to, rewrite
+
+__all__ = ["STRONG_LEVEL", "pack_trace"]
+
+STRONG_LEVEL = 19
+
+
+def pack_trace(
+    trace: Trace, out: Path, *, level: int | None = None, base: Trace | None = None, force: bool = False
+) -> None:
+    """Writes ``trace`` as one file.
+
+    Args:
+        trace: complete or interrupted.
+        out: path of the file.
+        level: of zstandard, 1 to 22; None copies the segments byte for byte.
+        base: store tensors as their difference from this trace's, where it has a counterpart. The reader then
+            needs it.
+        force: replace a trace at ``out``.
+
+    Raises:
+        UsageError: ``out`` exists, cannot be written, or ``base`` is itself stored as a difference.
+        TraceError: ``trace`` cannot be read.
+    """
+    remove_trace(out, force=force)
+    manifest = {k: v for k, v in trace.manifest.items() if k != "check"}
+    if base is not None:
+        if base.run.get("base"):
+            raise UsageError(f"{base.path} is itself stored as a difference; give the trace that it differs from.")
+        named = {"name": Path(str(base.path)).name, "digest": base.digest()}
+        manifest["run"] = {**trace.run, "base": named}
+    elif level is not None:
+        manifest["run"] = {k: v for k, v in trace.run.items() if k != "base"}
+    with tempfile.TemporaryDirectory(prefix="tracereplay-pack-") as scratch:
+        segments = {
+            segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base) for key in trace.parts
+        }
+        write_pack(out, manifest, segments)
+
+
+def _stored(trace: Trace, key: tuple[str, int], scratch: Path, level: int | None, base: Trace | None) -> File:
+    if level is None and base is None:
+        return trace.file(key)
+    segment = trace.segment(*key)
+    path = segment_path(scratch, *key)
+    references = None if base is None else references_to(base, segment, key)
+    rewrite(segment, path, level=level or STRONG_LEVEL, references=references, base=base)
+    return LocalFile(path)

@@ -1,0 +1,188 @@
+"""Looking at every byte of a trace, and giving an interrupted recording its index.
+
+complete      closed, and every frame is what was written
+recoverable   not closed; every committed step is there
+damaged       some frame is not what was written
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import xxhash
+
+from tracereplay.errors import DamagedTrace, TraceError, UsageError
+from tracereplay.event import Step, Value
+from tracereplay.storage.files import File
+from tracereplay.trace.append import Appender
+from tracereplay.trace.codec import PLANES, Encoder
+from tracereplay.trace.content import count_content
+from tracereplay.trace.directory import segment_path
+from tracereplay.trace.frames import Frame, Kind, scan
+from tracereplay.trace.open import Trace
+from tracereplay.trace.reader import SegmentReader
+
+__all__ = ["SegmentReport", "check_segment", "repair", "verify"]
+
+State = Literal["complete", "recoverable", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentReport:
+    """What was found of a segment.
+
+    Args:
+        name: of its file.
+        steps: whole ones.
+        frames: whole ones.
+        size: of the file, bytes.
+        kept: bytes up to the last whole frame.
+        problem: what is wrong, as a sentence with the place; None where nothing is.
+        dropped: steps that the recorder says it dropped under pressure.
+    """
+
+    name: str
+    state: State
+    steps: int
+    frames: int
+    size: int
+    kept: int
+    problem: str | None = None
+    dropped: int = 0
+
+
+def verify(trace: Trace) -> Iterator[SegmentReport]:
+    """Reports on each segment in turn, reading all of it."""
+    for name, rank in trace.parts:
+        yield check_segment(trace, segment_path(Path(), name, rank).name, trace.file((name, rank)))
+
+
+def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
+    """Reads all of a segment: every checksum, every tensor, the index and the content digest."""
+    frames: list[Frame] = []
+    steps = 0
+    try:
+        frames += scan(file)
+        steps = sum(frame.kind == Kind.STEP for frame in frames)
+        segment = SegmentReader(file, trace.from_base)
+        _check(segment, frames)
+    except TraceError as error:
+        return SegmentReport(name, "damaged", steps, len(frames), file.size, _kept(frames), str(error))
+    closed = segment.summary is not None and not segment.summary.get("interrupted")
+    return SegmentReport(
+        name, "complete" if closed else "recoverable", steps, len(frames), file.size, _kept(frames),
+        None if closed else _interrupted(segment, frames), _dropped(segment.summary),
+    )  # fmt: skip
+
+
+def _kept(frames: list[Frame]) -> int:
+    return frames[-1].end if frames else 0
+
+
+def _interrupted(segment: SegmentReader, frames: list[Frame]) -> str:
+    if segment.summary is not None:
+        return "The recording was interrupted; its index was rebuilt."
+    torn = segment.file.size - _kept(frames)
+    more = f"; {torn} bytes of a frame that was not finished follow" if torn else ""
+    return f"The recording was interrupted: it has no end mark after byte {_kept(frames)}{more}."
+
+
+def _dropped(summary: dict[str, Any] | None) -> int:
+    found = (summary or {}).get("dropped", 0)
+    return found if type(found) is int else 0
+
+
+def _check(segment: SegmentReader, frames: list[Frame]) -> None:
+    """Raises DamagedTrace at the first thing that is not as it was written."""
+    state, chunk, place = xxhash.xxh3_128(), 0, 0
+    for frame in frames:
+        decoded = _decoded(segment, frame, chunk)
+        count_content(state, frame.kind, decoded)
+        if frame.kind == Kind.DATA:
+            _expect(segment, "chunk", chunk, frame, segment.index.chunks)
+            chunk += 1
+        if frame.kind == Kind.STEP:
+            _expect(segment, "step", place, frame, segment.index.steps)
+            for value in values_of(segment.step(place)):
+                value.load()
+            place += 1
+    stated = None if segment.summary is None else segment.summary.get("content")
+    if stated is not None and stated != state.hexdigest():
+        raise DamagedTrace(f"{segment.name} is damaged: its frames are not those that its end mark speaks of.")
+    if (len(segment.index.chunks), len(segment.index.steps)) != (chunk, place):
+        raise DamagedTrace(f"{segment.name} is damaged: its index names frames that are not there.")
+
+
+def _decoded(segment: SegmentReader, frame: Frame, chunk: int) -> Any:
+    return segment.chunk(chunk)[0] if frame.kind == Kind.DATA else segment.decoded(frame)
+
+
+def _expect(
+    segment: SegmentReader, what: str, number: int, frame: Frame, places: list[tuple[int, int, int]]
+) -> None:
+    known = number < len(places) and frame.offset in places[number]
+    if not known:
+        raise DamagedTrace(
+            f"{segment.name} is damaged: {what} {number} at byte {frame.offset} is not in its index."
+        )
+
+
+def values_of(step: Step) -> Iterator[Value]:
+    """Each value of a step, once for each call that has it."""
+    for call in step.calls:
+        yield from call.inputs
+        yield from call.outputs
+        yield from call.written.values()
+
+
+def repair(trace: Trace) -> list[str]:
+    """Gives each interrupted segment of a local directory an index and an end mark that says so.
+
+    No step is made up: what follows the last whole frame is cut off, all else stays byte for byte.
+
+    Returns:
+        Names of the segments that were repaired.
+
+    Raises:
+        UsageError: the trace is packed or not on this machine.
+        DamagedTrace: a frame is not what was written; an index cannot mend that.
+    """
+    if trace.packed or not isinstance(trace.path, Path):
+        raise UsageError(f"{trace.path} cannot be repaired in place; copy it to a directory of this machine.")
+    repaired = []
+    for key in trace.parts:
+        path = segment_path(trace.path, *key)
+        report = check_segment(trace, path.name, trace.file(key))
+        if report.state == "damaged":
+            raise DamagedTrace(report.problem or f"{path.name} is damaged.")
+        if report.state == "recoverable" and trace.segment(*key).summary is None:
+            _close(path, SegmentReader(path, trace.from_base))
+            repaired.append(path.name)
+    return repaired
+
+
+def _close(path: Path, segment: SegmentReader) -> None:
+    frames = list(scan(segment.file))
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    try:
+        to = Appender(fd, Encoder(PLANES))
+        chunk = 0
+        for frame in frames:
+            count_content(to.content, frame.kind, _decoded(segment, frame, chunk))
+            chunk += frame.kind == Kind.DATA
+        to.index.sites, to.index.chunks = list(segment.index.sites), list(segment.index.chunks)
+        to.index.steps = [(_step_number(segment, i), o, n) for i, (_, o, n) in enumerate(segment.index.steps)]
+        to.cut(max(_kept(frames), 8))
+        to.end({"interrupted": True})
+    except OSError as error:
+        raise UsageError(f"{path} cannot be repaired: {error.strerror}.") from error
+    finally:
+        os.close(fd)
+
+
+def _step_number(segment: SegmentReader, place: int) -> int:
+    return segment.step(place).number
