@@ -19,8 +19,9 @@ from tracereplay.engines.vllm_v1 import refuse_v1
 from tracereplay.errors import Unsupported
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
-from tracereplay.recorder.session import Session
-from tracereplay.trace import SegmentReader, SegmentWriter
+from tracereplay.recorder import arena, writer_client
+from tracereplay.recorder.session import Options, Session
+from tracereplay.trace import SegmentReader
 
 
 def _config(**changes):
@@ -77,7 +78,7 @@ class Doubler(torch.nn.Module):
         return x * 2
 
 
-def _recorded(module, *calls, compiled=False):
+def _recorded(module, *calls, compiled=False, **options):
     """The steps of a session that records ``module`` over ``calls``."""
     slot = slot_of("site")
     tap(module, slot)
@@ -86,7 +87,7 @@ def _recorded(module, *calls, compiled=False):
     listen(session)
     run = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
-    session.begin_pass(SegmentWriter(path, {}), None)
+    session.begin_pass(path, {}, None, Options(**options))
     for arguments in calls:
         session.begin_step(make_rows([(0, 0, i) for i in range(len(arguments[0]))]))
         run(*arguments)
@@ -103,7 +104,7 @@ def _tensor(value):
 def an_argument_written_in_place_is_kept_before_and_after():
     calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(4)]
     steps, summary = _recorded(Doubler(), *calls)
-    assert summary["errors"] == {}
+    assert summary["errors"] == {}, summary
     for i, step in enumerate(steps):
         call = step.calls[0]
         assert torch.equal(_tensor(call.inputs[1]), torch.ones(2, 3))
@@ -114,7 +115,7 @@ def an_argument_written_in_place_is_kept_before_and_after():
 def taps_fire_inside_a_compiled_graph():
     calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(3)]
     steps, summary = _recorded(Doubler(), *calls, compiled=True)
-    assert summary["errors"] == {}
+    assert summary["errors"] == {}, summary
     assert [len(s.calls) for s in steps] == [1, 1, 1]
     assert torch.equal(_tensor(steps[2].calls[0].outputs[0]), torch.full((2, 3), 4.0))
 
@@ -130,7 +131,7 @@ def every_dtype_and_shape_keeps_its_bits():
 
     for value in values:
         steps, summary = _recorded(Same(), (value,))
-        assert summary["errors"] == {}
+        assert summary["errors"] == {}, summary
         stored = steps[0].calls[0].inputs[0]
         assert (stored.shape, stored.strides) == (tuple(value.shape), tuple(value.stride()))
         expected = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -140,12 +141,128 @@ def every_dtype_and_shape_keeps_its_bits():
 def what_cannot_be_recorded_is_counted_and_the_operator_runs():
     class Odd(torch.nn.Module):
         def forward(self, x):
-            return x.real
+            return x.to_dense()
 
-    x = torch.ones(2, dtype=torch.complex32)
-    steps, summary = _recorded(Odd(), (x,))
-    assert sum(summary["errors"].values()) >= 1
+    steps, summary = _recorded(Odd(), (torch.eye(2).to_sparse(),))
+    assert list(summary["errors"]) == [
+        "TypeError: tensors of torch.float32 and torch.sparse_coo cannot be recorded"
+    ]
     assert len(steps) == 1
+    assert torch.equal(_tensor(steps[0].calls[0].outputs[0]), torch.eye(2))
+
+
+class Slices(torch.nn.Module):
+    """Takes two overlapping views of one tensor, and a third tensor that is freed and made again."""
+
+    def forward(self, one, other, fresh):
+        return one + other + fresh
+
+
+def views_say_which_memory_they_share():
+    base = torch.arange(24.0).view(4, 6)
+    before = torch.ones(4, 3)
+    steps, _ = _recorded(Slices(), (base[:, :3], base[:, 2:5], before))
+    one, other, fresh = steps[0].calls[0].inputs
+    assert one.storage == other.storage != fresh.storage
+    assert (one.strides, one.start, other.start) == ((6, 1), 0, 2)
+    assert torch.equal(_tensor(other), base[:, 2:5])
+
+
+def memory_that_is_freed_and_used_again_is_other_memory():
+    class Frees(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    module, seen = Frees(), set()
+    slot = slot_of("site")
+    tap(module, slot)
+    session = Session(0, torch.device("cpu"))
+    session.sites = [Site("site", "Frees", slot)]
+    listen(session)
+    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+    session.begin_pass(path, {})
+    session.begin_step(make_rows([(0, 0, 0)]))
+    with torch.inference_mode():
+        for i in range(50):
+            x = torch.full((64,), float(i))
+            seen.add(x.untyped_storage()._cdata)
+            module(x)
+            del x
+    session.end_step()
+    assert session.end_pass()["errors"] == {}
+    listen(None)
+    calls = SegmentReader(path).step(0).calls
+    assert len({c.inputs[0].storage for c in calls}) == len(seen) == 50
+    assert [_tensor(c.inputs[0])[0].item() for c in calls] == list(range(50))
+
+
+def a_step_larger_than_all_arenas_is_whole():
+    arena.SIZE = 1 << 16
+    try:
+        calls = [(torch.full((300, 50), float(i)), torch.ones(300, 50)) for i in range(3)]
+        big = (torch.arange(100_000.0).view(100, 1000), torch.ones(100, 1000))
+        steps, summary = _recorded(Doubler(), *calls, big, calls[0])
+    finally:
+        arena.SIZE = 32 << 20
+    assert summary["errors"] == {}, summary
+    for step, (x, scratch) in zip(steps, [*calls, big, calls[0]], strict=True):
+        assert torch.equal(_tensor(step.calls[0].inputs[0]), x)
+        assert torch.equal(_tensor(step.calls[0].outputs[0]), 2 * x)
+        assert torch.equal(_tensor(step.calls[0].written[1]), torch.zeros_like(scratch))
+
+
+def a_recording_ends_after_as_many_steps_as_asked():
+    calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(5)]
+    steps, summary = _recorded(Doubler(), *calls, max_steps=2)
+    assert (len(steps), summary["ended"], summary["errors"]) == (2, "max_steps", {})
+
+
+def a_recording_ends_before_it_grows_too_large():
+    calls = [(torch.rand(40, 30), torch.ones(40, 30)) for i in range(30)]
+    steps, summary = _recorded(Doubler(), *calls, max_bytes=60_000)
+    assert 0 < len(steps) < 30
+    assert (summary["ended"], summary["errors"]) == ("max_bytes", {})
+
+
+def what_a_slow_writer_cannot_take_is_dropped_and_counted():
+    original, asked = writer_client.WriterClient.take, []
+
+    def take(self, *, wait):
+        asked.append(wait)
+        return None if len(asked) % 2 == 0 and not wait else original(self, wait=wait)
+
+    writer_client.WriterClient.take = take
+    try:
+        calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(6)]
+        steps, summary = _recorded(Doubler(), *calls, when_behind="drop")
+    finally:
+        writer_client.WriterClient.take = original
+    assert [s.number for s in steps] == [0, 2, 4]
+    assert (summary["dropped"], summary["errors"]) == (3, {})
+
+
+def a_writer_that_is_killed_costs_the_trace_and_not_the_operator():
+    module = Doubler()
+    slot = slot_of("site")
+    tap(module, slot)
+    session = Session(0, torch.device("cpu"))
+    session.sites = [Site("site", "Doubler", slot)]
+    listen(session)
+    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+    session.begin_pass(path, {})
+    for i in range(6):
+        if i == 3:
+            session._writer._process.kill()
+            session._writer._process.wait()
+        session.begin_step(make_rows([(0, 0, 0), (0, 0, 1)]))
+        assert torch.equal(module(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 2.0))
+        session.end_step()
+    summary = session.end_pass()
+    listen(None)
+    assert any("the writer process ended with -9" in text for text in summary["errors"]), summary
+    steps = list(SegmentReader(path).steps())
+    assert [s.number for s in steps] == list(range(len(steps)))
+    assert len(steps) <= 3
 
 
 def fused_layers_are_cut_by_their_parts():

@@ -15,16 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tracereplay.engines.adapter import Adapter
+from tracereplay.engines.adapter import Adapter, wrap_method
 from tracereplay.engines.choose import adapt
 from tracereplay.engines.describe import describe
 from tracereplay.errors import TracereplayError
 from tracereplay.event import RowKey
-from tracereplay.guest.plugin import NO_TAPS, RECORD
+from tracereplay.guest.plugin import NO_TAPS, OPTIONS, RECORD
 from tracereplay.hooks.taps import listen
-from tracereplay.recorder.session import Session
+from tracereplay.recorder.session import Options, Session
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
-from tracereplay.trace import SegmentWriter, Trace, open_trace, segment_path
+from tracereplay.trace import Trace, open_trace, segment_path
 
 __all__ = ["CONTROL", "GuestWorker"]
 
@@ -62,6 +62,7 @@ class GuestWorker:
         try:
             session = Session(worker.rank, worker.model_runner.device)
             self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
+            _watch_weights(self._adapter.model(), session)
             self._session = session
             listen(session)
             if os.environ.get(RECORD):
@@ -75,7 +76,7 @@ class GuestWorker:
         """Records everything until the process ends: the engine belongs to a command of the user's."""
         answer = json.loads(self.control(json.dumps(
             {"do": "begin", "trace": trace, "pass_name": "record", "first_request": None, "golden": None,
-             "inject": False})))  # fmt: skip
+             "inject": False, "options": json.loads(os.environ.get(OPTIONS, "{}"))})))  # fmt: skip
         if "error" in answer:
             self._refusal = answer["error"]
             return
@@ -108,8 +109,9 @@ class GuestWorker:
         return {**found, "rank": self._worker.rank, "taps": self._session is not None}
 
     def _do_begin(
-        self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool
-    ) -> dict[str, Any]:
+        self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         session, adapter = self._session, self._adapter
         if session is None or adapter is None:
             return {"error": self._refusal, "exit_code": 2}
@@ -125,9 +127,8 @@ class GuestWorker:
         meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
             meta["model"] = str(self._worker.vllm_config.model_config.model)
-        writer = SegmentWriter(path, meta)
         adapter.begin_pass(first_request, forced)
-        session.begin_pass(writer, replacement)
+        session.begin_pass(path, meta, replacement, Options.from_dict(options or {}))
         return {}
 
     def _do_end(self) -> dict[str, Any]:
@@ -143,3 +144,14 @@ class GuestWorker:
 
     def _device(self) -> Any:
         return self._worker.model_runner.device
+
+
+def _watch_weights(model: Any, session: Session) -> None:
+    """Counts updates of a running engine's weights: reinforcement learning loads new ones between generations."""
+    if hasattr(model, "load_weights"):
+
+        def load(original: Any, *args: Any, **kwargs: Any) -> Any:
+            session.weights_updated()
+            return original(*args, **kwargs)
+
+        wrap_method(model, "load_weights", load)

@@ -1,106 +1,95 @@
-"""Preallocated memory for one step's copies, and the thread that writes finished steps away.
+"""Memory for one step's copies, shared with the writer process.
 
-Copies go to an arena (pinned on CUDA, so that they run asynchronously); at the end of a step the whole
-arena is handed over in one piece and another one is taken. Handing over tensor by tensor costs an order of
-magnitude more than handing over steps. When the writer lags behind, the engine waits for a free arena: a
-trace with holes is worth less than a slower recording.
+Copies go to an arena (page-locked on CUDA, so that they run beside the computation); at the end of a step the
+arena is handed over by its number, and another one is taken. Its pages are allocated once.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable
+import ctypes
+import mmap
+import os
+from typing import Any
 
 import torch
 
-__all__ = ["Arena", "ArenaPool", "HandOff"]
+__all__ = ["Arena"]
 
 _ALIGN = 64
-_FIRST = 8 << 20
-ARENAS = 3
+SIZE = 32 << 20  # bytes of a new arena; pages that are not touched take no memory
 
 
 class Arena:
-    """Grows as needed: copies go to blocks that never move, because earlier copies point into them."""
-
-    def __init__(self, pinned: bool) -> None:
-        self._pinned = pinned
-        self._blocks: list[torch.Tensor] = []
-        self._block = 0
-        self._used = 0
-
-    def copy(self, x: torch.Tensor) -> memoryview:
-        """Copies ``x`` contiguously and returns its bytes, valid once the device has caught up."""
-        size = x.numel() * x.element_size()
-        room = self._room(size)
-        if size:
-            target = room.view(x.dtype).view(x.shape)
-            target.copy_(x, non_blocking=self._pinned)
-        return memoryview(room.numpy()).cast("B")
-
-    def reset(self) -> None:
-        """Forgets the copies and keeps the memory; many small blocks become one large one."""
-        if len(self._blocks) > 1:
-            total = sum(block.numel() for block in self._blocks)
-            self._blocks = [self._allocate(total)]
-        self._block = self._used = 0
-
-    def _room(self, size: int) -> torch.Tensor:
-        padded = -(-size // _ALIGN) * _ALIGN
-        while self._block < len(self._blocks):
-            block = self._blocks[self._block]
-            if self._used + padded <= block.numel():
-                start, self._used = self._used, self._used + padded
-                return block[start : start + size]
-            self._block, self._used = self._block + 1, 0
-        self._blocks.append(self._allocate(max(padded, _FIRST, 2 * sum(b.numel() for b in self._blocks))))
-        return self._room(size)
-
-    def _allocate(self, size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self._pinned)
-
-
-class ArenaPool:
-    """A fixed number of arenas; `take` waits until one is free."""
-
-    def __init__(self, pinned: bool, count: int = ARENAS) -> None:
-        self._free: queue.SimpleQueue[Arena] = queue.SimpleQueue()
-        for _ in range(count):
-            self._free.put(Arena(pinned))
-
-    def take(self) -> Arena:
-        return self._free.get()
-
-    def give(self, arena: Arena) -> None:
-        arena.reset()
-        self._free.put(arena)
-
-
-class HandOff:
-    """Runs jobs in order on one background thread.
+    """One piece of shared memory.
 
     Args:
-        on_error: is told of a job's exception; the thread goes on with the next job.
+        number: by which the writer knows it.
+        stream: the CUDA stream on which copies run; None on the CPU.
     """
 
-    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._on_error = on_error
-        self._thread = threading.Thread(target=self._run, name="tracereplay-writer", daemon=True)
-        self._thread.start()
+    def __init__(self, number: int, stream: torch.cuda.Stream | None) -> None:
+        self.number = number
+        self.fd = os.memfd_create(f"tracereplay-{number}", os.MFD_CLOEXEC)
+        self.size = self.used = self._address = 0
+        self._stream = stream
+        self._map(SIZE)
 
-    def put(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
+    def fits(self, size: int) -> bool:
+        """Whether ``size`` more bytes have room."""
+        return self.used + size <= self.size
 
-    def close(self) -> None:
-        """Waits until every job is done."""
-        self._jobs.put(None)
-        self._thread.join()
+    def grow(self, size: int) -> None:
+        """Makes room for ``size`` bytes; only while the arena is empty."""
+        if size > self.size:
+            self._map(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except BaseException as error:
-                self._on_error(error)
+    def copy(self, x: torch.Tensor, size: int) -> int:
+        """Copies ``x`` contiguously and returns where its bytes begin. On CUDA they are there once the stream is.
+
+        Args:
+            x: any tensor; ``size`` bytes must fit.
+            size: of its elements.
+        """
+        offset = self.used
+        self.used += -(-size // _ALIGN) * _ALIGN
+        if size == 0:
+            return offset
+        if self._stream is not None and x.is_cuda:
+            self._copy_aside(x, offset, size)
+        elif x.is_contiguous() and not x.is_neg() and not x.is_conj():
+            ctypes.memmove(self._address + offset, x.data_ptr(), size)
+        else:
+            self._target(x, offset, size).copy_(x)
+        return offset
+
+    def bytes(self, offset: int, size: int) -> memoryview:
+        """What was copied."""
+        return memoryview(self._memory)[offset : offset + size]
+
+    def _copy_aside(self, x: torch.Tensor, offset: int, size: int) -> None:
+        """Copies on the side stream, from a clone: the engine may write ``x`` again before the copy has run."""
+        assert self._stream is not None
+        clone = x.clone(memory_format=torch.contiguous_format)
+        self._stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(self._stream):
+            self._target(clone, offset, size).copy_(clone, non_blocking=True)
+        clone.record_stream(self._stream)
+
+    def _target(self, x: torch.Tensor, offset: int, size: int) -> torch.Tensor:
+        return self._tensor[offset : offset + size].view(x.dtype).view(x.shape)
+
+    def _map(self, size: int) -> None:
+        if self._stream is not None and self.size:
+            _runtime().cudaHostUnregister(self._address)
+        os.ftruncate(self.fd, size)
+        self._memory = mmap.mmap(self.fd, size)
+        self._tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._address = self._tensor.data_ptr()
+        self.size = size
+        if self._stream is not None:
+            # Where it cannot be page-locked, copies are slower and right all the same.
+            _runtime().cudaHostRegister(self._address, size, 0)
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()

@@ -1,4 +1,4 @@
-"""One process's recording: gathers the taps' tensors into calls and steps, and hands steps to the writer.
+"""One process's recording: gathers the taps' tensors into calls and steps, and hands steps to the writer process.
 
     begin_pass ─▶ [ begin_step ─▶ feed/observe ... ─▶ end_step ]* ─▶ end_pass
 
@@ -9,26 +9,25 @@ Nothing here raises into the engine: what fails is counted, noted in the trace, 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from tracereplay.event import Request, RowKey, RowMap, Sampled, Site
-from tracereplay.recorder.arena import Arena, ArenaPool, HandOff
-from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes
+from tracereplay.event import Request, RowKey, RowMap, Site
+from tracereplay.recorder.step import PendingStep
+from tracereplay.recorder.writer_client import WriterClient, WriterGone
+from tracereplay.trace import codec
 
-__all__ = ["Replacement", "Session"]
+__all__ = ["Options", "Replacement", "Session"]
 
 
 CHECKED_CALLS = 2  # of each site, for arguments written in place: a comparison costs as much as a copy
-_DTYPES = {getattr(torch, name): name for name in (
-    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
-    "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
-)}  # fmt: skip
+IN_FLIGHT = 2  # steps whose copies may still run on the device when the next one begins
 
 
 class Replacement(Protocol):
@@ -38,43 +37,36 @@ class Replacement(Protocol):
         """``like`` with the recorded value of each known row (as a new tensor), None if no row is known."""
 
 
-class _PendingStep:
-    """What a step has seen so far."""
+@dataclass(frozen=True)
+class Options:
+    """How much is recorded, and what happens where the writer cannot keep up.
 
-    def __init__(self, number: int, rows: RowMap, arena: Arena) -> None:
-        self.number = number
-        self.rows = rows
-        self.arena = arena
-        self.calls: dict[tuple[int, int], PendingCall] = {}
-        self.sampled: list[tuple[list[RowKey], memoryview, memoryview, memoryview | None]] = []
-        self.notes: list[str] = []
-        self.requests: list[Request] = []
-        self._fired: dict[tuple[int, str, int], int] = {}
-        self._latest: dict[int, PendingCall] = {}
+    Args:
+        when_behind: ``block`` makes the engine wait; ``drop`` leaves steps out and counts them.
+        max_steps: after which the recording ends; None: never.
+        max_bytes: of this process's segment.
+        codec: how chunks are stored.
+    """
 
-    def call(self, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> PendingCall:
-        """The call that this tap belongs to: a tap's n-th firing belongs to its site's n-th call."""
-        key = (slot, side, index)
-        number = self._fired.get(key, 0)
-        self._fired[key] = number + 1
-        found = self.calls.get((slot, number))
-        if found is None:
-            found = self.calls[(slot, number)] = PendingCall(slot, number, *rows)
-        if side == "out":
-            found.rows_out = rows[1]  # a sampler knows only afterwards which of its rows gave a token
-        self._latest[slot] = found
-        return found
+    when_behind: str = "block"
+    max_steps: int | None = None
+    max_bytes: int | None = None
+    codec: int = codec.PLANES
 
-    def latest(self, slot: int) -> PendingCall:
-        """The call of ``slot`` that is under way."""
-        return self._latest[slot]
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Options:
+        return cls(**data)
 
 
-def _changed(call: PendingCall, taken: Sequence[Any], outputs: Sequence[Any]) -> set[int]:
-    """Indices of inputs whose bytes are no longer those recorded, and that no output shows."""
-    returned = {x.untyped_storage().data_ptr() for x in outputs if isinstance(x, torch.Tensor)}
-    hidden = [i for i, x in enumerate(taken) if x.untyped_storage().data_ptr() not in returned]
-    return {i for i in hidden if call.inputs[i].data != _bytes(taken[i])}
+def _changed(before: Mapping[int, memoryview], taken: Sequence[Any], outputs: Sequence[Any]) -> set[int]:
+    """Indices of inputs whose bytes are no longer those ``before`` the call, and that no output shows."""
+    returned = {x.untyped_storage().data_ptr() for x in outputs if _has_memory(x)}
+    hidden = [i for i in before if taken[i].untyped_storage().data_ptr() not in returned]
+    return {i for i in hidden if before[i] != _bytes(taken[i])}
+
+
+def _has_memory(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.layout is torch.strided
 
 
 def _bytes(x: torch.Tensor) -> memoryview:
@@ -92,13 +84,14 @@ class Session:
     def __init__(self, rank: int, device: torch.device) -> None:
         self.rank = rank
         self.sites: list[Site] = []
-        self._cuda = device.type == "cuda"
-        self._pool: ArenaPool | None = None
-        self._hand_off: HandOff | None = None
-        self._writer: SegmentWriter | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._options = Options()
+        self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
-        self._step: _PendingStep | None = None
-        self._steps = 0
+        self._step: PendingStep | None = None
+        self._waiting: deque[tuple[PendingStep, torch.cuda.Event]] = deque()
+        self._steps = self._dropped = self._weights = 0
+        self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
         self._errors: dict[str, int] = {}
         self._silent: set[int] = set()
@@ -107,43 +100,81 @@ class Session:
 
     # -- a pass -----------------------------------------------------------------------------------------
 
-    def begin_pass(self, writer: SegmentWriter, replacement: Replacement | None) -> None:
-        """Starts recording; ``replacement`` feeds recorded values (None: only watch)."""
-        self._pool = self._pool or ArenaPool(pinned=self._cuda)
-        self._hand_off = HandOff(self._failed)
-        self._writer = writer
-        self._replacement = replacement
-        self._steps = 0
+    def begin_pass(
+        self, path: Path, meta: Mapping[str, Any], replacement: Replacement | None = None,
+        options: Options | None = None,
+    ) -> None:  # fmt: skip
+        """Starts recording into a new segment.
+
+        Args:
+            path: of the segment.
+            meta: plain data about this process.
+            replacement: feeds recorded values (None: only watch).
+            options: see there.
+
+        Raises:
+            OSError, WriterGone: the segment or its writer cannot be made.
+        """
+        self._options = options or Options()
         self._errors.clear()
         self._silent.clear()
-        writer.sites(self.sites)
+        self._steps = self._dropped = self._weights = 0
+        self._ended = None
+        self._writer = WriterClient(
+            path, meta, self._stream, codec_id=self._options.codec, max_bytes=self._options.max_bytes
+        )
+        self._errors.update(self._writer.errors)
+        self._replacement = replacement
+        self._writer.sites(self.sites)
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns what went wrong, if anything."""
-        writer, self._writer, self._replacement = self._writer, None, None
-        if self._hand_off is not None:
-            self._hand_off.close()
-            self._hand_off = None
-        summary = {"steps": self._steps, "errors": dict(self._errors)}
+        writer, self._replacement = self._writer, None
         if writer is not None:
             with self._guarded():
-                writer.abandon() if self._errors else writer.close(summary)
-        return {**summary, "errors": dict(self._errors)}
+                self._hand_over(writer, 0)
+            self._writer = None
+            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weights}
+            with self._guarded():
+                writer.close(summary, whole=not self._errors)
+            self._errors.update(writer.errors)
+        return {
+            "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
+        }  # fmt: skip
 
     @property
     def recording(self) -> bool:
         """Whether a pass is under way."""
         return self._writer is not None
 
+    def weights_updated(self) -> None:
+        """The engine's weights are no longer those that it loaded."""
+        self._weights += 1
+
     # -- a step -----------------------------------------------------------------------------------------
 
     def begin_step(self, rows: RowMap) -> None:
         """The model is about to run over ``rows``."""
-        if self._writer is not None and self._pool is not None:
-            if self._step is not None:  # the engine gave that step up; its arena would be missing for ever
-                self._pool.give(self._step.arena)
-            self._step = _PendingStep(self._steps, rows, self._pool.take())
-            self._rows.clear()
+        writer = self._writer
+        if writer is None or self._ended is not None:
+            return
+        self._give_up_step()
+        if self._options.max_steps is not None and self._steps >= self._options.max_steps:
+            self._ended = "max_steps"
+            return
+        self._rows.clear()
+        try:
+            wait = self._options.when_behind == "block" or self._replacement is not None
+            arena = writer.take(wait=wait)
+            if writer.spent:
+                self._ended = "max_bytes"
+                writer.give_back([arena] if arena is not None else [])
+            elif arena is None:
+                self._dropped += 1
+            else:
+                self._step = PendingStep(self._steps + self._dropped, rows, arena, writer, self._weights)
+        except Exception as error:
+            self._failed(error)
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
         """The calls of ``slot`` have other rows than the model's forward, until said otherwise."""
@@ -153,11 +184,9 @@ class Session:
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
     ) -> None:
         """Tokens (int64), own choices (int64) and logprobs (float32) of ``keys``, one each."""
-        step = self._step
-        if step is not None:
+        if self._step is not None:
             with self._guarded():
-                values = None if logprobs is None else step.arena.copy(logprobs)
-                step.sampled.append((keys, step.arena.copy(tokens), step.arena.copy(choices), values))
+                self._step.add_sampled(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> None:
         """Requests that begin in this step, where no workload names them."""
@@ -167,19 +196,37 @@ class Session:
     def end_step(self) -> None:
         """Hands the step to the writer."""
         step, self._step = self._step, None
-        if step is None or self._hand_off is None or self._writer is None or self._pool is None:
+        writer = self._writer
+        if step is None or writer is None:
             return
         self._note_silence(step)
         self._steps += 1
-        ready = None
-        if self._cuda:
-            ready = torch.cuda.Event()
-            ready.record()
-        self._hand_off.put(functools.partial(_write, step, self._writer, self._pool, ready))
+        with self._guarded():
+            if self._stream is None:
+                step.hand_over(writer)
+                return
+            event = torch.cuda.Event()
+            event.record(self._stream)
+            self._waiting.append((step, event))
+            self._hand_over(writer, IN_FLIGHT)
 
-    def _note_silence(self, step: _PendingStep) -> None:
+    def _hand_over(self, writer: WriterClient, leave: int) -> None:
+        """Hands over the steps whose copies have arrived, and waits for those beyond ``leave``."""
+        while self._waiting and (len(self._waiting) > leave or self._waiting[0][1].query()):
+            step, event = self._waiting.popleft()
+            event.synchronize()
+            step.hand_over(writer)
+
+    def _give_up_step(self) -> None:
+        """The engine began another step before it ended the last one; its arenas would be missing for ever."""
+        step, self._step = self._step, None
+        if step is not None and self._writer is not None:
+            with self._guarded():
+                step.give_up(self._writer)
+
+    def _note_silence(self, step: PendingStep) -> None:
         """Notes sites that did not run, once each: an operator that is not seen may not be passed over."""
-        fired = {slot for slot, _ in step.calls}
+        fired = step.slots()
         for site in self.sites:
             if site.slot not in fired and site.slot not in self._silent:
                 self._silent.add(site.slot)
@@ -193,7 +240,7 @@ class Session:
             return None
         try:
             rows = self._rows.get(slot) or (step.rows, step.rows)
-            step.call(slot, "in", index, rows).inputs[index] = _copied(x, step.arena)
+            step.add(x, slot, "in", index, rows)
             if self._replacement is not None and x.is_floating_point():
                 return self._replacement.rows(slot, "in", index, rows[0], x)
         except Exception as error:
@@ -206,7 +253,7 @@ class Session:
             return
         try:
             rows = self._rows.get(slot) or (step.rows, step.rows)
-            step.call(slot, "out", index, rows).outputs[index] = _copied(x, step.arena)
+            step.add(x, slot, "out", index, rows)
             if replace and self._replacement is not None and x.is_floating_point():
                 given = self._replacement.rows(slot, "out", index, rows[1], x)
                 if given is not None:
@@ -223,21 +270,24 @@ class Session:
         if step is None or self._replacement is not None:
             return
         try:
-            call = step.latest(slot)
             if self._checked.get(slot, 0) < CHECKED_CALLS:
                 self._checked[slot] = self._checked.get(slot, 0) + 1
-                self._writes.setdefault(slot, set()).update(_changed(call, taken, outputs))
+                self._writes.setdefault(slot, set()).update(_changed(step.recorded(slot), taken, outputs))
             for index in self._writes[slot]:
-                call.written[index] = _copied(taken[index], step.arena)
+                step.add_written(taken[index], slot, index)
         except Exception as error:
             self._failed(error)
 
     # -- failures ---------------------------------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, WriterGone):
+            text = str(error)
+            self._ended = "the writer process ended"
+        elif isinstance(error, OSError) and error.errno is not None:
             text = f"{os.strerror(error.errno)} (while writing the trace)"
+        else:
+            text = f"{type(error).__name__}: {error}"
         self._errors[text] = self._errors.get(text, 0) + 1
 
     @contextlib.contextmanager
@@ -246,26 +296,3 @@ class Session:
             yield
         except Exception as error:
             self._failed(error)
-
-
-def _copied(x: torch.Tensor, arena: Arena) -> TensorBytes:
-    return TensorBytes(_DTYPES[x.dtype], tuple(x.shape), tuple(x.stride()), arena.copy(x))
-
-
-def _write(step: _PendingStep, writer: SegmentWriter, pool: ArenaPool, ready: torch.cuda.Event | None) -> None:
-    try:
-        if ready is not None:
-            ready.synchronize()  # also before an arena is given back
-        sampled = [s for piece in step.sampled for s in _decode_sampled(*piece)]
-        writer.step(step.number, step.rows, list(step.calls.values()), sampled, step.notes, step.requests)
-    finally:
-        pool.give(step.arena)
-
-
-def _decode_sampled(
-    keys: Sequence[RowKey], tokens: memoryview, choices: memoryview, logprobs: memoryview | None
-) -> list[Sampled]:
-    token_ids = np.frombuffer(tokens, dtype=np.int64).tolist()
-    own = np.frombuffer(choices, dtype=np.int64).tolist()
-    values = [None] * len(keys) if logprobs is None else np.frombuffer(logprobs, dtype=np.float32).tolist()
-    return [Sampled(*fields) for fields in zip(keys, token_ids, own, values, strict=True)]

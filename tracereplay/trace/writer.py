@@ -96,6 +96,10 @@ class SegmentWriter:
         """Bytes of the file so far."""
         return self._to.size
 
+    def fileno(self) -> int:
+        """The file, for those who lock it."""
+        return self._fd
+
     def sites(self, sites: Iterable[Site]) -> None:
         """Says which sites the following steps speak of; may be called again with more."""
         self._to.index.sites.append(self._to.record(Kind.SITES, [records.write_site(s) for s in sites]))

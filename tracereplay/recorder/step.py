@@ -1,0 +1,198 @@
+"""What a step has seen so far: its tensors in arenas, its calls by the numbers of these tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from tracereplay.event import Request, RowKey, RowMap
+from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
+from tracereplay.recorder.writer_client import WriterClient
+from tracereplay.trace import records
+
+__all__ = ["PendingStep"]
+
+_DTYPES = {getattr(torch, name): name for name in (
+    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
+    "complex32", "complex64", "complex128", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2",
+    "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2",
+) if hasattr(torch, name)}  # fmt: skip
+
+
+class _Call(NamedTuple):
+    """A call that is under way; tensors by index, as numbers of the step's tensors."""
+
+    slot: int
+    number: int
+    rows: list[RowMap]  # of the inputs and of the outputs
+    inputs: dict[int, int]
+    outputs: dict[int, int]
+    written: dict[int, int]
+
+
+class PendingStep:
+    """One step.
+
+    Args:
+        number: of the step.
+        rows: of the model's forward.
+        arena: an empty one; more are taken as they are needed.
+        writer: where they come from.
+        weights: how often the weights had been updated.
+    """
+
+    def __init__(self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weights: int) -> None:
+        self.number = number
+        self.rows = rows
+        self.notes: list[str] = []
+        self.requests: list[Request] = []
+        self._weights = weights
+        self._writer = writer
+        self._arena = arena
+        self._full: list[tuple[Arena, list[Descriptor], list[tuple[int, int]]]] = []
+        self._tensors: list[Descriptor] = []
+        self._asides: list[tuple[int, int]] = []
+        self._before = [0, 0]  # tensors and asides in arenas before the current one
+        self._calls: dict[tuple[int, int], _Call] = {}
+        self._sampled: list[SampledBytes] = []
+        self._fired: dict[tuple[int, str, int], int] = {}
+        self._latest: dict[int, _Call] = {}
+        self._storages: dict[int, tuple[int, StorageWeakRef]] = {}
+
+    # -- gathering --------------------------------------------------------------------------------------
+
+    def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
+        """A tap has fired. Its n-th firing belongs to its site's n-th call."""
+        place = self._copy(x)
+        key = (slot, side, index)
+        number = self._fired.get(key, 0)
+        self._fired[key] = number + 1
+        call = self._calls.get((slot, number))
+        if call is None:
+            call = self._calls[(slot, number)] = _Call(slot, number, list(rows), {}, {}, {})
+        if side == "out":
+            call.rows[1] = rows[1]  # a sampler knows only afterwards which of its rows gave a token
+            call.outputs[index] = place
+        else:
+            call.inputs[index] = place
+        self._latest[slot] = call
+
+    def add_written(self, x: torch.Tensor, slot: int, index: int) -> None:
+        """Input ``index`` of the call of ``slot`` that is under way, as the operator left it."""
+        self._latest[slot].written[index] = self._copy(x)
+
+    def add_sampled(
+        self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
+    ) -> None:
+        """See `session.Session.sampled`."""
+        values = -1 if logprobs is None else self._aside(logprobs)
+        self._sampled.append(
+            SampledBytes([(*k,) for k in keys], self._aside(tokens), self._aside(choices), values)
+        )
+
+    def recorded(self, slot: int) -> dict[int, memoryview]:
+        """Of the call of ``slot`` that is under way, the inputs' bytes as they were recorded, by index.
+
+        Those of a very large call that lie in an arena before the current one are left out.
+        """
+        call = self._latest.get(slot)
+        places = {} if call is None else {i: n - self._before[0] for i, n in call.inputs.items()}
+        found = {i: self._tensors[n] for i, n in places.items() if n >= 0}
+        return {i: self._arena.bytes(d.offset, d.size) for i, d in found.items()}
+
+    def slots(self) -> set[int]:
+        """Those that fired."""
+        return {slot for slot, _ in self._calls}
+
+    def _copy(self, x: torch.Tensor) -> int:
+        dtype = _DTYPES.get(x.dtype)
+        if dtype is None or x.layout is not torch.strided:
+            raise TypeError(f"tensors of {x.dtype} and {x.layout} cannot be recorded")
+        size = x.numel() * x.element_size()
+        self._make_room(size)
+        offset = self._arena.copy(x, size)
+        self._tensors.append(
+            Descriptor(dtype, tuple(x.shape), x.stride(), offset, size, self._storage(x), x.storage_offset())
+        )
+        return self._before[0] + len(self._tensors) - 1
+
+    def _aside(self, x: torch.Tensor) -> int:
+        size = x.numel() * x.element_size()
+        self._make_room(size)
+        self._asides.append((self._arena.copy(x, size), size))
+        return self._before[1] + len(self._asides) - 1
+
+    def _storage(self, x: torch.Tensor) -> int:
+        """A number for the memory of ``x``.
+
+        The weak reference keeps the address of the storage's record, not its memory, from being used again: until
+        the step ends, the same address is the same storage.
+        """
+        storage = x.untyped_storage()
+        address: int = storage._cdata
+        found = self._storages.get(address)
+        if found is None:
+            found = self._storages[address] = (len(self._storages), StorageWeakRef(storage))
+        return found[0]
+
+    # -- arenas -----------------------------------------------------------------------------------------
+
+    def _make_room(self, size: int) -> None:
+        if self._arena.fits(size):
+            return
+        if self._arena.used:
+            self._full.append((self._arena, self._tensors, self._asides))
+            self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
+            self._tensors, self._asides = [], []
+            self._arena = self._another()
+        self._arena.grow(size)
+
+    def _another(self) -> Arena:
+        if self._writer.starved():
+            # All arenas are full of steps that are not written yet; waiting for one is all that can be done, and
+            # if # they are this step's own, the writer must let go of them before the step is whole.
+            self._hand_full()
+            self._writer.release()
+        arena = self._writer.take(wait=True)
+        assert arena is not None
+        return arena
+
+    def _hand_full(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        for arena, tensors, asides in self._full:
+            self._writer.hand(arena, tensors, asides)
+        self._full.clear()
+
+    def hand_over(self, writer: WriterClient) -> None:
+        """Gives all of it to the writer."""
+        for arena, tensors, asides in (*self._full, (self._arena, self._tensors, self._asides)):
+            writer.hand(arena, tensors, asides)
+        writer.step(self._message())
+
+    def give_up(self, writer: WriterClient) -> None:
+        """The step will not be whole."""
+        writer.give_back([arena for arena, _, _ in self._full] + [self._arena])
+        writer.discard()
+
+    def _message(self) -> StepMessage:
+        maps: dict[int, int] = {id(self.rows): 0}
+        arrays = [self.rows]
+
+        def place(rows: RowMap) -> int:
+            found = maps.get(id(rows))
+            if found is None:
+                found = maps[id(rows)] = len(arrays)
+                arrays.append(rows)
+            return found
+
+        calls = [(c.slot, c.number, place(c.rows[0]), place(c.rows[1]), c.inputs, c.outputs, c.written)
+                 for c in self._calls.values()]  # fmt: skip
+        requests = [records.write_request(r) for r in self.requests]
+        return StepMessage(
+            self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
+            self._weights,
+        )  # fmt: skip

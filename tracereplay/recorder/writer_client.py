@@ -1,0 +1,179 @@
+"""The engine's end of the writer process: arenas to fill, finished steps to hand over, and what became of them.
+
+The engine waits for the writer only where it must: when all arenas are in the writer's hands, and at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tracereplay.event import Site
+from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.protocol import Descriptor, Inbox, StepMessage, send
+from tracereplay.trace import codec, records
+
+__all__ = ["ARENAS", "WriterClient", "WriterGone"]
+
+ARENAS = 4
+_PIPE = 1031  # F_SETPIPE_SZ
+_PIPE_SIZE = 1 << 20
+
+
+class WriterGone(Exception):
+    """The writer process has ended before its time."""
+
+
+class WriterClient:
+    """Starts a writer process for one segment.
+
+    Args:
+        path: of the segment; must not exist.
+        meta: plain data about this process.
+        stream: the CUDA stream on which copies run; None on the CPU.
+        codec_id: how chunks are stored.
+        max_bytes: of the segment.
+
+    Raises:
+        OSError: the process cannot be started, or the segment cannot be created.
+    """
+
+    def __init__(
+        self, path: Path, meta: Mapping[str, Any], stream: torch.cuda.Stream | None, *,
+        codec_id: int = codec.PLANES, max_bytes: int | None = None,
+    ) -> None:  # fmt: skip
+        self.arenas = [Arena(i, stream) for i in range(ARENAS)]
+        self._free = list(self.arenas)
+        self.errors: dict[str, int] = {}
+        self.spent = False
+        self.steps = self.size = 0
+        self._closed = False
+        theirs_in, self._to = os.pipe()
+        mine, theirs_out = os.pipe()
+        self._inbox = Inbox(mine)
+        fds = [arena.fd for arena in self.arenas]
+        _widen(self._to)
+        try:
+            # A session of its own: what is meant to end the engine, at a terminal or by its parent, must not end
+            # the # writer before it has written what it was given.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tracereplay.recorder.writer_process", str(theirs_in), str(theirs_out)],
+                pass_fds=[theirs_in, theirs_out, *fds], stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        self._send("open", str(path), dict(meta), codec_id, max_bytes, fds)
+        self._wait()  # it is there, or says why not
+
+    def sites(self, sites: Iterable[Site]) -> None:
+        """See `SegmentWriter.sites`."""
+        self._send("sites", [records.write_site(site) for site in sites])
+
+    def take(self, *, wait: bool) -> Arena | None:
+        """An empty arena; None if there is none and ``wait`` is not set.
+
+        Raises:
+            WriterGone: there will be none.
+        """
+        self.poll()
+        while not self._free:
+            if not wait:
+                return None
+            self._wait()
+        arena = self._free.pop()
+        arena.used = 0
+        return arena
+
+    def starved(self) -> bool:
+        """Whether every arena is either with the writer or with the step that is under way."""
+        self.poll()
+        return not self._free
+
+    def give_back(self, arenas: Iterable[Arena]) -> None:
+        """Takes back arenas of a step that was not handed over."""
+        self._free += arenas
+
+    def hand(self, arena: Arena, tensors: list[Descriptor], asides: list[tuple[int, int]]) -> None:
+        """Hands an arena over; it comes back when its step is written, or after `release`."""
+        self._send("tensors", arena.number, arena.size, tensors, asides)
+
+    def release(self) -> None:
+        """Asks for the arenas of the step that is under way; views of what they hold are then stored as they
+        are."""
+        self._send("release")
+
+    def step(self, message: StepMessage) -> None:
+        """The step whose arenas were handed over is whole."""
+        self._send("step", *message)
+
+    def discard(self) -> None:
+        """The step whose arenas were handed over was given up."""
+        self._send("discard")
+
+    def poll(self) -> None:
+        """Takes note of what the writer has said so far."""
+        while select.select([self._inbox.fd], [], [], 0)[0]:
+            self._wait()
+
+    def close(self, summary: Mapping[str, Any], *, whole: bool) -> None:
+        """Waits until everything is written and the segment is closed.
+
+        Args:
+            summary: for the end mark.
+            whole: whether there shall be one.
+        """
+        with contextlib.suppress(WriterGone):
+            self._send("close", dict(summary), whole)
+            while not self._closed:
+                self._wait()
+        os.close(self._to)
+        os.close(self._inbox.fd)
+        self._process.wait()
+        for arena in self.arenas:
+            os.close(arena.fd)
+
+    def _send(self, *message: Any) -> None:
+        try:
+            send(self._to, list(message))
+        except OSError as error:
+            raise WriterGone(self._death()) from error
+
+    def _wait(self) -> None:
+        """Takes note of the writer's next word."""
+        message = self._inbox.next()
+        if message is None:
+            raise WriterGone(self._death())
+        kind, *rest = message
+        if kind == "free":
+            self._free.append(self.arenas[rest[0]])
+        elif kind == "wrote":
+            self.steps, self.size = rest
+        elif kind == "spent":
+            self.spent = True
+        elif kind == "failed":
+            self.errors[rest[0]] = self.errors.get(rest[0], 0) + 1
+        elif kind == "closed":
+            self._closed = True
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        text = f"the writer process ended with {code}"
+        self.errors[text] = self.errors.get(text, 0) + 1
+        return text
+
+
+def _widen(fd: int) -> None:
+    """A step's message has some ten kilobytes; a pipe holds 64 by default."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _PIPE, _PIPE_SIZE)

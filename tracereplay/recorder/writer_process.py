@@ -1,0 +1,169 @@
+"""The writer process: takes steps out of shared memory, and compresses and writes them beside the engine.
+
+    python -m tracereplay.recorder.writer_process IN OUT      file descriptors of the two pipes
+
+It lives until its segment is closed or the engine is gone; then it finishes what was handed over. It imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracereplay.event import RowKey, Sampled
+from tracereplay.recorder.protocol import Descriptor, Inbox, SampledBytes, StepMessage, send
+from tracereplay.trace import BudgetSpent, CallOfStep, SegmentWriter, TensorBytes, records
+
+__all__ = ["main"]
+
+
+class _Server:
+    """One segment's life."""
+
+    def __init__(self, out: int) -> None:
+        self._out = out
+        self._writer: SegmentWriter | None = None
+        self._fds: list[int] = []
+        self._maps: dict[int, mmap.mmap] = {}
+        self._held: list[int] = []  # arenas of the step that is under way
+        self._values: list[int] = []  # places of its tensors among the segment's values
+        self._asides: list[bytes] = []  # its bytes that are no values
+        self._steps = 0
+        self._given_up = False  # after a failure, or when the budget is spent
+        self._failed = False
+
+    def serve(self, inbox: Inbox) -> None:
+        """Carries out messages until the segment is closed or the engine is gone."""
+        while (message := inbox.next()) is not None:
+            try:
+                getattr(self, f"_{message[0]}")(*message[1:])
+            except BudgetSpent:
+                self._given_up = True
+                self._tell("spent")
+            except Exception as error:
+                self._given_up = self._failed = True
+                self._tell("failed", _words(error))
+            if message[0] == "close":
+                return
+        if self._writer is not None:
+            self._writer.rollback()
+            self._writer.abandon()
+
+    def _tell(self, *message: Any) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more; what was handed over is written all the same
+            send(self._out, list(message))
+
+    def _open(self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int]) -> None:
+        self._fds = fds
+        self._writer = SegmentWriter(Path(path), meta, codec, max_bytes)
+        # Whoever wants to know whether the segment is still being written asks for this lock.
+        fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
+        self._tell("wrote", 0, self._writer.size)
+
+    def _sites(self, sites: list[Any]) -> None:
+        assert self._writer is not None
+        self._writer.sites(map(records.read_site, sites))
+
+    def _tensors(self, arena: int, size: int, tensors: list[Any], asides: list[tuple[int, int]]) -> None:
+        self._held.append(arena)
+        if self._given_up or self._writer is None:
+            return
+        memory = self._memory(arena, size)
+        for described in tensors:
+            d = Descriptor(*described)
+            data = memory[d.offset : d.offset + d.size]
+            tensor = TensorBytes(d.dtype, tuple(d.shape), tuple(d.strides), data, d.storage, d.start)
+            self._values.append(self._writer.add(tensor))
+        self._asides += [bytes(memory[offset : offset + length]) for offset, length in asides]
+
+    def _memory(self, arena: int, size: int) -> memoryview:
+        mapped = self._maps.get(arena)
+        if mapped is None or len(mapped) != size:
+            mapped = self._maps[arena] = mmap.mmap(self._fds[arena], size)
+        return memoryview(mapped)
+
+    def _release(self) -> None:
+        if self._writer is not None:
+            self._writer.moved()
+        held, self._held = self._held, []
+        for arena in held:
+            self._tell("free", arena)
+
+    def _step(self, *fields: Any) -> None:
+        step = StepMessage(*fields)
+        try:
+            if self._writer is not None and not self._given_up:
+                self._commit(self._writer, step)
+                self._steps += 1
+        finally:
+            self._values.clear()
+            self._asides.clear()
+            self._release()
+        self._tell("wrote", self._steps, self._writer.size if self._writer is not None else 0)
+
+    def _commit(self, writer: SegmentWriter, step: StepMessage) -> None:
+        maps = [records.read_rows(data) for data in step.maps]
+        calls = [
+            CallOfStep(
+                slot, number, maps[i], maps[j], *({k: self._values[v] for k, v in side.items()} for side in sides)
+            )
+            for slot, number, i, j, *sides in step.calls
+        ]
+        sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
+        requests = [records.read_request(r) for r in step.requests]
+        writer.commit(step.number, maps[0], calls, sampled, step.notes, requests, step.weights)
+
+    def _sampled(self, piece: SampledBytes) -> list[Sampled]:
+        count = len(piece.keys)
+        tokens, choices = (
+            np.frombuffer(self._asides[i], np.int64).tolist() for i in (piece.tokens, piece.choices)
+        )
+        logprobs = (
+            [None] * count
+            if piece.logprobs < 0
+            else np.frombuffer(self._asides[piece.logprobs], np.float32).tolist()
+        )
+        keys = [RowKey(*key) for key in piece.keys]
+        return [Sampled(*fields) for fields in zip(keys, tokens, choices, logprobs, strict=True)]
+
+    def _discard(self) -> None:
+        if self._writer is not None:
+            self._writer.rollback()
+        self._values.clear()
+        self._asides.clear()
+        self._release()
+
+    def _close(self, summary: Mapping[str, Any], whole: bool) -> None:
+        if self._writer is not None:
+            self._writer.close(summary) if whole and not self._failed else self._writer.abandon()
+        self._tell("closed")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.strerror(error.errno)} (while writing the trace)"
+    traceback.print_exc()
+    return f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Serves one segment."""
+    # Engines pin their workers to cores; a writer on the same core would take its time from the engine.
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    inbox, out = Inbox(int(sys.argv[1])), int(sys.argv[2])
+    _Server(out).serve(inbox)
+
+
+if __name__ == "__main__":
+    main()
