@@ -40,7 +40,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import Engine, load_engine
 from tracereplay.launch.places import home
 from tracereplay.launch.process import EngineProcess, guest_environment
-from tracereplay.storage.checkpoint import weights_digest
+from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory
 from tracereplay.workload import Prompt, Workload
 
@@ -224,7 +224,7 @@ def workload(model: Path, batch: int, given: argparse.Namespace) -> Workload:
     random = np.random.default_rng(0)
     sampling = {"temperature": 0.0, "max_tokens": given.decode + 1, "ignore_eos": True, "logprobs": 1}
     prompts = [Prompt(tuple(random.integers(0, 256, given.prompt).tolist()), None, sampling) for _ in range(batch)]
-    return Workload(str(model), tuple(prompts), SETTINGS, weights_digest(model))
+    return Workload(str(model), tuple(prompts), SETTINGS, read_checkpoint(model).digest)
 
 
 def one(engine: Engine, model: Path, batch: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import xxhash
 
 from tracereplay.event import Call, Step, Value
-from tracereplay.storage.checkpoint import _entries
+from tracereplay.storage.checkpoint import entries
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.codec import RAW, ZSTD
 from tracereplay.trace.records import nbytes
@@ -58,7 +58,7 @@ def parameters(model: Path) -> dict[str, int]:
     """Bytes of the checkpoint's tensors by the module they belong to."""
     found: dict[str, int] = {}
     for file in model.glob("*.safetensors"):
-        for name, _, entry in _entries(file):
+        for name, _, entry in entries(file):
             start, end = entry["data_offsets"]
             module = name.rpartition(".")[0]
             found[module] = found.get(module, 0) + end - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,15 @@ from tracereplay.trace import open_trace
 from tracereplay.workload import Workload, read_prompts
 
 __all__ = ["record"]
+
+MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
+
+
+class WhenBehind(str, Enum):
+    """See ``--when-behind``."""
+
+    block = "block"  # the engine waits
+    drop = "drop"  # steps are left out and counted
 
 
 def record(
@@ -45,6 +55,16 @@ def record(
     logprobs: Annotated[int, typer.Option(min=0, help="Alternatives a token whose logprobs are given.")] = 0,
     n: Annotated[int, typer.Option(min=1, help="Samples for each prompt.")] = 1,
     settings: Settings = [],  # noqa: B006
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="End the recording after so many steps.", show_default=False)
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=MIN_BYTES, help="End the recording before its files hold more.", show_default=False),
+    ] = None,
+    when_behind: Annotated[
+        WhenBehind, typer.Option(help="What happens where the writer cannot keep up with the engine.")
+    ] = WhenBehind.block,
     check_observer: Annotated[
         bool, typer.Option("--check-observer", help="Generate without recording too, and state what it changed.")
     ] = False,
@@ -55,8 +75,9 @@ def record(
 
     The sampling options hold for prompts that do not give their own.
     """
+    options = {"max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value}
     if command:
-        raise typer.Exit(_record_command(command, out, engine, force, [model, prompts, *settings]))
+        raise typer.Exit(_record_command(command, out, engine, force, options, [model, prompts, *settings]))
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
     if engine is None or model is None or prompts is None:
         raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
@@ -66,11 +87,22 @@ def record(
     work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
     check_log(log)
     with without_empty(out, force=force), progress(f"Recording under {engine}") as report:
-        jobs.record(launched, work, out, check_observer=check_observer, force=force, log=log, report=report)
+        jobs.record(
+            launched,
+            work,
+            out,
+            check_observer=check_observer,
+            force=force,
+            log=log,
+            options=options,
+            report=report,
+        )
     _tell(out)
 
 
-def _record_command(command: list[str], out: Path, engine: str | None, force: bool, misplaced: list[Any]) -> int:
+def _record_command(
+    command: list[str], out: Path, engine: str | None, force: bool, options: dict[str, Any], misplaced: list[Any]
+) -> int:
     """Runs the command; its exit code is the program's, but for a trace that was cut off."""
     if any(misplaced):
         raise UsageError("A command after -- says itself what to generate; leave out --model, --prompts, --set.")
@@ -78,7 +110,7 @@ def _record_command(command: list[str], out: Path, engine: str | None, force: bo
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        code = record_command(command, out, engine=launched, force=force)
+        code = record_command(command, out, engine=launched, force=force, options=options)
     finally:
         signal.signal(signal.SIGINT, before)
     complete = _tell(out)

@@ -12,6 +12,7 @@ from cli_support import HERE, Program, make_model, write
 
 from tracereplay.environments.registry import Engine, register
 from tracereplay.launch import process
+from tracereplay.trace.manifest import write_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -62,5 +63,5 @@ def golden(tracereplay: Program, model: Path, prompts: Path, recorded: Path, tmp
     shutil.copytree(recorded, path)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["run"]["workload"]["model"] = str(model)
-    write(path / "manifest.json", json.dumps(manifest))
+    (path / "manifest.json").write_bytes(write_manifest(manifest))
     return path

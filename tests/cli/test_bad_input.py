@@ -13,6 +13,7 @@ import pytest
 from cli_support import Ended, Program, make_model, write
 
 from tracereplay.trace import TraceDirectory, open_trace
+from tracereplay.trace.manifest import write_manifest
 
 
 @pytest.fixture
@@ -278,7 +279,7 @@ def test_debug_shows_the_traceback_of_any_error(tracereplay: Program) -> None:
 def test_names_in_a_trace_cannot_write_control_sequences(tracereplay: Program, golden: Path) -> None:
     manifest = json.loads((golden / "manifest.json").read_text())
     manifest["run"]["engine"]["name"] = "\x1b]0;gotcha\x07[bold]x"
-    write(golden / "manifest.json", json.dumps(manifest))
+    (golden / "manifest.json").write_bytes(write_manifest(manifest))
     for ended in (tracereplay("show", golden), tracereplay("compare", golden, golden)):
         assert "\x1b" not in ended.out + ended.err
         assert "[bold]" in ended.out

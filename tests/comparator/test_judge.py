@@ -17,6 +17,7 @@ from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.errors import DamagedTrace, UsageError
 from tracereplay.trace import open_trace
+from tracereplay.trace.manifest import write_manifest
 from tracereplay.verdict import Coverage, Divergence, Metrics, Tolerance, Verdict
 
 Judge = Callable[..., Verdict]
@@ -235,7 +236,7 @@ def test_a_recording_cut_off_before_its_results_is_read_from_its_steps(golden: P
     shutil.copytree(golden, cut)
     manifest = json.loads((cut / "manifest.json").read_text())
     manifest |= {"state": "incomplete", "passes": {}}
-    (cut / "manifest.json").write_text(json.dumps(manifest))
+    (cut / "manifest.json").write_bytes(write_manifest(manifest))
     verdict = compare_traces(cut, toy.replay(golden, tmp_path / "candidate.trace"))
     assert verdict.verdict == "inconclusive"
     assert verdict.coverage.share == 1.0
@@ -396,7 +397,7 @@ def test_a_trace_without_a_workload_is_damaged(golden: Path, tmp_path: Path) -> 
     shutil.copytree(golden, broken)
     manifest = json.loads((broken / "manifest.json").read_text())
     for run in ({}, {"workload": []}, {"workload": {"model": "x", "prompts": [3], "settings": {}}}):
-        (broken / "manifest.json").write_text(json.dumps(manifest | {"run": run}))
+        (broken / "manifest.json").write_bytes(write_manifest(manifest | {"run": run}))
         with pytest.raises(DamagedTrace, match="workload"):
             compare_traces(broken, golden)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tracereplay.engines.parameters import parameters_of
 from tracereplay.event import Layout, Site
 from tracereplay.hooks.taps import slot_of, tap
 
@@ -76,7 +77,8 @@ def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) 
         slot = slot_of(name)
         found = layouts(name, module, kv_copies) if tensor_parallel > 1 else {}
         inputs = tap(module, slot)
-        sites.append(Site(name, type(module).__name__, slot, inputs, found, _config(module)))
+        weights = parameters_of(model, name, module)
+        sites.append(Site(name, type(module).__name__, slot, inputs, found, _config(module), weights))
     return sites
 
 

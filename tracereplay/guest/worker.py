@@ -12,6 +12,7 @@ import json
 import os
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,14 @@ class GuestWorker:
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
             meta["model"] = str(self._worker.vllm_config.model_config.model)
         adapter.begin_pass(first_request, forced)
-        session.begin_pass(path, meta, replacement, Options.from_dict(options or {}))
+        session.begin_pass(path, meta, replacement, self._options(options or {}))
         return {}
+
+    def _options(self, given: Mapping[str, Any]) -> Options:
+        """A budget is for all ranks together."""
+        options = Options(**given)
+        share = options.max_bytes and options.max_bytes // self._world()
+        return replace(options, max_bytes=share)
 
     def _do_end(self) -> dict[str, Any]:
         return {} if self._session is None else self._session.end_pass()

@@ -6,6 +6,7 @@ beforehand: the segments say which requests began and which tokens came of them.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,9 +17,9 @@ from typing import Any
 
 from tracereplay.errors import UsageError
 from tracereplay.event import Step
-from tracereplay.guest.plugin import RECORD
+from tracereplay.guest.plugin import OPTIONS, RECORD
 from tracereplay.launch.process import Launchable, guest_environment
-from tracereplay.storage.checkpoint import weights_digest
+from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -37,8 +38,9 @@ class _Interpreter:
 
 
 def record_command(
-    command: Sequence[str], out: Path, *, engine: Launchable | None = None, force: bool = False
-) -> int:
+    command: Sequence[str], out: Path, *, engine: Launchable | None = None, force: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> int:  # fmt: skip
     """Runs ``command`` with recording on.
 
     Args:
@@ -46,6 +48,7 @@ def record_command(
         out: trace to make.
         engine: whose environment to run it in; by default the interpreter that the command itself names.
         force: replace what is at ``out``.
+        options: how much is recorded (`recorder.session.Options`).
 
     Returns:
         The command's exit code. The trace is complete if every worker closed its segment.
@@ -56,7 +59,7 @@ def record_command(
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
     directory = TraceDirectory(out, {"kind": "recording", "level": "operator", "notes": []}, force=force)
-    environment = {**guest_environment(launched), RECORD: str(out.resolve())}
+    environment = {**guest_environment(launched), RECORD: str(out.resolve()), OPTIONS: json.dumps(options or {})}
     code = subprocess.run([found, *command[1:]], env=environment).returncode
     _describe(directory)
     return code
@@ -93,7 +96,7 @@ def _describe(directory: TraceDirectory) -> None:
     steps = trace.steps("record", trace.ranks("record")[0])
     engine = {"name": "command", **segment.meta.get("engine", {})}
     model = Path(segment.meta.get("model", ""))
-    weights = weights_digest(model) if model.is_dir() else None
+    weights = read_checkpoint(model).digest if model.is_dir() else None
     workload = Workload(str(model), _prompts(steps), weights=weights)
     directory.update_run(engine=engine, workload=workload.as_dict())
     complete = all(trace.segment("record", rank).complete for rank in trace.ranks("record"))

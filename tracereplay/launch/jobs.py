@@ -11,7 +11,7 @@ from typing import Any
 
 from tracereplay.errors import RecordingIncomplete, TraceError, UsageError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
-from tracereplay.storage.checkpoint import check_model, weights_digest
+from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -22,7 +22,7 @@ Report = Callable[[str], None]
 
 def record(
     engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False, force: bool = False,
-    log: Path | None = None, report: Report = lambda line: None,
+    log: Path | None = None, options: Mapping[str, Any] | None = None, report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Records ``workload`` under ``engine`` into a new trace at ``out``.
 
@@ -33,6 +33,7 @@ def record(
         check_observer: generate in an engine without taps too, and state the difference in the trace.
         force: replace what is at ``out``.
         log: file for what the engine prints.
+        options: how much is recorded (`recorder.session.Options`).
         report: is told what is being done.
 
     Returns:
@@ -43,14 +44,16 @@ def record(
     """
     model = Path(workload.model)
     check_model(model)
-    workload = replace(workload, weights=weights_digest(model))
-    directory = TraceDirectory(out, run_header("recording", engine, workload), force=force)
+    checkpoint = read_checkpoint(model)
+    workload = replace(workload, weights=checkpoint.digest)
+    header = {**run_header("recording", engine, workload), "checkpoint": checkpoint.tensors}
+    directory = TraceDirectory(out, header, force=force)
     report(f"Starting the engine {engine.name}")
     with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
         workload = _tokenized(workload, process)
         directory.update_run(engine={"name": engine.name, **process.info}, workload=workload.as_dict())
         report("Generating, with recording on")
-        recorded = record_pass(process, directory, workload)
+        recorded = record_pass(process, directory, workload, options=options)
     if check_observer:
         report(f"Starting the engine {engine.name} again, without taps")
         with EngineProcess(
@@ -84,7 +87,7 @@ def replay(
     workload = Workload.from_dict(source.run["workload"]).with_settings(settings or {})
     workload = replace(workload, model=str(model or workload.model))
     check_model(Path(workload.model))
-    workload = replace(workload, weights=weights_digest(Path(workload.model)))
+    workload = replace(workload, weights=read_checkpoint(Path(workload.model)).digest)
     run = {**run_header("replay", engine, workload), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
@@ -116,12 +119,15 @@ def replay_passes(
 
 def record_pass(
     process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = "record",
-    golden: str | None = None, inject: bool = False,
+    golden: str | None = None, inject: bool = False, options: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:  # fmt: skip
     """One pass in an engine that is there already; returns what the engine generated."""
-    where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject}
+    where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
+             "options": dict(options or {})}  # fmt: skip
     prompts = [p.as_dict() for p in workload.prompts]
     result = process.generate(prompts, where)
+    for note in _left_out(result):
+        directory.note(note)
     lost = _lost(result)
     if not lost:
         directory.add_pass(name, result)
@@ -130,6 +136,20 @@ def record_pass(
     with contextlib.suppress(RecordingIncomplete):  # a full disk may have no room for the manifest either
         directory.add_pass(name, result)
     raise RecordingIncomplete(f"The engine finished, but {directory.path} is incomplete: {lost}")
+
+
+_ENDED = {"max_steps": "--max-steps", "max_bytes": "--max-bytes"}
+
+
+def _left_out(result: Mapping[str, Any]) -> list[str]:
+    """What the recording leaves out because it was asked to, in sentences."""
+    ranks = [rank for rank in result["ranks"] if rank]
+    ended = {rank["ended"]: rank["steps"] for rank in ranks if rank.get("ended") in _ENDED}
+    notes = [f"The recording ended after {n} steps, as {_ENDED[why]} asked." for why, n in ended.items()]
+    dropped = max((rank.get("dropped", 0) for rank in ranks), default=0)
+    if dropped:
+        notes.append(f"{dropped} steps were left out, since the writer could not keep up.")
+    return notes
 
 
 def _lost(result: Mapping[str, Any]) -> str:

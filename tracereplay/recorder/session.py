@@ -53,10 +53,6 @@ class Options:
     max_bytes: int | None = None
     codec: int = codec.PLANES
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Options:
-        return cls(**data)
-
 
 def _changed(before: Mapping[int, memoryview], taken: Sequence[Any], outputs: Sequence[Any]) -> set[int]:
     """Indices of inputs whose bytes are no longer those ``before`` the call, and that no output shows."""

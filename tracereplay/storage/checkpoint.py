@@ -1,4 +1,4 @@
-"""The checkpoint's identity: one digest over all its tensors.
+"""The checkpoint's identity: a digest of each tensor, and one over all.
 
 Engines repack and drop the tensors they load, so only the files say which weights a generation used.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import xxhash
 
 from tracereplay.errors import WorkloadError
 
-__all__ = ["check_model", "weights_digest"]
+__all__ = ["Checkpoint", "check_model", "entries", "read_checkpoint"]
 
 MAX_HEADER = 100 << 20  # safetensors' own limit
 _BLOCK = 4 << 20
@@ -28,34 +30,56 @@ def check_model(model: Path) -> None:
         raise WorkloadError(f"{model} has no config.json; give a checkpoint in Hugging Face's layout.")
 
 
-def weights_digest(model: Path) -> str | None:
-    """xxh3-128 over names, dtypes, shapes and bytes of all tensors, in order of their names.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's files hold.
 
-    How the tensors are spread over files does not matter. None if there are no safetensors files (dummy
-    weights, or another format).
+    Args:
+        tensors: of each tensor its dtype (as safetensors names it), shape and the xxh3-128 of its bytes.
+    """
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
+
+    @property
+    def digest(self) -> str | None:
+        """xxh3-128 over all of it, in order of the names; how tensors are spread over files does not matter.
+
+        None if there are no safetensors files (dummy weights, or another format).
+        """
+        if not self.tensors:
+            return None
+        state = xxhash.xxh3_128()
+        for name, (dtype, shape, digest) in sorted(self.tensors.items()):
+            state.update(json.dumps([name, dtype, shape, digest]).encode())
+        return state.hexdigest()
+
+
+def read_checkpoint(model: Path) -> Checkpoint:
+    """Reads all tensors of ``model``.
 
     Raises:
         WorkloadError: a file is not a safetensors file.
     """
-    tensors = []
+    tensors = {}
     for path in sorted(model.glob("*.safetensors")):
-        tensors += [(name, path, base, entry) for name, base, entry in _entries(path)]
-    if not tensors:
-        return None
+        for name, base, entry in entries(path):
+            start, end = entry["data_offsets"]
+            tensors[name] = (entry["dtype"], tuple(entry["shape"]), _digest(path, base + start, end - start))
+    return Checkpoint(tensors)
+
+
+def _digest(path: Path, start: int, left: int) -> str:
     state = xxhash.xxh3_128()
-    for name, path, base, entry in sorted(tensors, key=lambda t: t[0]):
-        state.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        start, end = entry["data_offsets"]
-        with path.open("rb") as file:
-            file.seek(base + start)
-            left = end - start
-            while left > 0 and (block := file.read(min(left, _BLOCK))):
-                state.update(block)
-                left -= len(block)
+    with path.open("rb") as file:
+        file.seek(start)
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            state.update(block)
+            left -= len(block)
     return state.hexdigest()
 
 
-def _entries(path: Path) -> list[tuple[str, int, dict[str, Any]]]:
+def entries(path: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """Name, start of the data (bytes) and header entry of each tensor of a safetensors file."""
     with path.open("rb") as file:
         head = file.read(8)
         size = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER + 1
