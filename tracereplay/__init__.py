@@ -1,1 +1,10 @@
-"""tracereplay: record what every operator of an LLM generation took and gave, replay it, name the one to blame."""
+"""tracereplay: record what every operator of an LLM generation took and gave, replay it, name the one to blame.
+
+for step in tracereplay.open_trace("golden.trace"):
+    for call in step.calls:
+        print(step.number, call.site, [value.numpy().shape for value in call.outputs])
+"""
+
+from tracereplay.trace import Trace, open_trace
+
+__all__ = ["Trace", "open_trace"]

@@ -159,7 +159,7 @@ def repair(trace: Trace) -> list[str]:
         report = check_segment(trace, path.name, trace.file(key))
         if report.state == "damaged":
             raise DamagedTrace(report.problem or f"{path.name} is damaged.")
-        if report.state == "recoverable" and trace.segment(*key).summary is None:
+        if report.frames and trace.segment(*key).summary is None:
             _close(path, SegmentReader(path, trace.from_base))
             repaired.append(path.name)
     return repaired
