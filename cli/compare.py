@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,9 +14,9 @@ __all__ = ["compare"]
 
 
 def compare(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
+    golden: Annotated[str, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
     candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+        str, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
     ],
     policy: PolicyFile = None,
     strict: Strict = False,

@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from tracereplay.cli import compare, demo, engine, record, replay, show
+from tracereplay.cli import compare, demo, engine, export, pack, record, replay, show, verify
 from tracereplay.cli import report as report_
 from tracereplay.cli.output import stderr
 from tracereplay.errors import EngineFailed, TracereplayError
@@ -61,6 +61,9 @@ app.command("record")(record.record)
 app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
+app.command("verify")(verify.verify)
+app.command("pack")(pack.pack)
+app.command("export")(export.export)
 app.command("report")(report_.report)
 
 

@@ -11,18 +11,48 @@ import typer
 
 from tracereplay.comparator import Policy, load_policy
 from tracereplay.errors import UsageError
+from tracereplay.trace import Trace, open_trace
 
 __all__ = [
+    "BaseTrace",
     "Force",
     "JsonFile",
     "Log",
+    "OneRequest",
+    "OneStep",
+    "PassName",
     "PolicyFile",
     "Settings",
     "Strict",
+    "TracePath",
     "assignments",
     "check_json",
     "check_log",
+    "opened",
     "policy_of",
+]
+
+TracePath = Annotated[
+    str, typer.Argument(metavar="TRACE", help="A trace: a directory, a packed file, or a URL.", show_default=False)
+]
+BaseTrace = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="TRACE",
+        help="The trace that it is stored as a difference from, if it is not beside it.",
+        show_default=False,
+    ),
+]
+PassName = Annotated[
+    str | None,
+    typer.Option("--pass", help="Which pass: record, injected or rerun.", show_default="the first of these"),
+]
+OneStep = Annotated[
+    int | None, typer.Option("--step", min=0, help="Only this step, by its number.", show_default=False)
+]
+OneRequest = Annotated[
+    int | None, typer.Option("--request", min=0, help="Only this request's rows.", show_default=False)
 ]
 
 Settings = Annotated[
@@ -42,6 +72,11 @@ JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the verdict as JSON; - is stdout.", show_default=False),
 ]
+
+
+def opened(path: str, base: str | None = None) -> Trace:
+    """The trace at a path or URL."""
+    return open_trace(path, None if base is None else open_trace(base))
 
 
 def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:

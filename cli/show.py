@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,47 +13,51 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.comparator.dtypes import is_float, widen
-from tracereplay.dtypes import numpy_dtype
-from tracereplay.errors import UsageError
-from tracereplay.event import Call, Value
+from tracereplay.dtypes import DTYPES
+from tracereplay.event import Step
 from tracereplay.report.words import clean, number
-from tracereplay.trace import Trace, open_trace
+from tracereplay.trace import Trace
+from tracereplay.trace.select import PASSES, Chosen, choose, pass_of
 
 __all__ = ["show"]
 
-# The pass that is shown where none is named.
-_PASSES = ("record", "injected", "rerun")
+STEPS = 6  # listed where not all are asked for
+VALUES = 4
 
 
 def show(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace.", show_default=False)],
+    trace: TracePath,
     site: Annotated[
         str | None,
         typer.Argument(
             metavar="[SITE]", help="An operator's place, such as model.norm; globs too.", show_default=False
         ),
     ] = None,
-    pass_name: Annotated[
-        str | None,
-        typer.Option("--pass", help="Which pass: record, injected or rerun.", show_default="the first of these"),
-    ] = None,
+    pass_name: PassName = None,
+    step: OneStep = None,
+    request: OneRequest = None,
     steps: Annotated[int, typer.Option(min=1, help="How many steps of a site to show.")] = 4,
+    everything: Annotated[bool, typer.Option("--all", help="Every step and site, not the first few.")] = False,
+    base: BaseTrace = None,
 ) -> None:
     """Show what a trace holds; with SITE, the tensors of that operator's calls."""
-    source = open_trace(trace)
+    source = opened(trace, base)
     console = Console(highlight=False)
     if site is None:
-        _show_run(source, console)
-    elif not source.passes:
-        raise UsageError(f"{trace} holds no steps yet, so there is nothing of {site!r} to show.")
-    else:
-        first = min(source.passes, key=_order)
-        _show_site(source, pass_name or first, site, steps, console)
+        _show_run(source, console, everything)
+        return
+    limit = None if everything else steps
+    name = pass_of(source, pass_name)
+    _show_sites(name, choose(source, name, site, step=step, request=request, first_steps=limit), console)
 
 
-def _show_run(trace: Trace, console: Console) -> None:
+# -- the run ------------------------------------------------------------------------------------------------
+
+
+def _show_run(trace: Trace, console: Console, everything: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -64,28 +66,38 @@ def _show_run(trace: Trace, console: Console) -> None:
     console.print(table)
     kinds: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name in sorted(trace.passes, key=_order):
-        kinds.setdefault(_operators(trace, name), []).append(name)
+        kinds.setdefault(_operators(trace, name, everything), []).append(name)
     for rows, names in kinds.items():
-        table = _table("operator", "sites", "calls", "first site")
-        table.title, table.title_justify = Text(f"pass {' and '.join(names)}"), "left"
-        for row in rows:
-            table.add_row(*map(_cell, row))
-        console.print()
-        console.print(table)
+        _print_table(console, f"pass {' and '.join(names)}", ("operator", "sites", "calls", "first site"), rows)
+    for name in sorted(trace.passes, key=_order):
+        listed = _steps(trace.steps(name, trace.ranks(name)[0]), everything)
+        _print_table(console, f"steps of {name}", ("step", "rows", "requests", "calls", "tokens"), listed)
 
 
-def _operators(trace: Trace, name: str) -> tuple[tuple[str, ...], ...]:
-    """Of each class of operators: how many sites there are, how many calls, and the first site."""
+def _operators(trace: Trace, name: str, everything: bool) -> tuple[tuple[str, ...], ...]:
+    """Of each class of operators (or of each site): how many sites there are, how many calls, the first site."""
     rank = trace.ranks(name)[0]
     calls = Counter(call.site for step in trace.steps(name, rank) for call in step.calls)
     sites: dict[str, list[str]] = {}
     for site in trace.sites(name, rank).values():
-        sites.setdefault(site.operator, []).append(site.name)
-    return tuple((kind, str(len(at)), str(sum(calls[n] for n in at)), at[0]) for kind, at in sites.items())
+        sites.setdefault(f"{site.operator} {site.name}" if everything else site.operator, []).append(site.name)
+    return tuple(
+        (kind.split(" ")[0], str(len(at)), str(sum(calls[n] for n in at)), at[0]) for kind, at in sites.items()
+    )
+
+
+def _steps(steps: Sequence[Step], everything: bool) -> Iterator[tuple[str, ...]]:
+    shown = steps if everything else steps[:STEPS]
+    for step in shown:
+        requests = sorted({int(r) for r in step.rows[:, 0]})
+        some = ", ".join(map(str, requests[:8])) + (" ..." if len(requests) > 8 else "")
+        yield str(step.number), str(len(step.rows)), some, str(len(step.calls)), str(len(step.sampled))
+    if len(shown) < len(steps):
+        yield f"and {len(steps) - len(shown)} more", "", "", "", ""
 
 
 def _order(name: str) -> int:
-    return _PASSES.index(name) if name in _PASSES else len(_PASSES)
+    return PASSES.index(name) if name in PASSES else len(PASSES)
 
 
 def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
@@ -111,8 +123,13 @@ def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
         yield f"pass {name}", f"{len(steps)} steps, {rows} rows, {len(trace.ranks(name))} rank(s)"
 
 
-def _table(*headers: str) -> Table:
-    return Table(*headers, box=None, pad_edge=False, header_style="dim")
+def _print_table(console: Console, title: str, headers: Sequence[str], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(*headers, box=None, pad_edge=False, header_style="dim")
+    table.title, table.title_justify = _cell(title), "left"
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    console.print()
+    console.print(table)
 
 
 def _cell(words: str) -> Text:
@@ -120,47 +137,56 @@ def _cell(words: str) -> Text:
     return Text(clean(words))
 
 
-def _show_site(trace: Trace, name: str, wanted: str, steps: int, console: Console) -> None:
-    rank = trace.ranks(name)[0] if name in trace.passes else 0
-    sites = trace.sites(name, rank)
-    found = [site for site in sites if site == wanted or fnmatchcase(site, wanted)]
-    if not found:
-        raise UsageError(_unknown_site(trace, name, wanted, sites))
-    for site in found:
-        table = _table("step", "tensor", "dtype", "shape", "min", "max", "mean", "rms", "not finite")
-        table.title, table.title_justify = _cell(f"{site} ({sites[site].operator}), pass {name}"), "left"
-        for step in trace.steps(name, rank)[:steps]:
-            for call in (c for c in step.calls if c.site == site):
-                for tensor, value in _tensors(call, sites[site].inputs):
-                    table.add_row(str(step.number), _cell(tensor), *_describe(value))
-        console.print(table)
-        console.print()
+# -- sites --------------------------------------------------------------------------------------------------
 
 
-def _unknown_site(trace: Trace, name: str, wanted: str, sites: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(wanted, list(sites), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"'tracereplay show {trace.path}' lists them."
-    return f"The pass {name!r} of {trace.path} has no site {wanted!r}; {hint}"
+def _show_sites(pass_name: str, chosen: Iterator[Chosen], console: Console) -> None:
+    """A table a site; sites in order of their first call."""
+    found: dict[str, list[Chosen]] = {}
+    for one in chosen:
+        found.setdefault(one.site.name, []).append(one)
+    headers = ("step", "tensor", "dtype", "shape", "min", "max", "mean", "rms", "not finite", "first values")
+    for name, tensors in found.items():
+        rows = [(str(one.step), _named(one), *_described(one)) for one in tensors]
+        _print_table(console, f"{name} ({tensors[0].site.operator}), pass {pass_name}", headers, rows)
+        for _, same in groupby(tensors, key=lambda one: (one.step, one.call.number)):
+            _note_sharing(console, list(same))
 
 
-def _tensors(call: Call, names: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
-    for index, value in enumerate(call.inputs):
-        yield f"in {index} {names[index] if index < len(names) else ''}".rstrip(), value
-    for index, value in enumerate(call.outputs):
-        yield f"out {index}", value
-    for index, value in call.written.items():
-        yield f"in {index}, after", value
+def _note_sharing(console: Console, tensors: Sequence[Chosen]) -> None:
+    """Says which of a call's inputs lay in the same memory: views of one tensor."""
+    shared: dict[int, list[str]] = {}
+    for one in tensors:
+        if one.value.storage >= 0 and one.name.startswith("in"):
+            shared.setdefault(one.value.storage, []).append(one.name)
+    words = [" and ".join(names) for names in shared.values() if len(names) > 1]
+    if words:
+        console.print(Text(f"step {tensors[0].step}: {'; '.join(words)} shared memory", style="dim"))
 
 
-def _describe(value: Value) -> list[str]:
-    shape = "x".join(map(str, value.shape))
-    raw = np.frombuffer(value.load(), numpy_dtype(value.dtype))
-    if not raw.size:
-        return [value.dtype, shape, "", "", "", "", ""]
-    if not is_float(value.dtype):
-        return [value.dtype, shape, str(raw.min()), str(raw.max()), "", "", ""]
-    x = widen(raw, value.dtype).astype(np.float64)
+def _named(one: Chosen) -> str:
+    """The tensor's name, with the parameter's that it was passed as."""
+    index = int("".join(filter(str.isdigit, one.name)))
+    if one.name.startswith("in"):
+        return f"{one.name} {one.site.inputs[index] if index < len(one.site.inputs) else ''}".rstrip()
+    return one.name if one.name.startswith("out") else f"in{index}, after"
+
+
+def _described(one: Chosen) -> list[str]:
+    array = one.array()
+    dtype, shape = one.value.dtype, "x".join(map(str, array.shape)) or "scalar"
+    if not array.size:
+        return [dtype, shape, "", "", "", "", "", ""]
+    if not is_float(dtype):
+        limits = [str(array.min()), str(array.max())] if DTYPES[dtype].word == array.itemsize else ["", ""]
+        return [dtype, shape, *limits, "", "", "", _first(array, str)]
+    x = widen(array, dtype).astype(np.float64)
     finite = x[np.isfinite(x)]
     numbers = (finite.min(), finite.max(), finite.mean(), np.sqrt(np.mean(finite**2))) if finite.size else ()
     words = [number(float(v)) for v in numbers] or [""] * 4
-    return [value.dtype, shape, *words, str(x.size - finite.size or "")]
+    return [dtype, shape, *words, str(x.size - finite.size or ""), _first(x, lambda v: number(float(v)))]
+
+
+def _first(array: Any, words: Any) -> str:
+    values = array.reshape(-1)[:VALUES]
+    return " ".join(words(v) for v in values) + (" ..." if array.size > VALUES else "")

@@ -8,7 +8,7 @@ from typing import Any
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
 
-__all__ = ["observer_words", "summary"]
+__all__ = ["observer_words", "size_words", "summary"]
 
 
 def summary(trace: Trace) -> str:
@@ -16,7 +16,7 @@ def summary(trace: Trace) -> str:
     steps = [step for name in trace.passes for step in trace.steps(name, trace.ranks(name)[0])]
     sites = {site for name in trace.passes for site in trace.sites(name, trace.ranks(name)[0])}
     tokens = sum(len(step.sampled) for step in steps)
-    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {_bytes(trace.size)}"
+    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {size_words(trace.size)}"
     return words if trace.complete else f"{words}, INCOMPLETE"
 
 
@@ -27,7 +27,8 @@ def observer_words(observer: Mapping[str, Any]) -> str:
     return words if drift is None else f"{words}, and logprobs by {number(drift['max'])} at most"
 
 
-def _bytes(size: float) -> str:
+def size_words(size: float) -> str:
+    """Bytes in a unit that fits."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import Program, write
+from safetensors import safe_open
 
 from tracereplay.trace import Trace, open_trace
 
@@ -187,3 +188,101 @@ def test_version_and_help(tracereplay: Program) -> None:
     for verb in ("record", "replay", "compare", "show", "report", "demo", "engine"):
         assert verb in tracereplay("--help").out
         assert tracereplay(verb, "--help").code == 0
+
+
+# -- verify, pack, export -------------------------------------------------------------------------------------
+
+
+def cut(trace: Path, share: float) -> None:
+    segment = trace / "record-rank0.seg"
+    data = segment.read_bytes()
+    segment.write_bytes(data[: int(len(data) * share)])
+
+
+def test_verify_tells_whole_interrupted_and_damaged_traces_apart(tracereplay: Program, golden: Path) -> None:
+    ended = tracereplay("verify", golden)
+    assert (ended.code, ended.out.splitlines()[0][:8]) == (0, "complete")
+    cut(golden, 0.7)
+    ended = tracereplay("verify", golden)
+    assert (ended.code, ended.out.splitlines()[0][:11]) == (3, "recoverable")
+    assert "no end mark after byte" in ended.out
+    ended = tracereplay("verify", golden, "--repair")
+    assert "Rebuilt the index of record-rank0.seg" in ended.err
+    assert (ended.code, "its index was rebuilt" in ended.out) == (3, True)
+    segment = golden / "record-rank0.seg"
+    data = bytearray(segment.read_bytes())
+    data[200] ^= 1
+    segment.write_bytes(data)
+    ended = tracereplay("verify", golden, "--json")
+    report = json.loads(ended.out)
+    assert (ended.code, report["state"]) == (5, "damaged")
+    assert "at byte" in report["segments"][0]["problem"]
+
+
+def test_a_packed_trace_serves_as_the_directory_does(tracereplay: Program, golden: Path) -> None:
+    ended = tracereplay("pack", golden, "--level", 9)
+    assert ended.code == 0
+    packed = golden.with_name("golden.trace.pack")
+    assert str(packed) in ended.err
+    assert tracereplay("verify", packed).code == 0
+    assert tracereplay("compare", golden, packed).code == 0
+    replayed = tracereplay("replay", packed, "--engine", "toy", "-o", golden.with_name("candidate.trace"))
+    assert replayed.code == 0, replayed.err
+    again = tracereplay("pack", golden)
+    assert (again.code, "exists already" in again.err) == (2, True)
+
+
+def test_a_candidate_packed_as_a_difference_is_compared_with_golden(tracereplay: Program, golden: Path) -> None:
+    candidate, delta = golden.with_name("candidate.trace"), golden.with_name("elsewhere") / "delta.pack"
+    assert tracereplay("replay", golden, "--engine", "toy", "-o", candidate).code == 0
+    delta.parent.mkdir()
+    assert tracereplay("pack", candidate, "--base", golden, "-o", delta).code == 0
+    assert delta.stat().st_size < sum(p.stat().st_size for p in candidate.iterdir()) / 2
+    assert tracereplay("compare", golden, delta).code == 0
+    assert tracereplay("verify", delta, "--base", golden).code == 0
+    alone = tracereplay("show", delta, "model.norm")
+    assert (alone.code, "put it there" in alone.err) == (5, True)
+    assert "model.norm" in tracereplay("show", delta, "model.norm", "--base", golden).out
+
+
+def test_export_writes_what_the_trace_holds(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
+    tensors, calls = tmp_path / "t.safetensors", tmp_path / "c.jsonl"
+    ended = tracereplay("export", golden, "model.norm", "--step", 1, "-o", tensors, "--calls", calls)
+    assert ended.code == 0, ended.err
+    lines = [json.loads(line) for line in calls.read_text().splitlines()]
+    step = open_trace(golden).segment("record").step(1)
+    (call,) = [c for c in step.calls if c.site == "model.norm"]
+    names = ("in0", "in1", "out0", "out1")
+    assert [line["key"] for line in lines] == [f"1/model.norm/0/{name}" for name in names]
+    with safe_open(tensors, framework="numpy") as file:
+        assert sorted(file.keys()) == [line["key"] for line in lines]
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert shapes == {line["key"]: tuple(line["shape"]) for line in lines}
+    data = tensors.read_bytes()
+    assert all(value.load() in data for value in (*call.inputs, *call.outputs))
+    assert lines[0]["rows"] == call.rows_in.tolist()
+
+
+def test_export_of_one_request_has_its_rows_only(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "c.jsonl"
+    assert tracereplay("export", golden, "--request", 1, "--calls", calls).code == 0
+    rows = [row for line in calls.read_text().splitlines() for row in json.loads(line)["rows"]]
+    assert {row[0] for row in rows} == {1}
+
+
+def test_export_needs_to_know_where_to(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
+    ended = tracereplay("export", golden)
+    assert (ended.code, "Nothing to write" in ended.err) == (2, True)
+    ended = tracereplay("export", golden, "-o", tmp_path / "absent" / "x.safetensors")
+    assert (ended.code, "cannot be written" in ended.err) == (2, True)
+    ended = tracereplay("export", golden, "--step", 999, "--calls", tmp_path / "c.jsonl")
+    assert (ended.code, "has no step 999" in ended.err) == (2, True)
+
+
+def test_show_of_a_step_and_a_request_gives_their_rows(tracereplay: Program, golden: Path) -> None:
+    shown = tracereplay("show", golden, "model.norm", "--step", 0, "--request", 1).out
+    assert "5x64" in shown
+    assert "9x64" not in shown
+    assert tracereplay("show", golden, "model.norm", "--step", 99).code == 2
+    assert "steps of record" in tracereplay("show", golden).out
+    assert "model.layers.1.mlp.act_fn" in tracereplay("show", golden, "--all").out

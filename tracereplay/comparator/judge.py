@@ -48,6 +48,7 @@ def compare_traces(
     """
     mine = golden if isinstance(golden, Trace) else open_trace(golden)
     theirs = candidate if isinstance(candidate, Trace) else open_trace(candidate)
+    theirs.offer_base(mine)
     try:
         return _judge(gather_evidence(mine, theirs, policy or Policy()))
     finally:

@@ -104,6 +104,8 @@ def _told(ask: Callable[[], T], path: str) -> T:
     try:
         return ask()
     except FileNotFoundError as error:
-        raise NotATrace(f"There is no trace at {path}, or it cannot be reached; give a trace's address.") from error
+        raise NotATrace(
+            f"There is no trace at {path}, or it cannot be reached; give a trace's address."
+        ) from error
     except Exception as error:
         raise TraceError(f"{path} cannot be read: {str(error) or type(error).__name__}.") from error

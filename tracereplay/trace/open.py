@@ -48,7 +48,7 @@ class Trace:
         self.manifest = manifest
         self.run: Mapping[str, Any] = manifest["run"]
         self.results: Mapping[str, Mapping[str, Any]] = manifest["passes"]
-        self._complete = manifest["state"] == "complete"
+        self._complete = bool(manifest["state"] == "complete")
         self._files = segments
         self._open: dict[Key, SegmentReader] = {}
         self._base = base
@@ -62,6 +62,11 @@ class Trace:
     def complete(self) -> bool:
         """Whether the recording was closed and every segment has its end mark."""
         return self._complete and all(self.segment(*key).complete for key in self._files)
+
+    @property
+    def said_complete(self) -> bool:
+        """Whether the manifest says so; `complete` looks at the segments too."""
+        return self._complete
 
     @property
     def size(self) -> int:
@@ -120,6 +125,12 @@ class Trace:
             reader.close()
         for file in self._files.values():
             file.close()
+
+    def offer_base(self, base: Trace) -> None:
+        """Takes ``base`` if it is the trace that this one is stored as a difference from."""
+        described = self.run.get("base")
+        if self._base is None and isinstance(described, dict) and described.get("digest") == base.digest():
+            self._base = base
 
     def from_base(self, segment: str, chunk: int, number: int) -> Bytes:
         """A tensor of the base trace (see `codec.DELTA`)."""

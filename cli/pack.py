@@ -1,0 +1,44 @@
+"""``tracereplay pack``: one file out of a trace, to attach it to a report or to put it at a URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from tracereplay.cli.options import BaseTrace, Force, TracePath, opened
+from tracereplay.cli.output import stderr
+from tracereplay.cli.summary import size_words
+from tracereplay.errors import UsageError
+from tracereplay.trace.packing import pack_trace
+
+__all__ = ["pack"]
+
+
+def pack(
+    trace: TracePath,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="The file to make.", show_default="TRACE.pack"),
+    ] = None,
+    level: Annotated[
+        int | None,
+        typer.Option(min=1, max=22, help="Compress with this effort of zstandard's.", show_default="as it is"),
+    ] = None,
+    base: BaseTrace = None,
+    force: Force = False,
+) -> None:
+    """Make one file of a trace. It opens like the directory, also at a URL.
+
+    With --base, tensors are stored as their difference from that trace's, which is then needed to read it.
+    """
+    source = opened(trace)
+    if out is None:
+        if isinstance(source.path, str):
+            raise UsageError("Say where the file shall go: -o FILE.")
+        out = source.path.with_name(f"{source.path.name}.pack")
+    pack_trace(source, out, level=level, base=opened(base) if base is not None else None, force=force)
+    words = f"Packed {size_words(source.size)} into {size_words(out.stat().st_size)}: {out}"
+    stderr.print(Text(words), soft_wrap=True)

@@ -1,0 +1,82 @@
+"""Tensors as a plain safetensors file, and calls as lines of JSON, for tools that know nothing of traces."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tracereplay.dtypes import DTYPES, nbytes
+from tracereplay.errors import UsageError
+from tracereplay.trace.select import Chosen
+
+__all__ = ["export_calls", "export_tensors", "tensor_name"]
+
+
+def tensor_name(chosen: Chosen) -> str:
+    """``step 3`` of ``model.norm``: ``3/model.norm/0/out0`` (the third part numbers the site's calls in the
+    step)."""
+    return f"{chosen.step}/{chosen.call.site}/{chosen.call.number}/{chosen.name}"
+
+
+def export_tensors(chosen: Iterable[Chosen], out: Path) -> int:
+    """Writes tensors to a safetensors file and returns how many there are; one is in memory at a time.
+
+    A dtype that safetensors does not know is written as bytes, with its name in the file's metadata.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    # The widest first, as safetensors itself does: so each lies aligned.
+    tensors = sorted(chosen, key=lambda one: -DTYPES[one.value.dtype].word)
+    header: dict[str, Any] = {"__metadata__": {}}
+    end = 0
+    for one in tensors:
+        known, shape = DTYPES[one.value.dtype], list(one.shape)
+        begin, end = end, end + nbytes(one.value.dtype, one.shape)
+        if known.safetensors is None:
+            header["__metadata__"][tensor_name(one)] = one.value.dtype
+            shape = [*shape, known.itemsize]
+        header[tensor_name(one)] = {
+            "dtype": known.safetensors or "U8", "shape": shape, "data_offsets": [begin, end],
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with out.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for one in tensors:
+                file.write(one.array().tobytes())
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
+    return len(tensors)
+
+
+def export_calls(chosen: Iterable[Chosen], out: Path) -> int:
+    """Writes a line of JSON for each tensor of each call, without its values, and returns how many there are.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    count = 0
+    try:
+        with out.open("w", encoding="utf-8") as file:
+            for one in chosen:
+                file.write(json.dumps(_line(one)) + "\n")
+                count += 1
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
+    return count
+
+
+def _line(one: Chosen) -> dict[str, Any]:
+    rows = one.rows if one.picked is None else one.rows[one.picked]
+    value = one.value
+    return {
+        "step": one.step, "site": one.call.site, "operator": one.site.operator, "call": one.call.number,
+        "tensor": one.name, "key": tensor_name(one), "dtype": value.dtype, "shape": list(value.shape),
+        "strides": list(value.strides), "storage": value.storage, "start": value.start, "version": value.version,
+        "rows": rows.tolist(),
+    }  # fmt: skip
