@@ -28,6 +28,10 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
         found.append("The golden recording is incomplete; only what it holds was compared.")
     if not evidence.candidate.complete:
         found.append("The candidate's trace is incomplete; only what it holds was compared.")
+    if evidence.golden.dropped:
+        found.append(
+            f"{evidence.golden.dropped} steps were left out of the golden recording; nothing is known of them."
+        )
     share, least = evidence.coverage.share, evidence.policy.min_coverage
     if share < least:
         found.append(f"Only {share:.1%} of golden's calls could be compared; the policy asks for {least:.1%}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +49,10 @@ def record(
     header = {**run_header("recording", engine, workload), "checkpoint": checkpoint.tensors}
     directory = TraceDirectory(out, header, force=force)
     report(f"Starting the engine {engine.name}")
-    with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
+    with (
+        _settled(directory),
+        EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process,
+    ):
         workload = _tokenized(workload, process)
         directory.update_run(engine={"name": engine.name, **process.info}, workload=workload.as_dict())
         report("Generating, with recording on")
@@ -91,13 +94,25 @@ def replay(
     run = {**run_header("replay", engine, workload), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
-    with EngineProcess(
-        engine, model=Path(workload.model).resolve(), settings=workload.settings, log=log
-    ) as process:
+    with (
+        _settled(directory),
+        EngineProcess(
+            engine, model=Path(workload.model).resolve(), settings=workload.settings, log=log
+        ) as process,
+    ):
         directory.update_run(engine={"name": engine.name, **process.info})
         replay_passes(process, directory, source, workload, injected=injected, report=report)
     directory.complete()
     return out
+
+
+@contextlib.contextmanager
+def _settled(directory: TraceDirectory) -> Iterator[None]:
+    """Leaves only when nobody writes into the trace any more, however the engine ended."""
+    try:
+        yield
+    finally:
+        directory.settle()
 
 
 def replay_passes(

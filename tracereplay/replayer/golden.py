@@ -25,15 +25,23 @@ Ints = npt.NDArray[np.int64]
 
 
 def golden_tokens(trace: Trace, pass_name: str = "record") -> dict[tuple[int, int], list[int]]:
-    """All token ids of each (request, sequence), prompt first, as far as they were generated."""
-    prompts = trace.run["workload"]["prompts"]
+    """All token ids of each (request, sequence), prompt first, as far as they are known.
+
+    From what the engine returned, since a recording may have ended before the generation; where nothing was
+    returned (a command of the user's, an engine that died), from the steps, up to the first that is missing.
+    """
+    prompts = [list(prompt["prompt_token_ids"]) for prompt in trace.run["workload"]["prompts"]]
+    results = trace.results.get(pass_name, {}).get("requests")
+    if results is not None:
+        return {(r["request"], r["sequence"]): prompts[r["request"]] + list(r["token_ids"]) for r in results}
     tokens: dict[tuple[int, int], list[int]] = {}
     for step in trace.steps(pass_name):
         for found in step.sampled:
             request, sequence, position = found.key
-            ids = tokens.setdefault((request, sequence), list(prompts[request]["prompt_token_ids"]))
-            del ids[position:]  # a row computed twice counts once, the last
-            ids.append(found.token)
+            ids = tokens.setdefault((request, sequence), list(prompts[request]))
+            if position <= len(ids):
+                del ids[position:]  # a row computed twice counts once, the last
+                ids.append(found.token)
     return tokens
 
 

@@ -64,6 +64,12 @@ class Trace:
         return self._complete and all(self.segment(*key).complete for key in self._files)
 
     @property
+    def dropped(self) -> int:
+        """Steps that were left out because the writer could not keep up; the most of any segment."""
+        counts = [(self.segment(*key).summary or {}).get("dropped", 0) for key in self._files]
+        return max((count for count in counts if type(count) is int), default=0)
+
+    @property
     def said_complete(self) -> bool:
         """Whether the manifest says so; `complete` looks at the segments too."""
         return self._complete
