@@ -11,6 +11,7 @@ from typing import Any
 
 from tracereplay.errors import RecordingIncomplete, TraceError, UsageError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
+from tracereplay.launch.weights import store_weights
 from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
@@ -22,7 +23,8 @@ Report = Callable[[str], None]
 
 def record(
     engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False, force: bool = False,
-    log: Path | None = None, options: Mapping[str, Any] | None = None, report: Report = lambda line: None,
+    log: Path | None = None, options: Mapping[str, Any] | None = None, weights: bool = False,
+    report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Records ``workload`` under ``engine`` into a new trace at ``out``.
 
@@ -34,6 +36,7 @@ def record(
         force: replace what is at ``out``.
         log: file for what the engine prints.
         options: how much is recorded (`recorder.session.Options`).
+        weights: copy the checkpoint's tensors into the trace too.
         report: is told what is being done.
 
     Returns:
@@ -48,6 +51,9 @@ def record(
     workload = replace(workload, weights=checkpoint.digest)
     header = {**run_header("recording", engine, workload), "checkpoint": checkpoint.tensors}
     directory = TraceDirectory(out, header, force=force)
+    if weights:
+        report("Copying the weights")
+        store_weights(model, directory)
     report(f"Starting the engine {engine.name}")
     with (
         _settled(directory),

@@ -21,12 +21,12 @@ from typing import Any
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import DamagedTrace
 
-__all__ = ["WIDTHS", "ChunkBuilder", "Entry", "read_header", "regions"]
+__all__ = ["DTYPE_NAMES", "WIDTHS", "ChunkBuilder", "Entry", "read_header", "regions"]
 
 WIDTHS = (8, 4, 2, 1)  # bytes of a word, in the order of their regions
 MAX_HEADER = 16 << 20
 _LENGTH = struct.Struct("<Q")
-_BY_NAME = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
+DTYPE_NAMES = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
 
 
 def _entry(data: dict[str, Any], base: int) -> Entry:
-    dtype = data.get("torch") or _BY_NAME[data["dtype"]]
+    dtype = data.get("torch") or DTYPE_NAMES[data["dtype"]]
     shape, (start, end) = tuple(data["shape"]), data["data_offsets"]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
         raise ValueError("a size or an offset is not a whole number")

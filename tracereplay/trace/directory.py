@@ -19,14 +19,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from tracereplay.errors import RecordingIncomplete, UsageError
+from tracereplay.event import Site
 from tracereplay.trace.manifest import FORMAT, write_manifest
 
-__all__ = ["MANIFEST", "SEGMENT", "TraceDirectory", "remove_trace", "segment_path"]
+__all__ = [
+    "MANIFEST",
+    "SEGMENT",
+    "WEIGHTS",
+    "TraceDirectory",
+    "remove_trace",
+    "segment_path",
+    "weight_site",
+]
 
 MANIFEST = "manifest.json"
 SETTLE = 20.0  # seconds
 SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32})-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
+
+
+WEIGHTS = "weights"  # the pass that holds a checkpoint's tensors, where they were asked for
+
+
+def weight_site(name: str) -> Site:
+    """The site under which a checkpoint's tensor is stored."""
+    return Site(name, "Parameter", xxhash.xxh3_64_intdigest(name.encode()) >> 16)
 
 
 def segment_path(directory: Path, pass_name: str, rank: int) -> Path:

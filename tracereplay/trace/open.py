@@ -12,11 +12,11 @@ from typing import Any
 import xxhash
 
 from tracereplay.errors import DamagedTrace, NotATrace, TraceError
-from tracereplay.event import Site, Step
+from tracereplay.event import Site, Step, Value
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
 from tracereplay.trace.content import content_digest
-from tracereplay.trace.directory import MANIFEST, SEGMENT
+from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.pack import packed_parts
 from tracereplay.trace.reader import SegmentReader
@@ -56,7 +56,13 @@ class Trace:
     @property
     def passes(self) -> tuple[str, ...]:
         """Names of the passes that have segments: ``record``, or ``rerun`` and ``injected``."""
-        return tuple(dict.fromkeys(name for name, _ in self._files))
+        return tuple(dict.fromkeys(name for name, _ in self._files if name != WEIGHTS))
+
+    def weights(self) -> dict[str, Value]:
+        """The checkpoint's tensors by name, if they were asked for when it was recorded."""
+        if (WEIGHTS, 0) not in self._files:
+            return {}
+        return {call.site: call.outputs[0] for step in self.segment(WEIGHTS).steps() for call in step.calls}
 
     @property
     def complete(self) -> bool:
