@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tracereplay.errors import WorkloadError
 from tracereplay.event import make_rows
@@ -44,18 +46,17 @@ def store_weights(model: Path, directory: TraceDirectory) -> None:
     writer.close({})
 
 
-def _read(path: Path, name: str, base: int, entry: dict[str, object]) -> TensorBytes:
-    dtype = DTYPE_NAMES.get(str(entry["dtype"]))
+def _read(path: Path, name: str, base: int, entry: Mapping[str, Any]) -> TensorBytes:
+    dtype = DTYPE_NAMES.get(entry["dtype"])
     if dtype is None:
-        raise WorkloadError(
-            f"The tensor {name} of {path} has the dtype {entry['dtype']!r}, which no trace can hold."
-        )
-    start, end = entry["data_offsets"]  # type: ignore[misc, attr-defined]
-    shape = tuple(entry["shape"])  # type: ignore[call-overload]
+        raise WorkloadError(f"{name} of {path} has the dtype {entry['dtype']!r}, which no trace can hold.")
+    start, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
     with path.open("rb") as file:
         file.seek(base + start)
         data = file.read(end - start)
-    strides, width = [], 1
+    strides: list[int] = []
+    width = 1
     for size in reversed(shape):
         strides.append(width)
         width *= size
