@@ -8,6 +8,7 @@
     ├── edges                  EdgeFinding ...       one for each input
     ├── tokens                 TokenFinding
     ├── coverage               Coverage
+    ├── rollout                Rollout             importance ratios, or None without logprobs
     └── closure, attribution   from a bisection, or None
 
 ``as_dict`` gives the JSON of schema 1 (keys are never renamed, only added); ``from_dict`` is its inverse.
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from tracereplay.errors import UsageError
+from tracereplay.rollout import Rollout
 
 __all__ = [
     "CLASSES",
@@ -491,6 +493,7 @@ class Verdict:
     attribution: tuple[Attribution, ...] | None = None
     first_visible: Divergence | None = None
     notes: tuple[str, ...] = ()
+    rollout: Rollout | None = None
 
     @property
     def exit_code(self) -> int:
@@ -517,6 +520,7 @@ class Verdict:
             "attribution": None if self.attribution is None else _dicts(self.attribution),
             "first_visible": None if self.first_visible is None else self.first_visible.as_dict(),
             "notes": list(self.notes),
+            "rollout": None if self.rollout is None else self.rollout.as_dict(),
         }
 
     @classmethod
@@ -537,7 +541,7 @@ class Verdict:
     @classmethod
     def _read(cls, data: Mapping[str, Any]) -> Verdict:
         first, visible, closure = data["first_divergence"], data.get("first_visible"), data["closure"]
-        parts = data["attribution"]
+        parts, rollout = data["attribution"], data.get("rollout")
         return cls(
             verdict=_one_of(data["verdict"], _EXIT),
             mode=data["mode"],
@@ -555,6 +559,7 @@ class Verdict:
             attribution=None if parts is None else tuple(Attribution.from_dict(a) for a in parts),
             first_visible=None if visible is None else Divergence.from_dict(visible),
             notes=tuple(data.get("notes", ())),
+            rollout=None if rollout is None else Rollout.from_dict(rollout),
         )
 
 
