@@ -32,7 +32,7 @@ LAYERS = (
     ("hooks", "trace"),
     ("storage",),
     ("workload", "event", "verdict"),
-    ("rollout",),
+    ("rollout", "bisection"),
     ("errors",),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -54,7 +54,7 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
-    "workload", "event", "verdict", "rollout", "errors",
+    "workload", "event", "verdict", "rollout", "bisection", "errors",
 )  # fmt: skip
 
 

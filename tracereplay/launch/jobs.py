@@ -114,10 +114,20 @@ def replay_passes(
 
 def record_pass(
     process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = "record",
-    golden: str | None = None, inject: bool = False,
+    golden: str | None = None, inject: bool = False, cancel: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """One pass in an engine that is there already; returns what the engine generated."""
-    where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject}
+    """One pass in an engine that is there already; returns what the engine generated.
+
+    Args:
+        name: of the pass.
+        golden: path of the golden trace whose tokens are forced.
+        inject: whether its values are fed.
+        cancel: what to cancel, as `guest.worker` takes it.
+    """
+    where = {
+        "trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
+        "cancel": cancel,
+    }  # fmt: skip
     prompts = [p.as_dict() for p in workload.prompts]
     result = process.generate(prompts, where)
     lost = _lost(result)

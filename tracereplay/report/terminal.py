@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.report import rollout
+from tracereplay.report import bisection, rollout
 from tracereplay.report.layout import cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
     CAUSES,
@@ -51,6 +51,8 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
     _tokens(verdict.tokens, console)
     if verdict.rollout is not None and (everything or verdict.rollout.abs_diff.max > 0):
         rollout.render(verdict.rollout, console, everything=everything)
+    if verdict.bisection is not None:
+        bisection.render(verdict, verdict.bisection, console, everything=everything)
     if verdict.first_divergence is not None:
         _divergence(verdict, verdict.first_divergence, console)
     _operators(verdict, console, everything)

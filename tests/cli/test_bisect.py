@@ -1,0 +1,172 @@
+"""Bisecting from end to end, with the toy engine as the engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_support import Program, make_model, write
+
+Bisect = Callable[..., dict[str, Any]]
+
+FIRST, SECOND = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
+TWO = f"flaw={FIRST}:scale,{SECOND}:coarse"
+
+
+@pytest.fixture
+def long_golden(tracereplay: Program, model: Path, tmp_path: Path) -> Path:
+    """Enough positions for an interval: 4 prompts of 20 tokens."""
+    lines = [json.dumps({"prompt_token_ids": list(range(i, i + 5)), "max_tokens": 20}) for i in (5, 30, 60, 90)]
+    out = tmp_path / "long.trace"
+    words = ("--model", model, "--prompts", write(tmp_path / "long.jsonl", "\n".join(lines)), "-o", out)
+    assert tracereplay("record", "--engine", "toy", *words).code == 0
+    return out
+
+
+@pytest.fixture
+def bisect(tracereplay: Program, long_golden: Path, tmp_path: Path) -> Bisect:
+    def run(*words: object, code: int = 1) -> dict[str, Any]:
+        file = tmp_path / "verdict.json"
+        ended = tracereplay("bisect", "operators", long_golden, "--engine", "toy", "--json", file, *words)
+        assert ended.code == code, ended.err
+        found: dict[str, Any] = json.loads(file.read_text())
+        return {**found, "out": ended.out, "err": ended.err}
+
+    return run
+
+
+def minimal(verdict: dict[str, Any]) -> set[str]:
+    return {member["name"] for member in verdict["bisection"]["minimal"]}
+
+
+def test_two_faults_at_once_are_the_minimal_set_and_nothing_else_is(bisect: Bisect) -> None:
+    verdict = bisect("--set", TWO)
+    assert verdict["closure"]["held"]
+    assert verdict["closure"]["rows"] == 80
+    assert minimal(verdict) == {FIRST, SECOND}
+    assert verdict["bisection"]["proven"]
+    assert verdict["bisection"]["engine_starts"] == 1
+    shares = {tuple(a["operators"]): a["explains"] for a in verdict["attribution"] if a["role"] == "minimal"}
+    assert shares == {(FIRST, SECOND): 1.0} or shares == {(SECOND, FIRST): 1.0}
+
+
+def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(bisect: Bisect) -> None:
+    verdict = bisect("--set", TWO, "--set", "rounding=twice")
+    assert verdict["closure"]["held"]
+    members = verdict["bisection"]["minimal"]
+    assert {FIRST, SECOND} <= minimal(verdict)
+    assert {m["class"] for m in members if m["name"] not in (FIRST, SECOND)} <= {"rounding"}
+    assert f"out of tolerance: {FIRST}, {SECOND}" in " ".join(verdict["reasons"]) or (
+        f"out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
+    )
+
+
+def test_cancelling_the_set_gives_golden_tokens_and_cancelling_its_complement_does_not(bisect: Bisect) -> None:
+    verdict = bisect("--set", "rounding=twice", "--set", TWO)
+    roles = {a["role"]: a for a in verdict["attribution"]}
+    assert verdict["tokens"]["differing"] > 0
+    assert roles["all"]["explains"] == 1.0
+    assert roles["minimal"]["restores"]
+    assert roles["minimal"]["tokens_differ"] == 0
+    assert roles["complement"]["tokens_differ"] > 0
+    assert verdict["bisection"]["complement_restores"] is False
+    assert "closure holds: 80 rows of logits come back bit for bit" in verdict["out"]
+
+
+def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=model.layers.1.mlp.gate_up_proj:scaled_edge")
+    assert minimal(verdict) == {"model.layers.1.mlp.gate_up_proj (input 0)"}
+    assert verdict["attribution"][0]["operators"] == ["edge into MergedColumnParallelLinear"]
+
+
+def test_what_the_sampler_reports_otherwise_is_cancelled_too(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=sampler:scale")
+    assert minimal(verdict) == {"sampler"}
+    assert verdict["closure"]["held"]
+
+
+def test_without_a_divergence_there_is_nothing_to_bisect(bisect: Bisect) -> None:
+    verdict = bisect(code=0)
+    assert verdict["bisection"] is None
+    assert "There is no divergence to bisect" in verdict["err"]
+
+
+def test_wrong_positions_are_cancelled_where_they_do_their_harm(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=model:positions")
+    assert verdict["closure"]["held"]
+    assert minimal(verdict) <= {f"model.layers.{i}.self_attn.rotary_emb (input 0)" for i in (0, 1)}
+    assert not verdict["bisection"]["skipped"]
+
+
+def test_an_engine_that_does_not_repeat_itself_breaks_the_closure_and_is_named(bisect: Bisect) -> None:
+    verdict = bisect("--set", "noise=0.05", "--max-passes", 8)
+    assert not verdict["closure"]["held"]
+    assert (
+        verdict["closure"]["first_broken"]
+        == "output 0 of model.layers.0.self_attn.qkv_proj is not what it was on golden inputs"
+    )
+    assert "model.layers.0.self_attn.qkv_proj" in verdict["closure"]["unstable"]
+    assert "sites do not repeat on the same inputs" in " ".join(verdict["reasons"])
+
+
+def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=sampler:second")
+    assert verdict["closure"]["held"]
+    assert verdict["bisection"]["minimal"] is None
+    assert verdict["bisection"]["skipped"][0]["name"] == "sampler"
+
+
+def test_the_number_of_passes_is_bounded(bisect: Bisect) -> None:
+    verdict = bisect("--set", "rounding=twice", "--set", TWO, "--max-passes", 3)
+    assert verdict["bisection"]["passes"] == 3
+    assert not verdict["bisection"]["proven"]
+    assert "All 3 passes are spent" in verdict["err"]
+
+
+def test_an_interrupted_bisection_goes_on_from_what_it_measured(bisect: Bisect, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    words = ("--set", TWO, "--set", "rounding=twice", "--work", work)
+    whole = bisect(*words)
+    journal = work / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:4]) + lines[4][:30])  # cut off in the middle of a line
+    again = bisect(*words)
+    assert again["err"].count("Pass ") == len(lines) - 4
+    assert "Generating again with golden tokens forced" not in again["err"]
+    assert again["attribution"] == whole["attribution"]
+    done = bisect(*words)
+    assert done["bisection"]["engine_starts"] == 0
+    assert done["attribution"] == whole["attribution"]
+
+
+def test_a_folder_of_another_bisection_is_refused(
+    tracereplay: Program, bisect: Bisect, long_golden: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    bisect("--set", TWO, "--work", work)
+    words = ("bisect", "operators", long_golden, "--engine", "toy", "--work")
+    ended = tracereplay(*words, work, "--set", "rounding=twice")
+    assert (ended.code, "holds a bisection of another golden trace" in ended.err) == (2, True)
+    write(tmp_path / "thesis.txt", "years of work")
+    ended = tracereplay(*words, tmp_path)
+    assert (ended.code, "holds something else" in ended.err) == (2, True)
+
+
+def test_other_weights_and_a_replay_are_refused_before_the_engine_starts(
+    tracereplay: Program, long_golden: Path, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", "other weights")
+    ended = tracereplay("bisect", "operators", long_golden, "--engine", "toy", "--model", other)
+    assert ended.code == 2
+    assert "holds other weights than the golden trace" in ended.err
+    assert "Starting" not in ended.err
+
+
+def test_a_verdict_with_a_bisection_is_shown_again(tracereplay: Program, bisect: Bisect, tmp_path: Path) -> None:
+    bisect("--set", TWO)
+    shown = tracereplay("report", tmp_path / "verdict.json").out
+    assert "parity comes back by cancelling" in shown
+    assert FIRST in shown
