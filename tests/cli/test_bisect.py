@@ -18,8 +18,8 @@ TWO = f"flaw={FIRST}:scale,{SECOND}:coarse"
 
 @pytest.fixture
 def long_golden(tracereplay: Program, model: Path, tmp_path: Path) -> Path:
-    """Enough positions for an interval: 4 prompts of 20 tokens."""
-    lines = [json.dumps({"prompt_token_ids": list(range(i, i + 5)), "max_tokens": 20}) for i in (5, 30, 60, 90)]
+    """Four prompts of eight tokens."""
+    lines = [json.dumps({"prompt_token_ids": list(range(i, i + 5)), "max_tokens": 8}) for i in (5, 30, 60, 90)]
     out = tmp_path / "long.trace"
     words = ("--model", model, "--prompts", write(tmp_path / "long.jsonl", "\n".join(lines)), "-o", out)
     assert tracereplay("record", "--engine", "toy", *words).code == 0
@@ -45,10 +45,11 @@ def minimal(verdict: dict[str, Any]) -> set[str]:
 def test_two_faults_at_once_are_the_minimal_set_and_nothing_else_is(bisect: Bisect) -> None:
     verdict = bisect("--set", TWO)
     assert verdict["closure"]["held"]
-    assert verdict["closure"]["rows"] == 80
+    assert verdict["closure"]["rows"] == 32
     assert minimal(verdict) == {FIRST, SECOND}
     assert verdict["bisection"]["proven"]
     assert verdict["bisection"]["engine_starts"] == 1
+    assert "Only 32 positions were measured" in " ".join(verdict["reasons"])
     shares = {tuple(a["operators"]): a["explains"] for a in verdict["attribution"] if a["role"] == "minimal"}
     assert shares == {(FIRST, SECOND): 1.0} or shares == {(SECOND, FIRST): 1.0}
 
@@ -56,24 +57,17 @@ def test_two_faults_at_once_are_the_minimal_set_and_nothing_else_is(bisect: Bise
 def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(bisect: Bisect) -> None:
     verdict = bisect("--set", TWO, "--set", "rounding=twice")
     assert verdict["closure"]["held"]
-    members = verdict["bisection"]["minimal"]
     assert {FIRST, SECOND} <= minimal(verdict)
-    assert {m["class"] for m in members if m["name"] not in (FIRST, SECOND)} <= {"rounding"}
-    assert f"out of tolerance: {FIRST}, {SECOND}" in " ".join(verdict["reasons"]) or (
-        f"out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
-    )
-
-
-def test_cancelling_the_set_gives_golden_tokens_and_cancelling_its_complement_does_not(bisect: Bisect) -> None:
-    verdict = bisect("--set", "rounding=twice", "--set", TWO)
+    rest = [m for m in verdict["bisection"]["minimal"] if m["name"] not in (FIRST, SECOND)]
+    assert {m["class"] for m in rest} <= {"rounding"}
+    assert f"out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
     roles = {a["role"]: a for a in verdict["attribution"]}
     assert verdict["tokens"]["differing"] > 0
     assert roles["all"]["explains"] == 1.0
-    assert roles["minimal"]["restores"]
-    assert roles["minimal"]["tokens_differ"] == 0
-    assert roles["complement"]["tokens_differ"] > 0
+    assert (roles["minimal"]["tokens_differ"], roles["minimal"]["restores"]) == (0, True)
+    assert roles["complement"]["tokens_differ"] > 0  # all but that set does not give golden's tokens back
     assert verdict["bisection"]["complement_restores"] is False
-    assert "closure holds: 80 rows of logits come back bit for bit" in verdict["out"]
+    assert "closure holds: 32 rows of logits come back bit for bit" in verdict["out"]
 
 
 def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
@@ -128,7 +122,7 @@ def test_the_number_of_passes_is_bounded(bisect: Bisect) -> None:
 
 def test_an_interrupted_bisection_goes_on_from_what_it_measured(bisect: Bisect, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    words = ("--set", TWO, "--set", "rounding=twice", "--work", work)
+    words = ("--set", TWO, "--set", "rounding=twice", "--work", work, "--max-passes", 12)
     whole = bisect(*words)
     journal = work / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)

@@ -2,7 +2,7 @@
 
 Settings: ``dtype``; ``rounding``, ``noise`` and ``flaw`` ("site:kind", several with commas) as in `engines.toy`;
 ``dies`` ("loading" or "generating") ends the process there; ``hangs`` (a file) generates until the input ends,
-with the process ids of the engine and of its worker in that file; ``loses`` says that the recorder could not write.
+with the process ids of the engine and of its worker in that file; ``loses`` says the recorder could not write.
 """
 
 from __future__ import annotations
