@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from tracereplay.bisector.operators import MAX_PASSES, bisect_operators
+from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
 from tracereplay.cli.options import (
     JsonFile,
     Log,
@@ -22,10 +23,11 @@ from tracereplay.cli.options import (
     check_log,
     policy_of,
 )
-from tracereplay.cli.output import deliver, progress
+from tracereplay.cli.output import deliver, progress, stderr
 from tracereplay.cli.replay import check_model_at
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
+from tracereplay.verdict import Verdict
 
 __all__ = ["app"]
 
@@ -71,8 +73,48 @@ def operators(
             candidate, golden, folder, policy=rules, settings=given, model=model, max_passes=max_passes, log=log,
             report=report,
         )  # fmt: skip
+    _finish(verdict, json_file)
+
+
+@app.command("settings")
+def settings_(
+    golden: Golden,
+    engine: EngineName,
+    settings: Settings = [],  # noqa: B006
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="ENGINE", help="Take the settings of this engine, not golden's.", show_default=False
+        ),
+    ] = None,
+    model: Model = None,
+    max_starts: Annotated[int, typer.Option(min=1, help="Engine starts beyond the first.")] = MAX_STARTS,
+    work: Work = None,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    log: Log = None,
+) -> None:
+    """Find the smallest set of settings that makes the difference, as arguments to pass.
+
+    Starts the engine again and again, with golden's values for a chosen set of the settings that differ.
+    """
+    candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    like = None if from_ is None else load_engine(from_)
+    check_json(json_file)
+    check_log(log)
+    check_model_at(golden, model)
+    with _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
+        verdict = bisect_settings(
+            candidate, golden, folder, like=like, policy=rules, settings=given, model=model,
+            max_starts=max_starts, log=log, report=report,
+        )  # fmt: skip
+    _finish(verdict, json_file)
+
+
+def _finish(verdict: Verdict, json_file: str | None) -> NoReturn:
     if verdict.verdict == "match":
-        report("There is no divergence to bisect")
+        stderr.print("There is no divergence to bisect.")
     raise typer.Exit(deliver(verdict, json_file))
 
 

@@ -28,9 +28,9 @@ def long_golden(tracereplay: Program, model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bisect(tracereplay: Program, long_golden: Path, tmp_path: Path) -> Bisect:
-    def run(*words: object, code: int = 1) -> dict[str, Any]:
+    def run(*words: object, code: int = 1, by: str = "operators") -> dict[str, Any]:
         file = tmp_path / "verdict.json"
-        ended = tracereplay("bisect", "operators", long_golden, "--engine", "toy", "--json", file, *words)
+        ended = tracereplay("bisect", by, long_golden, "--engine", "toy", "--json", file, *words)
         assert ended.code == code, ended.err
         found: dict[str, Any] = json.loads(file.read_text())
         return {**found, "out": ended.out, "err": ended.err}
@@ -85,7 +85,7 @@ def test_what_the_sampler_reports_otherwise_is_cancelled_too(bisect: Bisect) -> 
 def test_without_a_divergence_there_is_nothing_to_bisect(bisect: Bisect) -> None:
     verdict = bisect(code=0)
     assert verdict["bisection"] is None
-    assert "There is no divergence to bisect" in verdict["err"]
+    assert "There is no divergence to bisect." in verdict["err"]
 
 
 def test_wrong_positions_are_cancelled_where_they_do_their_harm(bisect: Bisect) -> None:
@@ -164,3 +164,58 @@ def test_a_verdict_with_a_bisection_is_shown_again(tracereplay: Program, bisect:
     shown = tracereplay("report", tmp_path / "verdict.json").out
     assert "parity comes back by cancelling" in shown
     assert FIRST in shown
+
+
+# -- settings ------------------------------------------------------------------------------------------------
+
+
+def test_the_setting_that_makes_the_difference_is_named_among_innocent_ones(bisect: Bisect) -> None:
+    fault = "flaw=model.norm:coarse"
+    verdict = bisect("--set", "enforce_eager=true", "--set", fault, "--set", "max_model_len=99", by="settings")
+    assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
+    assert verdict["bisection"]["arguments"] == ["no --set flaw"]
+    assert verdict["cause"] == "setting"
+    assert verdict["bisection"]["proven"]
+    assert "With golden's flaw = None the candidate is at parity." in verdict["out"]
+
+
+def test_settings_that_are_refused_together_are_skipped_with_the_reason(
+    tracereplay: Program, model: Path, tmp_path: Path
+) -> None:
+    golden, prompts = tmp_path / "f.trace", write(tmp_path / "p.jsonl", '{"prompt_token_ids": [5, 6, 7, 8]}')
+    words = ("--engine", "toy", "--model", model, "--prompts", prompts, "-o", golden, "--set", "dtype=float32")
+    assert tracereplay("record", *words).code == 0
+    common = ("--engine", "toy", "--set", "dtype=bfloat16", "--set", "rounding=twice", "--json", "-")
+    ended = tracereplay("bisect", "settings", golden, *common, "--strict")
+    verdict = json.loads(ended.out)
+    assert {m["name"] for m in verdict["bisection"]["minimal"]} == {"dtype", "rounding"}
+    assert verdict["bisection"]["minimal"][0]["value"] == "float32"
+    assert verdict["bisection"]["arguments"][0] == '--set dtype="float32"'
+    alone = [a["operators"] for a in verdict["attribution"]]
+    assert ["rounding"] in alone
+    assert ["dtype"] not in alone  # refused: it stands for no figure
+
+
+def test_arguments_that_an_engine_was_registered_with_count(bisect: Bisect, home: Path) -> None:
+    registered = json.loads((home / "engines" / "toy.json").read_text())
+    registered["settings"] = {"flaw": "model.norm:coarse"}
+    write(home / "engines" / "toy.json", json.dumps(registered))
+    verdict = bisect("--max-starts", 4, by="settings")
+    assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
+
+
+def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, long_golden: Path) -> None:
+    manifest = json.loads((long_golden / "manifest.json").read_text())
+    manifest["run"]["workload"]["settings"]["flaw"] = "model.norm:coarse"
+    write(long_golden / "manifest.json", json.dumps(manifest))
+    verdict = bisect(by="settings")
+    assert verdict["bisection"]["minimal"] is None
+    assert "The two differ in no setting that could be changed." in verdict["reasons"]
+
+
+def test_the_settings_of_another_engine_can_be_taken(bisect: Bisect, home: Path) -> None:
+    other = json.loads((home / "engines" / "toy.json").read_text())
+    write(home / "engines" / "good.json", json.dumps({**other, "name": "good"}))
+    verdict = bisect("--set", "flaw=model.norm:coarse", "--from", "good", by="settings")
+    assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
+    assert "Starting the engine good, to learn its settings" in verdict["err"]

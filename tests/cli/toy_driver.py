@@ -36,10 +36,15 @@ class Driver:
         if settings.get("dies") == "loading":
             print("RuntimeError: \x1b[31mthe toy engine cannot load its model\x1b[0m", file=sys.stderr)
             sys.exit(3)
+        if settings.get("rounding") == "twice" and settings.get("dtype") == "float32":
+            print("ValueError: rounding twice is for half precision", file=sys.stderr)
+            sys.exit(1)
         self.settings = settings
         # The toy's weights follow from this name, so that another model directory holds other weights.
         self.model = json.loads((Path(model) / "config.json").read_text())["name"]
         shown = {k: v for k, v in settings.items() if k in ("dtype", "enforce_eager")}
+        shown.setdefault("dtype", "bfloat16")
+        shown["engine_generation"] = settings.get("rounding", "once")
         return {"versions": {"toy": "2.0"}, "settings": shown, "device": "cpu", "environment": {}, "ranks": 1}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -71,6 +76,7 @@ class Driver:
             golden = Path(recording["golden"])
             if cancel := recording.get("cancel"):
                 options["cancel"] = Path(cancel["injected"]), Selection.from_dict(cancel)
+            options["settings"] = self._dtype()
             options["noise"] = self.settings.get("noise", 0.0)
             toy.replay(golden, made, passes=(recording["pass_name"],), model=self.model, **options)
 
