@@ -84,6 +84,7 @@ class Bisection:
         minimal: whose cancelling (or setting) restores parity, and of which none can be left out; None if no set
             was found that does.
         proven: whether each member was shown to be needed; False where the passes ran out before.
+        largest_left: operators only: what differs most on golden inputs of all that is not in the minimal set.
         complement_restores: whether cancelling all but the minimal set restores parity as well, if tried.
         unexplained: share of the mean squared logprob difference that stays with everything cancelled.
         arguments: the minimal set as arguments for the command line.
@@ -106,6 +107,7 @@ class Bisection:
     tried: tuple[Tried, ...] = ()
     first_bad: str | None = None
     last_good: str | None = None
+    largest_left: Member | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -118,12 +120,13 @@ class Bisection:
             "unexplained": share if share is None or math.isfinite(share) else str(share),
             "arguments": list(self.arguments), "skipped": [s.as_dict() for s in self.skipped],
             "tried": [t.as_dict() for t in self.tried], "first_bad": self.first_bad, "last_good": self.last_good,
+            "largest_left": None if self.largest_left is None else self.largest_left.as_dict(),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Bisection:
         """The inverse of `as_dict`."""
-        minimal, share = data["minimal"], data["unexplained"]
+        minimal, share, left = data["minimal"], data["unexplained"], data["largest_left"]
         return cls(
             kind=data["kind"],
             passes=data["passes"],
@@ -139,4 +142,5 @@ class Bisection:
             tried=tuple(Tried.from_dict(t) for t in data["tried"]),
             first_bad=data["first_bad"],
             last_good=data["last_good"],
+            largest_left=None if left is None else Member.from_dict(left),
         )

@@ -65,6 +65,14 @@ def test_a_fault_that_no_token_shows_must_be_explained_itself() -> None:
     assert criterion.restores(effect(0.001, 0.002))
 
 
+def test_a_logprob_that_is_no_number_is_infinitely_far_and_not_left_out() -> None:
+    generation, key = Generation(((1,),), (True,), {}, {}), RowKey(0, 0, 1)
+    golden, broken = {key: Sampled(key, 7, 7, -1.0)}, {key: Sampled(key, 7, 7, math.nan)}
+    assert effect_of(golden, broken, generation).largest == math.inf
+    assert effect_of(broken, broken, generation).largest == 0
+    assert not Criterion(Policy(), effect(0.2)).restores(effect_of(golden, broken, generation))
+
+
 def test_what_the_sampler_itself_did_is_taken_away_and_exactly_so_where_it_repeats_itself() -> None:
     generation = Generation(((1,),), (True,), {}, {})
     keys = [RowKey(0, 0, 1), RowKey(0, 0, 2)]

@@ -59,21 +59,23 @@ class Bench:
         folder: where traces go.
         log: file for what the engine prints.
         report: is told what is being done.
+        process: the engine, if it runs already; it is left running.
     """
 
     def __init__(
-        self, engine: Launchable, golden: Trace, workload: Workload, folder: Path, log: Path | None, report: Report
-    ) -> None:
+        self, engine: Launchable, golden: Trace, workload: Workload, folder: Path, log: Path | None,
+        report: Report, process: EngineProcess | None = None,
+    ) -> None:  # fmt: skip
         self._engine, self._golden, self._workload = engine, golden, workload
         self._folder, self._log, self._report = folder, log, report
-        self._process: EngineProcess | None = None
+        self._process, self._borrowed = process, process is not None
         self.starts = 0
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
+        if self._process is not None and not self._borrowed:
             self._process.close()
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator import Policy
+from tracereplay.comparator.rollout import log_ratio
 from tracereplay.comparator.tokens import Generation, Sampling
 from tracereplay.event import RowKey
 
@@ -72,7 +73,7 @@ def effect_of(
     differences = []
     for key in sorted(golden):
         mine, theirs = golden[key].logprob, run[key].logprob if key in run else None
-        apart = np.nan if mine is None or theirs is None else 0.0 if mine == theirs else theirs - mine
+        apart = np.nan if mine is None or theirs is None else log_ratio(mine, theirs)
         differences.append(float(apart if own is None else _less(apart, own.get(key, 0.0))))
     greedy = [key for key in golden if generation.greedy[key.request] and key in run]
     wrong = sum(golden[key].token != run[key].choice for key in greedy)

@@ -30,7 +30,7 @@ from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.rollout import sampled_tokens
 from tracereplay.comparator.tokens import read_generation
 from tracereplay.engines.selection import Selection
-from tracereplay.launch import Launchable
+from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Attribution, Closure, Verdict
 
@@ -44,7 +44,7 @@ EVERYTHING = "everything"
 def bisect_operators(
     engine: Launchable, golden: Path, folder: Path, *, policy: Policy | None = None,
     settings: Mapping[str, Any] | None = None, model: Path | None = None, max_passes: int = MAX_PASSES,
-    log: Path | None = None, report: Report = lambda line: None,
+    log: Path | None = None, report: Report = lambda line: None, process: EngineProcess | None = None,
 ) -> Verdict:  # fmt: skip
     """Replays ``golden`` under ``engine``, and proves by experiment which operators make it diverge.
 
@@ -58,6 +58,7 @@ def bisect_operators(
         max_passes: generations beyond the replay, those of an earlier attempt included.
         log: file for what the engine prints.
         report: is told what is being done.
+        process: the engine, if it runs already; it is left running.
 
     Returns:
         The replay's verdict, with ``closure``, ``attribution`` and ``bisection`` unless it is no divergence.
@@ -77,7 +78,7 @@ def bisect_operators(
             "weights": work.weights,
         }
         journal = Journal(folder, header)
-        with Bench(engine, source, work, folder, log, report) as bench:
+        with Bench(engine, source, work, folder, log, report, process) as bench:
             candidate = bench.replay()
             report("Comparing")
             verdict = compare_traces(source, candidate, rules)
@@ -131,6 +132,9 @@ class _Study:
         except OutOfBudget:
             self._report(f"All {self._max} passes are spent")
         bisection = self._bisection(everything, smallest, complement, left)
+        if smallest is not None:
+            rest = [term for term in terms if term not in smallest.members]
+            bisection = replace(bisection, largest_left=_member(rest[0]) if rest else None)
         reasons = (*verdict.reasons, *why(closure, bisection))
         return replace(
             verdict, closure=closure, attribution=tuple(self._found), bisection=bisection, reasons=reasons
@@ -245,7 +249,7 @@ class _Study:
     ) -> Bisection:
         members = None
         if smallest is not None:
-            members = tuple(Member(t.name, t.operator, t.error_class) for t in smallest.members)
+            members = tuple(map(_member, smallest.members))
         reason = (
             "it could not be compared on golden inputs, or its result is an integer, so it cannot be cancelled"
         )
@@ -261,6 +265,10 @@ class _Study:
             unexplained=1 - explains(self._before, everything)[0],
             skipped=tuple(Skipped(name, reason) for name in left),
         )
+
+
+def _member(term: Term) -> Member:
+    return Member(term.name, term.operator, term.error_class)
 
 
 def _worst_first(terms: Iterable[Term]) -> list[Term]:

@@ -58,6 +58,8 @@ def _minimal(found: Bisection) -> str:
     proven = (
         "none of them can be left out" if found.proven else "the passes ran out before each was shown to be needed"
     )
+    left = found.largest_left
+    rest = f" Of what is left {left.name} differs most; it is {left.error_class}." if left is not None else ""
     if len(found.minimal) == 1:
-        return f"Cancelling {count} restores parity: {'; '.join(parts)}."
-    return f"Cancelling {count} restores parity ({proven}): {'; '.join(parts)}."
+        return f"Cancelling {count} restores parity: {'; '.join(parts)}.{rest}"
+    return f"Cancelling {count} restores parity ({proven}): {'; '.join(parts)}.{rest}"

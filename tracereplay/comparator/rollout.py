@@ -29,7 +29,7 @@ from tracereplay.errors import UsageError
 from tracereplay.rollout import LengthRow, PositionBin, Rollout, Spread
 from tracereplay.trace import Trace
 
-__all__ = ["CLIP", "compare_rollouts", "rollout_numbers", "sampled_tokens"]
+__all__ = ["CLIP", "compare_rollouts", "log_ratio", "rollout_numbers", "sampled_tokens"]
 
 CLIP = 0.2  # the usual epsilon of PPO and GRPO
 PASSES = ("rerun", "record")  # of a candidate: nothing is injected there, so errors add up as they would
@@ -91,7 +91,7 @@ def rollout_numbers(
     pairs = _pairs(golden, candidate, parted)
     if not pairs:
         return None
-    ratios = [np.array([_log_ratio(*pair) for pair in pairs[key]]) for key in sorted(pairs)]
+    ratios = [np.array([log_ratio(*pair) for pair in pairs[key]]) for key in sorted(pairs)]
     every = np.concatenate(ratios)
     drawn = sum(len(found) for key, found in pairs.items() if not generation.greedy[key[0]])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -135,9 +135,15 @@ def _pairs(
     return pairs
 
 
-def _log_ratio(golden: float, candidate: float) -> float:
-    """Zero where both are the same, infinities included."""
-    return 0.0 if golden == candidate else candidate - golden
+def log_ratio(golden: float, candidate: float) -> float:
+    """Candidate over golden in nats; zero where both are the same, infinities and NaN included.
+
+    A NaN on one side only is no probability at all: it counts as infinitely far.
+    """
+    if golden == candidate or (math.isnan(golden) and math.isnan(candidate)):
+        return 0.0
+    apart = candidate - golden
+    return -math.inf if math.isnan(apart) else apart
 
 
 def _spread(sizes: Floats) -> Spread:
