@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import RecordingIncomplete, TraceError, UsageError, WorkloadError
+from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
 from tracereplay.storage.checkpoint import check_model, read_checkpoint
@@ -128,10 +128,8 @@ def replay_passes(
     """The rerun and the injected pass, in an engine that is there already."""
     if golden.passes != ("record",):
         raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
-    if isinstance(golden.path, str):
-        raise UsageError(f"An engine cannot replay from {golden.path}; download the trace and give its path.")
     report("Generating again with golden tokens forced (rerun)")
-    source = str(golden.path.resolve())
+    source = str(golden.local_path())
     record_pass(process, directory, workload, "rerun", source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
@@ -140,11 +138,22 @@ def replay_passes(
 
 def record_pass(
     process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = "record",
-    golden: str | None = None, inject: bool = False, options: Mapping[str, Any] | None = None,
+    golden: str | None = None, inject: bool = False, cancel: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """One pass in an engine that is there already; returns what the engine generated."""
-    where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
-             "options": dict(options or {})}  # fmt: skip
+    """One pass in an engine that is there already; returns what the engine generated.
+
+    Args:
+        name: of the pass.
+        golden: path of the golden trace whose tokens are forced.
+        inject: whether its values are fed.
+        cancel: what to cancel, as `guest.worker` takes it.
+        options: how much is recorded (`recorder.session.Options`).
+    """
+    where = {
+        "trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
+        "cancel": cancel, "options": dict(options or {}),
+    }  # fmt: skip
     prompts = [p.as_dict() for p in workload.prompts]
     result = process.generate(prompts, where)
     for note in _left_out(result):

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.errors import DamagedTrace, NotATrace, TraceError
+from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
 from tracereplay.event import Site, Step, Value
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
@@ -137,6 +137,16 @@ class Trace:
             reader.close()
         for file in self._files.values():
             file.close()
+
+    def local_path(self) -> Path:
+        """Where it lies on this machine, for an engine's processes.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if isinstance(self.path, str):
+            raise UsageError(f"An engine cannot read {self.path}; download the trace and give its path.")
+        return self.path.resolve()
 
     def offer_base(self, base: Trace) -> None:
         """Takes ``base`` if it is the trace that this one is stored as a difference from."""
