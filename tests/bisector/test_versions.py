@@ -20,6 +20,7 @@ from tracereplay.bisector.versions import bisect_versions, first_bad
 from tracereplay.engines import toy
 from tracereplay.environments.releases import releases_between
 from tracereplay.errors import EngineFailed, EnvironmentFailed, UsageError
+from tracereplay.trace.manifest import write_manifest
 from tracereplay.verdict import Verdict
 
 FAULT = toy.Flaw("model.layers.0.mlp.down_proj", "scale")
@@ -66,7 +67,7 @@ def golden(tmp_path: Path) -> Path:
     path = toy.record(toy.workload(max_tokens=3), tmp_path / "golden.trace")
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["run"]["workload"].update(model=str(model), weights=None)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_bytes(write_manifest(manifest))
     return path
 
 

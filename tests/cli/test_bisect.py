@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cli_support import Program, make_model, write
 
+from tracereplay.trace.manifest import write_manifest
+
 Bisect = Callable[..., dict[str, Any]]
 
 FIRST, SECOND = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
@@ -208,7 +210,7 @@ def test_arguments_that_an_engine_was_registered_with_count(bisect: Bisect, home
 def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, long_golden: Path) -> None:
     manifest = json.loads((long_golden / "manifest.json").read_text())
     manifest["run"]["workload"]["settings"]["flaw"] = "model.norm:coarse"
-    write(long_golden / "manifest.json", json.dumps(manifest))
+    (long_golden / "manifest.json").write_bytes(write_manifest(manifest))
     verdict = bisect(by="settings")
     assert verdict["bisection"]["minimal"] is None
     assert "The two differ in no setting that could be changed." in verdict["reasons"]
