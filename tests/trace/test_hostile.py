@@ -55,7 +55,7 @@ def check_cost(found: Mapping[str, Any]) -> None:
         assert verb["seconds"] < SECONDS, name
         assert all(c.isprintable() or c == "\n" for c in verb["out"] + verb["err"]), name
         assert "Traceback" not in verb["err"]
-        if verb["code"] == 5:
+        if verb["code"] == 5 and not name.startswith("verify"):  # which reports damage, on stdout
             assert len(verb["err"].splitlines()) == 1, verb["err"]
     assert found["grown"] < BYTES
 
