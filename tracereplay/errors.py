@@ -32,6 +32,8 @@ __all__ = [
     "WorkloadError",
 ]
 
+LONGEST = 1000  # characters of a message about a trace
+
 
 class TracereplayError(Exception):
     """Base of all deliberate errors; its text is meant for the user."""
@@ -83,9 +85,16 @@ class RecordingIncomplete(TracereplayError):
 
 
 class TraceError(TracereplayError):
-    """A trace cannot be read, or is unsafe to read."""
+    """A trace cannot be read, or is unsafe to read.
+
+    Args:
+        message: a sentence. What it quotes from the trace may be megabytes long, so it is cut.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 
 class DamagedTrace(TraceError):

@@ -159,7 +159,9 @@ def test_a_frame_without_its_size_is_refused() -> None:
         ([["U8", [99], [0, 4]]], "does not take 4 bytes"),
         ([["U8", [-4], [0, 4]]], "not a whole number"),
         ([["U9", [4], [0, 4]]], "cannot be read"),
-        ([["F64", [2**40, 2**40], [0, 2**83]]], "end at"),
+        ([["F64", [2**40, 2**40], [0, 2**83]]], "not a whole number"),
+        ([["F64", [2**20, 2**20], [0, 2**43]]], "end at"),
+        ([["U8", [1] * 40, [0, 1]]], "a tensor of 40 dimensions"),
         ([], "tensors end at"),
     ],
 )

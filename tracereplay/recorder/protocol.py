@@ -110,6 +110,6 @@ class Inbox:
         end = _LENGTH.size + length
         if len(self._data) < end:
             return None
-        message: list[Any] = unpack(bytes(self._data[_LENGTH.size : end]), "the message")
+        message: list[Any] = unpack(bytes(self._data[_LENGTH.size : end]), "the message", own=True)
         del self._data[:end]
         return message

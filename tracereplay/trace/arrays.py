@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.dtypes import itemsize
+from tracereplay.dtypes import itemsize, nbytes
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Value
 
@@ -17,6 +17,8 @@ __all__ = ["restore"]
 Array = npt.NDArray[Any]
 
 MAX_EXTENT = 4 << 30  # bytes between the first and the last element that are restored
+# Why less for small tensors: a megabyte of zeros, one on each page of memory, would take four gigabytes.
+SPREAD = (96 << 20, 64)  # bytes apart in any case, and for each byte that they have
 _ALIGN = 16
 
 
@@ -38,8 +40,12 @@ def restore(values: Sequence[Value]) -> list[Array]:
     for members in together.values():
         first = min(_first(values[i]) for i in members) // _ALIGN * _ALIGN
         extent = max(_end(values[i]) for i in members) - first
-        if extent > MAX_EXTENT:
-            raise DamagedTrace(f"Tensors that share memory lie {extent} bytes apart; the limit is {MAX_EXTENT}.")
+        size = sum(nbytes(values[i].dtype, values[i].shape) for i in members)
+        limit = min(MAX_EXTENT, SPREAD[0] + SPREAD[1] * size)
+        if extent > limit:
+            raise DamagedTrace(
+                f"Tensors of {size} bytes that share memory lie {extent} bytes apart; the limit is {limit}."
+            )
         memory = np.zeros(extent + _ALIGN, np.uint8)
         for i in members:
             found[i] = _laid(values[i], memory, first)

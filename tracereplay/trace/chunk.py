@@ -21,10 +21,23 @@ from typing import Any
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import DamagedTrace
 
-__all__ = ["DTYPE_NAMES", "WIDTHS", "ChunkBuilder", "Entry", "read_header", "regions"]
+__all__ = [
+    "DTYPE_NAMES",
+    "MAX_DIMENSIONS",
+    "MAX_HEADER",
+    "MAX_TENSORS",
+    "WIDTHS",
+    "ChunkBuilder",
+    "Entry",
+    "read_header",
+    "regions",
+    "unique",
+]
 
 WIDTHS = (8, 4, 2, 1)  # bytes of a word, in the order of their regions
-MAX_HEADER = 16 << 20
+MAX_HEADER = 2 << 20
+MAX_TENSORS = 8192  # of a chunk as it is written, so that its header stays far below that
+MAX_DIMENSIONS = 32  # numpy's limit before 2.0
 _LENGTH = struct.Struct("<Q")
 DTYPE_NAMES = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
 
@@ -104,9 +117,9 @@ def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
         raise DamagedTrace(f"{name} holds a chunk whose header is longer than the chunk.")
     base = _LENGTH.size + length
     try:
-        header = json.loads(bytes(start[_LENGTH.size : base]))
+        header = json.loads(bytes(start[_LENGTH.size : base]), object_pairs_hook=unique)
         entries = [_entry(header[str(i)], base) for i in range(len(header))]
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedTrace(f"{name} holds a chunk whose header cannot be read: {error!r}.") from error
     end = base
     for entry in sorted(entries, key=lambda e: (e.start, e.end)):
@@ -123,13 +136,23 @@ def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
 def _entry(data: dict[str, Any], base: int) -> Entry:
     dtype = data.get("torch") or DTYPE_NAMES[data["dtype"]]
     shape, (start, end) = tuple(data["shape"]), data["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
+    if any(type(n) is not int or not 0 <= n < 1 << 62 for n in (*shape, start, end)):
         raise ValueError("a size or an offset is not a whole number")
+    if len(shape) > MAX_DIMENSIONS + 1:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
     if "torch" in data:
         shape = shape[:-1]
     if nbytes(dtype, shape) != end - start:
         raise ValueError(f"a {dtype} tensor of shape {shape} does not take {end - start} bytes")
     return Entry(dtype, shape, base + start, base + end)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where it has a key twice: two readers could take it for two things."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
 
 
 def regions(entries: list[Entry], base: int, size: int) -> Iterator[tuple[int, int, int]]:

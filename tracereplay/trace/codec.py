@@ -27,7 +27,7 @@ import zstandard
 
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
-from tracereplay.trace.chunk import Entry, read_header, regions
+from tracereplay.trace.chunk import MAX_HEADER, Entry, read_header, regions
 
 __all__ = [
     "CHUNK_CODECS",
@@ -49,7 +49,7 @@ RAW, ZSTD, PLANES, STRONG, DELTA = range(5)
 CHUNK_CODECS = (RAW, PLANES, STRONG, DELTA)
 
 # No writer makes larger ones; a header that declares more is refused before anything is allocated.
-MAX_CHUNK = 64 << 20
+MAX_CHUNK = 16 << 20
 
 Bytes = bytes | bytearray | memoryview
 Array = npt.NDArray[Any]
@@ -145,6 +145,8 @@ def decode_chunk(
     start = streams.next()
     references = _read_references(streams.next(), name) if codec == DELTA else []
     entries = read_header(start, size, name)
+    if len(start) != min((entry.start for entry in entries), default=size):
+        raise DamagedTrace(f"{name} holds a chunk whose first stream is not its header.")
     chunk = np.empty(size, np.uint8)
     chunk[: len(start)] = np.frombuffer(start, np.uint8)
     for width, begin, end in regions(entries, len(start), size):
@@ -289,6 +291,8 @@ def _write_references(references: Sequence[Reference | None]) -> bytes:
 
 
 def _read_references(data: Bytes, name: str) -> list[Reference | None]:
+    if len(data) > MAX_HEADER:
+        raise DamagedTrace(f"{name} holds references to a base of {len(data)} bytes; the limit is {MAX_HEADER}.")
     try:
         found = json.loads(bytes(data))
         return [None if r is None else (str(r[0]), int(r[1]), int(r[2])) for r in found]

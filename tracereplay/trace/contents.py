@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from tracereplay.dtypes import itemsize
-from tracereplay.trace.chunk import ChunkBuilder
+from tracereplay.trace.chunk import MAX_TENSORS, ChunkBuilder
 from tracereplay.trace.records import Located
 
 __all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous"]
@@ -181,7 +181,7 @@ class Contents:
             if self._chunk.size + len(data) > PIECE:
                 self.flush()
             stored = _Stored(self._chunks, self._chunk.add(tensor.dtype, tensor.shape, data), 1)
-            if self._chunk.size >= CHUNK:
+            if self._chunk.size >= CHUNK or len(self._chunk) >= MAX_TENSORS:
                 self.flush()
         self._seen[key] = stored
         self._new.append(key)

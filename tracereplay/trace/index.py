@@ -11,7 +11,8 @@ from typing import Any
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.storage.files import File
-from tracereplay.trace.frames import Frame, Kind, fetch, scan
+from tracereplay.trace.frames import HEADER_SIZE, Frame, Kind, fetch, scan
+from tracereplay.trace.limits import Limits
 from tracereplay.trace.plain import decode_record, unpack
 
 __all__ = ["Index", "IndexBuilder", "indexed", "scanned"]
@@ -85,23 +86,27 @@ class Index:
     at: int = 0
 
 
-def indexed(file: File, last: int) -> Index:
+def indexed(file: File, last: int, limits: Limits) -> Index:
     """The index of a closed segment, read from its INDEX frames.
 
     Args:
         file: the segment.
         last: where the last INDEX frame begins.
+        limits: what reading it may cost.
 
     Raises:
-        DamagedTrace: the chain is broken, or leads forward.
+        DamagedTrace: the chain is broken, or leads forward, or frames are named twice.
     """
     chain = []
     before = file.size
     while last:
         if not 0 < last < before:
             raise DamagedTrace(f"{file.name} is damaged: its index leads from byte {before} to byte {last}.")
-        before = last
         frame, payload = fetch(file, last, 1 << 16, Kind.INDEX)
+        if frame.end > before:
+            raise DamagedTrace(f"{file.name} is damaged: frames of its index lie in each other at byte {last}.")
+        before = last
+        limits.record(last, frame.size)
         record = unpack(decode_record(payload, frame.codec, frame.size, file.name), file.name)
         chain.append(record)
         try:
@@ -116,7 +121,25 @@ def indexed(file: File, last: int) -> Index:
             found.steps += [(int(i), int(o), int(n)) for i, o, n in record["steps"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedTrace(f"{file.name} has an index that cannot be read: {error!r}.") from error
+    _check_places(file, found)
     return found
+
+
+def _check_places(file: File, found: Index) -> None:
+    """Raises DamagedTrace unless the frames of each kind stand one after the other in the file."""
+    places = {
+        "sites": [(offset, length) for offset, length in found.sites],
+        "chunks": [(offset, length) for offset, length, _ in found.chunks],
+        "steps": [(offset, length) for _, offset, length in found.steps],
+    }
+    for kind, frames in places.items():
+        end = 0
+        for offset, length in frames:
+            if offset < end or length < 0 or offset + HEADER_SIZE + length > file.size:
+                raise DamagedTrace(
+                    f"{file.name} is damaged: its index names {kind} out of their order at byte {offset}."
+                )
+            end = offset + HEADER_SIZE + length
 
 
 def scanned(file: File) -> Index:

@@ -15,11 +15,38 @@ from typing import Any
 import xxhash
 
 from tracereplay.errors import DamagedTrace, TraceError
+from tracereplay.trace.chunk import unique
+from tracereplay.trace.records import too_deep
 
 __all__ = ["FORMAT", "MAX_MANIFEST", "read_manifest", "write_manifest"]
 
 FORMAT = 1
 MAX_MANIFEST = 64 << 20
+MAX_PARTS = 1 << 20  # lists and maps: what takes much more memory than text
+MAX_DEPTH = 64
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 62
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, float | int)
+
+
+# What readers rely on, where it is there.
+_SHAPE: Any = {
+    "state": str,
+    "run": {
+        "kind": str,
+        "engine": {"name": str, "versions": {}, "settings": {}, "environment": {}},
+        "workload": {"settings": {}, "prompts": [{"prompt_token_ids": [_is_token], "sampling": {}}]},
+        "notes": [str],
+        "observer": {"logprob_abs_diff": {}},
+        "base": {"name": str, "digest": str},
+    },
+}
+_RESULT: Any = {"request": int, "sequence": int, "token_ids": [_is_token], "prompt_logprobs": [_is_number]}
 
 
 def write_manifest(manifest: Mapping[str, Any]) -> bytes:
@@ -46,7 +73,11 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > MAX_MANIFEST:
         raise DamagedTrace(f"{name} is larger than {MAX_MANIFEST} bytes; that is no trace's manifest.")
     try:
-        manifest = json.loads(data)
+        if data.count(b"[") + data.count(b"{") > MAX_PARTS:
+            raise ValueError(f"it has more than {MAX_PARTS} lists and maps")
+        manifest = json.loads(data, object_pairs_hook=unique)
+        if too_deep(manifest, MAX_DEPTH):
+            raise ValueError(f"lists and maps lie more than {MAX_DEPTH} deep in each other")
     except (ValueError, RecursionError) as error:
         raise DamagedTrace(f"{name} cannot be read: {error}.") from error
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
@@ -63,4 +94,25 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
         whole = False
     if not whole:
         raise DamagedTrace(f"{name} is damaged: it fails its checksum.")
+    wrong = _misfit(manifest, _SHAPE, "")
+    for key, found in manifest["passes"].items():
+        wrong = wrong or _misfit(found, {"requests": [_RESULT]}, f".passes.{key}")
+    if wrong:
+        raise DamagedTrace(f"{name} is damaged: its {wrong[1:]!r} is not what a recording says there.")
     return manifest
+
+
+def _misfit(value: Any, shape: Any, path: str) -> str | None:
+    """The path of a part that does not look as `_SHAPE` says; what is not said there may be anything."""
+    if value is None:
+        return None
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return path
+        found = (_misfit(value.get(key), part, f"{path}.{key}") for key, part in shape.items())
+        return next(filter(None, found), None)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return path
+        return next(filter(None, (_misfit(part, shape[0], path) for part in value)), None)
+    return None if (isinstance(value, shape) if isinstance(shape, type) else shape(value)) else path

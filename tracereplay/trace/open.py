@@ -175,7 +175,7 @@ class Trace:
                 f"{self.path} is stored as a difference from another trace, and says not from which."
             )
         beside = Path(self.path).parent / name if isinstance(self.path, Path) else None
-        if beside is None or not beside.exists():
+        if beside is None or not _exists(beside) or beside.is_symlink():
             raise TraceError(
                 f"{self.path} is stored as its difference from {name} (digest {described.get('digest')}), "
                 "which is not beside it; put it there."
@@ -223,9 +223,16 @@ def _source(path: Path | str) -> File | Folder:
     if isinstance(path, str):
         found: File | Folder = importlib.import_module("tracereplay.storage.remote").open_remote(path)
         return found
-    if not path.exists():
+    if not _exists(path):
         raise NotATrace(f"There is no trace at {path}; give the path of a recorded trace.")
     return LocalFolder(path) if path.is_dir() else LocalFile(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero in it
+        return False
 
 
 def _of_folder(folder: Folder, path: Path | str) -> tuple[dict[str, Any], dict[Key, File]]:

@@ -20,6 +20,7 @@ import xxhash
 
 from tracereplay.errors import DamagedTrace, NotATrace, UsageError
 from tracereplay.storage.files import File, Window
+from tracereplay.trace.directory import SEGMENT
 from tracereplay.trace.frames import (
     HEADER_SIZE,
     MAGIC,
@@ -38,6 +39,7 @@ __all__ = ["packed_parts", "write_pack"]
 
 _NAME = struct.Struct("<H")
 _BLOCK = 4 << 20
+MANIFEST = (8 << 20, 64)  # bytes, decoded, in any case and for each byte stored
 _HEAD = 256  # bytes: a SEGMENT frame's header and name
 
 
@@ -106,16 +108,18 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
         frame, payload = fetch(file, len(MAGIC), 16 << 10, Kind.MANIFEST)
     except DamagedTrace as error:
         raise NotATrace(f"{file.name} is not a packed trace: {error}") from error
-    if frame.size > MAX_MANIFEST:
-        raise DamagedTrace(f"{file.name} declares a manifest of {frame.size} bytes; the limit is {MAX_MANIFEST}.")
-    manifest = read_manifest(decode_record(payload, frame.codec, frame.size, file.name), f"{file.name}'s manifest")
+    limit = min(MAX_MANIFEST, MANIFEST[0] + MANIFEST[1] * frame.length)
+    if frame.size > limit:
+        raise DamagedTrace(f"{file.name} declares a manifest of {frame.size} bytes; the limit is {limit}.")
+    data = decode_record(payload, frame.codec, frame.size, file.name, most=limit)
+    manifest = read_manifest(data, f"{file.name}'s manifest")
     end = end_of(file)
     if end is None:
         raise DamagedTrace(f"{file.name} is damaged: it was cut off; a packed trace ends with an end mark.")
     frame, payload = fetch(file, end, 4 << 10, Kind.END)
     try:
-        said = unpack(decode_record(payload, frame.codec, frame.size, file.name), file.name)["segments"]
-        places = [(str(name), int(offset)) for name, offset in said]
+        record = decode_record(payload, frame.codec, frame.size, file.name, most=1 << 20)
+        places = [(str(name), int(offset)) for name, offset in unpack(record, file.name)["segments"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedTrace(f"{file.name} holds an end mark that cannot be read: {error!r}.") from error
     return manifest, [(name, _part(file, name, offset, end)) for name, offset in places]
@@ -123,6 +127,8 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
 
 def _part(file: File, name: str, offset: int, end: int) -> File:
     """A segment inside a pack. Its own frames have checksums; that of the whole is for `verify`."""
+    if SEGMENT.fullmatch(name) is None:
+        raise DamagedTrace(f"{file.name} holds a segment named {name!r}; they are named like record-rank0.seg.")
     head = _NAME.pack(len(name.encode())) + name.encode()
     data = file.read(offset, HEADER_SIZE + len(head)) if 0 < offset < end else b""
     frame = frame_of(data, offset, file.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ from tracereplay.trace.codec import Base, Bytes, decode_chunk
 from tracereplay.trace.contents import strided_bytes
 from tracereplay.trace.frames import MAGIC, Frame, Kind, check_magic, end_of, fetch
 from tracereplay.trace.index import Index, indexed, scanned
+from tracereplay.trace.limits import Limits
 from tracereplay.trace.plain import decode_record, unpack
 
 __all__ = ["SegmentReader"]
 
-CACHED_CHUNKS = 16  # at most 64 MiB of ordinary chunks
+CACHED_CHUNKS = 16
+CACHED = 64 << 20  # bytes of them, at most
+_DIGEST = re.compile("[0-9a-f]{32}")
 _GUESS = 4 << 10  # bytes of a record that is read before its length is known
 
 
@@ -43,12 +47,15 @@ class SegmentReader:
         self._base = base
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, tuple[memoryview, list[Entry]]] = OrderedDict()
+        self._cached = 0
         self._names: dict[int, str] = {}
         self.meta: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
+        self._limits = Limits(self.file)
         check_magic(self.file)
         self.index = self._find_index()
+        self._limits.chunks(size for _, _, size in self.index.chunks)
         self._read_meta()
         for offset, length in self.index.sites:
             self._add_sites(self._record(offset, length, Kind.SITES, list))
@@ -58,11 +65,14 @@ class SegmentReader:
         if end is None:
             return scanned(self.file)
         summary = self._record(end, _GUESS, Kind.END, dict)
-        found = indexed(self.file, _number(summary, "index", self.name))
+        found = indexed(self.file, _number(summary, "index", self.name), self._limits)
         if len(found.steps) != _number(summary, "steps", self.name):
             raise DamagedTrace(
                 f"{self.name} is damaged: its index has {len(found.steps)} steps, its end says other."
             )
+        content = summary.get("content")
+        if content is not None and not (isinstance(content, str) and _DIGEST.fullmatch(content)):
+            raise DamagedTrace(f"{self.name} is damaged: its end mark has no digest where one belongs.")
         self.summary = summary
         return found
 
@@ -82,6 +92,7 @@ class SegmentReader:
 
     def _record(self, offset: int, length: int, kind: Kind, expected: type) -> Any:
         frame, payload = fetch(self.file, offset, length, kind)
+        self._limits.record(offset, frame.size)
         value = unpack(decode_record(payload, frame.codec, frame.size, self.name), self.name)
         if not isinstance(value, expected):
             raise DamagedTrace(f"{self.name} holds {type(value).__name__} where {expected.__name__} belongs.")
@@ -98,7 +109,9 @@ class SegmentReader:
     def step(self, place: int) -> Step:
         """The step at ``place`` in the file."""
         _, offset, length = self.index.steps[place]
-        return records.read_step(self._record(offset, length, Kind.STEP, dict), self._names, self._load)
+        step = records.read_step(self._record(offset, length, Kind.STEP, dict), self._names, self._load)
+        self._limits.step(place, step)
+        return step
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
@@ -116,9 +129,11 @@ class SegmentReader:
                 return self._cache[number]
         data = self._decoded(number)
         with self._lock:
-            self._cache[number] = data
-            if len(self._cache) > CACHED_CHUNKS:
-                self._cache.popitem(last=False)
+            if number not in self._cache:
+                self._cache[number] = data
+                self._cached += data[0].nbytes
+            while len(self._cache) > CACHED_CHUNKS or (self._cached > CACHED and len(self._cache) > 1):
+                self._cached -= self._cache.popitem(last=False)[1][0].nbytes
         return data
 
     def decoded(self, frame: Frame) -> bytes:
@@ -126,6 +141,7 @@ class SegmentReader:
         if frame.kind not in (Kind.META, Kind.SITES, Kind.STEP, Kind.INDEX, Kind.END):
             return b""
         _, payload = fetch(self.file, frame.offset, frame.length, Kind(frame.kind))
+        self._limits.record(frame.offset, frame.size)
         return decode_record(payload, frame.codec, frame.size, self.name)
 
     def chunk_frame(self, number: int) -> tuple[Frame, bytes]:
@@ -140,6 +156,8 @@ class SegmentReader:
 
     def _decoded(self, number: int) -> tuple[memoryview, list[Entry]]:
         frame, payload = self.chunk_frame(number)
+        if frame.size != self.index.chunks[number][2]:
+            raise DamagedTrace(f"{self.name} is damaged: its index has another size of chunk {number}.")
         return decode_chunk(payload, frame.codec, frame.size, self.name, self._base)
 
     def tensor(self, chunk: int, number: int) -> memoryview:
@@ -166,6 +184,8 @@ class SegmentReader:
         if not located.strided:
             self._check(located, located.skip == 0 and size == len(stored), len(stored))
             return bytes(stored)
+        if size == 0:
+            return b""
         width = itemsize(located.dtype)
         last = sum((n - 1) * s for n, s in zip(located.shape, located.strides, strict=True))
         inside = located.skip + (last + 1) * width <= len(stored) and size <= len(stored)
@@ -183,5 +203,5 @@ class SegmentReader:
 def _number(data: dict[str, Any], key: str, name: str) -> int:
     value = data.get(key)
     if type(value) is not int:
-        raise DamagedTrace(f"{name} holds an end mark whose {key!r} is {value!r}.")
+        raise DamagedTrace(f"{name} holds an end mark whose {key!r} is no number.")
     return value

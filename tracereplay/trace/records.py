@@ -6,7 +6,8 @@ operator gives and the next takes is one value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, Parameter, Request, RowKey, RowMap, Sampled, Site, Step, Value
+from tracereplay.trace.chunk import MAX_DIMENSIONS
 
 __all__ = [
     "CallRecord",
@@ -22,6 +24,7 @@ __all__ = [
     "located_of",
     "read_site",
     "read_step",
+    "too_deep",
     "write_call",
     "write_rows",
     "write_site",
@@ -29,7 +32,8 @@ __all__ = [
 ]
 
 # What a damaged or hostile record can raise while it is taken apart.
-WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
+WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+MAX_DEPTH = 64  # of what a site or a request says of itself
 
 
 class Located(NamedTuple):
@@ -75,15 +79,69 @@ def write_site(site: Site) -> dict[str, Any]:
 
 
 def read_site(data: Mapping[str, Any]) -> Site:
-    layouts = {k: Layout(d, tuple(parts), tuple(copies)) for k, (d, parts, copies) in data["layouts"].items()}
+    layouts = {_text(k): _layout(*v) for k, v in data["layouts"].items()}
     parameters = tuple(
-        Parameter(name, dtype, tuple(shape), tuple(tensors))
+        Parameter(_text(name), _text(dtype), tuple(map(_number, shape)), tuple(map(_text, tensors)))
         for name, dtype, shape, tensors in data.get("parameters", ())
     )
     return Site(
-        str(data["name"]), str(data["operator"]), data["slot"], tuple(map(str, data["inputs"])), layouts,
-        data.get("config", {}), parameters,
+        _text(data["name"]), _text(data["operator"]), _number(data["slot"]), tuple(map(_text, data["inputs"])),
+        layouts, _plain(data.get("config", {})), parameters,
     )  # fmt: skip
+
+
+def _layout(dim: Any, parts: list[Any], copies: list[Any]) -> Layout:
+    found = Layout(_number(dim), tuple(map(_number, parts)), tuple(map(_number, copies)))
+    if (
+        not found.parts
+        or len(found.parts) != len(found.copies)
+        or not all(0 < n < 1 << 31 for n in (*found.parts, *found.copies))
+    ):
+        raise ValueError("a layout whose parts and copies do not fit together")
+    return found
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{type(value).__name__} where a whole number belongs")
+    return value
+
+
+def _place(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError("something else where a place or a count belongs")
+    return value
+
+
+def _token(value: Any) -> int:
+    if type(value) is not int or not -1 <= value < 1 << 62:
+        raise ValueError("something else where a token belongs")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} where a text belongs")
+    return value
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A map from texts to plain data that is not nested deeply."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value) or too_deep(value, MAX_DEPTH):
+        raise ValueError("something else where a map of plain data belongs")
+    return value
+
+
+def too_deep(value: Any, most: int) -> bool:
+    """Whether lists and maps lie more than ``most`` deep in each other."""
+    level = [value]
+    for _ in range(most):
+        level = [part for whole in level if isinstance(whole, dict | list) for part in _parts(whole)]
+    return any(isinstance(whole, dict | list) for whole in level)
+
+
+def _parts(whole: dict[Any, Any] | list[Any]) -> Iterable[Any]:
+    return whole.values() if isinstance(whole, dict) else whole
 
 
 def write_rows(rows: RowMap) -> bytes:
@@ -100,7 +158,10 @@ def write_sampled(sampled: Sampled) -> list[Any]:
 
 def read_sampled(data: list[Any]) -> Sampled:
     request, sequence, position, token, choice, logprob = data
-    return Sampled(RowKey(request, sequence, position), token, choice, logprob)
+    if logprob is not None and not isinstance(logprob, float | int):
+        raise ValueError(f"{type(logprob).__name__} where a logprob belongs")
+    key = RowKey(_place(request), _place(sequence), _place(position))
+    return Sampled(key, _token(token), _token(choice), logprob)
 
 
 def write_request(request: Request) -> list[Any]:
@@ -109,15 +170,18 @@ def write_request(request: Request) -> list[Any]:
 
 def read_request(data: list[Any]) -> Request:
     request, sequence, ids, sampling = data
-    return Request(request, sequence, tuple(ids), sampling)
+    return Request(_number(request), _number(sequence), tuple(map(_token, ids)), _plain(sampling))
 
 
 def read_value(data: list[Any], load: Loader) -> Value:
     dtype, shape, strides, *rest = data
     located = Located(dtype, tuple(shape), tuple(strides), *rest[:8])
     numbers = (*located.shape, *located.strides, located.start, located.version, located.tensor, located.skip)
-    if dtype not in DTYPES or len(located.shape) != len(located.strides) or not _whole(numbers):
-        raise ValueError(f"a tensor of dtype {dtype!r}, shape {shape!r} and strides {strides!r}")
+    more = (located.storage + 1, located.chunk + 1, located.pieces)  # -1 says that there is none
+    if dtype not in DTYPES or len(located.shape) != len(located.strides) or not _whole((*numbers, *more)):
+        raise ValueError("a tensor whose dtype, shape and strides are none")
+    if len(located.shape) > MAX_DIMENSIONS or type(located.strided) is not bool or not _holdable(located):
+        raise ValueError("a tensor of a shape that no memory can hold")
     return Value(
         dtype, located.shape, located.strides, partial(load, located), located.storage, located.start,
         located.version
@@ -129,6 +193,13 @@ def located_of(value: Value) -> Located:
     assert isinstance(value.load, partial)
     found: Located = value.load.args[0]
     return found
+
+
+def _holdable(located: Located) -> bool:
+    """Whether its sizes, and how far it reaches, can be counted in bytes; numpy raises for others."""
+    width = DTYPES[located.dtype].itemsize
+    reach = located.start + sum(n * s for n, s in zip(located.shape, located.strides, strict=True))
+    return width * math.prod(n or 1 for n in located.shape) < 1 << 62 and width * reach < 1 << 62
 
 
 def _whole(numbers: Sequence[Any]) -> bool:
@@ -147,12 +218,12 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
     slot, number, inputs, outputs, rows_in, rows_out, written = data[:7]
     return Call(
         site=names[slot],
-        number=number,
-        inputs=tuple([values[v] for v in inputs]),
-        outputs=tuple([values[v] for v in outputs]),
-        rows_in=maps[rows_in],
-        rows_out=maps[rows_out],
-        written={index: values[v] for index, v in written},
+        number=_place(number),
+        inputs=tuple([values[_place(v)] for v in inputs]),
+        outputs=tuple([values[_place(v)] for v in outputs]),
+        rows_in=maps[_place(rows_in)],
+        rows_out=maps[_place(rows_out)],
+        written={_place(index): values[_place(v)] for index, v in written},
     )
 
 
@@ -179,13 +250,13 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader) -
         maps = [read_rows(m) for m in data["maps"]]
         values = [read_value(v, load) for v in data["values"]]
         return Step(
-            number=int(data["number"]),
+            number=_place(data["number"]),
             rows=maps[0],
             calls=tuple([read_call(c, maps, values, names) for c in data["calls"]]),
             sampled=tuple([read_sampled(s) for s in data["sampled"]]),
-            notes=tuple(map(str, data["notes"])),
+            notes=tuple(map(_text, data["notes"])),
             requests=tuple([read_request(r) for r in data["requests"]]),
-            weights=int(data["weights"]),
+            weights=_place(data["weights"]),
         )
     except WRONG as error:
         raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

@@ -107,7 +107,7 @@ def _check(segment: SegmentReader, frames: list[Frame]) -> None:
             chunk += 1
         if frame.kind == Kind.STEP:
             _expect(segment, "step", place, frame, segment.index.steps)
-            for value in values_of(segment.step(place)):
+            for value in {id(value): value for value in values_of(segment.step(place))}.values():
                 value.load()
             place += 1
     stated = None if segment.summary is None else segment.summary.get("content")

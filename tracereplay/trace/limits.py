@@ -1,0 +1,66 @@
+"""What a segment may cost its reader: so much in any case, and more the larger its file is.
+
+Why by the size of the file: a few kilobytes of zstandard can stand for gigabytes, and a record can name the same
+bytes a million times. Recordings of real engines stay far below: their records compress to a tenth, their tensors
+hardly at all, and the same tensor is named some thirty times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tracereplay.dtypes import nbytes
+from tracereplay.errors import DamagedTrace
+from tracereplay.event import Call, Step
+from tracereplay.storage.files import File
+
+__all__ = ["Limits"]
+
+# Bytes in any case, and bytes more for each byte of the file.
+RECORDS = (1 << 20, 64)
+CHUNKS = (48 << 20, 1024)
+VALUES = (128 << 20, 4096)
+
+
+class Limits:
+    """What is left of a segment's allowance. Reading something again costs nothing.
+
+    Args:
+        file: the segment.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._left = {what: base + factor * file.size for what, (base, factor) in _ALLOWED.items()}
+        self._seen: set[tuple[str, int]] = set()
+
+    def record(self, offset: int, size: int) -> None:
+        """A record of ``size`` bytes, decoded, is about to be read; its frame is at ``offset``."""
+        self._take("records", offset, size)
+
+    def chunks(self, sizes: Iterable[int]) -> None:
+        """The segment has chunks of these sizes, decoded."""
+        self._take("chunks", 0, sum(sizes))
+
+    def step(self, place: int, step: Step) -> None:
+        """The step at ``place`` was read; whoever wants its values reads these bytes."""
+        self._take("values", place, sum(map(_size, step.calls)))
+
+    def _take(self, what: str, where: int, size: int) -> None:
+        if (what, where) in self._seen:
+            return
+        self._seen.add((what, where))
+        self._left[what] -= size
+        if size < 0 or self._left[what] < 0:
+            raise DamagedTrace(
+                f"{self._file.name} asks for far more memory than its {self._file.size} bytes can honestly stand "
+                f"for (its {what} alone)."
+            )
+
+
+_ALLOWED = {"records": RECORDS, "chunks": CHUNKS, "values": VALUES}
+
+
+def _size(call: Call) -> int:
+    values = (*call.inputs, *call.outputs, *call.written.values())
+    return call.rows_in.nbytes + call.rows_out.nbytes + sum(nbytes(v.dtype, v.shape) for v in values)
