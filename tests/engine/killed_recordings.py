@@ -2,9 +2,9 @@
 
     python killed_recordings.py COUNT SEED      prints a JSON object
 
-It needs torch, so test_killed.py runs it under an engine's interpreter. torch is imported once; each recording is a
-forked child with a writer process of its own. SIGKILL goes to the child, to its writer, or to both. What the writer
-had acknowledged (``["wrote", n, ...]``) must be there afterwards.
+It needs torch, so test_killed.py runs it under an engine's interpreter. torch is imported once; each recording is
+a forked child with a writer process of its own. SIGKILL goes to the child, to its writer, or to both. What the
+writer had acknowledged (``["wrote", n, ...]``) must be there afterwards.
 """
 
 from __future__ import annotations
