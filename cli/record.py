@@ -65,6 +65,9 @@ def record(
     when_behind: Annotated[
         WhenBehind, typer.Option(help="What happens where the writer cannot keep up with the engine.")
     ] = WhenBehind.block,
+    with_weights: Annotated[
+        bool, typer.Option("--with-weights", help="Copy the weights into the trace; usually it has their digests.")
+    ] = False,
     check_observer: Annotated[
         bool, typer.Option("--check-observer", help="Generate without recording too, and state what it changed.")
     ] = False,
@@ -77,7 +80,9 @@ def record(
     """
     options = {"max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value}
     if command:
-        raise typer.Exit(_record_command(command, out, engine, force, options, [model, prompts, *settings]))
+        raise typer.Exit(
+            _record_command(command, out, engine, force, options, [model, prompts, with_weights, *settings])
+        )
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
     if engine is None or model is None or prompts is None:
         raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
@@ -95,6 +100,7 @@ def record(
             force=force,
             log=log,
             options=options,
+            weights=with_weights,
             report=report,
         )
     _tell(out)

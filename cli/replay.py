@@ -30,7 +30,7 @@ from tracereplay.launch import jobs
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
 
-__all__ = ["replay", "replay_and_judge"]
+__all__ = ["check_model_at", "replay", "replay_and_judge"]
 
 
 class Mode(str, Enum):
@@ -66,7 +66,7 @@ def replay(
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)
     check_log(log)
-    _check_model(golden, model)
+    check_model_at(golden, model)
     options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log, "force": force}
     verdict = replay_and_judge(candidate, golden, out, rules, **options)
     raise typer.Exit(deliver(verdict, json_file))
@@ -89,7 +89,8 @@ def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Poli
             return compare_traces(golden, kept, rules)
 
 
-def _check_model(golden: Path, model: Path | None) -> None:
+def check_model_at(golden: Path, model: Path | None) -> None:
+    """Raises UsageError if golden's model is gone and ``--model`` does not say where it is now."""
     with closing(open_trace(golden)) as trace:
         recorded = trace.run.get("workload", {}).get("model")
     if model is None and recorded is not None and not Path(recorded).is_dir():

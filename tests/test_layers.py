@@ -32,6 +32,7 @@ LAYERS = (
     ("hooks", "trace"),
     ("storage",),
     ("workload", "event", "verdict"),
+    ("rollout", "bisection"),
     ("errors", "dtypes"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -54,7 +55,7 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
-    "workload", "event", "verdict", "errors", "dtypes",
+    "workload", "event", "verdict", "rollout", "bisection", "errors", "dtypes",
 )  # fmt: skip
 
 

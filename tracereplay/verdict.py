@@ -8,7 +8,8 @@
     ├── edges                  EdgeFinding ...       one for each input
     ├── tokens                 TokenFinding
     ├── coverage               Coverage
-    └── closure, attribution   from a bisection, or None
+    ├── rollout                Rollout             importance ratios, or None without logprobs
+    └── closure, attribution, bisection   from a bisection, or None
 
 ``as_dict`` gives the JSON of schema 1 (keys are never renamed, only added); ``from_dict`` is its inverse.
 Numbers that JSON cannot hold (nan, inf) are written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``.
@@ -21,7 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from tracereplay.bisection import Bisection
 from tracereplay.errors import UsageError
+from tracereplay.rollout import Rollout
 
 __all__ = [
     "CLASSES",
@@ -431,38 +434,71 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """Whether the golden logits came back bit for bit with every isolated error cancelled."""
+    """Whether the golden logits came back bit for bit with every isolated error cancelled.
+
+    Args:
+        held: whether they did.
+        first_broken: where it breaks first, in words.
+        rows: rows of logits that came back.
+        unstable: sites whose injected results do not repeat; closure is claimed but for them.
+    """
 
     held: bool
     first_broken: str | None = None
+    rows: int = 0
+    unstable: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {"held": self.held, "first_broken": self.first_broken}
+        return {
+            "held": self.held, "first_broken": self.first_broken, "rows": self.rows,
+            "unstable": list(self.unstable),
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Closure:
-        return cls(data["held"], data["first_broken"])
+        return cls(data["held"], data["first_broken"], data.get("rows", 0), tuple(data.get("unstable", ())))
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """How much of the difference cancelling ``operators`` removes: 1 is all, negative is worse than nothing."""
+    """How much of the difference cancelling ``operators`` removes: 1 is all, negative is worse than nothing.
+
+    Args:
+        operators: what was cancelled: operator classes, sites, edges, or settings by name.
+        explains: ``1 - m(cancelled) / m(nothing cancelled)``, m the mean squared logprob difference.
+        interval: 95 %, by resampling positions.
+        role: ``all``, ``class``, ``classes`` (some together), ``sites``, ``minimal``, ``complement`` or
+            ``settings``.
+        restores: whether tokens and logprobs are then within the criterion.
+        tokens_differ: greedy tokens that still differ.
+        logprob_max: largest logprob difference that is left, in nats.
+    """
 
     operators: tuple[str, ...]
     explains: float
     interval: tuple[float, float]
     measure: str = "logprob_sq_diff.mean"
+    role: str = "class"
+    restores: bool = False
+    tokens_differ: int = 0
+    logprob_max: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "operators": list(self.operators), "explains": _number(self.explains),
-            "interval": [_number(v) for v in self.interval], "measure": self.measure,
+            "interval": [_number(v) for v in self.interval], "measure": self.measure, "role": self.role,
+            "restores": self.restores, "tokens_differ": self.tokens_differ,
+            "logprob_max": _number(self.logprob_max),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Attribution:
         low, high = data["interval"]
-        return cls(tuple(data["operators"]), float(data["explains"]), (float(low), float(high)), data["measure"])
+        return cls(
+            tuple(data["operators"]), float(data["explains"]), (float(low), float(high)), data["measure"],
+            data.get("role", "class"), data.get("restores", False), data.get("tokens_differ", 0),
+            float(data.get("logprob_max", 0.0)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,6 +527,8 @@ class Verdict:
     attribution: tuple[Attribution, ...] | None = None
     first_visible: Divergence | None = None
     notes: tuple[str, ...] = ()
+    rollout: Rollout | None = None
+    bisection: Bisection | None = None
 
     @property
     def exit_code(self) -> int:
@@ -517,6 +555,8 @@ class Verdict:
             "attribution": None if self.attribution is None else _dicts(self.attribution),
             "first_visible": None if self.first_visible is None else self.first_visible.as_dict(),
             "notes": list(self.notes),
+            "rollout": None if self.rollout is None else self.rollout.as_dict(),
+            "bisection": None if self.bisection is None else self.bisection.as_dict(),
         }
 
     @classmethod
@@ -537,7 +577,7 @@ class Verdict:
     @classmethod
     def _read(cls, data: Mapping[str, Any]) -> Verdict:
         first, visible, closure = data["first_divergence"], data.get("first_visible"), data["closure"]
-        parts = data["attribution"]
+        parts, rollout, bisection = data["attribution"], data.get("rollout"), data.get("bisection")
         return cls(
             verdict=_one_of(data["verdict"], _EXIT),
             mode=data["mode"],
@@ -555,6 +595,8 @@ class Verdict:
             attribution=None if parts is None else tuple(Attribution.from_dict(a) for a in parts),
             first_visible=None if visible is None else Divergence.from_dict(visible),
             notes=tuple(data.get("notes", ())),
+            rollout=None if rollout is None else Rollout.from_dict(rollout),
+            bisection=None if bisection is None else Bisection.from_dict(bisection),
         )
 
 

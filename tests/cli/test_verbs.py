@@ -190,6 +190,19 @@ def test_version_and_help(tracereplay: Program) -> None:
         assert tracereplay(verb, "--help").code == 0
 
 
+def test_logprobs_shows_what_a_trainer_would_see(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
+    candidate, file = tmp_path / "candidate.trace", tmp_path / "rollout.json"
+    tracereplay("replay", golden, "--engine", "toy", "--set", "rounding=twice", "-o", candidate)
+    ended = tracereplay("logprobs", golden, candidate, "--json", file)
+    assert ended.code == 0
+    for words in ("10 tokens in 2 sequences", "effective sample size", "all tokens are greedy", "log ratio, mean"):
+        assert words in ended.out
+    assert json.loads(file.read_text())["rollout"]["tokens"] == 10
+    alone = tracereplay("logprobs", golden, candidate, "--json", "-")
+    assert json.loads(alone.out) == json.loads(file.read_text())
+    assert tracereplay("logprobs", candidate, golden).code == 2
+
+
 # -- verify, pack, export -------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """The toy engine behind the protocol of `tracereplay.guest.driver`: what the command line starts in tests.
 
-Settings: ``dtype``; ``rounding`` and ``flaw`` ("site:kind") as in `engines.toy`; ``dies`` ("loading" or
-"generating") ends the process there; ``hangs`` (a file) generates until the input ends, with the process ids
-of the engine and of its worker in that file; ``loses`` says that the recorder could not write.
+Settings: ``dtype``; ``rounding``, ``noise`` and ``flaw`` ("site:kind", several with commas) as in `engines.toy`;
+``dies`` ("loading" or "generating") ends the process there; ``hangs`` (a file) generates until the input ends,
+with the process ids of the engine and of its worker in that file; ``loses`` says the recorder could not write.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.engines import toy
+from tracereplay.engines.selection import Selection
 from tracereplay.errors import TracereplayError, UsageError, WorkloadError
 from tracereplay.workload import Prompt, Workload
 
-KNOWN = ("dtype", "rounding", "flaw", "dies", "hangs", "loses", "enforce_eager", "max_model_len")
+KNOWN = ("dtype", "rounding", "flaw", "noise", "dies", "hangs", "loses", "enforce_eager", "max_model_len")
 
 
 class Driver:
@@ -35,10 +36,15 @@ class Driver:
         if settings.get("dies") == "loading":
             print("RuntimeError: \x1b[31mthe toy engine cannot load its model\x1b[0m", file=sys.stderr)
             sys.exit(3)
+        if settings.get("rounding") == "twice" and settings.get("dtype") == "float32":
+            print("ValueError: rounding twice is for half precision", file=sys.stderr)
+            sys.exit(1)
         self.settings = settings
         # The toy's weights follow from this name, so that another model directory holds other weights.
         self.model = json.loads((Path(model) / "config.json").read_text())["name"]
         shown = {k: v for k, v in settings.items() if k in ("dtype", "enforce_eager")}
+        shown.setdefault("dtype", "bfloat16")
+        shown["engine_generation"] = settings.get("rounding", "once")
         return {"versions": {"toy": "2.0"}, "settings": shown, "device": "cpu", "environment": {}, "ranks": 1}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -62,12 +68,16 @@ class Driver:
     def _run(self, prompts: list[dict[str, Any]], recording: dict[str, Any] | None, made: Path) -> None:
         options: dict[str, Any] = {"rounding": self.settings.get("rounding", "once")}
         if flaw := self.settings.get("flaw"):
-            options["flaw"] = toy.Flaw(*flaw.split(":"))
+            options["flaw"] = [toy.Flaw(*one.split(":")) for one in flaw.split(",")]
         if recording is None or recording["golden"] is None:
             work = Workload(self.model, tuple(Prompt.from_dict(p) for p in prompts), self._dtype())
             toy.record(work, made, **options)
         else:
             golden = Path(recording["golden"])
+            if cancel := recording.get("cancel"):
+                options["cancel"] = Path(cancel["injected"]), Selection.from_dict(cancel)
+            options["settings"] = self._dtype()
+            options["noise"] = self.settings.get("noise", 0.0)
             toy.replay(golden, made, passes=(recording["pass_name"],), model=self.model, **options)
 
     def _dtype(self) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def floored(random: np.random.Generator, rows: int, width: int, kind: str, dtype
 def truncating(random: np.random.Generator, rows: int, width: int, kind: str, dtype: str) -> Pair:
     """A fused residual sum and RMSNorm that truncates three times, and one that rounds three times.
 
-    vLLM 0.8.5 converts to bfloat16 so on CPUs without AVX-512.
+    vLLM 0.8.5 converts to bfloat16 so on CPUs.
     """
     x, residual = (activations(random, rows, width, kind, dtype) for _ in range(2))
     weight = rounded(1 + 0.3 * random.standard_normal(width), dtype)

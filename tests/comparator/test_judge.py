@@ -34,6 +34,7 @@ OPERATOR_FLAWS = [
     Flaw("model.embed_tokens", "wrong_row"),
     Flaw("logits_processor", "coarse"),
     Flaw("model.layers.1.mlp.gate_up_proj", "floor"),
+    Flaw("sampler", "second"),
 ]
 EDGE_FLAWS = [
     Flaw("model.layers.1.post_attention_layernorm", "scaled_edge", 1),

@@ -98,7 +98,7 @@ def test_truncation_is_a_way_of_rounding(dtype: str, offset: float) -> None:
 @quick
 @given(seed=seeds, width=st.sampled_from([128, 1024]))
 def test_a_norm_that_truncates_three_times_is_rounding(kind: str, seed: int, width: int) -> None:
-    # vLLM 0.8.5 on CPUs without AVX-512, against later versions
+    # vLLM 0.8.5 on CPUs, against later versions
     result = tally(truncating(np.random.default_rng(seed), 32, width, kind, "bfloat16"))
     assert result.error_class == "rounding"
     assert 0.4 < result.metrics.bias_ulp < 1.1

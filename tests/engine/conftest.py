@@ -80,9 +80,10 @@ def recordings() -> dict[str, Trace]:
 
 
 @pytest.fixture
-def golden_v1(v1: Running, committed: Trace, recordings: dict[str, Trace]) -> Trace:
-    """The committed workload, recorded under vLLM 0.32.0."""
+def golden_v1(request: pytest.FixtureRequest, committed: Trace, recordings: dict[str, Trace]) -> Trace:
+    """The committed workload, recorded under vLLM 0.32.0, which is started for it only if it must be."""
     if "v1" not in recordings:
+        v1: Running = request.getfixturevalue("v1")
         recordings["v1"] = v1.record(*Workload.from_dict(committed.run["workload"]).prompts)
     return recordings["v1"]
 

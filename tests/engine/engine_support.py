@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tracereplay.bisector.operators import bisect_operators
 from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
@@ -42,10 +43,13 @@ class Launch:
 class Running:
     """An engine that is running, and what tests do with it."""
 
-    def __init__(self, process: EngineProcess, launch: Launch, model: Path, folder: Path) -> None:
+    def __init__(
+        self, process: EngineProcess, launch: Launch, model: Path, folder: Path, settings: Mapping[str, Any]
+    ) -> None:
         self.process = process
         self._launch = launch
         self._model = model
+        self.settings = settings
         self.folder = folder
         self._made = 0
 
@@ -70,6 +74,14 @@ class Running:
 
     def verdict(self, golden: Trace) -> Verdict:
         return compare_traces(golden, self.replay(golden))
+
+    def bisect_operators(self, golden: Trace, **options: Any) -> Verdict:
+        """By operators, in this engine start."""
+        self._made += 1
+        folder = self.folder / f"bisection-{self._made}"
+        return bisect_operators(
+            self._launch, golden.path, folder, process=self.process, model=self._model, **options
+        )
 
     def _directory(
         self, kind: str, workload: Workload, folder: Path | None = None, **extra: Any
@@ -103,7 +115,7 @@ class Engines:
         process = EngineProcess(launch, model=model, settings={**EAGER, **settings})
         folder = self._folder / f"{name}-{len(list(self._folder.iterdir()))}"
         folder.mkdir()
-        return Running(process, launch, model, folder)
+        return Running(process, launch, model, folder, {**EAGER, **settings})
 
     def stop(self) -> None:
         if self._running is not None:

@@ -34,7 +34,7 @@ def test_an_eager_golden_replayed_compiled_names_what_the_compiler_fused(
         assert found[exact] == {"identical"}
     assert found["RMSNorm"] == {"rounding"}
     assert found["SiluAndMul"] == {"rounding"}
-    # Identical where vLLM's rotary kernel rounds to nearest; where it truncates (no AVX-512), the compiled
+    # Identical where vLLM's rotary kernel rounds to nearest; where it truncates, the compiled
     # native code differs from it by that.
     assert found["RotaryEmbedding"] <= {"identical", "rounding"}
     assert verdict["first_divergence"] is None

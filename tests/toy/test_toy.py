@@ -120,7 +120,7 @@ def test_an_unknown_flaw_is_refused() -> None:
 def test_every_flaw_changes_something(tmp_path: Path, kind: str) -> None:
     site = {
         "eps": "model.norm", "rotary": "model.layers.0.self_attn.rotary_emb", "wrong_row": "model.embed_tokens",
-        "stale": "model.layers.0.self_attn.attn", "scaled_edge": "model.norm",
+        "stale": "model.layers.0.self_attn.attn", "scaled_edge": "model.norm", "second": "sampler",
     }.get(kind, "model.layers.0.mlp.down_proj")  # fmt: skip
     plain = toy.record(toy.workload(), tmp_path / "plain")
     flawed = toy.record(toy.workload(), tmp_path / "flawed", flaw=toy.Flaw(site, kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -98,3 +99,11 @@ def test_a_manifest_that_cannot_be_written_leaves_the_one_before(
         directory.add_pass("record", {"results": []})
     assert [p.name for p in (tmp_path / "t.trace").iterdir()] == ["manifest.json"]
     assert not open_trace(tmp_path / "t.trace").results
+
+
+def test_a_trace_has_settled_when_nobody_writes_into_it(tmp_path: Path) -> None:
+    directory = TraceDirectory(tmp_path / "t.trace", {})
+    with (directory.path / "record-rank0.seg").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not directory.settle(0.05)
+    assert directory.settle(0.05)

@@ -14,11 +14,13 @@ from tracereplay.comparator.exclusions import (
     unfed_input,
 )
 from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
+from tracereplay.comparator.rollout import rollout_numbers
 from tracereplay.comparator.settings import compare_settings
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
 from tracereplay.event import RowMap
+from tracereplay.rollout import Rollout
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
 from tracereplay.verdict import Coverage, Mode, SettingDifference, TokenFinding
@@ -39,6 +41,7 @@ class Evidence:
         rerun: injected mode: of the rerun, up to where it first leaves the tolerance.
         unstable: sites that differed between two injected passes.
         other_golden: the candidate is a replay of another golden trace, by its digest.
+        rollout: importance ratios in the uninjected pass, if there is one and it has logprobs.
     """
 
     golden: Trace
@@ -53,6 +56,7 @@ class Evidence:
     unstable: tuple[str, ...]
     other_golden: bool
     notes: tuple[str, ...] = ()
+    rollout: Rollout | None = None
 
     @property
     def coverage(self) -> Coverage:
@@ -69,6 +73,12 @@ class Evidence:
     @property
     def logprobs_part(self) -> bool:
         return (self.tokens.logprob_max or 0.0) > self.policy.logprob_max_abs
+
+    @property
+    def other_quantity(self) -> bool:
+        """Whether the two report different quantities as logprobs, and the logprobs agree but for that."""
+        reported = None if self.rollout is None else self.rollout.reported
+        return reported is not None and reported.differ and reported.raw_max_diff <= self.policy.logprob_max_abs
 
     @property
     def blamed(self) -> Finding | None:
@@ -132,9 +142,12 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         drawn = [drawn_at_random(mine, rows)]
         rerun = compare_passes(index, free, rows, policy, exclusions=drawn, until_beyond=True)
     forced = mode != "compare"
-    tokens = TokenFinding()
+    tokens, rollout = TokenFinding(), None
     if not (mode == "injected" and rerun is None):
-        tokens = compare_tokens(index.sampled, free.sampled, mine, theirs, forced=forced)
+        sampled = index.sampled, free.sampled, mine, theirs
+        tokens = compare_tokens(*sampled, forced=forced)
+        sides = (golden, "record"), (candidate, name if mode == "compare" else "rerun")
+        rollout = rollout_numbers(*sampled, forced=forced, sides=sides)
     digest = golden.digest()
     return Evidence(
         golden=golden,
@@ -149,6 +162,7 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         unstable=_unstable(candidate, other, finder, rows),
         other_golden=candidate.run.get("golden") not in (None, digest) and golden.complete,
         notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
+        rollout=rollout,
     )
 
 

@@ -77,6 +77,7 @@ def _judge(evidence: Evidence) -> Verdict:
         coverage=evidence.coverage,
         first_visible=None if visible is None else _divergence(visible),
         notes=evidence.notes,
+        rollout=evidence.rollout,
     )
 
 
@@ -104,6 +105,8 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
 def _cause(evidence: Evidence) -> Cause | None:
     """What the difference comes from, as far as it is known; None where only a replay could tell."""
     first = evidence.comparison.first()
+    if evidence.other_quantity and not evidence.tokens_part and (first is None or first.operator == "Sampler"):
+        return "setting"
     if first is not None and evidence.provable:
         if any(explains(d, first.operator) for d in evidence.settings):
             return "setting"

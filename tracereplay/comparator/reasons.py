@@ -8,6 +8,7 @@ from tracereplay.comparator.evidence import Evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.metrics import BIAS_ROWS
 from tracereplay.comparator.settings import explains
+from tracereplay.rollout import Quantity
 from tracereplay.verdict import Cause
 
 __all__ = ["OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
@@ -28,6 +29,10 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
         found.append("The golden recording is incomplete; only what it holds was compared.")
     if not evidence.candidate.complete:
         found.append("The candidate's trace is incomplete; only what it holds was compared.")
+    if evidence.golden.dropped:
+        found.append(
+            f"{evidence.golden.dropped} steps were left out of the golden recording; nothing is known of them."
+        )
     share, least = evidence.coverage.share, evidence.policy.min_coverage
     if share < least:
         found.append(f"Only {share:.1%} of golden's calls could be compared; the policy asks for {least:.1%}.")
@@ -43,6 +48,8 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
 def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
     """The cause in words, then what it did to tokens and logprobs."""
     reasons = [_CAUSES[cause](evidence)] if cause else _why_visible(evidence)
+    if evidence.other_quantity and cause != "setting":
+        reasons.append(_other_quantity(evidence))
     tokens = evidence.tokens
     if evidence.tokens_part and tokens.first_divergence is not None:
         at = tokens.first_divergence
@@ -90,8 +97,32 @@ def _why_edge(evidence: Evidence) -> str:
     )
 
 
+def _other_quantity(evidence: Evidence) -> str:
+    """That logprobs differ in meaning, not in value."""
+    assert evidence.rollout is not None
+    reported = evidence.rollout.reported
+    assert reported is not None
+    return (
+        "The two report different quantities as logprobs: "
+        f"golden {QUANTITIES[reported.golden]}, the candidate {QUANTITIES[reported.candidate]}. Raw logprobs "
+        f"computed from both sides' logits differ by {reported.raw_max_diff:.4g} at most."
+    )
+
+
+QUANTITIES: dict[Quantity, str] = {
+    "raw": "raw ones (log-softmax of the logits)",
+    "scaled": "temperature-scaled ones",
+    "filtered": "filtered ones (after temperature, top-k, top-p and min-p)",
+    "logit": "logits",
+    "other": "something that is none of raw, temperature-scaled and filtered",
+}
+
+
 def _why_setting(evidence: Evidence) -> str:
     first = evidence.comparison.first()
+    if evidence.other_quantity:
+        said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in evidence.settings if explains(d, "Sampler")]
+        return _other_quantity(evidence) + (f" A setting says so: {'; '.join(said)}." if said else "")
     operator = first.operator if first is not None else ""
     named = [d for d in evidence.settings if explains(d, operator) or (first is None and d.name == "dtype")]
     words = "; ".join(f"{d.name} is {d.golden!r} in golden and {d.candidate!r} in the candidate" for d in named)

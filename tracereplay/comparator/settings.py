@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["compare_settings", "effect_of", "explains"]
+__all__ = ["argument_of", "compare_settings", "effect_of", "explains", "importance_of"]
 
 _ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none": 3}
 
@@ -28,6 +28,7 @@ class _Known:
     effect: Effect
     touches: tuple[str, ...]
     drawing: bool = False  # matters only where tokens are drawn at random
+    argument: str | None = None  # how it is passed, where that is not its name; empty: it cannot be
 
 
 @cache
@@ -35,7 +36,8 @@ def _table() -> tuple[_Known, ...]:
     text = resources.files(__package__).joinpath("settings.toml").read_text(encoding="utf-8")
     entries = tomllib.loads(text)["setting"]
     return tuple(
-        _Known(e["name"], e["effect"], tuple(e.get("touches", ())), e.get("drawing", False)) for e in entries
+        _Known(e["name"], e["effect"], tuple(e.get("touches", ())), e.get("drawing", False), e.get("argument"))
+        for e in entries
     )
 
 
@@ -47,6 +49,17 @@ def effect_of(name: str, *, drawn: bool = True) -> Effect:
     """What a difference in this setting can change; ``drawn`` is whether any token is drawn at random."""
     known = _known(name)
     return "none" if known.drawing and not drawn else known.effect
+
+
+def argument_of(name: str) -> str | None:
+    """The engine argument that sets it (``hf_overrides.head_dtype``: a key of one), None if there is none."""
+    argument = _known(name).argument
+    return name if argument is None else argument or None
+
+
+def importance_of(name: str) -> int:
+    """Place in the table, where what matters more comes first."""
+    return next((i for i, known in enumerate(_table()) if fnmatchcase(name, known.name)), 1 << 30)
 
 
 def explains(difference: SettingDifference, operator: str) -> bool:
@@ -74,12 +87,7 @@ def compare_settings(
         for name in names
         if mine.get(name) != theirs.get(name)
     ]
-    return tuple(sorted(found, key=lambda d: (_ORDER[d.effect], _importance(d.name), d.name)))
-
-
-def _importance(name: str) -> int:
-    """Place in the table, where what matters more comes first."""
-    return next((i for i, known in enumerate(_table()) if fnmatchcase(name, known.name)), 1 << 30)
+    return tuple(sorted(found, key=lambda d: (_ORDER[d.effect], importance_of(d.name), d.name)))
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

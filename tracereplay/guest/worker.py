@@ -19,12 +19,15 @@ from typing import Any
 from tracereplay.engines.adapter import Adapter, wrap_method
 from tracereplay.engines.choose import adapt
 from tracereplay.engines.describe import describe
+from tracereplay.engines.selection import Selection
 from tracereplay.errors import TracereplayError
 from tracereplay.event import RowKey
 from tracereplay.guest.plugin import NO_TAPS, OPTIONS, RECORD
 from tracereplay.hooks.taps import listen
-from tracereplay.recorder.session import Options, Session
+from tracereplay.recorder.session import Options, Replacement, Session
+from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
+from tracereplay.replayer.tables import RowTables
 from tracereplay.trace import Trace, open_trace, segment_path
 
 __all__ = ["CONTROL", "GuestWorker"]
@@ -45,6 +48,7 @@ class GuestWorker:
         self._adapter: Adapter | None = None
         self._refusal = "The engine has not loaded its model."
         self._golden: tuple[str, Trace] | None = None
+        self._tables: dict[tuple[str, str], RowTables] = {}  # by trace and pass; for many passes over the same two
         load = worker.load_model
 
         @functools.wraps(load)
@@ -111,19 +115,33 @@ class GuestWorker:
 
     def _do_begin(
         self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool,
-        options: Mapping[str, Any] | None = None,
+        cancel: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
+        """Begins a pass.
+
+        Args:
+            trace: directory that is written to.
+            pass_name: of the pass.
+            first_request: see `Numbering`.
+            golden: the golden trace, whose tokens are forced.
+            inject: whether golden values are fed.
+            cancel: a `Selection` as plain data, and under ``injected`` the trace that has the injected pass by
+                which isolated errors are cancelled.
+            options: how much is recorded (`Options`).
+        """
         session, adapter = self._session, self._adapter
         if session is None or adapter is None:
             return {"error": self._refusal, "exit_code": 2}
         forced: Mapping[RowKey, int] = {}
-        replacement = None
+        replacement: Replacement | None = None
         if golden is not None:
             source = self._open(golden)
             prompts = [len(p["prompt_token_ids"]) for p in source.run["workload"]["prompts"]]
             forced = forced_tokens(golden_tokens(source), prompts)
             if inject:
-                replacement = GoldenRows(source, session.sites, session.rank, self._world(), self._device())
+                replacement = GoldenRows(self._rows_of(source, "record", golden_tokens(source)))
+            elif cancel is not None:
+                replacement = self._cancelled(source, cancel)
         path = segment_path(Path(trace), pass_name, session.rank)
         meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
@@ -137,6 +155,29 @@ class GuestWorker:
         options = Options(**given)
         share = options.max_bytes and options.max_bytes // self._world()
         return replace(options, max_bytes=share)
+
+    def _cancelled(self, golden: Trace, cancel: Mapping[str, Any]) -> CancelledRows:
+        """Keeps both passes' rows for the next time: a bisection runs many passes over the same two."""
+        assert self._session is not None
+        keys = (str(golden.path), "record"), (str(cancel["injected"]), "injected")
+        if set(self._tables) != set(keys):
+            tokens = golden_tokens(golden)
+            injected = open_trace(cancel["injected"])
+            self._tables = {
+                keys[0]: self._rows_of(golden, "record", tokens),
+                keys[1]: self._rows_of(injected, "injected", tokens, own=True),
+            }
+            injected.close()
+        names = {site.slot: site.name for site in self._session.sites}
+        rows, measured = (self._tables[key] for key in keys)
+        return CancelledRows(rows, measured, names, Selection.from_dict(cancel))
+
+    def _rows_of(
+        self, trace: Trace, name: str, tokens: Mapping[tuple[int, int], list[int]], *, own: bool = False
+    ) -> RowTables:
+        assert self._session is not None
+        sites, rank = self._session.sites, self._session.rank
+        return RowTables(trace, name, tokens, sites, rank, self._world(), self._device(), own=own)
 
     def _do_end(self) -> dict[str, Any]:
         return {} if self._session is None else self._session.end_pass()

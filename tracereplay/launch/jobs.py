@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import RecordingIncomplete, TraceError, UsageError, WorkloadError
+from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
+from tracereplay.launch.weights import store_weights
 from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
@@ -22,7 +23,8 @@ Report = Callable[[str], None]
 
 def record(
     engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False, force: bool = False,
-    log: Path | None = None, options: Mapping[str, Any] | None = None, report: Report = lambda line: None,
+    log: Path | None = None, options: Mapping[str, Any] | None = None, weights: bool = False,
+    report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Records ``workload`` under ``engine`` into a new trace at ``out``.
 
@@ -34,6 +36,7 @@ def record(
         force: replace what is at ``out``.
         log: file for what the engine prints.
         options: how much is recorded (`recorder.session.Options`).
+        weights: copy the checkpoint's tensors into the trace too.
         report: is told what is being done.
 
     Returns:
@@ -48,8 +51,14 @@ def record(
     workload = replace(workload, weights=checkpoint.digest)
     header = {**run_header("recording", engine, workload), "checkpoint": checkpoint.tensors}
     directory = TraceDirectory(out, header, force=force)
+    if weights:
+        report("Copying the weights")
+        store_weights(model, directory)
     report(f"Starting the engine {engine.name}")
-    with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
+    with (
+        _settled(directory),
+        EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process,
+    ):
         workload = _tokenized(workload, process)
         directory.update_run(engine={"name": engine.name, **process.info}, workload=workload.as_dict())
         report("Generating, with recording on")
@@ -91,13 +100,25 @@ def replay(
     run = {**run_header("replay", engine, workload), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
-    with EngineProcess(
-        engine, model=Path(workload.model).resolve(), settings=workload.settings, log=log
-    ) as process:
+    with (
+        _settled(directory),
+        EngineProcess(
+            engine, model=Path(workload.model).resolve(), settings=workload.settings, log=log
+        ) as process,
+    ):
         directory.update_run(engine={"name": engine.name, **process.info})
         replay_passes(process, directory, source, workload, injected=injected, report=report)
     directory.complete()
     return out
+
+
+@contextlib.contextmanager
+def _settled(directory: TraceDirectory) -> Iterator[None]:
+    """Leaves only when nobody writes into the trace any more, however the engine ended."""
+    try:
+        yield
+    finally:
+        directory.settle()
 
 
 def replay_passes(
@@ -107,10 +128,8 @@ def replay_passes(
     """The rerun and the injected pass, in an engine that is there already."""
     if golden.passes != ("record",):
         raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
-    if isinstance(golden.path, str):
-        raise UsageError(f"An engine cannot replay from {golden.path}; download the trace and give its path.")
     report("Generating again with golden tokens forced (rerun)")
-    source = str(golden.path.resolve())
+    source = str(golden.local_path())
     record_pass(process, directory, workload, "rerun", source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
@@ -119,11 +138,22 @@ def replay_passes(
 
 def record_pass(
     process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = "record",
-    golden: str | None = None, inject: bool = False, options: Mapping[str, Any] | None = None,
+    golden: str | None = None, inject: bool = False, cancel: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """One pass in an engine that is there already; returns what the engine generated."""
-    where = {"trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
-             "options": dict(options or {})}  # fmt: skip
+    """One pass in an engine that is there already; returns what the engine generated.
+
+    Args:
+        name: of the pass.
+        golden: path of the golden trace whose tokens are forced.
+        inject: whether its values are fed.
+        cancel: what to cancel, as `guest.worker` takes it.
+        options: how much is recorded (`recorder.session.Options`).
+    """
+    where = {
+        "trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
+        "cancel": cancel, "options": dict(options or {}),
+    }  # fmt: skip
     prompts = [p.as_dict() for p in workload.prompts]
     result = process.generate(prompts, where)
     for note in _left_out(result):

@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.report import bisection, rollout
+from tracereplay.report.layout import cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
     CAUSES,
     allowance,
@@ -47,6 +49,10 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
     _sides(verdict, console)
     _settings(verdict, console, everything)
     _tokens(verdict.tokens, console)
+    if verdict.rollout is not None and (everything or verdict.rollout.abs_diff.max > 0):
+        rollout.render(verdict.rollout, console, everything=everything)
+    if verdict.bisection is not None:
+        bisection.render(verdict, verdict.bisection, console, everything=everything)
     if verdict.first_divergence is not None:
         _divergence(verdict, verdict.first_divergence, console)
     _operators(verdict, console, everything)
@@ -61,42 +67,16 @@ def _headline(verdict: Verdict, console: Console) -> None:
     console.print(line)
     first = 1 if verdict.verdict == "inconclusive" else 0
     for reason in verdict.reasons[first : first + REASONS]:
-        _indented(console, clean(reason))
+        indented(console, clean(reason))
     if verdict.cause not in (None, "operator", "edge") and not verdict.reasons:
-        _indented(console, CAUSES[str(verdict.cause)])
-
-
-def _section(console: Console, title: str, rest: str = "") -> None:
-    console.print()
-    console.print(Text(title, style="bold").append(rest, style="dim"))
-
-
-def _grid(*columns: str) -> Table:
-    """A table without lines; a column is a justification, ``*`` before it lets it wrap."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in columns:
-        justify = column.lstrip("*")
-        table.add_column(justify="right" if justify == "right" else "left", no_wrap=not column.startswith("*"))
-    return table
-
-
-def _print(console: Console, table: Table) -> None:
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
-
-
-def _indented(console: Console, words: str) -> None:
-    console.print(Padding(Text(words), (0, 0, 0, 2), expand=False))
-
-
-def _cell(value: object, style: str = "") -> Text:
-    return Text(clean(value), style=style)
+        indented(console, CAUSES[str(verdict.cause)])
 
 
 def _sides(verdict: Verdict, console: Console) -> None:
     console.print()
-    table = _grid("left", "*left")
-    table.add_row(_cell("golden", "dim"), _cell(source(verdict.golden)))
-    table.add_row(_cell("candidate", "dim"), _cell(source(verdict.candidate)))
+    table = grid("left", "*left")
+    table.add_row(cell("golden", "dim"), cell(source(verdict.golden)))
+    table.add_row(cell("candidate", "dim"), cell(source(verdict.candidate)))
     console.print(table)
 
 
@@ -105,50 +85,45 @@ def _settings(verdict: Verdict, console: Console, everything: bool) -> None:
     shown = differ if everything else [d for d in differ if d.effect != "none"][:SETTINGS]
     if not shown:
         return
-    _section(console, "Settings that differ")
+    section(console, "Settings that differ")
     width = max(12, (console.width - 46) // 2)
-    table = _grid("left", "left", "left")
+    table = grid("left", "left", "left")
     for d in shown:
         values = f"{_end(d.golden, width)} → {_end(d.candidate, width)}"
-        table.add_row(_cell(shorten(d.name, 30)), _cell(values), _cell(d.effect, _STYLE[d.effect]))
-    _print(console, table)
-    _more(console, len(differ) - len(shown))
+        table.add_row(cell(shorten(d.name, 30)), cell(values), cell(d.effect, _STYLE[d.effect]))
+    print_table(console, table)
+    more(console, len(differ) - len(shown))
 
 
 def _end(value: object, width: int) -> str:
     return "unset" if value is None else shorten(str(value), width)
 
 
-def _more(console: Console, count: int) -> None:
-    if count > 0:
-        console.print(Text(f"  and {count} more", style="dim"))
-
-
 def _tokens(tokens: TokenFinding, console: Console) -> None:
     if not tokens.compared and tokens.logprob_max is None:
         return
-    _section(console, "Tokens")
+    section(console, "Tokens")
     first = tokens.first_divergence
     words = f"{tokens.compared} greedy tokens compared, "
     words += f"{tokens.differing} differ" if tokens.differing else "all the same"
     if first is not None:
         words += f", first in request {first.request} at position {first.position}: "
         words += f"{first.golden} → {first.candidate}"
-    _indented(console, words)
+    indented(console, words)
     if tokens.logprob_max is not None:
         most, mean = number(tokens.logprob_max), number(tokens.logprob_mean)
         same = "logprobs of golden tokens are the same"
         words = f"logprobs of golden tokens differ by {most} at most, {mean} on average"
-        _indented(console, words if tokens.logprob_max else same)
+        indented(console, words if tokens.logprob_max else same)
 
 
 def _divergence(verdict: Verdict, first: Divergence, console: Console) -> None:
     title = "First divergence" if verdict.mode == "injected" else "First visible divergence"
-    _section(console, title, "" if verdict.mode == "injected" else "  (it may be inherited)")
-    table = _grid("left", "*left")
+    section(console, title, "" if verdict.mode == "injected" else "  (it may be inherited)")
+    table = grid("left", "*left")
     for name, value in _places(first):
-        table.add_row(_cell(name, "dim"), value)
-    _print(console, table)
+        table.add_row(cell(name, "dim"), value)
+    print_table(console, table)
 
 
 def _places(first: Divergence) -> list[tuple[str, Text]]:
@@ -157,12 +132,12 @@ def _places(first: Divergence) -> list[tuple[str, Text]]:
     operator = f" ({first.operator})" if first.operator else ""
     row = f"request {first.request}, sequence {first.sequence}, position {first.position}, step {first.step}"
     return [
-        ("where", _cell(f"{first.site}{operator}, {what}", "bold")),
-        ("row", _cell(row)),
-        ("class", _cell(first.error_class, _STYLE[first.error_class])),
-        ("error", _cell(_error(metrics))),
-        ("allowance", _cell(allowance(first.tolerance))),
-        ("would pass", _cell(_passing(first))),
+        ("where", cell(f"{first.site}{operator}, {what}", "bold")),
+        ("row", cell(row)),
+        ("class", cell(first.error_class, _STYLE[first.error_class])),
+        ("error", cell(_error(metrics))),
+        ("allowance", cell(allowance(first.tolerance))),
+        ("would pass", cell(_passing(first))),
     ]
 
 
@@ -200,14 +175,14 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
         kinds.setdefault(finding.site if everything else finding.operator, []).append(finding)
     differ = [found for found in kinds.values() if everything or found[0].error_class != "identical"]
     inputs = "on golden inputs" if verdict.mode == "injected" else "with what they inherited"
-    _section(console, "Operators", f"  {inputs}, worst first")
+    section(console, "Operators", f"  {inputs}, worst first")
     if differ:
         table = _measures(console, "operator", "differ")
         for found in differ if everything else differ[:OPERATORS]:
-            _measure(table, found[0], _cell(_count(found)), console.width)
-        _print(console, table)
+            _measure(table, found[0], cell(_count(found)), console.width)
+        print_table(console, table)
     if not everything:
-        _more(console, len(differ) - OPERATORS)
+        more(console, len(differ) - OPERATORS)
         _identical(console, [found for found in kinds.values() if found[0].error_class == "identical"])
 
 
@@ -245,14 +220,14 @@ def _measure(table: Table, finding: OperatorFinding | EdgeFinding, second: Text,
     metrics = finding.metrics
     compared = finding.error_class != "incomparable"
     cells = [
-        _cell(finding.error_class, _STYLE[finding.error_class]),
-        _cell(operator),
+        cell(finding.error_class, _STYLE[finding.error_class]),
+        cell(operator),
         second,
-        _cell("" if finding.error_class == "identical" else site),
-        _cell(multiple(metrics) if compared and metrics.allowance_ratio else ""),
+        cell("" if finding.error_class == "identical" else site),
+        cell(multiple(metrics) if compared and metrics.allowance_ratio else ""),
     ]
     if wide:
-        cells += [_cell(number(metrics.relative_l2) if compared else ""), _cell(percent(metrics.equal))]
+        cells += [cell(number(metrics.relative_l2) if compared else ""), cell(percent(metrics.equal))]
     table.add_row(*cells)
 
 
@@ -261,13 +236,13 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     if not differ:
         return
     same = len(verdict.edges) - len(differ)
-    _section(console, "Edges that differ", f"  what arrives at an operator; {same} are identical")
+    section(console, "Edges that differ", f"  what arrives at an operator; {same} are identical")
     table = _measures(console, "into", "input")
     for edge in differ if everything else differ[:EDGES]:
-        _measure(table, edge, _cell(edge.input), console.width)
-    _print(console, table)
+        _measure(table, edge, cell(edge.input), console.width)
+    print_table(console, table)
     if not everything:
-        _more(console, len(differ) - EDGES)
+        more(console, len(differ) - EDGES)
 
 
 def _left_out(verdict: Verdict, console: Console, everything: bool) -> None:
@@ -277,12 +252,12 @@ def _left_out(verdict: Verdict, console: Console, everything: bool) -> None:
     for left in coverage.not_compared:
         reasons.setdefault(left.reason, []).append(left.site)
         rows[left.reason] = rows.get(left.reason, 0) + left.rows
-    _section(console, "Coverage", f"  {coverage.compared_calls} of {coverage.golden_calls} calls compared")
+    section(console, "Coverage", f"  {coverage.compared_calls} of {coverage.golden_calls} calls compared")
     shown = list(reasons.items()) if everything else list(reasons.items())[:LEFT_OUT]
     for reason, sites in shown:
         where = ", ".join(map(clean, sites)) if everything else _sites(sites, console.width)
-        _indented(console, f"{rows[reason]} rows not compared: {clean(reason)}; {where}")
-    _more(console, len(reasons) - len(shown))
+        indented(console, f"{rows[reason]} rows not compared: {clean(reason)}; {where}")
+    more(console, len(reasons) - len(shown))
 
 
 def _sites(sites: Sequence[str], width: int) -> str:
@@ -294,7 +269,7 @@ def _notes(verdict: Verdict, console: Console, everything: bool) -> None:
     notes = verdict.notes if everything else verdict.notes[:NOTES]
     if not notes:
         return
-    _section(console, "Notes")
+    section(console, "Notes")
     for note in notes:
-        _indented(console, clean(note))
-    _more(console, len(verdict.notes) - len(notes))
+        indented(console, clean(note))
+    more(console, len(verdict.notes) - len(notes))

@@ -1,12 +1,13 @@
 """The trace file, both sides. Nothing outside this package knows how it is laid out (FORMAT.md)."""
 
 from tracereplay.trace.contents import TensorBytes
-from tracereplay.trace.directory import TraceDirectory, segment_path
+from tracereplay.trace.directory import WEIGHTS, TraceDirectory, segment_path, weight_site
 from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.writer import BudgetSpent, CallOfStep, PendingCall, SegmentWriter
 
 __all__ = [
+    "WEIGHTS",
     "BudgetSpent",
     "CallOfStep",
     "PendingCall",
@@ -17,4 +18,5 @@ __all__ = [
     "TraceDirectory",
     "open_trace",
     "segment_path",
+    "weight_site",
 ]

@@ -21,15 +21,15 @@ from typing import Any
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import DamagedTrace
 
-__all__ = ["MAX_DIMENSIONS", "MAX_HEADER", "MAX_TENSORS", "WIDTHS", "ChunkBuilder", "Entry", "read_header",
-           "regions", "unique"]  # fmt: skip
+__all__ = ["DTYPE_NAMES", "MAX_DIMENSIONS", "MAX_HEADER", "MAX_TENSORS", "WIDTHS", "ChunkBuilder", "Entry",
+           "read_header", "regions", "unique"]  # fmt: skip
 
 WIDTHS = (8, 4, 2, 1)  # bytes of a word, in the order of their regions
 MAX_HEADER = 2 << 20
 MAX_TENSORS = 8192  # of a chunk as it is written, so that its header stays far below that
 MAX_DIMENSIONS = 32  # numpy's limit before 2.0
 _LENGTH = struct.Struct("<Q")
-_BY_NAME = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
+DTYPE_NAMES = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
 
 
 def _entry(data: dict[str, Any], base: int) -> Entry:
-    dtype = data.get("torch") or _BY_NAME[data["dtype"]]
+    dtype = data.get("torch") or DTYPE_NAMES[data["dtype"]]
     shape, (start, end) = tuple(data["shape"]), data["data_offsets"]
     if any(type(n) is not int or not 0 <= n < 1 << 62 for n in (*shape, start, end)):
         raise ValueError("a size or an offset is not a whole number")

@@ -10,20 +10,42 @@ known without reading any data.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from tracereplay.errors import RecordingIncomplete, UsageError
+from tracereplay.event import Site
 from tracereplay.trace.manifest import FORMAT, write_manifest
 
-__all__ = ["MANIFEST", "SEGMENT", "TraceDirectory", "remove_trace", "segment_path"]
+__all__ = [
+    "MANIFEST",
+    "SEGMENT",
+    "WEIGHTS",
+    "TraceDirectory",
+    "remove_trace",
+    "segment_path",
+    "weight_site",
+]
 
 MANIFEST = "manifest.json"
+SETTLE = 20.0  # seconds
 SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32})-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
+
+
+WEIGHTS = "weights"  # the pass that holds a checkpoint's tensors, where they were asked for
+
+
+def weight_site(name: str) -> Site:
+    """The site under which a checkpoint's tensor is stored."""
+    return Site(name, "Parameter", xxhash.xxh3_64_intdigest(name.encode()) >> 16)
 
 
 def segment_path(directory: Path, pass_name: str, rank: int) -> Path:
@@ -77,6 +99,18 @@ class TraceDirectory:
         self._manifest["state"] = "complete"
         self._save()
 
+    def settle(self, seconds: float = SETTLE) -> bool:
+        """Waits until no writer process has a segment open any more; returns whether that came to be.
+
+        Why: an engine that was killed leaves its writer behind for a moment, which finishes what it was given.
+        """
+        end = time.monotonic() + seconds
+        while any(_locked(path) for path in self.path.glob("*.seg")):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
     def _save(self) -> None:
         try:
             self._write()
@@ -97,6 +131,18 @@ class TraceDirectory:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _locked(path: Path) -> bool:
+    """Whether a writer process holds the lock that it takes while it writes."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def remove_trace(path: Path, *, force: bool) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.errors import DamagedTrace, NotATrace, TraceError
-from tracereplay.event import Site, Step
+from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
+from tracereplay.event import Site, Step, Value
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
 from tracereplay.trace.content import content_digest
-from tracereplay.trace.directory import MANIFEST, SEGMENT
+from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.pack import packed_parts
 from tracereplay.trace.reader import SegmentReader
@@ -56,12 +56,24 @@ class Trace:
     @property
     def passes(self) -> tuple[str, ...]:
         """Names of the passes that have segments: ``record``, or ``rerun`` and ``injected``."""
-        return tuple(dict.fromkeys(name for name, _ in self._files))
+        return tuple(dict.fromkeys(name for name, _ in self._files if name != WEIGHTS))
+
+    def weights(self) -> dict[str, Value]:
+        """The checkpoint's tensors by name, if they were asked for when it was recorded."""
+        if (WEIGHTS, 0) not in self._files:
+            return {}
+        return {call.site: call.outputs[0] for step in self.segment(WEIGHTS).steps() for call in step.calls}
 
     @property
     def complete(self) -> bool:
         """Whether the recording was closed and every segment has its end mark."""
         return self._complete and all(self.segment(*key).complete for key in self._files)
+
+    @property
+    def dropped(self) -> int:
+        """Steps that were left out because the writer could not keep up; the most of any segment."""
+        counts = [(self.segment(*key).summary or {}).get("dropped", 0) for key in self._files]
+        return max((count for count in counts if type(count) is int), default=0)
 
     @property
     def said_complete(self) -> bool:
@@ -125,6 +137,16 @@ class Trace:
             reader.close()
         for file in self._files.values():
             file.close()
+
+    def local_path(self) -> Path:
+        """Where it lies on this machine, for an engine's processes.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if isinstance(self.path, str):
+            raise UsageError(f"An engine cannot read {self.path}; download the trace and give its path.")
+        return self.path.resolve()
 
     def offer_base(self, base: Trace) -> None:
         """Takes ``base`` if it is the trace that this one is stored as a difference from."""

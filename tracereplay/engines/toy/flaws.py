@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from tracereplay.workload import Prompt
 
 __all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted"]
 
-OPERATOR_FLAWS = ("scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor")
+OPERATOR_FLAWS = ("scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor", "second")
 EDGE_FLAWS = ("scaled_edge", "positions", "swap")
 
 Decoding: TypeAlias = list[tuple[int, bool]]  # rows of generated tokens; whether each is its sequence's last
@@ -39,6 +39,7 @@ class Flaw:
             - ``wrong_row``: the embedding of another token, at position 1
             - ``coarse``: rounded to three bits of mantissa
             - ``floor``: rounded towards minus infinity instead of to nearest
+            - ``second``: the sampler takes the second-best token
 
             between operators
 
@@ -59,37 +60,36 @@ class Flaw:
 
 
 class Planted:
-    """The flaw as the engine meets it, asked at each place whether it is there.
+    """The flaws as the engine meets them, asked at each place whether one is there.
 
     Args:
-        flaw: None plants nothing.
+        flaws: any number.
         prompts: tell which rows are decoded.
     """
 
-    def __init__(self, flaw: Flaw | None, numerics: Numerics, prompts: Sequence[Prompt]) -> None:
-        self.flaw, self._numerics, self._prompts = flaw, numerics, prompts
+    def __init__(self, flaws: Sequence[Flaw], numerics: Numerics, prompts: Sequence[Prompt]) -> None:
+        self._flaws, self._numerics, self._prompts = flaws, numerics, prompts
 
     def has(self, kind: str) -> bool:
         """Whether a flaw of this kind is planted anywhere."""
-        return self.flaw is not None and self.flaw.kind == kind
+        return any(flaw.kind == kind for flaw in self._flaws)
 
     def sits(self, kind: str, site: str) -> bool:
         """Whether a flaw of this kind sits at ``site``."""
-        return self.flaw is not None and self.flaw == replace(self.flaw, site=site, kind=kind)
+        return any((flaw.kind, flaw.site) == (kind, site) for flaw in self._flaws)
 
     def edge(self, site: str, index: int, x: Array) -> Array:
         """``x`` as it arrives at input ``index`` of ``site``."""
-        wrong = self.sits("scaled_edge", site) and self.flaw is not None and self.flaw.index == index
+        wrong = Flaw(site, "scaled_edge", index) in self._flaws
         return self._numerics.rounded(x * 1.03) if wrong else x
 
     def flawed(self, site: str, x: Array, rows: RowMap) -> Array:
-        """``x`` with the flaw that sits at ``site``, if it is of a kind that spoils a result."""
-        if self.flaw is None or self.flaw.site != site:
-            return x
-        spoil = _SPOIL.get(self.flaw.kind)
-        if spoil is None:
-            return x
-        return self._numerics.rounded(spoil(x, self._decoding(rows), self._numerics.stored))
+        """``x`` with the flaws that sit at ``site``, as far as they are of a kind that spoils a result."""
+        for flaw in self._flaws:
+            spoil = _SPOIL.get(flaw.kind) if flaw.site == site else None
+            if spoil is not None:
+                x = self._numerics.rounded(spoil(x, self._decoding(rows), self._numerics.stored))
+        return x
 
     def _decoding(self, rows: RowMap) -> Decoding:
         found = []

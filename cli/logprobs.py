@@ -1,0 +1,42 @@
+"""``tracereplay logprobs``: what a policy-gradient trainer would see between two traces."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tracereplay.cli.options import JsonFile, check_json
+from tracereplay.comparator.rollout import compare_rollouts
+from tracereplay.report import rollout
+from tracereplay.trace import open_trace
+from tracereplay.verdict import SCHEMA
+
+__all__ = ["logprobs"]
+
+
+def logprobs(
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="Who generated.", show_default=False)],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Show how the logprobs of two traces differ, as importance ratios; no engine is started.
+
+    A measurement, not a verdict: it ends with 0 however far they are apart.
+    """
+    check_json(json_file)
+    with closing(open_trace(golden)) as mine, closing(open_trace(candidate)) as theirs:
+        found = compare_rollouts(mine, theirs)
+    text = json.dumps({"schema": SCHEMA, "rollout": found.as_dict()}, indent=2, allow_nan=False) + "\n"
+    if json_file == "-":
+        typer.echo(text, nl=False)
+        return
+    if json_file is not None:
+        Path(json_file).write_text(text, encoding="utf-8")
+    rollout.render(found, Console(highlight=False), everything=True)

@@ -1,0 +1,224 @@
+"""Bisecting from end to end, with the toy engine as the engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_support import Program, make_model, write
+
+from tracereplay.trace.manifest import write_manifest
+
+Bisect = Callable[..., dict[str, Any]]
+
+FIRST, SECOND = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
+TWO = f"flaw={FIRST}:scale,{SECOND}:coarse"
+
+
+@pytest.fixture
+def long_golden(tracereplay: Program, model: Path, tmp_path: Path) -> Path:
+    """Four prompts of eight tokens."""
+    lines = [json.dumps({"prompt_token_ids": list(range(i, i + 5)), "max_tokens": 8}) for i in (5, 30, 60, 90)]
+    out = tmp_path / "long.trace"
+    words = ("--model", model, "--prompts", write(tmp_path / "long.jsonl", "\n".join(lines)), "-o", out)
+    assert tracereplay("record", "--engine", "toy", *words).code == 0
+    return out
+
+
+@pytest.fixture
+def bisect(tracereplay: Program, long_golden: Path, tmp_path: Path) -> Bisect:
+    def run(*words: object, code: int = 1, by: str = "operators") -> dict[str, Any]:
+        file = tmp_path / "verdict.json"
+        ended = tracereplay("bisect", by, long_golden, "--engine", "toy", "--json", file, *words)
+        assert ended.code == code, ended.err
+        found: dict[str, Any] = json.loads(file.read_text())
+        return {**found, "out": ended.out, "err": ended.err}
+
+    return run
+
+
+def minimal(verdict: dict[str, Any]) -> set[str]:
+    return {member["name"] for member in verdict["bisection"]["minimal"]}
+
+
+def test_two_faults_at_once_are_the_minimal_set_and_nothing_else_is(bisect: Bisect) -> None:
+    verdict = bisect("--set", TWO)
+    assert verdict["closure"]["held"]
+    assert verdict["closure"]["rows"] == 32
+    assert minimal(verdict) == {FIRST, SECOND}
+    assert verdict["bisection"]["proven"]
+    assert verdict["bisection"]["engine_starts"] == 1
+    assert "Only 32 positions were measured" in " ".join(verdict["reasons"])
+    shares = {tuple(a["operators"]): a["explains"] for a in verdict["attribution"] if a["role"] == "minimal"}
+    assert shares == {(FIRST, SECOND): 1.0} or shares == {(SECOND, FIRST): 1.0}
+
+
+def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(bisect: Bisect) -> None:
+    verdict = bisect("--set", TWO, "--set", "rounding=twice")
+    assert verdict["closure"]["held"]
+    assert {FIRST, SECOND} <= minimal(verdict)
+    rest = [m for m in verdict["bisection"]["minimal"] if m["name"] not in (FIRST, SECOND)]
+    assert {m["class"] for m in rest} <= {"rounding"}
+    assert verdict["bisection"]["largest_left"]["class"] == "rounding"
+    assert f"out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
+    roles = {a["role"]: a for a in verdict["attribution"]}
+    assert verdict["tokens"]["differing"] > 0
+    assert roles["all"]["explains"] == 1.0
+    assert (roles["minimal"]["tokens_differ"], roles["minimal"]["restores"]) == (0, True)
+    assert roles["complement"]["tokens_differ"] > 0  # all but that set does not give golden's tokens back
+    assert verdict["bisection"]["complement_restores"] is False
+    assert "closure holds: 32 rows of logits come back bit for bit" in verdict["out"]
+
+
+def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=model.layers.1.mlp.gate_up_proj:scaled_edge")
+    assert minimal(verdict) == {"model.layers.1.mlp.gate_up_proj (input 0)"}
+    assert verdict["attribution"][0]["operators"] == ["edge into MergedColumnParallelLinear"]
+
+
+def test_what_the_sampler_reports_otherwise_is_cancelled_too(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=sampler:scale")
+    assert minimal(verdict) == {"sampler"}
+    assert verdict["closure"]["held"]
+
+
+def test_without_a_divergence_there_is_nothing_to_bisect(bisect: Bisect) -> None:
+    verdict = bisect(code=0)
+    assert verdict["bisection"] is None
+    assert "There is no divergence to bisect." in verdict["err"]
+
+
+def test_wrong_positions_are_cancelled_where_they_do_their_harm(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=model:positions")
+    assert verdict["closure"]["held"]
+    assert minimal(verdict) <= {f"model.layers.{i}.self_attn.rotary_emb (input 0)" for i in (0, 1)}
+    assert not verdict["bisection"]["skipped"]
+
+
+def test_an_engine_that_does_not_repeat_itself_breaks_the_closure_and_is_named(bisect: Bisect) -> None:
+    verdict = bisect("--set", "noise=0.05", "--max-passes", 8)
+    assert not verdict["closure"]["held"]
+    assert (
+        verdict["closure"]["first_broken"]
+        == "output 0 of model.layers.0.self_attn.qkv_proj is not what it was on golden inputs"
+    )
+    assert "model.layers.0.self_attn.qkv_proj" in verdict["closure"]["unstable"]
+    assert "sites do not repeat on the same inputs" in " ".join(verdict["reasons"])
+
+
+def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect) -> None:
+    verdict = bisect("--set", "flaw=sampler:second")
+    assert verdict["closure"]["held"]
+    assert verdict["bisection"]["minimal"] is None
+    assert verdict["bisection"]["skipped"][0]["name"] == "sampler"
+
+
+def test_the_number_of_passes_is_bounded(bisect: Bisect) -> None:
+    verdict = bisect("--set", "rounding=twice", "--set", TWO, "--max-passes", 3)
+    assert verdict["bisection"]["passes"] == 3
+    assert not verdict["bisection"]["proven"]
+    assert "All 3 passes are spent" in verdict["err"]
+
+
+def test_an_interrupted_bisection_goes_on_from_what_it_measured(bisect: Bisect, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    words = ("--set", TWO, "--set", "rounding=twice", "--work", work, "--max-passes", 12)
+    whole = bisect(*words)
+    journal = work / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:4]) + lines[4][:30])  # cut off in the middle of a line
+    again = bisect(*words)
+    assert again["err"].count("Pass ") == len(lines) - 4
+    assert "Generating again with golden tokens forced" not in again["err"]
+    assert again["attribution"] == whole["attribution"]
+    done = bisect(*words)
+    assert done["bisection"]["engine_starts"] == 0
+    assert done["attribution"] == whole["attribution"]
+
+
+def test_a_folder_of_another_bisection_is_refused(
+    tracereplay: Program, bisect: Bisect, long_golden: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    bisect("--set", TWO, "--work", work)
+    words = ("bisect", "operators", long_golden, "--engine", "toy", "--work")
+    ended = tracereplay(*words, work, "--set", "rounding=twice")
+    assert (ended.code, "holds a bisection of another golden trace" in ended.err) == (2, True)
+    write(tmp_path / "thesis.txt", "years of work")
+    ended = tracereplay(*words, tmp_path)
+    assert (ended.code, "holds something else" in ended.err) == (2, True)
+
+
+def test_other_weights_and_a_replay_are_refused_before_the_engine_starts(
+    tracereplay: Program, long_golden: Path, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", "other weights")
+    ended = tracereplay("bisect", "operators", long_golden, "--engine", "toy", "--model", other)
+    assert ended.code == 2
+    assert "holds other weights than the golden trace" in ended.err
+    assert "Starting" not in ended.err
+
+
+def test_a_verdict_with_a_bisection_is_shown_again(tracereplay: Program, bisect: Bisect, tmp_path: Path) -> None:
+    bisect("--set", TWO)
+    shown = tracereplay("report", tmp_path / "verdict.json").out
+    assert "parity comes back by cancelling" in shown
+    assert FIRST in shown
+
+
+# -- settings ------------------------------------------------------------------------------------------------
+
+
+def test_the_setting_that_makes_the_difference_is_named_among_innocent_ones(bisect: Bisect) -> None:
+    fault = "flaw=model.norm:coarse"
+    verdict = bisect("--set", "enforce_eager=true", "--set", fault, "--set", "max_model_len=99", by="settings")
+    assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
+    assert verdict["bisection"]["arguments"] == ["no --set flaw"]
+    assert verdict["cause"] == "setting"
+    assert verdict["bisection"]["proven"]
+    assert "With golden's flaw = None the candidate is at parity." in verdict["out"]
+
+
+def test_settings_that_are_refused_together_are_skipped_with_the_reason(
+    tracereplay: Program, model: Path, tmp_path: Path
+) -> None:
+    golden, prompts = tmp_path / "f.trace", write(tmp_path / "p.jsonl", '{"prompt_token_ids": [5, 6, 7, 8]}')
+    words = ("--engine", "toy", "--model", model, "--prompts", prompts, "-o", golden, "--set", "dtype=float32")
+    assert tracereplay("record", *words).code == 0
+    common = ("--engine", "toy", "--set", "dtype=bfloat16", "--set", "rounding=twice", "--json", "-")
+    ended = tracereplay("bisect", "settings", golden, *common, "--strict")
+    verdict = json.loads(ended.out)
+    assert {m["name"] for m in verdict["bisection"]["minimal"]} == {"dtype", "rounding"}
+    assert verdict["bisection"]["minimal"][0]["value"] == "float32"
+    assert verdict["bisection"]["arguments"][0] == '--set dtype="float32"'
+    alone = [a["operators"] for a in verdict["attribution"]]
+    assert ["rounding"] in alone
+    assert ["dtype"] not in alone  # refused: it stands for no figure
+
+
+def test_arguments_that_an_engine_was_registered_with_count(bisect: Bisect, home: Path) -> None:
+    registered = json.loads((home / "engines" / "toy.json").read_text())
+    registered["settings"] = {"flaw": "model.norm:coarse"}
+    write(home / "engines" / "toy.json", json.dumps(registered))
+    verdict = bisect("--max-starts", 4, by="settings")
+    assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
+
+
+def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, long_golden: Path) -> None:
+    manifest = json.loads((long_golden / "manifest.json").read_text())
+    manifest["run"]["workload"]["settings"]["flaw"] = "model.norm:coarse"
+    (long_golden / "manifest.json").write_bytes(write_manifest(manifest))
+    verdict = bisect(by="settings")
+    assert verdict["bisection"]["minimal"] is None
+    assert "The two differ in no setting that could be changed." in verdict["reasons"]
+
+
+def test_the_settings_of_another_engine_can_be_taken(bisect: Bisect, home: Path) -> None:
+    other = json.loads((home / "engines" / "toy.json").read_text())
+    write(home / "engines" / "good.json", json.dumps({**other, "name": "good"}))
+    verdict = bisect("--set", "flaw=model.norm:coarse", "--from", "good", by="settings")
+    assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
+    assert "Starting the engine good, to learn its settings" in verdict["err"]

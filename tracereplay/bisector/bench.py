@@ -1,0 +1,151 @@
+"""One engine for many passes over one golden trace; it starts when a pass first needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tracereplay.engines.selection import Selection
+from tracereplay.errors import UsageError
+from tracereplay.launch import EngineProcess, Launchable
+from tracereplay.launch.jobs import record_pass, replay_passes, run_header
+from tracereplay.storage.checkpoint import check_model, read_checkpoint
+from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.workload import Workload
+
+__all__ = ["Bench", "Report", "golden_workload"]
+
+Report = Callable[[str], None]
+TRIAL = "cancelled"  # name of a pass in which something is cancelled
+
+
+def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | None) -> Workload:
+    """Golden's workload as the candidate shall run it, its weights checked.
+
+    Raises:
+        UsageError: golden is no recording, has no logprobs, or the model at hand has other weights.
+        WorkloadError: there is no model.
+    """
+    if "record" not in golden.passes:
+        raise UsageError(f"{golden.path} is not a recording; give the golden recording.")
+    work = Workload.from_dict(golden.run["workload"]).with_settings(settings)
+    work = replace(work, model=str(model or work.model))
+    check_model(Path(work.model))
+    weights = read_checkpoint(Path(work.model)).digest
+    if work.weights not in (None, weights):
+        raise UsageError(
+            f"The model at {work.model} holds other weights than the golden trace was recorded with (digest "
+            f"{weights}, golden {work.weights}); every operator would differ. Say with --model where golden's are."
+        )
+    sampled = (s for step in golden.steps("record") for s in step.sampled)
+    if all(s.logprob is None for s in sampled):
+        raise UsageError(
+            f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
+        )
+    return replace(work, weights=weights)
+
+
+class Bench:
+    """Runs passes.
+
+    Args:
+        engine: the candidate.
+        golden: the golden trace.
+        workload: what is generated; see `golden_workload`.
+        folder: where traces go.
+        log: file for what the engine prints.
+        report: is told what is being done.
+        process: the engine, if it runs already; it is left running.
+    """
+
+    def __init__(
+        self, engine: Launchable, golden: Trace, workload: Workload, folder: Path, log: Path | None,
+        report: Report, process: EngineProcess | None = None,
+    ) -> None:  # fmt: skip
+        self._engine, self._golden, self._workload = engine, golden, workload
+        self._folder, self._log, self._report = folder, log, report
+        self._process, self._borrowed = process, process is not None
+        self.starts = 0
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and not self._borrowed:
+            self._process.close()
+
+    @property
+    def candidate(self) -> Path:
+        """The trace of the replay: rerun and injected pass."""
+        return self._folder / "candidate.trace"
+
+    def replay(self) -> Path:
+        """Makes `candidate`, unless it is there and whole."""
+        if self.candidate.exists():
+            with contextlib.closing(open_trace(self.candidate)) as trace:
+                if trace.complete and "injected" in trace.passes:
+                    return self.candidate
+        header = {**run_header("replay", self._engine, self._workload), "golden": self._golden.digest()}
+        directory = TraceDirectory(self.candidate, header, force=True)
+        process = self._started()
+        directory.update_run(engine={"name": self._engine.name, **process.info})
+        replay_passes(process, directory, self._golden, self._workload, report=self._report)
+        directory.complete()
+        return self.candidate
+
+    @contextlib.contextmanager
+    def cancelled(self, selection: Selection) -> Iterator[Trace]:
+        """A free run with forced tokens in which ``selection`` is cancelled; its trace goes with the context."""
+        cancel = {**selection.as_dict(), "injected": str(self.candidate.resolve())}
+        with self._pass(TRIAL, cancel=cancel) as trace:
+            yield trace
+
+    @contextlib.contextmanager
+    def injected_again(self) -> Iterator[Trace]:
+        """A second injected pass, by the name ``injectedtwice``."""
+        with self._pass("injectedtwice", inject=True) as trace:
+            yield trace
+
+    @contextlib.contextmanager
+    def _pass(self, name: str, **options: Any) -> Iterator[Trace]:
+        path = self._folder / "trial.trace"
+        process = self._started()
+        header = run_header("replay", self._engine, self._workload)
+        directory = TraceDirectory(path, header, force=True)
+        try:
+            record_pass(process, directory, self._workload, name, str(self._golden.local_path()), **options)
+            directory.complete()
+            with contextlib.closing(open_trace(path)) as trace:
+                yield trace
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _started(self) -> EngineProcess:
+        if self._process is None:
+            self._report(f"Starting the engine {self._engine.name}")
+            self._process = EngineProcess(
+                self._engine, model=Path(self._workload.model).resolve(), settings=self._workload.settings,
+                log=self._log,
+            )  # fmt: skip
+            self.starts += 1
+            self._check_unchanged(self._process.info)
+        return self._process
+
+    def _check_unchanged(self, info: Mapping[str, Any]) -> None:
+        """An earlier start measured the isolated errors; they are this engine's only if it is the same."""
+        if not self.candidate.exists():
+            return
+        with contextlib.closing(open_trace(self.candidate)) as trace:
+            before = trace.run.get("engine") or {}
+            if not trace.complete:
+                return
+        changed = [k for k in ("versions", "settings", "device", "environment") if before.get(k) != info.get(k)]
+        if changed:
+            raise UsageError(
+                f"The engine {self._engine.name} is not as it was when {self._folder} was made: its {changed[0]} "
+                "changed. Give another --work directory."
+            )

@@ -1,0 +1,142 @@
+"""In which settings a candidate differs from golden, as changes that can be made to it one by one.
+
+golden's own arguments, and what its engine said of itself  ─┐
+the candidate's arguments, and what it said of itself       ─┴─▶ Change ...  ─▶ Plan: arguments and variables
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracereplay.bisection import Skipped
+from tracereplay.comparator.settings import argument_of, effect_of, importance_of
+from tracereplay.launch import Launchable
+
+__all__ = ["Change", "Configured", "differences", "plan"]
+
+ABSENT = object()  # golden had no such argument or variable
+VARIABLE = "environment."
+_NO_ARGUMENT = "no argument sets it"
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """An engine with all its arguments and variables: what `EngineProcess` starts."""
+
+    name: str
+    python: Path
+    env: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Gives a setting golden's value.
+
+    Args:
+        name: as settings are named in a verdict; variables begin with ``environment.``.
+        value: golden's; `ABSENT` leaves the argument or variable out.
+        given: whether someone gave it, in a command or for an engine, or it is a default that was resolved.
+    """
+
+    name: str
+    value: Any
+    given: bool
+
+    @property
+    def shown(self) -> Any:
+        """The value for people and JSON."""
+        return None if self.value is ABSENT else self.value
+
+    @property
+    def argument(self) -> str:
+        """How a person would make this change."""
+        if self.name.startswith(VARIABLE):
+            variable = self.name.removeprefix(VARIABLE)
+            return f"env -u {variable}" if self.value is ABSENT else f"env {variable}={self.value}"
+        path = argument_of(self.name) or self.name
+        if self.value is ABSENT:
+            return f"no --set {path.partition('.')[0]}"
+        head, _, key = path.partition(".")
+        return f"--set {head}={json.dumps({key: self.value} if key else self.value, separators=(',', ':'))}"
+
+
+def differences(
+    golden: Mapping[str, Any], theirs: Mapping[str, Any], engine: Launchable, arguments: Mapping[str, Any]
+) -> tuple[list[Change], list[Skipped]]:
+    """What could be changed to golden's, given arguments first, then by importance; and what could not be.
+
+    Args:
+        golden: ``run`` of the golden trace, or of the engine to compare with.
+        theirs: the same of the candidate.
+        engine: the candidate, for its variables.
+        arguments: all of the candidate's engine arguments.
+    """
+    changes: dict[str, Change] = {}
+    skipped: list[Skipped] = []
+    mine = golden.get("workload", {}).get("settings") or {}
+    resolved = (golden.get("engine", {}).get("settings") or {}, theirs.get("engine", {}).get("settings") or {})
+    for name in dict.fromkeys([*arguments, *mine]):
+        wanted = mine.get(name, resolved[0].get(name, ABSENT))
+        if _matters(name) and arguments.get(name, resolved[1].get(name, ABSENT)) != wanted:
+            changes[name] = Change(name, wanted, True)
+    for name in dict.fromkeys([*resolved[0], *resolved[1]]):
+        wanted, now = (settings.get(name, ABSENT) for settings in resolved)
+        if wanted == now or name in changes or not _matters(name):
+            continue
+        if argument_of(name) is None:
+            skipped.append(Skipped(name, _NO_ARGUMENT))
+        elif wanted is not ABSENT:
+            changes[name] = Change(name, wanted, False)
+    _add_variables(changes, skipped, golden, theirs, engine)
+    ordered = sorted(changes.values(), key=lambda change: (not change.given, importance_of(change.name)))
+    return ordered, skipped
+
+
+def _add_variables(
+    changes: dict[str, Change], skipped: list[Skipped], golden: Mapping[str, Any], theirs: Mapping[str, Any],
+    engine: Launchable,
+) -> None:  # fmt: skip
+    mine, other = (run.get("engine", {}).get("environment") or {} for run in (golden, theirs))
+    for variable in dict.fromkeys([*mine, *other]):
+        name = VARIABLE + variable
+        if mine.get(variable) == other.get(variable) or not _matters(name) or variable == "LD_PRELOAD":
+            continue
+        if variable in os.environ:
+            skipped.append(Skipped(name, "it is set in the shell, whose value an engine keeps"))
+        elif variable in mine or variable in engine.env:
+            changes[name] = Change(name, mine.get(variable, ABSENT), variable in engine.env)
+        else:
+            skipped.append(Skipped(name, "the engine sets it itself"))
+
+
+def _matters(name: str) -> bool:
+    return effect_of(name) != "none"
+
+
+def plan(engine: Launchable, arguments: Mapping[str, Any], changes: Iterable[Change]) -> Configured:
+    """The engine with ``changes`` made."""
+    settings, env = dict(arguments), dict(engine.env)
+    for change in changes:
+        if change.name.startswith(VARIABLE):
+            _set(env, change.name.removeprefix(VARIABLE), change.value)
+            continue
+        head, _, key = (argument_of(change.name) or change.name).partition(".")
+        if key:
+            inner = settings.get(head)
+            settings[head] = {**(inner if isinstance(inner, dict) else {}), key: change.value}
+        else:
+            _set(settings, head, change.value)
+    return Configured(engine.name, engine.python, env, settings)
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    if value is ABSENT:
+        values.pop(name, None)
+    else:
+        values[name] = value

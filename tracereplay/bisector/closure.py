@@ -1,0 +1,94 @@
+"""The closure check: with every isolated error cancelled, golden's logits must come back bit for bit.
+
+By induction from the first operator: it is given golden inputs, so it repeats its injected output, in place of
+which golden's is handed on, and so is the next one's input. The pass therefore closes if each tensor that arrived
+or came out has the bits that it had in the injected pass, and if the logits at the sampler are golden's. Where the
+first tensor differs, something that computes was not observed, or the engine does not repeat itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tracereplay.comparator.align import Array, PassIndex, TableKey, gather, index_pass, pair_rows
+from tracereplay.comparator.exclusions import drawn_at_random
+from tracereplay.comparator.measure import Mask, Rows, compare_passes
+from tracereplay.comparator.metrics import differing
+from tracereplay.comparator.tokens import Generation
+from tracereplay.comparator.tolerance import Policy
+from tracereplay.trace import Trace
+from tracereplay.trace.rows import RowFinder
+from tracereplay.verdict import Closure
+
+__all__ = ["check_closure", "unstable_sites"]
+
+LOGITS = TableKey("sampler", "in", 0)
+
+
+def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], generation: Generation) -> Closure:
+    """Whether a pass with everything cancelled gave golden back.
+
+    Args:
+        golden: the golden recording.
+        injected: trace with the engine's pass ``injected``.
+        closed: trace and name of the pass in which everything was cancelled.
+        generation: golden's sequences.
+    """
+    finder = RowFinder(generation.tokens)
+    mine = index_pass(golden, "record", finder.add)
+    before, after = index_pass(injected, "injected", finder.find), index_pass(*closed, finder.find)
+    if before.schedule != after.schedule:
+        return Closure(False, "the two passes composed their batches differently")
+    broken = _first_broken(before, after, Rows(finder, generation.tokens), generation)
+    if broken is not None:
+        return Closure(False, broken)
+    back, rows = _logits_back(mine, before, after)
+    if back < rows or not rows:
+        return Closure(False, f"only {back} of {rows} rows of logits came back", back)
+    return Closure(True, None, back)
+
+
+def unstable_sites(injected: Trace, again: tuple[Trace, str], generation: Generation) -> tuple[str, ...]:
+    """Sites whose results differ between two injected passes of one engine."""
+    finder = RowFinder(generation.tokens)
+    once, twice = index_pass(injected, "injected", finder.add), index_pass(*again, finder.find)
+    found = compare_passes(once, twice, Rows(finder, generation.tokens), Policy().made_strict())
+    return tuple(dict.fromkeys(f.key.site for f in found.findings if f.rows and f.error_class != "identical"))
+
+
+def _first_broken(before: PassIndex, after: PassIndex, rows: Rows, generation: Generation) -> str | None:
+    exclusions = [drawn_at_random(generation, rows)]
+    found = compare_passes(before, after, rows, Policy().made_strict(), exclusions=exclusions, until_beyond=True)
+    missing = found.coverage.not_compared
+    first = found.first_different()
+    if first is not None:
+        what = f"input {first.key.index} of" if first.kind == "edge" else f"output {first.key.index} of"
+        return f"{what} {first.key.site} is not what it was on golden inputs"
+    if unmatched := [left.site for left in missing if not left.reason.startswith("drawn at random")]:
+        return f"{unmatched[0]} did not run as in the injected pass"
+    return None
+
+
+def _logits_back(golden: PassIndex, injected: PassIndex, closed: PassIndex) -> tuple[int, int]:
+    """How many rows of logits are golden's, the edge into the sampler cancelled too, and how many there are."""
+    tables = [index.tables.get(LOGITS) for index in (golden, injected, closed)]
+    if None in tables:
+        return 0, 0
+    mine, before, after = (table for table in tables if table is not None)
+    first, second = pair_rows(mine, before), pair_rows(mine, after)
+    if not len(first.golden) or not np.array_equal(first.golden, second.golden):
+        return 0, len(mine.ids)
+    wanted = gather(mine, first.golden)
+    arrived, now = gather(before, first.candidate), gather(after, second.candidate)
+    back = _equal([now, arrived]) | _equal([now, wanted])
+    return int(back.sum()), len(back)
+
+
+def _equal(tables: Sequence[Array]) -> Mask:
+    """Rows that are bitwise equal; none where the dtypes differ."""
+    one, other = tables
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return np.zeros(len(one), bool)
+    return ~differing(one, other)

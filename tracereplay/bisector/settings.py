@@ -1,0 +1,289 @@
+"""Which settings cause a divergence: give the candidate golden's, and see what is left.
+
+    replay as it is ─▶ what differs ─▶ all that was given, then all there is, set to golden's ─▶ ddmin
+
+Every run is an engine start, since settings are read when an engine starts. Settings that the engine refuses,
+alone or together, are skipped with its reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tracereplay.bisection import Bisection, Member, Skipped
+from tracereplay.bisector.bench import Report, golden_workload
+from tracereplay.bisector.changes import Change, Configured, differences, plan
+from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
+from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
+from tracereplay.comparator import Policy, compare_traces
+from tracereplay.comparator.rollout import sampled_tokens
+from tracereplay.comparator.tokens import read_generation
+from tracereplay.errors import EngineFailed, TracereplayError
+from tracereplay.launch import EngineProcess, Launchable
+from tracereplay.launch.jobs import record_pass, run_header
+from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.verdict import Attribution, Verdict
+from tracereplay.workload import Workload
+
+__all__ = ["MAX_STARTS", "bisect_settings"]
+
+MAX_STARTS = 24
+
+
+def bisect_settings(
+    engine: Launchable, golden: Path, folder: Path, *, like: Launchable | None = None,
+    policy: Policy | None = None, settings: Mapping[str, Any] | None = None, model: Path | None = None,
+    max_starts: int = MAX_STARTS, log: Path | None = None, report: Report = lambda line: None,
+) -> Verdict:  # fmt: skip
+    """Finds a minimal set of settings of golden's that brings the candidate to parity.
+
+    Args:
+        engine: the candidate.
+        golden: path of the golden trace.
+        folder: where what is measured is kept; a bisection that was cut off goes on from it.
+        like: an engine whose settings to take instead of those that golden was recorded with.
+        policy: what counts as parity.
+        settings: engine arguments of the candidate's, laid over those of the golden workload.
+        model: checkpoint, where it is not where it was recorded.
+        max_starts: engine starts beyond the first, those of an earlier attempt included.
+        log: file for what the engine prints.
+        report: is told what is being done.
+
+    Returns:
+        The verdict of the candidate's rerun, with ``attribution`` and ``bisection`` unless it is no divergence;
+        its cause is ``setting`` where a set was found.
+
+    Raises:
+        UsageError: other weights, no logprobs, or ``folder`` belongs to another bisection.
+        EngineFailed, Unsupported: the candidate does not start as it is.
+    """
+    rules = policy or Policy()
+    with closing(open_trace(golden)) as source:
+        work = golden_workload(source, settings or {}, model)
+        folder.mkdir(parents=True, exist_ok=True)
+        of = {
+            "kind": "settings", "golden": source.digest(), "engine": engine.name, "settings": work.settings,
+            "weights": work.weights, "like": None if like is None else like.name,
+        }  # fmt: skip
+        journal = Journal(folder, of)
+        bench = _Starts(engine, source, work, folder, log, report)
+        candidate = bench.replay()
+        report("Comparing")
+        verdict = compare_traces(source, candidate, rules)
+        if verdict.verdict != "diverged":
+            return verdict
+        with closing(open_trace(candidate)) as trace:
+            run = (
+                dict(source.run)
+                if like is None
+                else {"engine": bench.describe(like), "workload": {"settings": like.settings}}
+            )
+            changes, skipped = differences(run, trace.run, engine, bench.arguments)
+            study = _Study(bench, journal, source, trace, rules, max_starts, report)
+            return study.of(verdict, changes, skipped)
+
+
+class _Starts:
+    """Starts the candidate once for each run."""
+
+    def __init__(
+        self, engine: Launchable, golden: Trace, workload: Workload, folder: Path, log: Path | None, report: Report
+    ) -> None:
+        self._engine, self._golden, self._workload = engine, golden, workload
+        self._folder, self._log, self._report = folder, log, report
+        self.arguments = {**engine.settings, **workload.settings}
+        self.starts = 0
+
+    def replay(self) -> Path:
+        """The candidate's rerun as it is, unless it is there and whole."""
+        path = self._folder / "candidate.trace"
+        if path.exists():
+            with closing(open_trace(path)) as trace:
+                if trace.complete and "rerun" in trace.passes:
+                    return path
+        self._rerun(plan(self._engine, self.arguments, ()), path)
+        return path
+
+    @contextmanager
+    def changed(self, changes: Sequence[Change]) -> Iterator[Trace]:
+        """The rerun with ``changes`` made; its trace goes with the context."""
+        path = self._folder / "trial.trace"
+        try:
+            self._rerun(plan(self._engine, self.arguments, changes), path)
+            with closing(open_trace(path)) as trace:
+                yield trace
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def describe(self, engine: Launchable) -> Mapping[str, Any]:
+        """The ``run`` of another engine, started with golden's arguments over its own."""
+        self._report(f"Starting the engine {engine.name}, to learn its settings")
+        settings = {**engine.settings, **Workload.from_dict(self._golden.run["workload"]).settings}
+        with self._process(Configured(engine.name, engine.python, engine.env, settings)) as process:
+            return {"engine": process.info, "workload": {"settings": settings}}
+
+    def _rerun(self, configured: Configured, path: Path) -> None:
+        header = {**run_header("replay", configured, self._workload), "golden": self._golden.digest()}
+        directory = TraceDirectory(path, header, force=True)
+        with self._process(configured) as process:
+            directory.update_run(engine={"name": configured.name, **process.info})
+            record_pass(process, directory, self._workload, "rerun", str(self._golden.local_path()))
+        directory.complete()
+
+    def _process(self, configured: Configured) -> EngineProcess:
+        self.starts += 1
+        model = Path(self._workload.model).resolve()
+        return EngineProcess(configured, model=model, settings={}, log=self._log)
+
+
+class _Study:
+    """The experiments on one divergence."""
+
+    def __init__(
+        self, bench: _Starts, journal: Journal, golden: Trace, candidate: Trace, policy: Policy, most: int,
+        report: Report,
+    ) -> None:  # fmt: skip
+        self._bench, self._journal, self._most, self._report = bench, journal, most, report
+        self._generation = read_generation(golden, "record")
+        self._sampled = sampled_tokens(golden, "record")
+        self._before = effect_of(self._sampled, sampled_tokens(candidate, "rerun"), self._generation)
+        self._criterion = Criterion(policy, self._before)
+        self._found: dict[tuple[str, ...], Attribution] = {}
+        self._skipped: list[Skipped] = []
+
+    def of(self, verdict: Verdict, changes: Sequence[Change], skipped: Sequence[Skipped]) -> Verdict:
+        """The verdict with what the experiments show."""
+        self._skipped += skipped
+        smallest: Smallest[Change] | None = None
+        left: float | None = None
+        try:
+            for some in _stages(changes):
+                kept = self._accepted(some)
+                effect = self._measured(kept) if kept else None
+                left = None if effect is None else 1 - explains(self._before, effect)[0]
+                if effect is not None and self._criterion.restores(effect):
+                    smallest = minimise(kept, self._restores)
+                    break
+        except OutOfBudget:
+            self._report(f"All {self._most} engine starts are spent")
+        return self._judged(verdict, smallest, left, changes)
+
+    def _accepted(self, changes: Sequence[Change]) -> list[Change]:
+        """Those that the engine takes all together; the others are skipped with its reason."""
+        kept = list(changes)
+        while kept:
+            refusal = self._refusal(kept)
+            if refusal is None:
+                return kept
+            named = [change for change in kept if repr(change.name) in refusal]
+            refused = named or [c for c in kept if len(kept) > 1 and self._refusal([c]) is not None]
+            if not refused:
+                self._skip(" and ".join(c.name for c in kept), refusal)
+                return []
+            for change in refused:
+                self._skip(change.name, refusal if named else self._refusal([change]) or refusal)
+            kept = [change for change in kept if change not in refused]
+        return kept
+
+    def _skip(self, name: str, reason: str) -> None:
+        self._skipped.append(Skipped(name, reason))
+
+    def _refusal(self, changes: Sequence[Change]) -> str | None:
+        found = self._try(changes)
+        return found if isinstance(found, str) else None
+
+    def _measured(self, changes: Sequence[Change]) -> Effect | None:
+        found = self._try(changes)
+        return None if isinstance(found, str) else found
+
+    def _restores(self, changes: Sequence[Change]) -> bool:
+        effect = self._measured(changes)
+        return effect is not None and self._criterion.restores(effect)
+
+    def _try(self, changes: Sequence[Change]) -> Effect | str:
+        """A run with ``changes`` made, or why the engine refuses them.
+
+        Raises:
+            OutOfBudget: no engine start is left.
+        """
+        names = [change.name for change in changes]
+        found = self._journal.find(names)
+        if found is None:
+            if len(self._journal) >= self._most:
+                raise OutOfBudget
+            self._report(f"Start {len(self._journal) + 1} of at most {self._most}: golden's {', '.join(names)}")
+            found = self._run(changes)
+            self._journal.keep(names, found)
+        if isinstance(found, Effect):
+            self._attribute(names, found)
+        return found
+
+    def _run(self, changes: Sequence[Change]) -> Effect | str:
+        try:
+            with self._bench.changed(changes) as trace:
+                return effect_of(self._sampled, sampled_tokens(trace, "rerun"), self._generation)
+        except TracereplayError as error:
+            return _reason(error)
+
+    def _attribute(self, names: Sequence[str], effect: Effect) -> None:
+        share, interval = explains(self._before, effect)
+        restores = self._criterion.restores(effect)
+        measure = "logprob_sq_diff.mean"
+        self._found[tuple(names)] = Attribution(
+            tuple(names), share, interval, measure, "settings", restores, effect.wrong, effect.largest
+        )
+
+    def _judged(
+        self, verdict: Verdict, smallest: Smallest[Change] | None, left: float | None, changes: Sequence[Change]
+    ) -> Verdict:
+        members = None if smallest is None else tuple(Member(c.name, value=c.shown) for c in smallest.members)
+        bisection = Bisection(
+            kind="settings",
+            passes=len(self._journal),
+            engine_starts=self._bench.starts,
+            positions=len(self._before.values),
+            criterion=self._criterion.words,
+            minimal=members,
+            proven=smallest is not None and smallest.proven,
+            unexplained=left if changes else 1.0,
+            arguments=() if smallest is None else tuple(c.argument for c in smallest.members),
+            skipped=tuple(self._skipped),
+        )
+        return replace(
+            verdict,
+            cause="setting" if smallest is not None else verdict.cause,
+            attribution=tuple(self._found.values()),
+            bisection=bisection,
+            reasons=(_why(bisection, changes), *verdict.reasons),
+        )
+
+
+def _stages(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    """What somebody gave comes first: a default that differs often follows from it."""
+    given = [change for change in changes if change.given]
+    if given and len(given) < len(changes):
+        yield given
+    if changes:
+        yield changes
+
+
+def _reason(error: TracereplayError) -> str:
+    """Why the engine refused, in its own last words where it died."""
+    lines = [line.strip() for line in getattr(error, "last_lines", "").splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "Error" in line), "")
+    return f"{str(error).partition(';')[0]}: {last}" if isinstance(error, EngineFailed) and last else str(error)
+
+
+def _why(found: Bisection, changes: Sequence[Change]) -> str:
+    if found.minimal is not None:
+        what = "; ".join(f"{m.name} = {m.value!r}" for m in found.minimal)
+        return f"With golden's {what} the candidate is at parity."
+    if not changes:
+        return "The two differ in no setting that could be changed."
+    return f"No set of golden's settings restores parity ({len(changes)} were tried, and all of them together)."

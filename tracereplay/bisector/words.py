@@ -1,0 +1,65 @@
+"""What an operator bisection proved, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tracereplay.bisection import Bisection
+from tracereplay.bisector.effect import ENOUGH
+from tracereplay.verdict import Closure
+
+__all__ = ["some", "why"]
+
+
+def some(names: Sequence[str]) -> str:
+    """A list of names that stays short."""
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+
+
+def why(closure: Closure, found: Bisection) -> list[str]:
+    """Sentences for the verdict's reasons."""
+    words = [_closure(closure)]
+    if closure.unstable:
+        words.append(
+            f"{len(closure.unstable)} sites do not repeat on the same inputs, the first {closure.unstable[0]}."
+        )
+    if found.minimal is not None:
+        words.append(_minimal(found))
+    elif found.unexplained is not None and not found.unexplained <= 0:
+        words.append(
+            f"No set of operators restores parity; {found.unexplained:.1%} of the difference stays unexplained."
+        )
+    if found.positions < ENOUGH:
+        words.append(
+            f"Only {found.positions} positions were measured; {ENOUGH} would make the intervals worth reading."
+        )
+    return words
+
+
+def _closure(closure: Closure) -> str:
+    if closure.held:
+        return (
+            f"Closure holds: with every isolated error cancelled, {closure.rows} rows of golden's logits come "
+            "back bit for bit."
+        )
+    return f"Closure does not hold: {closure.first_broken}. Something that computes was not observed."
+
+
+def _minimal(found: Bisection) -> str:
+    assert found.minimal is not None
+    guilty = [m.name for m in found.minimal if m.error_class != "rounding"]
+    honest = [m.name for m in found.minimal if m.error_class == "rounding"]
+    parts = []
+    if guilty:
+        parts.append(f"out of tolerance: {', '.join(guilty)}")
+    if honest:
+        parts.append(f"rounding otherwise: {some(honest)}")
+    count = "one operator or edge" if len(found.minimal) == 1 else f"{len(found.minimal)} operators or edges"
+    proven = (
+        "none of them can be left out" if found.proven else "the passes ran out before each was shown to be needed"
+    )
+    left = found.largest_left
+    rest = f" Of what is left {left.name} differs most; it is {left.error_class}." if left is not None else ""
+    if len(found.minimal) == 1:
+        return f"Cancelling {count} restores parity: {'; '.join(parts)}.{rest}"
+    return f"Cancelling {count} restores parity ({proven}): {'; '.join(parts)}.{rest}"

@@ -1,0 +1,186 @@
+"""The rollout numbers: what PPO or GRPO would see if golden generated and the candidate trained.
+
+With ``l = log p_candidate(token) - log p_golden(token)`` for each token that golden generated:
+
+- importance ratio ``r = exp(l)``; a ratio outside ``[1 - 0.2, 1 + 0.2]`` is one that PPO's objective clips,
+  depending on the sign of the advantage (Schulman et al., "Proximal Policy Optimization Algorithms", 2017,
+  equation 7)
+- ``k1 = -l`` and ``k3 = (r - 1) - l`` estimate KL(golden || candidate), k3 without negative values and with
+  less variance (Schulman, "Approximating KL Divergence", 2020; k3 is GRPO's penalty: Shao et al., "DeepSeekMath",
+  2024, equation 4)
+- the sequence-level log ratio is the sum of ``l`` over a sequence, the log of the weight by which importance
+  sampling corrects a whole answer
+- effective sample size ``(sum w)^2 / sum w^2`` over the number of weights (Kish, "Survey Sampling", 1965),
+  for the weights of tokens and of sequences
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tracereplay.comparator.reported import find_reported
+from tracereplay.comparator.tokens import Generation, Sampling, first_differences, read_generation
+from tracereplay.errors import UsageError
+from tracereplay.rollout import LengthRow, PositionBin, Rollout, Spread
+from tracereplay.trace import Trace
+
+__all__ = ["CLIP", "compare_rollouts", "log_ratio", "rollout_numbers", "sampled_tokens"]
+
+CLIP = 0.2  # the usual epsilon of PPO and GRPO
+PASSES = ("rerun", "record")  # of a candidate: nothing is injected there, so errors add up as they would
+
+Floats = npt.NDArray[np.float64]
+
+
+def compare_rollouts(golden: Trace, candidate: Trace) -> Rollout:
+    """The rollout numbers of two traces.
+
+    Args:
+        golden: a recording.
+        candidate: a replay of it (its rerun is read), or another recording (compared up to where tokens part).
+
+    Raises:
+        UsageError: a trace lacks the pass, or no token has a logprob on both sides.
+    """
+    if "record" not in golden.passes:
+        raise UsageError(f"{golden.path} is not a recording; give the golden recording first.")
+    name = next((name for name in PASSES if name in candidate.passes), None)
+    if name is None:
+        raise UsageError(f"{candidate.path} has no pass in which it generated freely; it has {candidate.passes}.")
+    mine, theirs = read_generation(golden, "record"), read_generation(candidate, name)
+    sampled = sampled_tokens(golden, "record"), sampled_tokens(candidate, name)
+    found = rollout_numbers(
+        *sampled, mine, theirs, forced=name == "rerun", sides=((golden, "record"), (candidate, name))
+    )
+    if found is None:
+        raise UsageError(
+            "No generated token has a logprob in both traces; record with logprobs (--logprobs 0 is enough)."
+        )
+    return found
+
+
+def sampled_tokens(trace: Trace, name: str) -> Sampling:
+    """What was sampled at each place of a pass; the last sampling of a place stands."""
+    return {sampled.key: sampled for step in trace.steps(name) for sampled in step.sampled}
+
+
+def rollout_numbers(
+    golden: Sampling,
+    candidate: Sampling,
+    generation: Generation,
+    other: Generation,
+    *,
+    forced: bool,
+    sides: tuple[tuple[Trace, str], tuple[Trace, str]],
+) -> Rollout | None:
+    """The numbers of two passes, None where no token has a logprob on both sides.
+
+    Args:
+        golden, candidate: what was sampled at each place.
+        generation, other: golden's sequences, and the candidate's.
+        forced: whether the candidate went on with golden's tokens; if not, a sequence is read up to the first
+            token that differs.
+        sides: trace and pass of each, to find out what they report where that matters.
+    """
+    parted = {} if forced else first_differences(generation, other)
+    pairs = _pairs(golden, candidate, parted)
+    if not pairs:
+        return None
+    ratios = [np.array([log_ratio(*pair) for pair in pairs[key]]) for key in sorted(pairs)]
+    every = np.concatenate(ratios)
+    drawn = sum(len(found) for key, found in pairs.items() if not generation.greedy[key[0]])
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = np.exp(every)
+        return Rollout(
+            tokens=len(every),
+            sequences=len(ratios),
+            drawn=drawn,
+            abs_diff=_spread(np.abs(every)),
+            ratio_min=float(ratio.min()),
+            ratio_max=float(ratio.max()),
+            clip=CLIP,
+            clipped=float((np.abs(ratio - 1) > CLIP).mean()),
+            k1=float(-every.mean()),
+            k3=float(np.mean(ratio - 1 - every)),
+            effective_tokens=effective_share(every),
+            effective_sequences=effective_share(np.array([r.sum() for r in ratios])),
+            by_position=tuple(_by_position(ratios)),
+            by_length=tuple(_by_length(ratios)),
+            reported=find_reported(*sides, golden, candidate, [k for k in golden if _kept(k, parted)])
+            if np.any(every != 0)
+            else None,
+        )
+
+
+def _kept(key: Any, parted: Mapping[tuple[int, int], int]) -> bool:
+    return bool(key.position < parted.get((key.request, key.sequence), 1 << 60))
+
+
+def _pairs(
+    golden: Sampling, candidate: Sampling, parted: Mapping[tuple[int, int], int]
+) -> dict[tuple[int, int], list[tuple[float, float]]]:
+    """Logprobs of one and the same token on both sides, by sequence, in order of their positions."""
+    pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for key in sorted(golden):
+        mine, theirs = golden[key], candidate.get(key)
+        if theirs is None or not _kept(key, parted) or mine.token != theirs.token:
+            continue
+        if mine.logprob is not None and theirs.logprob is not None:
+            pairs.setdefault((key.request, key.sequence), []).append((mine.logprob, theirs.logprob))
+    return pairs
+
+
+def log_ratio(golden: float, candidate: float) -> float:
+    """Candidate over golden in nats; zero where both are the same, infinities and NaN included.
+
+    A NaN on one side only is no probability at all: it counts as infinitely far.
+    """
+    if golden == candidate or (math.isnan(golden) and math.isnan(candidate)):
+        return 0.0
+    apart = candidate - golden
+    return -math.inf if math.isnan(apart) else apart
+
+
+def _spread(sizes: Floats) -> Spread:
+    with np.errstate(invalid="ignore"):
+        p50, p90, p99 = (float(np.percentile(sizes, q, method="higher")) for q in (50, 90, 99))
+    return Spread(float(sizes.mean()), float(sizes.max()), p50, p90, p99)
+
+
+def effective_share(log_weights: Floats) -> float:
+    """Kish's effective sample size of weights given as logarithms, over their number; 0 to 1."""
+    top = float(log_weights.max())
+    if not math.isfinite(top):
+        return math.nan
+    weights = np.exp(log_weights - top)  # the largest is 1: a ratio of sums is not changed by a common factor
+    return float(weights.sum() ** 2 / np.square(weights).sum() / len(weights))
+
+
+def _doubling(longest: int) -> list[int]:
+    """1, 2, 4 ... and the longest itself."""
+    lengths = [1 << i for i in range(longest.bit_length()) if 1 << i < longest]
+    return [*lengths, longest]
+
+
+def _by_position(ratios: Sequence[Floats]) -> list[PositionBin]:
+    """Places in bins that double: 0, 1, 2-3, 4-7 ..."""
+    rows, first = [], 0
+    for end in _doubling(max(map(len, ratios))):
+        found = np.abs(np.concatenate([r[first:end] for r in ratios]))
+        rows.append(PositionBin(first, end - 1, len(found), float(found.mean()), float(found.max())))
+        first = end
+    return rows
+
+
+def _by_length(ratios: Sequence[Floats]) -> list[LengthRow]:
+    rows = []
+    for length in _doubling(max(map(len, ratios))):
+        sums = np.array([r[:length].sum() for r in ratios if len(r) >= length])
+        spread = float(sums.mean()), float(np.sqrt(np.square(sums).mean())), float(np.abs(sums).max())
+        rows.append(LengthRow(length, len(sums), *spread, effective_share(sums)))
+    return rows

@@ -1,0 +1,63 @@
+"""The checkpoint's tensors inside a trace, where that is asked for: usually a trace names them by digest only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tracereplay.errors import WorkloadError
+from tracereplay.event import make_rows
+from tracereplay.storage.checkpoint import entries
+from tracereplay.trace import (
+    WEIGHTS,
+    CallOfStep,
+    SegmentWriter,
+    TensorBytes,
+    TraceDirectory,
+    segment_path,
+    weight_site,
+)
+from tracereplay.trace.chunk import DTYPE_NAMES
+
+__all__ = ["store_weights"]
+
+
+def store_weights(model: Path, directory: TraceDirectory) -> None:
+    """Copies all tensors of a checkpoint into the trace, as the pass `trace.WEIGHTS` with a step for each.
+
+    Args:
+        model: directory of the checkpoint.
+        directory: the trace that is being made.
+
+    Raises:
+        WorkloadError: a tensor has a dtype that no trace can hold.
+        OSError: it cannot be written.
+    """
+    writer = SegmentWriter(segment_path(directory.path, WEIGHTS, 0), {"model": str(model)})
+    none = make_rows([])
+    found = [(path, *entry) for path in sorted(model.glob("*.safetensors")) for entry in entries(path)]
+    sites = {name: weight_site(name) for _, name, _, _ in found}
+    writer.sites(sites.values())
+    for number, (path, name, base, entry) in enumerate(sorted(found, key=lambda f: f[1])):
+        tensor = _read(path, name, base, entry)
+        call = CallOfStep(sites[name].slot, 0, none, none, {}, {0: writer.add(tensor)}, {})
+        writer.commit(number, none, [call], [], [])
+    writer.close({})
+
+
+def _read(path: Path, name: str, base: int, entry: Mapping[str, Any]) -> TensorBytes:
+    dtype = DTYPE_NAMES.get(entry["dtype"])
+    if dtype is None:
+        raise WorkloadError(f"{name} of {path} has the dtype {entry['dtype']!r}, which no trace can hold.")
+    start, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    with path.open("rb") as file:
+        file.seek(base + start)
+        data = file.read(end - start)
+    strides: list[int] = []
+    width = 1
+    for size in reversed(shape):
+        strides.append(width)
+        width *= size
+    return TensorBytes(dtype, shape, tuple(reversed(strides)), data)

@@ -1,0 +1,83 @@
+"""Isolated errors cancelled inside the candidate's process, while all else runs as it would.
+
+Holding an operator to its golden output would also wipe out all that it inherited: the residual stream passes
+through every norm, so held norms bring any drift to zero, whoever caused it. What is taken away here is only
+what the operator itself does otherwise, as an injected pass has measured it on golden inputs:
+
+    out = actual - (injected - golden)      row by row; exactly golden wherever actual has injected's bits
+
+The second half is what makes the closure check exact: with everything cancelled, every operator is given golden
+inputs, repeats its injected output, and hands on golden bits. At an input the same is done to what arrives, which
+cancels the edge before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from tracereplay.engines.selection import Selection
+from tracereplay.event import RowMap
+from tracereplay.replayer.tables import Found, Ints, RowTables
+
+__all__ = ["CancelledRows"]
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class CancelledRows:
+    """The `Replacement` of a pass in which isolated errors are cancelled.
+
+    Args:
+        golden: the golden recording's rows.
+        injected: this engine's rows of an injected pass with that golden.
+        names: the site of each slot.
+        selection: what to cancel.
+    """
+
+    def __init__(
+        self, golden: RowTables, injected: RowTables, names: Mapping[int, str], selection: Selection
+    ) -> None:
+        self._golden, self._injected, self._names, self._selection = golden, injected, names, selection
+
+    def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
+        if not self._selection.takes(self._names.get(slot, ""), side, index):
+            return None
+        golden = self._golden.find(slot, side, index, rows, like)
+        injected = self._injected.find(slot, side, index, rows, like)
+        if golden is None or injected is None:
+            return None
+        known = np.flatnonzero((golden[1] >= 0) & (injected[1] >= 0))
+        if not len(known):
+            return None
+        at = torch.from_numpy(known).to(like.device)
+        g, b = (
+            data[torch.from_numpy(places[known]).to(data.device)].to(like.dtype)
+            for data, places in (golden, injected)
+        )
+        given = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+        given.copy_(like)
+        given[at] = cancelled(like[at], b, g)
+        return given
+
+
+def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
+    """``actual`` without the isolated error; all three of one shape and dtype.
+
+    Where the error is not finite there is nothing to subtract, and the actual value stays.
+    """
+    same = _bits(actual) == _bits(injected)
+    moved = actual.double() - (injected.double() - golden.double())
+    without = torch.where(torch.isfinite(moved), moved, actual.double()).to(actual.dtype)
+    return torch.where(same, golden, without)
+
+
+def _picked(found: Found, known: Ints) -> torch.Tensor:
+    data, places = found
+    return data[torch.from_numpy(places[known]).to(data.device)]
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().view(_BITS[x.element_size()])

@@ -1,0 +1,149 @@
+"""All rows of a recorded pass inside the candidate's process, ready to be looked up.
+
+For each tap the rows are gathered in one tensor, so that a step's rows are one indexed read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tracereplay.event import Call, Layout, RowMap, Site, Value
+from tracereplay.trace import Trace, shards
+from tracereplay.trace.rows import RowFinder, Tokens
+
+__all__ = ["Found", "Ints", "RowTables"]
+
+_RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
+Key = tuple[int, str, int]  # slot, "in" or "out", index
+Array = npt.NDArray[np.generic]
+Ints = npt.NDArray[np.int64]
+Found = tuple[torch.Tensor, Ints]  # all rows of a tap, and for each row asked for its place in them (-1: none)
+
+
+class _Table:
+    """All rows of one tap."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Array] = []
+        self.numbers: list[Ints] = []
+        self.dtype = ""
+
+    def freeze(self, device: torch.device, alike: Ints) -> Found:
+        """The rows as one tensor, and for each row number its place in it (-1: none).
+
+        Args:
+            device: where the tensor shall live.
+            alike: see `RowFinder.alike`. A row that this tap never saw is served by one with the same prefix:
+                golden may know a place at its sampler whose row another sample's prompt computed.
+        """
+        numbers = np.concatenate(self.numbers)
+        places = np.full(len(alike), -1, dtype=np.int64)
+        places[alike[numbers]] = np.arange(len(numbers))
+        places = places[alike]
+        places[numbers] = np.arange(len(numbers))
+        data = torch.from_numpy(np.concatenate(self.pieces)).view(getattr(torch, self.dtype))
+        return data.to(device), places
+
+
+class RowTables:
+    """The float tensors of a pass, by tap and row.
+
+    Args:
+        trace: where the pass is.
+        name: of the pass.
+        tokens: golden's sequences, by which a row is found again in another request with the same beginning.
+        sites: the candidate's sites on this rank.
+        rank: this rank.
+        world: number of tensor-parallel ranks of the candidate.
+        device: where the candidate's tensors live.
+        own: the pass is one of this very engine, so that this rank's own segment has its tensors as they are.
+            Otherwise all ranks' are joined and cut as this rank holds them.
+    """
+
+    def __init__(
+        self, trace: Trace, name: str, tokens: Tokens, sites: Sequence[Site], rank: int, world: int,
+        device: torch.device, *, own: bool = False,
+    ) -> None:  # fmt: skip
+        self._shard = (rank, world)
+        self._own = own
+        self._sites = {site.name: site for site in sites}
+        self._finder = RowFinder(tokens)
+        tables = self._read(trace, name)
+        alike = self._finder.alike()
+        self._tables = {key: table.freeze(device, alike) for key, table in tables.items()}
+        self._last: tuple[RowMap, Ints] | None = None
+
+    def find(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> Found | None:
+        """The rows of a tap, and where in them each of ``rows`` is; None if it has none of this shape."""
+        found = self._tables.get((slot, side, index))
+        if found is None or not len(rows) or len(rows) > len(like):
+            return None
+        data, places = found
+        if data.shape[1:] != like.shape[1:]:
+            return None
+        numbers = self._numbers(rows)
+        return data, np.where(numbers >= 0, places[numbers], -1)
+
+    def _numbers(self, rows: RowMap) -> Ints:
+        if self._last is None or self._last[0] is not rows:
+            self._last = (rows, self._finder.find(rows))
+        return self._last[1]
+
+    def _read(self, trace: Trace, name: str) -> dict[Key, _Table]:
+        tables: dict[Key, _Table] = {}
+        ranks = (self._shard[0],) if self._own else trace.ranks(name)
+        theirs = trace.sites(name, ranks[0])
+        for calls in _calls(trace, name, ranks):
+            site = self._sites.get(calls[0].site)
+            if site is not None:
+                self._add_call(tables, site, theirs[site.name], calls)
+        return tables
+
+    def _add_call(self, tables: dict[Key, _Table], site: Site, theirs: Site, calls: Sequence[Call]) -> None:
+        first = calls[0]
+        for side, rows, values in (
+            ("in", first.rows_in, [c.inputs for c in calls]),
+            ("out", first.rows_out, [c.outputs for c in calls]),
+        ):
+            numbers = self._finder.add(rows)
+            for index, pieces in enumerate(zip(*values, strict=False)):
+                array = self._array(pieces, f"{side}{index}", site.layouts, theirs.layouts)
+                if not pieces[0].dtype.startswith(("float", "bfloat")) or len(rows) > len(array):
+                    continue
+                table = tables.setdefault((site.slot, side, index), _Table())
+                table.dtype = pieces[0].dtype
+                table.pieces.append(array[: len(rows)])
+                table.numbers.append(numbers)
+
+    def _array(
+        self, pieces: Sequence[Value], name: str, mine: Mapping[str, Layout], theirs: Mapping[str, Layout]
+    ) -> Array:
+        if self._own:
+            return _raw(pieces[0])
+        whole = _joined(pieces, theirs.get(name))
+        layout = mine.get(name)
+        return whole if layout is None else shards.cut(whole, layout, *self._shard)
+
+
+def _calls(trace: Trace, name: str, ranks: Sequence[int]) -> Iterator[list[Call]]:
+    """Each call of the first rank with the same call of the others."""
+    for steps in zip(*(trace.steps(name, rank) for rank in ranks), strict=False):
+        others = [{(c.site, c.number): c for c in step.calls} for step in steps[1:]]
+        for call in steps[0].calls:
+            yield [call, *(found[key] for found in others if (key := (call.site, call.number)) in found)]
+
+
+def _joined(pieces: Sequence[Value], layout: Layout | None) -> Array:
+    arrays = [_raw(piece) for piece in pieces]
+    return arrays[0] if layout is None or len(arrays) == 1 else shards.join(arrays, layout)
+
+
+def _raw(value: Value) -> Array:
+    """The value's bits as integers of its element size; numpy has no bfloat16."""
+    data = value.load()
+    itemsize = getattr(torch, value.dtype).itemsize
+    return np.frombuffer(data, dtype=_RAW[itemsize]).reshape(value.shape)

@@ -1,0 +1,111 @@
+"""What a bisection found, for people at a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tracereplay.bisection import Bisection, Member
+from tracereplay.report.layout import cell, indented, more, print_table, section
+from tracereplay.report.words import clean, number, shorten
+from tracereplay.verdict import Attribution, Verdict
+
+__all__ = ["render"]
+
+MEMBERS, ROWS = 6, 12
+
+_ROLES = {
+    "all": "all together", "class": "class", "classes": "minimal classes", "minimal": "minimal set",
+    "complement": "all but that set", "sites": "site", "settings": "setting",
+}  # fmt: skip
+
+
+def render(verdict: Verdict, found: Bisection, console: Console, *, everything: bool = False) -> None:
+    """Prints what was proved: closure, the minimal set, what each part explains, what was skipped."""
+    section(console, "Cause", f"  {_effort(found)}")
+    if verdict.closure is not None:
+        closure = verdict.closure
+        held = f"holds: {closure.rows} rows of logits come back bit for bit"
+        indented(console, f"closure {held if closure.held else f'does not hold: {clean(closure.first_broken)}'}")
+    _minimal(found, console, everything)
+    if found.tried:
+        _tried(found, console)
+    if verdict.attribution:
+        _shares(verdict.attribution, console, everything)
+    for left in found.skipped if everything else found.skipped[:MEMBERS]:
+        indented(console, clean(f"skipped {left.name}: {left.reason}"))
+
+
+def _tried(found: Bisection, console: Console) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for tried in found.tried:
+        style = {"good": "green", "bad": "red"}.get(tried.outcome, "yellow")
+        table.add_row(cell(tried.version), cell(tried.outcome, style), cell(tried.why))
+    print_table(console, table)
+
+
+def _effort(found: Bisection) -> str:
+    starts = f"{found.engine_starts} engine start{'s' if found.engine_starts != 1 else ''}"
+    count = f"{found.passes} pass{'es' if found.passes != 1 else ''}"
+    return f"{count} over {found.positions} positions, {starts}" if found.positions else starts
+
+
+def _minimal(found: Bisection, console: Console, everything: bool) -> None:
+    if found.kind == "versions":
+        return
+    if found.minimal is None:
+        if found.unexplained is not None and not found.unexplained <= 0:
+            indented(console, f"nothing restores parity; {_share(found.unexplained)} stays unexplained")
+        return
+    what = "cancelling" if found.kind == "operators" else "setting"
+    proven = "" if found.proven else " (not shown to be minimal: the passes ran out)"
+    indented(console, f"parity comes back by {what}{proven}")
+    shown = found.minimal if everything else found.minimal[:MEMBERS]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for member in shown:
+        table.add_row(*_member(member, found.kind == "operators", console.width))
+    print_table(console, table)
+    more(console, len(found.minimal) - len(shown))
+    if found.arguments:
+        indented(console, "as arguments: " + clean(" ".join(found.arguments)))
+
+
+def _member(member: Member, operator: bool, width: int) -> list[Text]:
+    if not operator:
+        return [cell(f"{member.name} = {member.value!r}", "bold")]
+    return [
+        cell(shorten(member.name, max(20, width - 40)), "bold"),
+        cell(member.operator),
+        cell(member.error_class),
+    ]
+
+
+def _shares(parts: Sequence[Attribution], console: Console, everything: bool) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("changed", no_wrap=True)
+    for header in ("explains", "95 % interval", "tokens", "largest"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for part in parts if everything else parts[:ROWS]:
+        name = _ROLES.get(part.role, part.role)
+        if part.role in ("class", "sites", "settings"):
+            name = ", ".join(part.operators)
+        low, high = part.interval
+        cells = (
+            shorten(name, max(16, console.width - 50)), _share(part.explains), f"{_share(low)} to {_share(high)}",
+            part.tokens_differ, number(part.logprob_max),
+        )  # fmt: skip
+        table.add_row(*(cell(value, "green" if part.restores else "") for value in cells))
+    console.print()
+    print_table(console, table)
+    more(console, 0 if everything else len(parts) - ROWS)
+
+
+def _share(value: float) -> str:
+    """A share in per cent; it may be negative, and beyond any size."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.1f}%" if abs(value) < 10 else f"{100 * value:.0e}%"

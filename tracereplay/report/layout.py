@@ -1,0 +1,43 @@
+"""The pieces that terminal reports are built of."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracereplay.report.words import clean
+
+__all__ = ["cell", "grid", "indented", "more", "print_table", "section"]
+
+
+def section(console: Console, title: str, rest: str = "") -> None:
+    console.print()
+    console.print(Text(title, style="bold").append(rest, style="dim"))
+
+
+def grid(*columns: str) -> Table:
+    """A table without lines; a column is a justification, ``*`` before it lets it wrap."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in columns:
+        justify = column.lstrip("*")
+        table.add_column(justify="right" if justify == "right" else "left", no_wrap=not column.startswith("*"))
+    return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def indented(console: Console, words: str) -> None:
+    console.print(Padding(Text(words), (0, 0, 0, 2), expand=False))
+
+
+def cell(value: object, style: str = "") -> Text:
+    return Text(clean(value), style=style)
+
+
+def more(console: Console, count: int) -> None:
+    if count > 0:
+        console.print(Text(f"  and {count} more", style="dim"))
