@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,12 @@ from engine_support import TINY, Engines, greedy, token_ids
 
 from tracereplay.errors import EngineFailed, RecordingIncomplete
 from tracereplay.trace import open_trace
+from tracereplay.trace.verify import verify
 from tracereplay.workload import Prompt
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recorder"))
+
+from faulty_disk import faulty_disk
 
 pytestmark = pytest.mark.engine
 
@@ -45,6 +51,28 @@ def test_a_full_disk_costs_the_trace_and_not_the_generation(
     trace = open_trace(path)
     assert not trace.complete
     assert 0 < len(trace.steps("record")) < 60
+    recorded = {s.key: s.token for step in trace.steps("record") for s in step.sampled}
+    for (request, _, position), token in recorded.items():
+        assert plain[request]["token_ids"][position - len(prompts[request].token_ids or ())] == token
+
+
+def test_a_disk_that_fails_costs_the_trace_and_not_the_generation(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path
+) -> None:
+    """As above, but what fails is the C library: nothing that can be mounted gives EIO."""
+    library = faulty_disk(tmp_path)
+    running = engines.start("v1", env={**single_process, "LD_PRELOAD": str(library), "FAULTY_DISK": "dead:400000"})
+    prompts = greedy(9, 6, max_tokens=40)
+    plain = running.generate(*prompts)
+    with pytest.raises(RecordingIncomplete, match="Input/output error"):
+        running.record(*prompts, folder=tmp_path)
+    assert running.generate(*prompts) == plain
+    engines.stop()
+    trace = open_trace(next(tmp_path.glob("*.trace")))
+    assert not trace.complete
+    assert 0 < len(trace.steps("record")) < 40
+    (report,) = verify(trace)
+    assert report.state == "recoverable"
     recorded = {s.key: s.token for step in trace.steps("record") for s in step.sampled}
     for (request, _, position), token in recorded.items():
         assert plain[request]["token_ids"][position - len(prompts[request].token_ids or ())] == token

@@ -54,6 +54,7 @@ class _Server:
                 self._given_up = self._failed = True
                 self._tell("failed", _words(error))
             if message[0] == "close":
+                self._tell("closed")  # the last word, whether closing went well or not
                 return
         if self._writer is not None:
             self._writer.rollback()
@@ -146,7 +147,6 @@ class _Server:
     def _close(self, summary: Mapping[str, Any], whole: bool) -> None:
         if self._writer is not None:
             self._writer.close(summary) if whole and not self._failed else self._writer.abandon()
-        self._tell("closed")
 
 
 def _words(error: Exception) -> str:
