@@ -286,4 +286,6 @@ def _why(found: Bisection, changes: Sequence[Change]) -> str:
         return f"With golden's {what} the candidate is at parity."
     if not changes:
         return "The two differ in no setting that could be changed."
+    if found.unexplained is None:
+        return "No set of golden's settings was found: the engine refuses them together, or the starts are spent."
     return f"No set of golden's settings restores parity ({len(changes)} were tried, and all of them together)."
