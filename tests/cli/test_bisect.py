@@ -114,6 +114,8 @@ def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect
     assert verdict["closure"]["held"]
     assert verdict["bisection"]["minimal"] is None
     assert verdict["bisection"]["skipped"][0]["name"] == "sampler"
+    assert "no logprob differs, only what the sampler chose" in " ".join(verdict["reasons"])
+    assert "nan" not in verdict["out"]
 
 
 def test_the_number_of_passes_is_bounded(bisect: Bisect) -> None:
@@ -152,7 +154,22 @@ def test_a_folder_of_another_bisection_is_refused(
     assert (ended.code, "holds something else" in ended.err) == (2, True)
 
 
-def test_other_weights_and_a_replay_are_refused_before_the_engine_starts(
+def test_an_engine_that_changed_since_does_not_go_on_from_what_was_measured(
+    tracereplay: Program, bisect: Bisect, long_golden: Path, home: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    bisect("--set", TWO, "--work", work)
+    journal = work / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    registered = json.loads((home / "engines" / "toy.json").read_text())
+    write(home / "engines" / "toy.json", json.dumps({**registered, "settings": {"enforce_eager": True}}))
+    ended = tracereplay("bisect", "operators", long_golden, "--engine", "toy", "--set", TWO, "--work", work)
+    assert ended.code == 2
+    assert "The engine toy is not as it was when" in ended.err
+    assert "its settings changed" in ended.err
+
+
+def test_other_weights_are_refused_before_the_engine_starts(
     tracereplay: Program, long_golden: Path, tmp_path: Path
 ) -> None:
     other = make_model(tmp_path / "other", "other weights")
@@ -222,3 +239,33 @@ def test_the_settings_of_another_engine_can_be_taken(bisect: Bisect, home: Path)
     verdict = bisect("--set", "flaw=model.norm:coarse", "--from", "good", by="settings")
     assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
     assert "Starting the engine good, to learn its settings" in verdict["err"]
+
+
+# -- versions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--good", "0.32.0", "--bad", "0.27.1"), "--good 0.32.0 is not older than --bad 0.27.1"),
+        (("--good", "0.27.1", "--bad", "latest"), "'latest' is not a version"),
+        (("--good", "0.27.1", "--bad", "0.32.0", "--package", "vllm==1"), "shall be a name alone"),
+        (("--good", "0.27.1", "--bad", "0.32.0", "--versions", "0.9.0"), "0.9.0, which does not lie between"),
+    ],
+)
+def test_a_range_that_cannot_be_walked(
+    tracereplay: Program, long_golden: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    ended = tracereplay("bisect", "versions", long_golden, *words)
+    assert (ended.code, sentence in ended.err) == (2, True), ended.err
+
+
+def test_without_a_network_it_says_what_to_do(
+    tracereplay: Program, long_golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv = write(tmp_path / "uv", "#!/bin/sh\necho 'error: Failed to fetch' >&2\nexit 2\n")
+    uv.chmod(0o755)
+    monkeypatch.setattr("tracereplay.environments.releases.uv_binary", lambda: str(uv))
+    ended = tracereplay("bisect", "versions", long_golden, "--good", "0.27.1", "--bad", "0.32.0")
+    assert ended.code == 4
+    assert "Without a network, name those to try with --versions" in ended.err

@@ -185,7 +185,7 @@ def test_a_command_that_records_nothing_is_said(tracereplay: Program, tmp_path: 
 
 def test_version_and_help(tracereplay: Program) -> None:
     assert tracereplay("--version").out == "tracereplay 0.1.0\n"
-    for verb in ("record", "replay", "compare", "show", "report", "demo", "engine"):
+    for verb in ("record", "replay", "compare", "show", "report", "demo", "engine", "bisect", "logprobs"):
         assert verb in tracereplay("--help").out
         assert tracereplay(verb, "--help").code == 0
 

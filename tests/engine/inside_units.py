@@ -15,13 +15,83 @@ import torch
 
 from tracereplay.engines.numbering import Numbering
 from tracereplay.engines.operators import layouts
+from tracereplay.engines.selection import Selection
 from tracereplay.engines.vllm_v1 import refuse_v1
 from tracereplay.errors import Unsupported
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
 from tracereplay.recorder.session import Options, Session
-from tracereplay.trace import SegmentReader
+from tracereplay.replayer.cancelled import CancelledRows
+from tracereplay.replayer.tables import RowTables
+from tracereplay.trace import (
+    PendingCall,
+    SegmentReader,
+    SegmentWriter,
+    TensorBytes,
+    TraceDirectory,
+    open_trace,
+    segment_path,
+)
+
+
+def _tables(values, dtype, own=False):
+    """Rows (0, 0, 0), (0, 0, 1) ... of output 0 of one site, as a pass would have left them."""
+    rows = make_rows([(0, 0, i) for i in range(len(values))])
+    path = Path(tempfile.mkdtemp()) / "made.trace"
+    directory = TraceDirectory(path, {})
+    name = "injected" if own else "record"
+    writer = SegmentWriter(segment_path(path, name, 0), {})
+    site = Site("site", "Doubler", slot_of("site"))
+    writer.sites([site])
+    data = values.to(dtype).contiguous()
+    kept = TensorBytes(str(dtype).removeprefix("torch."), tuple(data.shape), tuple(data.stride()),
+                       data.view(torch.uint8).numpy().tobytes())  # fmt: skip
+    writer.step(0, rows, [PendingCall(site.slot, 0, rows, rows, {}, {0: kept})], [], [])
+    writer.close({})
+    directory.complete()
+    return RowTables(open_trace(path), name, {}, [site], 0, 1, torch.device("cpu"), own=own)
+
+
+def _without_error(actual, injected, golden, selection, dtype=torch.bfloat16, places=None):
+    """What the next operator is given instead of ``actual``."""
+    tables = _tables(golden, dtype), _tables(injected, dtype, own=True)
+    rows = CancelledRows(*tables, {slot_of("site"): "site"}, selection)
+    places = range(len(actual)) if places is None else places
+    return rows.rows(slot_of("site"), "out", 0, make_rows([(0, 0, i) for i in places]), actual.to(dtype))
+
+
+def where_an_operator_repeats_itself_cancelling_gives_golden_bits():
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        golden, injected = torch.randn(4, 65) * 1e3, torch.randn(4, 65)
+        injected[0, 0], golden[0, 1], injected[1, 2], injected[2, 3] = float("nan"), -0.0, 0.0, float("inf")
+        given = _without_error(injected, injected, golden, Selection(everything=True), dtype)
+        bits = {2: torch.int16, 4: torch.int32}[given.element_size()]
+        assert torch.equal(given.view(bits), golden.to(dtype).view(bits)), dtype
+
+
+def what_was_inherited_passes_through_and_only_the_own_error_goes():
+    golden, injected, actual = torch.full((2, 3), 4.0), torch.full((2, 3), 4.5), torch.full((2, 3), 7.5)
+    chosen = Selection(operators=frozenset({"site"}))
+    assert torch.equal(_without_error(actual, injected, golden, chosen), torch.full((2, 3), 7.0).bfloat16())
+    assert _without_error(actual, injected, golden, Selection(operators=frozenset({"other"}))) is None
+    assert _without_error(actual, injected, golden, Selection(edges=frozenset({("site", 0)}))) is None
+
+
+def rows_are_cancelled_by_their_place_and_unknown_ones_stay():
+    golden, injected = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [2.25]])
+    actual = torch.tensor([[9.0], [2.25], [1.5], [6.0]])  # of places 7, 1 and 0, and a row of padding
+    given = _without_error(actual, injected, golden, Selection(everything=True), places=[7, 1, 0])
+    assert given.flatten().tolist() == [9.0, 2.0, 1.0, 6.0]
+
+
+def strides_are_kept_while_cancelling():
+    golden, injected = torch.ones(3, 2), torch.full((3, 2), 2.0)
+    actual = torch.full((2, 3), 2.0, dtype=torch.bfloat16).t()
+    given = _without_error(actual, injected, golden, Selection(everything=True))
+    assert given.stride() == actual.stride()
+    assert torch.equal(given, torch.ones(3, 2).bfloat16())
 
 
 def _config(**changes):

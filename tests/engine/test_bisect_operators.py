@@ -44,6 +44,7 @@ def test_v0_to_v1_closes_bit_for_bit_and_norms_explain_most(v1: Running, golden_
     assert max(classes, key=lambda name: classes[name]) == "RMSNorm"
     assert verdict.bisection is not None
     assert {m.error_class for m in verdict.bisection.minimal or ()} == {"rounding"}
+    assert verdict.bisection.class_passes <= 10
 
 
 def test_two_faults_between_equal_versions_are_the_minimal_set(

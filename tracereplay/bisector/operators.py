@@ -110,6 +110,7 @@ class _Study:
         self._before = effect_of(self._sampled, sampled_tokens(candidate, "rerun"), self._generation)
         self._criterion = Criterion(policy, self._before)
         self._found: list[Attribution] = []
+        self._class_passes = 0
         self._mattering: list[Term] = []  # terms of the classes that matter
         self._whole = self._before  # with all that can be named cancelled, once that is known
 
@@ -125,6 +126,7 @@ class _Study:
         try:
             self._whole = self._try(terms, "all that can be named") if left else everything
             self._each_class(classes)
+            self._class_passes = len(self._journal)
             if self._criterion.restores(self._whole) and terms:
                 smallest = self._smallest(classes)
                 complement = self._complement(terms, smallest.members)
@@ -195,6 +197,7 @@ class _Study:
     def _smallest(self, classes: Mapping[str, Sequence[Term]]) -> Smallest[Term]:
         """A minimal set of classes, then of their sites."""
         kinds = self._smallest_classes(classes)
+        self._class_passes = len(self._journal)
         self._mattering = _worst_first(_terms(classes, kinds))
         if 1 < len(kinds) < len(classes):
             self._attribute("classes", kinds, self._try(self._mattering, some(kinds)))
@@ -256,6 +259,7 @@ class _Study:
         return Bisection(
             kind="operators",
             passes=len(self._journal),
+            class_passes=self._class_passes,
             engine_starts=self._bench.starts,
             positions=len(self._before.values),
             criterion=self._criterion.words,

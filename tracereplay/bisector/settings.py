@@ -277,7 +277,8 @@ def _reason(error: TracereplayError) -> str:
     """Why the engine refused, in its own last words where it died."""
     lines = [line.strip() for line in getattr(error, "last_lines", "").splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Error" in line), "")
-    return f"{str(error).partition(';')[0]}: {last}" if isinstance(error, EngineFailed) and last else str(error)
+    words = str(error).partition("; its last lines")[0]
+    return f"{words}: {last}" if isinstance(error, EngineFailed) and last and last not in words else words
 
 
 def _why(found: Bisection, changes: Sequence[Change]) -> str:
@@ -286,4 +287,9 @@ def _why(found: Bisection, changes: Sequence[Change]) -> str:
         return f"With golden's {what} the candidate is at parity."
     if not changes:
         return "The two differ in no setting that could be changed."
-    return f"No set of golden's settings restores parity ({len(changes)} were tried, and all of them together)."
+    if found.unexplained is None:
+        return "No set of golden's settings was found: the engine refuses them together, or the starts are spent."
+    return (
+        f"No set of golden's settings restores parity: {len(changes)} differ, and all that the engine takes "
+        "together were set."
+    )

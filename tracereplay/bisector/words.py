@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tracereplay.bisection import Bisection
@@ -26,9 +27,7 @@ def why(closure: Closure, found: Bisection) -> list[str]:
     if found.minimal is not None:
         words.append(_minimal(found))
     elif found.unexplained is not None and not found.unexplained <= 0:
-        words.append(
-            f"No set of operators restores parity; {found.unexplained:.1%} of the difference stays unexplained."
-        )
+        words.append(f"No set of operators restores parity; {_unexplained(found.unexplained)}.")
     if found.positions < ENOUGH:
         words.append(
             f"Only {found.positions} positions were measured; {ENOUGH} would make the intervals worth reading."
@@ -42,7 +41,14 @@ def _closure(closure: Closure) -> str:
             f"Closure holds: with every isolated error cancelled, {closure.rows} rows of golden's logits come "
             "back bit for bit."
         )
-    return f"Closure does not hold: {closure.first_broken}. Something that computes was not observed."
+    why_not = "" if closure.unstable else " Something that computes was not observed."
+    return f"Closure does not hold: {closure.first_broken}.{why_not}"
+
+
+def _unexplained(share: float) -> str:
+    if math.isnan(share):
+        return "no logprob differs, only what the sampler chose"
+    return f"{share:.1%} of the difference stays unexplained"
 
 
 def _minimal(found: Bisection) -> str:

@@ -51,7 +51,7 @@ def releases_between(package: str, oldest: str, newest: str, *, uv: str | None =
     """
     found: list[str] = []
     limit = f"<={read_version(newest)}"
-    while len(found) < MOST:
+    while len(found) < MOST and not (found and read_version(found[-1]) <= read_version(oldest)):
         newer = _newest(package, f">={read_version(oldest)},{limit}", uv or uv_binary(), first=not found)
         if newer is None:
             break
@@ -68,7 +68,7 @@ def _newest(package: str, specifiers: str, uv: str, *, first: bool) -> str | Non
     lines = [line.strip() for line in done.stdout.splitlines() if "==" in line]
     if done.returncode == 0 and lines:
         return lines[-1].split("==")[1].split(";")[0].strip()
-    if not first and "satisf" in done.stderr:  # "No solution found": none is left
+    if not first and "No solution found" in done.stderr:
         return None
     raise EnvironmentFailed(
         f"uv found no release of {wanted}. Without a network, name those to try with --versions. It said:\n"

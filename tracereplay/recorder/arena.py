@@ -51,12 +51,10 @@ class Arena:
             size: of its elements.
         """
         offset = self.used
-        self.used += -(-size // _ALIGN) * _ALIGN
-        if size == 0:
-            return offset
-        if self._stream is not None and x.is_cuda:
+        self.used = offset + (size + _ALIGN - 1 & -_ALIGN)
+        if self._stream is not None and x.is_cuda and size:
             self._copy_aside(x, offset, size)
-        elif x.is_contiguous() and not x.is_neg() and not x.is_conj():
+        elif x.is_contiguous() and not x.is_neg() and not (x.is_complex() and x.is_conj()):
             ctypes.memmove(self._address + offset, x.data_ptr(), size)
         else:
             self._target(x, offset, size).copy_(x)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from tracereplay.event import Request, RowKey, RowMap
 from tracereplay.recorder.arena import Arena
@@ -52,15 +51,16 @@ class PendingStep:
         self._weights = weights
         self._writer = writer
         self._arena = arena
-        self._full: list[tuple[Arena, list[Descriptor], list[tuple[int, int]]]] = []
-        self._tensors: list[Descriptor] = []
+        self._full: list[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = []
+        self._tensors: list[tuple[Any, ...]] = []  # `Descriptor`s
         self._asides: list[tuple[int, int]] = []
         self._before = [0, 0]  # tensors and asides in arenas before the current one
         self._calls: dict[tuple[int, int], _Call] = {}
         self._sampled: list[SampledBytes] = []
         self._fired: dict[tuple[int, str, int], int] = {}
         self._latest: dict[int, _Call] = {}
-        self._storages: dict[int, tuple[int, StorageWeakRef]] = {}
+        self._storages: dict[int, int] = {}
+        self._weak: list[int] = []
 
     # -- gathering --------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class PendingStep:
         """
         call = self._latest.get(slot)
         places = {} if call is None else {i: n - self._before[0] for i, n in call.inputs.items()}
-        found = {i: self._tensors[n] for i, n in places.items() if n >= 0}
+        found = {i: Descriptor(*self._tensors[n]) for i, n in places.items() if n >= 0}
         return {i: self._arena.bytes(d.offset, d.size) for i, d in found.items()}
 
     def slots(self) -> set[int]:
@@ -108,20 +108,22 @@ class PendingStep:
         return {slot for slot, _ in self._calls}
 
     def _copy(self, x: torch.Tensor) -> int:
+        """Copies ``x`` and returns its number. Runs for every tensor: half of what recording costs the engine."""
         dtype = _DTYPES.get(x.dtype)
         if dtype is None or x.layout is not torch.strided:
             raise TypeError(f"tensors of {x.dtype} and {x.layout} cannot be recorded")
-        size = x.numel() * x.element_size()
-        self._make_room(size)
+        size = x.nbytes
+        if not self._arena.fits(size):
+            self._make_room(size)
         offset = self._arena.copy(x, size)
-        self._tensors.append(
-            Descriptor(dtype, tuple(x.shape), x.stride(), offset, size, self._storage(x), x.storage_offset())
-        )
+        # A plain tuple: making a named one takes as long as copying a small tensor.
+        self._tensors.append((dtype, x.shape, x.stride(), offset, size, self._storage(x), x.storage_offset()))
         return self._before[0] + len(self._tensors) - 1
 
     def _aside(self, x: torch.Tensor) -> int:
-        size = x.numel() * x.element_size()
-        self._make_room(size)
+        size = x.nbytes
+        if not self._arena.fits(size):
+            self._make_room(size)
         self._asides.append((self._arena.copy(x, size), size))
         return self._before[1] + len(self._asides) - 1
 
@@ -135,14 +137,20 @@ class PendingStep:
         address: int = storage._cdata
         found = self._storages.get(address)
         if found is None:
-            found = self._storages[address] = (len(self._storages), StorageWeakRef(storage))
-        return found[0]
+            found = self._storages[address] = len(self._storages)
+            self._weak.append(storage._weak_ref())
+        return found
+
+    def _forget_storages(self) -> None:
+        free = torch.UntypedStorage._free_weak_ref
+        for reference in self._weak:
+            free(reference)
+        self._weak.clear()
+        self._storages.clear()
 
     # -- arenas -----------------------------------------------------------------------------------------
 
     def _make_room(self, size: int) -> None:
-        if self._arena.fits(size):
-            return
         if self._arena.used:
             self._full.append((self._arena, self._tensors, self._asides))
             self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
@@ -169,12 +177,14 @@ class PendingStep:
 
     def hand_over(self, writer: WriterClient) -> None:
         """Gives all of it to the writer."""
+        self._forget_storages()
         for arena, tensors, asides in (*self._full, (self._arena, self._tensors, self._asides)):
             writer.hand(arena, tensors, asides)
         writer.step(self._message())
 
     def give_up(self, writer: WriterClient) -> None:
         """The step will not be whole."""
+        self._forget_storages()
         writer.give_back([arena for arena, _, _ in self._full] + [self._arena])
         writer.discard()
 

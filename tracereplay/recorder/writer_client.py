@@ -18,7 +18,7 @@ import torch
 
 from tracereplay.event import Site
 from tracereplay.recorder.arena import Arena
-from tracereplay.recorder.protocol import Descriptor, Inbox, StepMessage, send
+from tracereplay.recorder.protocol import Inbox, StepMessage, send
 from tracereplay.trace import codec, records
 
 __all__ = ["ARENAS", "WriterClient", "WriterGone"]
@@ -102,8 +102,8 @@ class WriterClient:
         """Takes back arenas of a step that was not handed over."""
         self._free += arenas
 
-    def hand(self, arena: Arena, tensors: list[Descriptor], asides: list[tuple[int, int]]) -> None:
-        """Hands an arena over; it comes back when its step is written, or after `release`."""
+    def hand(self, arena: Arena, tensors: list[tuple[Any, ...]], asides: list[tuple[int, int]]) -> None:
+        """Hands an arena over with `Descriptor`s; it comes back when its step is written, or after `release`."""
         self._send("tensors", arena.number, arena.size, tensors, asides)
 
     def release(self) -> None:

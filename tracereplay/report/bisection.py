@@ -59,7 +59,9 @@ def _minimal(found: Bisection, console: Console, everything: bool) -> None:
         return
     if found.minimal is None:
         if found.unexplained is not None and not found.unexplained <= 0:
-            indented(console, f"nothing restores parity; {_share(found.unexplained)} stays unexplained")
+            share = found.unexplained
+            left = "no logprob differs" if math.isnan(share) else f"{_share(share)} stays unexplained"
+            indented(console, f"nothing restores parity; {left}")
         return
     what = "cancelling" if found.kind == "operators" else "setting"
     proven = "" if found.proven else " (not shown to be minimal: the passes ran out)"

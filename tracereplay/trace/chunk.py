@@ -21,8 +21,18 @@ from typing import Any
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import DamagedTrace
 
-__all__ = ["DTYPE_NAMES", "MAX_DIMENSIONS", "MAX_HEADER", "MAX_TENSORS", "WIDTHS", "ChunkBuilder", "Entry",
-           "read_header", "regions", "unique"]  # fmt: skip
+__all__ = [
+    "DTYPE_NAMES",
+    "MAX_DIMENSIONS",
+    "MAX_HEADER",
+    "MAX_TENSORS",
+    "WIDTHS",
+    "ChunkBuilder",
+    "Entry",
+    "read_header",
+    "regions",
+    "unique",
+]
 
 WIDTHS = (8, 4, 2, 1)  # bytes of a word, in the order of their regions
 MAX_HEADER = 2 << 20
