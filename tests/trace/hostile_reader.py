@@ -145,7 +145,7 @@ def all_of(path: Path) -> dict[str, Any]:
     stages = {name: stage(run, path) for name, run in STAGES.items()}
     raised = [name for name in STAGES if stages[name]["raised"]]
     # A verb takes as long as all stages together, so only those that see more than the others do.
-    chosen = ["show"] if "open" in raised else ["show site", "compare"] if raised else list(VERBS)
+    chosen = ["show"] if "open" in raised else ["compare"] if raised else list(VERBS)
     verbs = {name: verb(VERBS[name], path) for name in chosen}
     return {"path": str(path), "stages": stages, "verbs": verbs, "grown": peak() - before}
 

@@ -18,7 +18,7 @@ __all__ = ["Limits"]
 
 # Bytes in any case, and bytes more for each byte of the file.
 RECORDS = (1 << 20, 64)
-CHUNKS = (48 << 20, 1024)
+CHUNKS = (64 << 20, 1024)
 VALUES = (128 << 20, 4096)
 
 
@@ -44,7 +44,7 @@ class Limits:
 
     def step(self, place: int, step: Step) -> None:
         """The step at ``place`` was read; whoever wants its values reads these bytes."""
-        self._take("values", place, sum(map(_size, step.calls)))
+        self._take("values", place, _size(step.calls))
 
     def _take(self, what: str, where: int, size: int) -> None:
         if (what, where) in self._seen:
@@ -61,6 +61,15 @@ class Limits:
 _ALLOWED = {"records": RECORDS, "chunks": CHUNKS, "values": VALUES}
 
 
-def _size(call: Call) -> int:
-    values = (*call.inputs, *call.outputs, *call.written.values())
-    return call.rows_in.nbytes + call.rows_out.nbytes + sum(nbytes(v.dtype, v.shape) for v in values)
+def _size(calls: Iterable[Call]) -> int:
+    """Bytes of the calls' values and rows, each as often as it is named."""
+    sizes: dict[int, int] = {}  # by identity: what one call gives and the next takes is one value
+    total = 0
+    for call in calls:
+        total += call.rows_in.nbytes + call.rows_out.nbytes
+        for value in (*call.inputs, *call.outputs, *call.written.values()):
+            size = sizes.get(id(value))
+            if size is None:
+                size = sizes[id(value)] = nbytes(value.dtype, value.shape)
+            total += size
+    return total

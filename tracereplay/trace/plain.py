@@ -16,6 +16,7 @@ __all__ = ["MAX_RECORD", "decode_record", "encode_record", "pack", "unpack"]
 # No record that the writer makes comes near; more is refused before anything is allocated.
 MAX_RECORD = 16 << 20
 MAX_ITEMS = 4 << 20  # of a record
+HARMLESS = 4 << 10  # bytes of a record that cannot claim more than some megabytes, however it is nested
 _SMALL = 512  # bytes below which compressing a record gains nothing
 _compressor = zstandard.ZstdCompressor(level=3)
 
@@ -39,7 +40,7 @@ def unpack(data: bytes | memoryview, name: str, *, own: bool = False) -> Any:
     """
     limit = min(len(data), MAX_ITEMS)
     try:
-        if not own:
+        if not own and len(data) > HARMLESS:
             _count(data, limit)
         return msgpack.unpackb(
             data, raw=False, strict_map_key=False, object_pairs_hook=_unique, ext_hook=_no_extension,

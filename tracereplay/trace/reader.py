@@ -24,8 +24,7 @@ from tracereplay.trace.plain import decode_record, unpack
 
 __all__ = ["SegmentReader"]
 
-CACHED_CHUNKS = 16
-CACHED = 64 << 20  # bytes of them, at most
+CACHED = 72 << 20  # bytes of decoded chunks; more than a small file may have, so that no order of reading is slow
 _DIGEST = re.compile("[0-9a-f]{32}")
 _GUESS = 4 << 10  # bytes of a record that is read before its length is known
 
@@ -132,7 +131,7 @@ class SegmentReader:
             if number not in self._cache:
                 self._cache[number] = data
                 self._cached += data[0].nbytes
-            while len(self._cache) > CACHED_CHUNKS or (self._cached > CACHED and len(self._cache) > 1):
+            while self._cached > CACHED and len(self._cache) > 1:
                 self._cached -= self._cache.popitem(last=False)[1][0].nbytes
         return data
 

@@ -197,13 +197,15 @@ def located_of(value: Value) -> Located:
 
 def _holdable(located: Located) -> bool:
     """Whether its sizes, and how far it reaches, can be counted in bytes; numpy raises for others."""
+    if len(located.shape) <= 3 and max(located.start, *located.shape, *located.strides, 0) < 1 << 16:
+        return True  # nearly all of them
     width = DTYPES[located.dtype].itemsize
     reach = located.start + sum(n * s for n, s in zip(located.shape, located.strides, strict=True))
     return width * math.prod(n or 1 for n in located.shape) < 1 << 62 and width * reach < 1 << 62
 
 
 def _whole(numbers: Sequence[Any]) -> bool:
-    return all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+    return set(map(type, numbers)) == {int} and min(numbers) >= 0 and max(numbers) < 1 << 62
 
 
 def write_call(
