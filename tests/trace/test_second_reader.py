@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import xxhash
-
 from second_reader import Call, DamagedError, Frame, Segment, Trace, Value, frames
 
 ABOVE = Path(__file__).parents[2] / "fixtures" / "format-1"
