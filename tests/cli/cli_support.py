@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tracereplay.cli.main import main
+from tracereplay.trace.manifest import write_manifest
 
 HERE = Path(__file__).parent
 
@@ -54,4 +56,13 @@ def make_model(path: Path, name: str = "weights of the toy") -> Path:
 
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
+    return path
+
+
+def moved(recorded: Path, path: Path, model: Path) -> Path:
+    """A copy of a recording, as if its model had been this one."""
+    shutil.copytree(recorded, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["run"]["workload"]["model"] = str(model)
+    (path / "manifest.json").write_bytes(write_manifest(manifest))
     return path

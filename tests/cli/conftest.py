@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from cli_support import HERE, Program, make_model, write
+from cli_support import HERE, Program, make_model, moved, write
 
 from tracereplay.environments.registry import Engine, register
 from tracereplay.launch import process
-from tracereplay.trace.manifest import write_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +56,4 @@ def golden(tracereplay: Program, model: Path, prompts: Path, recorded: Path, tmp
     if not recorded.exists():
         ended = tracereplay("record", "--engine", "toy", "--model", model, "--prompts", prompts, "-o", recorded)
         assert ended.code == 0, ended.err
-    path = tmp_path / "golden.trace"
-    shutil.copytree(recorded, path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["run"]["workload"]["model"] = str(model)
-    (path / "manifest.json").write_bytes(write_manifest(manifest))
-    return path
+    return moved(recorded, tmp_path / "golden.trace", model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import Program, make_model, write
+from cli_support import Program, make_model, moved, write
 
 from tracereplay.trace.manifest import write_manifest
 
@@ -18,14 +18,21 @@ FIRST, SECOND = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
 TWO = f"flaw={FIRST}:scale,{SECOND}:coarse"
 
 
+@pytest.fixture(scope="session")
+def recorded_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one recording lies that `long_golden` copies."""
+    return tmp_path_factory.mktemp("recorded") / "long.trace"
+
+
 @pytest.fixture
-def long_golden(tracereplay: Program, model: Path, tmp_path: Path) -> Path:
+def long_golden(tracereplay: Program, model: Path, recorded_long: Path, tmp_path: Path) -> Path:
     """Four prompts of eight tokens."""
-    lines = [json.dumps({"prompt_token_ids": list(range(i, i + 5)), "max_tokens": 8}) for i in (5, 30, 60, 90)]
-    out = tmp_path / "long.trace"
-    words = ("--model", model, "--prompts", write(tmp_path / "long.jsonl", "\n".join(lines)), "-o", out)
-    assert tracereplay("record", "--engine", "toy", *words).code == 0
-    return out
+    if not recorded_long.exists():
+        lines = [json.dumps({"prompt_token_ids": list(range(i, i + 5)), "max_tokens": 8}) for i in (5, 30, 60, 90)]
+        prompts = write(tmp_path / "long.jsonl", "\n".join(lines))
+        words = ("--model", model, "--prompts", prompts, "-o", recorded_long)
+        assert tracereplay("record", "--engine", "toy", *words).code == 0
+    return moved(recorded_long, tmp_path / "long.trace", model)
 
 
 @pytest.fixture

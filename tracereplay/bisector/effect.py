@@ -97,17 +97,30 @@ def explains(before: Effect, after: Effect) -> tuple[float, tuple[float, float]]
         return float("nan"), (float("nan"), float("nan"))
     if not np.isfinite(both).all():
         return _share(both), (float("-inf"), 1.0)
-    random = np.random.default_rng(0)  # the same figures every time
-    shares = np.array(
-        [_share(both[:, random.integers(0, both.shape[1], both.shape[1])]) for _ in range(RESAMPLES)]
-    )
+    shares = np.concatenate([_resampled(both, count, part) for part, count in enumerate(_parts(both.shape[1]))])
     low, high = np.nanpercentile(shares, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return _share(both), (float(low), float(high))
 
 
+def _parts(positions: int) -> list[int]:
+    """The resamples in parts that take a few megabytes each."""
+    size = max(1, (1 << 20) // positions)
+    return [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
+
+
+def _resampled(both: Floats, count: int, seed: int) -> Floats:
+    """Shares of ``count`` resamples; a resample is how often it has each position."""
+    positions = both.shape[1]
+    random = np.random.default_rng(seed)  # the same figures every time
+    times = random.multinomial(positions, np.full(positions, 1 / positions), size=count)
+    base, left = both @ times.T.astype(np.float64)
+    found: Floats = np.full(count, np.nan)
+    np.divide(left, base, out=found, where=base > 0)
+    return 1 - found
+
+
 def _share(both: Floats) -> float:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(1 - both[1].sum() / both[0].sum()) if both[0].sum() else float("nan")
+    return float(1 - both[1].sum() / both[0].sum()) if both[0].sum() else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
