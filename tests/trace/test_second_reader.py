@@ -35,7 +35,7 @@ def call_of(segment: Segment, call: Call) -> list[Any]:
 def steps_of(segment: Segment) -> list[dict[str, Any]]:
     """The steps of a segment in the words of the twins."""
     return [
-        {key: step[key] for key in ("number", "notes", "sampled")}
+        {key: step[key] for key in ("number", "notes", "sampled", "weights", "requests")}
         | {"rows": step["rows"].tolist(), "calls": [call_of(segment, call) for call in step["calls"]]}
         for step in segment.steps()
     ]
@@ -66,13 +66,14 @@ def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize("name", ["golden", "cut", "corners"])
+@pytest.mark.parametrize("name", ["golden", "cut", "corners", "ranks"])
 def test_directory(name: str) -> None:
     assert found(Trace(FIXTURES / f"{name}.trace")) == twin(name)
 
 
-def test_pack_of_differences() -> None:
-    assert found(Trace(FIXTURES / "candidate.pack", Trace(GOLDEN))) == twin("candidate")
+@pytest.mark.parametrize(("name", "base"), [("candidate", "golden"), ("odd", "corners")])
+def test_pack_of_differences(name: str, base: str) -> None:
+    assert found(Trace(FIXTURES / f"{name}.pack", Trace(FIXTURES / f"{base}.trace"))) == twin(name)
 
 
 def test_differences_need_their_base() -> None:
