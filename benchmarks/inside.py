@@ -3,24 +3,29 @@
     python inside.py        speaks the language of `tracereplay.guest.driver`
 
 A result of ``generate`` has, beside the usual, ``steps``: for each step of the engine its wall seconds, the
-processor seconds of the engine's own thread, and those of the whole process (the writer thread's too);
-``begin`` and ``end``: seconds spent on opening a recording, and on closing it after the last token.
+processor seconds of the engine's own thread, and those of the whole process; ``begin`` and ``end``: seconds spent
+on opening a recording, and on closing it after the last token; ``children``: processor seconds of the writer
+process, once it has ended.
 
-``recording`` may have ``writer``: ``raw`` stores bytes without a codec, ``discard`` takes finished steps
-and throws them away, which leaves the cost of watching and copying alone.
+Without ``recording`` the model runs as it is, its taps taken off. ``recording`` may be ``{"idle": true}``: the
+taps are there and nobody records. It may have ``discard``: finished steps are thrown away before the writer
+process hears of them, which leaves the cost of watching and copying alone.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from tracereplay.guest import driver, worker
-from tracereplay.trace import SegmentWriter
-from tracereplay.trace.codec import RAW
+from tracereplay.engines import operators
+from tracereplay.guest import driver
+from tracereplay.recorder import session
+from tracereplay.recorder.writer_client import WriterClient
 
+TAP = operators.tap
 Clock = tuple[float, float, float]  # wall, this thread's processor time, the process's
 
 
@@ -46,12 +51,13 @@ class TimedDriver(driver.Driver):
     def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
         self._steps: list[Clock] = []
         self._spent = {"begin": 0.0, "end": 0.0}
-        if recording is not None:
-            recording = dict(recording)
-            worker.SegmentWriter = WRITERS[recording.pop("writer", "usual")]  # type: ignore[misc]
-        before = now()
-        result = super().generate(prompts, recording)
-        return {**result, **self._spent, "whole": since(before), "steps": self._steps}
+        show_taps(recording is not None)
+        recording = dict(recording or {"idle": True})
+        session.WriterClient = Discarding if recording.pop("discard", False) else WriterClient  # type: ignore
+        before, children = now(), children_seconds()
+        result = super().generate(prompts, None if recording.get("idle") else recording)
+        spent = {"whole": since(before), "children": children_seconds() - children}
+        return {**result, **self._spent, **spent, "steps": self._steps}
 
     def _control(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
         started = time.perf_counter()
@@ -61,22 +67,41 @@ class TimedDriver(driver.Driver):
         return answers
 
 
-class Discarding(SegmentWriter):
-    """Accepts steps and keeps none."""
+class Discarding(WriterClient):
+    """Takes finished steps and keeps none."""
 
-    def step(self, *args: Any, **kwargs: Any) -> None:
+    def hand(self, arena: Any, *_: Any) -> None:
+        self.give_back([arena])
+
+    def step(self, *_: Any) -> None:
         pass
 
 
-WRITERS: Mapping[str, Any] = {
-    "usual": SegmentWriter,
-    "raw": functools.partial(SegmentWriter, codec_id=RAW),
-    "discard": Discarding,
-}
+tapped: list[tuple[Any, Any, Any]] = []  # of each tap: its module, the forward without it and with it
+
+
+def tap(module: Any, slot: int) -> tuple[str, ...]:
+    """`taps.tap`, remembered so that it can be taken off."""
+    inner = module.forward
+    inputs = TAP(module, slot)
+    tapped.append((module, inner, module.forward))
+    return inputs
+
+
+def show_taps(shown: bool) -> None:
+    """Puts the taps on, or takes them off."""
+    for module, without, with_tap in tapped:
+        module.forward = with_tap if shown else without
 
 
 def now() -> Clock:
     return time.perf_counter(), time.thread_time(), time.process_time()
+
+
+def children_seconds() -> float:
+    """Processor seconds of the children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def since(before: Clock) -> Clock:
@@ -85,5 +110,6 @@ def since(before: Clock) -> Clock:
 
 
 if __name__ == "__main__":
+    operators.tap = tap
     driver.Driver = TimedDriver  # type: ignore[misc]
     driver.main()

@@ -12,6 +12,9 @@ Each measured generation stands between two plain ones; its ratio is to their me
 grows slower or faster changes both sides. Medians and quartiles are of these paired ratios. ``plain`` in the
 tables is each plain generation against its own two neighbours: what the machine's noise alone looks like.
 
+``plain`` runs without taps, ``idle taps`` with taps that nobody listens to, ``block outputs`` records what blocks,
+attention, MLPs and norms give, ``record`` every input and output of every operator.
+
 Afterwards, on the traces just made: their bytes against raw dumps, the writer's speed, and what it takes to
 read one call.
 """
@@ -42,6 +45,7 @@ from tracereplay.launch.places import home
 from tracereplay.launch.process import EngineProcess, guest_environment
 from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory
+from tracereplay.trace.codec import RAW
 from tracereplay.workload import Prompt, Workload
 
 HERE = Path(__file__).resolve().parent
@@ -49,14 +53,18 @@ Generations = list[tuple[str, dict[str, Any]]]  # (plain or variant, result), in
 SETTINGS = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 2048}
 # One process, one thread of computation: the engine's thread and the writer's have a core each.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+# A block's and its MLP's outputs arrive at the next norm, and attention is what its output projection gives.
+BLOCKS = {"sites": ("*norm*", "*.attn", "*.o_proj", "*.down_proj"), "sides": ("out",)}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "idle taps": {"idle": True},
+    "block outputs": {"options": BLOCKS},
     "record": {},
-    "record, no codec": {"writer": "raw"},
-    "record, thrown away": {"writer": "discard"},
+    "record, no codec": {"options": {"codec": RAW}},
+    "record, thrown away": {"discard": True},
     "rerun": {"forced": True},
     "injected": {"forced": True, "inject": True},
 }
-USUAL = ("record", "rerun", "injected")
+USUAL = ("idle taps", "block outputs", "record", "rerun", "injected")
 
 
 class TimedEngine(EngineProcess):
@@ -98,6 +106,8 @@ class Bench:
 
     def variant(self, name: str) -> dict[str, Any]:
         """Runs a variant once; an injected pass is compared too, and its trace is deleted as all are."""
+        if VARIANTS[name].get("idle"):
+            return self._process.generate([p.as_dict() for p in self._workload.prompts], VARIANTS[name])
         result, path = self.trace(**VARIANTS[name])
         result["compare"] = self._compare(path) if name == "injected" else 0.0
         shutil.rmtree(path)
@@ -158,7 +168,7 @@ MEASURES: Mapping[str, Any] = {
     "prefill step": lambda r: r["steps"][0][0],
     "generation": lambda r: r["seconds"],
     "generation, opened and closed": lambda r: r["whole"][0],
-    "generation, all CPU": lambda r: r["whole"][2],
+    "generation, all CPU": lambda r: r["whole"][2] + r["children"],
     "generation, opened, closed and compared": lambda r: r["whole"][0] + r.get("compare", 0.0),
 }
 

@@ -9,14 +9,15 @@ Module hooks in Python vanish when a model is compiled; operators that PyTorch's
 
 ``feed`` gives the operator what the listener returns; ``observe`` may overwrite its tensor. All state
 lives in the listener: vLLM drops Dynamo's guards, so whatever a wrapper itself reads is frozen at its first
-trace. In eager mode the listener is called directly, which is several microseconds cheaper than dispatch.
+trace. In eager mode the listener is called directly, once for all inputs of a call and once for all outputs: the
+dispatcher takes several microseconds more for each tensor.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +26,14 @@ __all__ = ["Listener", "listen", "slot_of", "tap"]
 
 
 class Listener(Protocol):
-    """What sees the tensors. It must not raise: it runs inside someone else's engine."""
+    """What sees the tensors. It must not raise: it runs inside someone else's engine.
+
+    A compiled graph calls ``feed`` and ``observe``, eager code ``arrived`` and ``returned``.
+    """
+
+    @property
+    def watched(self) -> Container[int]:
+        """Slots of which it wants to see calls now (asked in eager mode only)."""
 
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None:
         """Input ``index`` of the operator at ``slot`` has arrived; returns what it shall take instead."""
@@ -33,17 +41,26 @@ class Listener(Protocol):
     def observe(self, x: torch.Tensor, slot: int, index: int) -> None:
         """Output ``index`` is there; may be overwritten in place."""
 
-    def returned(self, slot: int, taken: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """The operator has returned (eager mode only), before its outputs are observed.
+    def arrived(self, slot: int, inputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+        """The operator at ``slot`` is called.
+
+        Returns:
+            What ``returned`` shall be told of the call, and what the operator shall take (``inputs`` itself:
+            these).
+        """
+
+    def returned(self, call: Any, taken: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        """The operator has returned ``outputs``, which may be overwritten in place.
 
         Args:
-            slot: which operator.
-            taken: its tensor inputs as they are now, in order of their indices.
-            outputs: what it returned.
+            call: what ``arrived`` returned.
+            taken: the inputs as they are now, in order of their indices.
+            outputs: in order of their indices.
         """
 
 
 _listener: Listener | None = None
+_is_compiling = torch.compiler.is_compiling
 
 
 def listen(listener: Listener | None) -> None:
@@ -103,50 +120,57 @@ def wrap(inner: Callable[..., Any], slot: int) -> Callable[..., Any]:
     """``inner`` between a feed of every tensor argument and an observe of every tensor output."""
 
     def tapped(*args: Any, **kwargs: Any) -> Any:
-        compiling = torch.compiler.is_compiling()
-        if not compiling and _listener is None:
+        if _is_compiling():
+            return _traced(inner, slot, args, kwargs)
+        listener = _listener
+        if listener is None or slot not in listener.watched:
             return inner(*args, **kwargs)
-        index = 0
-        fed = []
-        taken = list(args)
-        for i, value in enumerate(args):
-            if _is_data(value):
-                taken[i] = _feed_one(value, slot, index, compiling)
-                fed.append(taken[i])
-                index += 1
-        for name, value in kwargs.items():
-            if _is_data(value):
-                kwargs[name] = _feed_one(value, slot, index, compiling)
-                fed.append(kwargs[name])
-                index += 1
-        result = inner(*taken, **kwargs)
-        outputs = result if isinstance(result, (tuple, list)) else (result,)
-        if not compiling and _listener is not None:
-            _listener.returned(slot, fed, outputs)
-        index = 0
-        for value in outputs:
-            if _is_data(value):
-                _observe_one(value, slot, index, compiling)
-                index += 1
-        return result
+        return _watched(listener, inner, slot, args, kwargs)
 
     return tapped
 
 
+def _watched(
+    listener: Listener, inner: Callable[..., Any], slot: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A call in eager mode."""
+    values = [*args, *kwargs.values()]
+    places = [i for i, value in enumerate(values) if type(value) is torch.Tensor or _is_data(value)]
+    taken = [values[i] for i in places]
+    call, given = listener.arrived(slot, taken)
+    if given is not taken:
+        taken = given
+        for i, value in zip(places, given, strict=True):
+            values[i] = value
+        args = tuple(values[: len(args)])
+        kwargs = dict(zip(kwargs, values[len(args) :], strict=True))
+    result = inner(*args, **kwargs)
+    outputs = result if isinstance(result, (tuple, list)) else (result,)
+    found = [value for value in outputs if type(value) is torch.Tensor or _is_data(value)]
+    listener.returned(call, taken, found)
+    return result
+
+
+def _traced(inner: Callable[..., Any], slot: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call that the compiler traces: what is left of it are the two ops."""
+    index = 0
+    taken = list(args)
+    for i, value in enumerate(args):
+        if _is_data(value):
+            taken[i] = torch.ops.tracereplay.feed(value, slot, index)
+            index += 1
+    for name, value in kwargs.items():
+        if _is_data(value):
+            kwargs[name] = torch.ops.tracereplay.feed(value, slot, index)
+            index += 1
+    result = inner(*taken, **kwargs)
+    index = 0
+    for value in result if isinstance(result, (tuple, list)) else (result,):
+        if _is_data(value):
+            torch.ops.tracereplay.observe(value, slot, index)
+            index += 1
+    return result
+
+
 def _is_data(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
-
-
-def _feed_one(x: torch.Tensor, slot: int, index: int, compiling: bool) -> torch.Tensor:
-    if compiling:
-        given: torch.Tensor = torch.ops.tracereplay.feed(x, slot, index)
-        return given
-    given_or_none = None if _listener is None else _listener.feed(x, slot, index)
-    return x if given_or_none is None else given_or_none
-
-
-def _observe_one(x: torch.Tensor, slot: int, index: int, compiling: bool) -> None:
-    if compiling:
-        torch.ops.tracereplay.observe(x, slot, index)
-    elif _listener is not None:
-        _listener.observe(x, slot, index)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ import torch
 __all__ = ["Arena"]
 
 _ALIGN = 64
+_COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
+_memmove = ctypes.memmove
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 SIZE = 32 << 20  # bytes of a new arena; pages that are not touched take no memory
 
 
@@ -54,11 +60,15 @@ class Arena:
         self.used = offset + (size + _ALIGN - 1 & -_ALIGN)
         if self._stream is not None and x.is_cuda and size:
             self._copy_aside(x, offset, size)
-        elif x.is_contiguous() and not x.is_neg() and not (x.is_complex() and x.is_conj()):
-            ctypes.memmove(self._address + offset, x.data_ptr(), size)
+        elif _plain(x):
+            _memmove(self._address + offset, x.data_ptr(), size)
         else:
             self._target(x, offset, size).copy_(x)
         return offset
+
+    def holds(self, x: torch.Tensor, offset: int, size: int) -> bool:
+        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: it is not known)."""
+        return self._stream is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
 
     def bytes(self, offset: int, size: int) -> memoryview:
         """What was copied."""
@@ -74,7 +84,11 @@ class Arena:
         clone.record_stream(self._stream)
 
     def _target(self, x: torch.Tensor, offset: int, size: int) -> torch.Tensor:
-        return self._tensor[offset : offset + size].view(x.dtype).view(x.shape)
+        typed = self._typed.get(x.dtype)
+        if typed is None:
+            typed = self._typed[x.dtype] = self._tensor.view(x.dtype)
+        strides = tuple(accumulate(reversed(x.shape[1:]), mul, initial=1))[::-1]
+        return typed.as_strided(x.shape, strides, offset // x.element_size())
 
     def _map(self, size: int) -> None:
         if self._stream is not None and self.size:
@@ -82,11 +96,17 @@ class Arena:
         os.ftruncate(self.fd, size)
         self._memory = mmap.mmap(self.fd, size)
         self._tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._typed: dict[torch.dtype, torch.Tensor] = {}
         self._address = self._tensor.data_ptr()
         self.size = size
         if self._stream is not None:
             # Where it cannot be page-locked, copies are slower and right all the same.
             _runtime().cudaHostRegister(self._address, size, 0)
+
+
+def _plain(x: torch.Tensor) -> bool:
+    """Whether the memory of ``x`` holds its elements one after the other, as they are."""
+    return x.is_contiguous() and not x.is_neg() and (x.dtype not in _COMPLEX or not x.is_conj())
 
 
 def _runtime() -> Any:

@@ -13,13 +13,14 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from tracereplay.event import Request, RowKey, RowMap, Site
-from tracereplay.recorder.step import PendingStep
+from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
 from tracereplay.trace import codec
 
@@ -46,12 +47,27 @@ class Options:
         max_steps: after which the recording ends; None: never.
         max_bytes: of this process's segment.
         codec: how chunks are stored.
+        sites: globs; of the others nothing is kept.
+        sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
     """
 
     when_behind: str = "block"
     max_steps: int | None = None
     max_bytes: int | None = None
     codec: int = codec.PLANES
+    sites: Sequence[str] = ("*",)
+    sides: Sequence[str] = ("in", "out")
+
+    def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
+        """For each side, the slots of which it is not kept."""
+        others = {s.slot for s in sites if not any(fnmatchcase(s.name, glob) for glob in self.sites)}
+        return {side: others if side in self.sides else {s.slot for s in sites} for side in ("in", "out")}
+
+    def told(self) -> list[str]:
+        """What a reader must know of what is not there."""
+        if (self.sites, self.sides) == (Options.sites, Options.sides):
+            return []
+        return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
 
 
 def _changed(before: Mapping[int, memoryview], taken: Sequence[Any], outputs: Sequence[Any]) -> set[int]:
@@ -89,10 +105,14 @@ class Session:
         self._steps = self._dropped = self._weights = 0
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
+        self._left_out: dict[str, set[int]] = {"in": set(), "out": set()}
         self._errors: dict[str, int] = {}
         self._silent: set[int] = set()
         self._checked: dict[int, int] = {}
-        self._writes: dict[int, set[int]] = {}
+        self._unsettled: dict[int, set[int]] = {}
+        self._writes: dict[int, set[int]] = {}  # of each slot that was checked, the inputs that it changes
+        self._wanted: frozenset[int] = frozenset()
+        self.watched: frozenset[int] = frozenset()
 
     # -- a pass -----------------------------------------------------------------------------------------
 
@@ -121,6 +141,8 @@ class Session:
         )
         self._errors.update(self._writer.errors)
         self._replacement = replacement
+        self._left_out = self._options.left_out(self.sites)
+        self._wanted = self._watchable()
         self._writer.sites(self.sites)
 
     def end_pass(self) -> dict[str, Any]:
@@ -137,6 +159,10 @@ class Session:
         return {
             "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
         }  # fmt: skip
+
+    def _watchable(self) -> frozenset[int]:
+        nowhere = self._left_out["in"] & self._left_out["out"] if self._replacement is None else set()
+        return frozenset(site.slot for site in self.sites) - nowhere
 
     @property
     def recording(self) -> bool:
@@ -169,6 +195,8 @@ class Session:
                 self._dropped += 1
             else:
                 self._step = PendingStep(self._steps + self._dropped, rows, arena, writer, self._weights)
+                self._step.notes += self._options.told() if self._steps == 0 else []
+                self.watched = self._wanted
         except Exception as error:
             self._failed(error)
 
@@ -192,6 +220,7 @@ class Session:
     def end_step(self) -> None:
         """Hands the step to the writer."""
         step, self._step = self._step, None
+        self.watched = frozenset()
         writer = self._writer
         if step is None or writer is None:
             return
@@ -216,13 +245,14 @@ class Session:
     def _give_up_step(self) -> None:
         """The engine began another step before it ended the last one; its arenas would be missing for ever."""
         step, self._step = self._step, None
+        self.watched = frozenset()
         if step is not None and self._writer is not None:
             with self._guarded():
                 step.give_up(self._writer)
 
     def _note_silence(self, step: PendingStep) -> None:
         """Notes sites that did not run, once each: an operator that is not seen may not be passed over."""
-        fired = step.slots()
+        fired = step.slots() | (self._left_out["in"] & self._left_out["out"])
         for site in self.sites:
             if site.slot not in fired and site.slot not in self._silent:
                 self._silent.add(site.slot)
@@ -230,49 +260,97 @@ class Session:
 
     # -- taps -------------------------------------------------------------------------------------------
 
+    def arrived(self, slot: int, inputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+        """Keeps a call's inputs and gives golden ones, in eager mode."""
+        step = self._step
+        if step is None:
+            return None, inputs
+        call = step.begin_call(slot, self._rows.get(slot) or step.both)
+        if slot not in self._left_out["in"]:
+            for index, x in enumerate(inputs):
+                try:
+                    call.inputs[index] = step.copy(x, arrived=True)
+                except Exception as error:
+                    self._failed(error)
+        if self._replacement is None:
+            return call, inputs
+        given = [self._golden(slot, "in", i, call.rows[0], x) for i, x in enumerate(inputs)]
+        return call, [x if golden is None else golden for x, golden in zip(inputs, given, strict=True)]
+
+    def returned(self, call: Any, taken: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        """Keeps a call's outputs and the inputs that it changed, and lays golden outputs over, in eager mode."""
+        step = self._step
+        if step is None or call is None:
+            return
+        slot = call.slot
+        if self._replacement is None and self._writes.get(slot, True) and call.inputs:
+            self._keep_written(step, call, taken, outputs)
+        if slot in self._rows:
+            call.rows[1] = self._rows[slot][1]
+        if slot not in self._left_out["out"]:
+            for index, x in enumerate(outputs):
+                try:
+                    call.outputs[index] = step.copy(x)
+                except Exception as error:
+                    self._failed(error)
+        if self._replacement is not None:
+            for index, x in enumerate(outputs):
+                self._lay_over(slot, index, call.rows[1], x)
+
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None:
+        """Keeps one input and gives the golden one."""
         step = self._step
         if step is None:
             return None
+        rows = self._rows.get(slot) or step.both
+        if slot not in self._left_out["in"]:
+            with self._guarded():
+                step.add(x, slot, "in", index, rows)
+        return self._golden(slot, "in", index, rows[0], x)
+
+    def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None:
+        """Keeps one output and lays the golden one over it."""
+        step = self._step
+        if step is None:
+            return
+        rows = self._rows.get(slot) or step.both
+        if slot not in self._left_out["out"]:
+            with self._guarded():
+                step.add(x, slot, "out", index, rows)
+        if replace:
+            self._lay_over(slot, index, rows[1], x)
+
+    def _golden(self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor) -> torch.Tensor | None:
         try:
-            rows = self._rows.get(slot) or (step.rows, step.rows)
-            step.add(x, slot, "in", index, rows)
             if self._replacement is not None and x.is_floating_point():
-                return self._replacement.rows(slot, "in", index, rows[0], x)
+                return self._replacement.rows(slot, side, index, rows, x)
         except Exception as error:
             self._failed(error)
         return None
 
-    def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None:
-        step = self._step
-        if step is None:
-            return
-        try:
-            rows = self._rows.get(slot) or (step.rows, step.rows)
-            step.add(x, slot, "out", index, rows)
-            if replace and self._replacement is not None and x.is_floating_point():
-                given = self._replacement.rows(slot, "out", index, rows[1], x)
-                if given is not None:
-                    x.copy_(given)
-        except Exception as error:
-            self._failed(error)
+    def _lay_over(self, slot: int, index: int, rows: RowMap, x: torch.Tensor) -> None:
+        given = self._golden(slot, "out", index, rows, x)
+        if given is not None:
+            with self._guarded():
+                x.copy_(given)
 
-    def returned(self, slot: int, taken: Sequence[Any], outputs: Sequence[Any]) -> None:
+    def _keep_written(
+        self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
         """Keeps inputs that the operator changed in place and did not return.
 
         Whether it does so is found on its first calls, by comparison; afterwards only those that do are kept.
         """
-        step = self._step
-        if step is None or self._replacement is not None:
-            return
-        try:
-            if self._checked.get(slot, 0) < CHECKED_CALLS:
-                self._checked[slot] = self._checked.get(slot, 0) + 1
-                self._writes.setdefault(slot, set()).update(_changed(step.recorded(slot), taken, outputs))
-            for index in self._writes[slot]:
-                step.add_written(taken[index], slot, index)
-        except Exception as error:
-            self._failed(error)
+        with self._guarded():
+            checked = self._checked.get(call.slot, 0)
+            found = self._unsettled.setdefault(call.slot, set())
+            if checked < CHECKED_CALLS:
+                self._checked[call.slot] = checked + 1
+                found.update(_changed(step.recorded(call), taken, outputs))
+            if checked + 1 >= CHECKED_CALLS:
+                self._writes[call.slot] = found
+            for index in found:
+                call.written[index] = step.copy(taken[index])
 
     # -- failures ---------------------------------------------------------------------------------------
 

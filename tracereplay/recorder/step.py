@@ -12,7 +12,7 @@ from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.trace import records
 
-__all__ = ["PendingStep"]
+__all__ = ["OpenCall", "PendingStep"]
 
 _DTYPES = {getattr(torch, name): name for name in (
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
@@ -21,7 +21,7 @@ _DTYPES = {getattr(torch, name): name for name in (
 ) if hasattr(torch, name)}  # fmt: skip
 
 
-class _Call(NamedTuple):
+class OpenCall(NamedTuple):
     """A call that is under way; tensors by index, as numbers of the step's tensors."""
 
     slot: int
@@ -46,8 +46,10 @@ class PendingStep:
     def __init__(self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weights: int) -> None:
         self.number = number
         self.rows = rows
+        self.both = (rows, rows)
         self.notes: list[str] = []
         self.requests: list[Request] = []
+        self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self._weights = weights
         self._writer = writer
         self._arena = arena
@@ -55,34 +57,42 @@ class PendingStep:
         self._tensors: list[tuple[Any, ...]] = []  # `Descriptor`s
         self._asides: list[tuple[int, int]] = []
         self._before = [0, 0]  # tensors and asides in arenas before the current one
-        self._calls: dict[tuple[int, int], _Call] = {}
+        self._calls: dict[tuple[int, int], OpenCall] = {}
         self._sampled: list[SampledBytes] = []
         self._fired: dict[tuple[int, str, int], int] = {}
-        self._latest: dict[int, _Call] = {}
+        self._begun: dict[int, int] = {}  # calls by `begin_call`, of each slot
         self._storages: dict[int, int] = {}
         self._weak: list[int] = []
+        self._at: dict[int, int] = {}  # address -> the last tensor in the current arena that lay there
 
     # -- gathering --------------------------------------------------------------------------------------
 
+    def begin_call(self, slot: int, rows: tuple[RowMap, RowMap]) -> OpenCall:
+        """An operator is called; its tensors are those that `copy` is given."""
+        number = self._begun.get(slot, 0)
+        if self._fired:  # `add` may have been there
+            while (slot, number) in self._calls:
+                number += 1
+        self._begun[slot] = number + 1
+        call = OpenCall(slot, number, list(rows), {}, {}, {})
+        self.latest[slot] = self._calls[slot, number] = call
+        return call
+
     def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
         """A tap has fired. Its n-th firing belongs to its site's n-th call."""
-        place = self._copy(x)
+        place = self.copy(x, arrived=side == "in")
         key = (slot, side, index)
-        number = self._fired.get(key, 0)
+        number = self._fired.get(key, self._begun.get(slot, 0))
         self._fired[key] = number + 1
         call = self._calls.get((slot, number))
         if call is None:
-            call = self._calls[(slot, number)] = _Call(slot, number, list(rows), {}, {}, {})
+            call = self._calls[(slot, number)] = OpenCall(slot, number, list(rows), {}, {}, {})
         if side == "out":
             call.rows[1] = rows[1]  # a sampler knows only afterwards which of its rows gave a token
             call.outputs[index] = place
         else:
             call.inputs[index] = place
-        self._latest[slot] = call
-
-    def add_written(self, x: torch.Tensor, slot: int, index: int) -> None:
-        """Input ``index`` of the call of ``slot`` that is under way, as the operator left it."""
-        self._latest[slot].written[index] = self._copy(x)
+        self.latest[slot] = call
 
     def add_sampled(
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
@@ -93,13 +103,12 @@ class PendingStep:
             SampledBytes([(*k,) for k in keys], self._aside(tokens), self._aside(choices), values)
         )
 
-    def recorded(self, slot: int) -> dict[int, memoryview]:
-        """Of the call of ``slot`` that is under way, the inputs' bytes as they were recorded, by index.
+    def recorded(self, call: OpenCall) -> dict[int, memoryview]:
+        """Of a call that is under way, the inputs' bytes as they were recorded, by index.
 
         Those of a very large call that lie in an arena before the current one are left out.
         """
-        call = self._latest.get(slot)
-        places = {} if call is None else {i: n - self._before[0] for i, n in call.inputs.items()}
+        places = {i: n - self._before[0] for i, n in call.inputs.items()}
         found = {i: Descriptor(*self._tensors[n]) for i, n in places.items() if n >= 0}
         return {i: self._arena.bytes(d.offset, d.size) for i, d in found.items()}
 
@@ -107,18 +116,36 @@ class PendingStep:
         """Those that fired."""
         return {slot for slot, _ in self._calls}
 
-    def _copy(self, x: torch.Tensor) -> int:
-        """Copies ``x`` and returns its number. Runs for every tensor: half of what recording costs the engine."""
+    def copy(self, x: torch.Tensor, *, arrived: bool = False) -> int:
+        """Copies ``x`` and returns its number. Runs for every tensor: half of what recording costs the engine.
+
+        Args:
+            x: a tensor.
+            arrived: an input, which is likely to be what an operator before gave: where that was recorded and is
+                the same still, byte for byte, its number is returned.
+        """
         dtype = _DTYPES.get(x.dtype)
         if dtype is None or x.layout is not torch.strided:
             raise TypeError(f"tensors of {x.dtype} and {x.layout} cannot be recorded")
+        memory = x.untyped_storage()
+        storage = self._storages.get(memory._cdata)
+        if storage is None:
+            storage = self._new_storage(memory)
+        shape, strides, address, arena = x.shape, x.stride(), x.data_ptr(), self._arena
+        if arrived and (place := self._at.get(address)) is not None:
+            was, n, s, offset, size, same, _ = self._tensors[place]
+            if same == storage and n == shape and s == strides and was == dtype and arena.holds(x, offset, size):
+                return self._before[0] + place
         size = x.nbytes
-        if not self._arena.fits(size):
+        if arena.used + size > arena.size:
             self._make_room(size)
-        offset = self._arena.copy(x, size)
+            arena = self._arena
+        offset = arena.copy(x, size)
+        tensors = self._tensors
+        place = self._at[address] = len(tensors)
         # A plain tuple: making a named one takes as long as copying a small tensor.
-        self._tensors.append((dtype, x.shape, x.stride(), offset, size, self._storage(x), x.storage_offset()))
-        return self._before[0] + len(self._tensors) - 1
+        tensors.append((dtype, shape, strides, offset, size, storage, x.storage_offset()))
+        return self._before[0] + place
 
     def _aside(self, x: torch.Tensor) -> int:
         size = x.nbytes
@@ -127,18 +154,14 @@ class PendingStep:
         self._asides.append((self._arena.copy(x, size), size))
         return self._before[1] + len(self._asides) - 1
 
-    def _storage(self, x: torch.Tensor) -> int:
-        """A number for the memory of ``x``.
+    def _new_storage(self, storage: torch.UntypedStorage) -> int:
+        """A number for memory that was not met in this step.
 
         The weak reference keeps the address of the storage's record, not its memory, from being used again: until
         the step ends, the same address is the same storage.
         """
-        storage = x.untyped_storage()
-        address: int = storage._cdata
-        found = self._storages.get(address)
-        if found is None:
-            found = self._storages[address] = len(self._storages)
-            self._weak.append(storage._weak_ref())
+        found = self._storages[storage._cdata] = len(self._storages)
+        self._weak.append(storage._weak_ref())
         return found
 
     def _forget_storages(self) -> None:
@@ -155,6 +178,7 @@ class PendingStep:
             self._full.append((self._arena, self._tensors, self._asides))
             self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
             self._tensors, self._asides = [], []
+            self._at.clear()
             self._arena = self._another()
         self._arena.grow(size)
 
