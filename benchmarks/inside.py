@@ -25,7 +25,7 @@ from tracereplay.guest import driver
 from tracereplay.recorder import session
 from tracereplay.recorder.writer_client import WriterClient
 
-TAP = operators.tap
+TAP = operators.tap  # type: ignore[attr-defined]
 Clock = tuple[float, float, float]  # wall, this thread's processor time, the process's
 
 
@@ -110,6 +110,6 @@ def since(before: Clock) -> Clock:
 
 
 if __name__ == "__main__":
-    operators.tap = tap
+    operators.tap = tap  # type: ignore[attr-defined]
     driver.Driver = TimedDriver  # type: ignore[misc]
     driver.main()

@@ -22,7 +22,6 @@ read one call.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 import sizes
 import tables
+from lock import locked
 
 from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import Engine, load_engine
@@ -53,8 +53,8 @@ Generations = list[tuple[str, dict[str, Any]]]  # (plain or variant, result), in
 SETTINGS = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 2048}
 # One process, one thread of computation: the engine's thread and the writer's have a core each.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-# A block's and its MLP's outputs arrive at the next norm, and attention is what its output projection gives.
-BLOCKS = {"sites": ("*norm*", "*.attn", "*.o_proj", "*.down_proj"), "sides": ("out",)}
+# What attention and MLP give comes out of their last linear layers, what a block gives out of the next norm.
+BLOCKS = {"sites": ("*norm*", "*.o_proj", "*.down_proj"), "sides": ("out",)}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "idle taps": {"idle": True},
     "block outputs": {"options": BLOCKS},
@@ -286,22 +286,6 @@ def main() -> None:
             print(tables.of_case(title, case), flush=True)
             if given.json:
                 given.json.write_text(json.dumps(found, indent=1))
-
-
-class locked:  # noqa: N801  (reads as a word)
-    """Holds an exclusive lock on a file, where one is named: two engines on one machine measure each other."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        if self._path is not None:
-            self._file = self._path.open("w")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            self._file.close()
 
 
 def machine() -> dict[str, Any]:

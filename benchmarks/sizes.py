@@ -10,11 +10,11 @@ from typing import Any
 
 import xxhash
 
+from tracereplay.dtypes import nbytes
 from tracereplay.event import Call, Step, Value
 from tracereplay.storage.checkpoint import entries
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, open_trace
-from tracereplay.trace.codec import RAW, ZSTD
-from tracereplay.trace.records import nbytes
+from tracereplay.trace.codec import PLANES, RAW
 
 # Operators that fuse several of the checkpoint's, as vLLM names them.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -37,7 +37,7 @@ def of_trace(path: Path, model: Path, scratch: Path, steps: int | None = None) -
     size = disk(path)
     if steps is not None:
         given = [[_pending(call) for call in step.calls] for step in chosen]
-        size = _timed(lambda to: _write(to, chosen, given, ZSTD), scratch / "first")[2]
+        size = _timed(lambda to: _write(to, chosen, given, PLANES), scratch / "first")[2]
     return {"trace": size, "values": values, "values and parameters": values + carried}
 
 
@@ -89,7 +89,7 @@ def write_speed(path: Path, scratch: Path, repetitions: int = 3) -> dict[str, An
     found: dict[str, Any] = {"bytes": sum(len(t.data) for t in everything), "unique": sum(map(len, unique))}
     blob = b"".join(unique)
     for name, write in (
-        ("codec", lambda to: _write(to, originals, given, ZSTD)),
+        ("codec", lambda to: _write(to, originals, given, PLANES)),
         ("no codec", lambda to: _write(to, originals, given, RAW)),
         ("os.write", lambda to: _plain(to, blob)),
     ):
@@ -147,7 +147,7 @@ def _timed(write: Any, to: Path) -> tuple[float, float, int]:
 
 def opening(path: Path) -> dict[str, Any]:
     """Opens the trace, reads the tensors of the middle call of the middle step, and closes it; files are warm."""
-    before, started = _bytes_read(), time.perf_counter()
+    before, started = bytes_read(), time.perf_counter()
     trace = open_trace(path)
     segment = trace.segment(trace.passes[0])
     opened = time.perf_counter()
@@ -158,10 +158,10 @@ def opening(path: Path) -> dict[str, Any]:
     trace.close()
     return {
         "trace": disk(path), "open seconds": opened - started, "read seconds": read - opened, "call": call.site,
-        "call bytes": size, "bytes read": _bytes_read() - before,
+        "call bytes": size, "bytes read": bytes_read() - before,
     }  # fmt: skip
 
 
-def _bytes_read() -> int:
+def bytes_read() -> int:
     """What this process has read so far through system calls (Linux)."""
     return int(Path("/proc/self/io").read_text().split("rchar: ", 1)[1].split("\n", 1)[0])

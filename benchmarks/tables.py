@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["of_case"]
+import numpy as np
+
+__all__ = ["mega", "of_case", "spread", "table"]
 
 
 def of_case(title: str, case: Mapping[str, Any]) -> str:
@@ -68,3 +70,9 @@ def _opening(o: Mapping[str, Any]) -> str:
 
 def mega(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"

@@ -1,254 +1,162 @@
-"""How small and how fast the trace file is, beside other ways to keep the same tensors, in one process a part.
+"""The trace file against its alternatives: codecs, dumps of module outputs, and opening a large trace.
 
-    python benchmarks/trace.py                 codecs, torch.save and SGLang's dumper, one call of a large trace
-    python benchmarks/trace.py --sglang sglang-0.5.12-py3-none-any.whl
+    python benchmarks/trace.py --json trace.json
+    python benchmarks/trace.py --sglang sglang-0.5.10-py3-none-any.whl --dtypes bfloat16 --gigabytes 0
 
-Activations are those of the trained tiny model in bfloat16, float16 and float32 under a real engine, recorded
-here: all different tensors of a prefill of eight prompts and some decode steps. Rounds of all ways alternate;
-figures are medians with quartiles, megabytes of tensors a second of processor time.
+The activations are real ones: the tiny model, trained on English, is recorded in each dtype on eight prompts of
+300 bytes. For differences, the committed golden trace of another engine is replayed, and the candidate's outputs
+are stored as what they differ by. SGLang's dumper is taken out of its wheel, which pip downloads.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
+import math
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
-import numpy as np
-import xxhash
-import zstandard
-from tables import table
+import opening
+import tables
+from lock import locked
 
-from tracereplay.dtypes import itemsize
-from tracereplay.environments.registry import load_engine
-from tracereplay.event import Site, make_rows
+from tracereplay.environments.registry import Engine, load_engine
 from tracereplay.launch import jobs
 from tracereplay.launch.process import guest_environment
-from tracereplay.trace import CallOfStep, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
-from tracereplay.trace.chunk import ChunkBuilder
-from tracereplay.trace.codec import PLANES, RAW, STRONG, Encoder, decode_chunk, difference
-from tracereplay.trace.verify import values_of
 from tracereplay.workload import Prompt, Workload
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE.parent / "fixtures" / "tiny-llama"
-SETTINGS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
-Tensors = list[tuple[str, tuple[int, ...], bytes]]
-Way = tuple[
-    Callable[[], Any], Callable[[Any], Any], Callable[[Any], int]
-]  # encode, decode, size of what was encoded
+GOLDEN = HERE.parent / "fixtures" / "tiny-llama-v0.trace"
+DTYPES = ("bfloat16", "float16", "float32")
+PROMPTS, BYTES, TOKENS = 8, 300, 17
+SETTINGS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 4096}
+SGLANG = "sglang==0.5.10"
+DUMPER = "sglang/srt/debug_utils/dumper.py"
 
 
-def activations(engine: str, dtype: str, scratch: Path) -> Tensors:
-    """All different float tensors of a recording of the tiny model."""
-    text = (TINY.parent / "README.md").read_text()
-    sampling = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
-    prompts = [Prompt(tuple(text.encode()[i * 300 : i * 300 + 300]), None, sampling) for i in range(8)]
+def recorded(engine: Engine, dtype: str, scratch: Path) -> Path:
+    """A recording of the tiny model on texts that come with Python."""
+    texts = [text.strip() for _, text in sorted(topics.items()) if len(text) > 2 * BYTES]
+    sampling = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
+    prompts = [Prompt(tuple(text.encode()[:BYTES]), None, sampling) for text in texts[:PROMPTS]]
     work = Workload(str(TINY), tuple(prompts), {**SETTINGS, "dtype": dtype})
-    path = jobs.record(load_engine(engine), work, scratch / f"{dtype}.trace")
-    found: dict[bytes, tuple[str, tuple[int, ...], bytes]] = {}
-    for step in open_trace(path):
-        for value in values_of(step):
-            if value.dtype == dtype and 0 not in value.shape:
-                data = value.load()
-                found.setdefault(xxhash.xxh3_128_digest(data), (value.dtype, value.shape, data))
-    return list(found.values())
+    return jobs.record(engine, work, scratch / f"{dtype}.trace")
 
 
-def chunks(tensors: Tensors) -> list[tuple[bytes, list[tuple[int, bytearray]]]]:
-    """The tensors in chunks, as the writer lays them."""
-    builder, found = ChunkBuilder(), []
-    for dtype, shape, data in tensors:
-        builder.add(dtype, shape, data)
-        if builder.size >= 1 << 20:
-            found.append(builder.take())
-    return [*found, builder.take()] if len(builder) else found
+def replayed(engine: Engine, scratch: Path) -> Path:
+    return jobs.replay(engine, GOLDEN, scratch / "candidate.trace", model=TINY)
 
 
-def ours(tensors: Tensors, codec: int) -> Way:
-    laid = chunks(tensors)
-    encoder = Encoder(codec)
-
-    def encode() -> list[tuple[bytes, int]]:
-        return [
-            (b"".join(encoder.encode(start, buffers)), len(start) + sum(len(b) for _, b in buffers))
-            for start, buffers in laid
-        ]
-
-    def decode(stored: list[tuple[bytes, int]]) -> None:
-        for data, size in stored:
-            decode_chunk(data, codec, size, "benchmark")
-
-    return encode, decode, lambda stored: sum(len(data) for data, _ in stored)
+def dumper(wheel: Path | None, scratch: Path) -> Path:
+    """SGLang's dumper, out of its wheel."""
+    if wheel is None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(scratch), SGLANG]
+        subprocess.run(command, check=True, stdout=2)
+        wheel = next(scratch.glob("sglang-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(DUMPER, scratch))
 
 
-def plain_zstandard(tensors: Tensors, level: int) -> Way:
-    blocks = [start + b"".join(bytes(data) for _, data in buffers) for start, buffers in chunks(tensors)]
-    pack, unpack = zstandard.ZstdCompressor(level=level), zstandard.ZstdDecompressor()
-    return (
-        lambda: [pack.compress(block) for block in blocks],
-        lambda stored: [unpack.decompress(data) for data in stored],
-        lambda stored: sum(map(len, stored)),
-    )
+def inside(engine: Engine, *arguments: object) -> dict[str, Any]:
+    """What `codecs.py` measures under the engine's interpreter."""
+    environment = guest_environment(engine) | {"OMP_NUM_THREADS": "1"}
+    command = [str(engine.python), str(HERE / "codecs.py"), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
-def differences(tensors: Tensors, share: float) -> Way:
-    """As the difference from a base in which one of ``1 / share`` elements is a unit in the last place away."""
-    random = np.random.default_rng(0)
-    laid = []
-    for dtype, shape, data in tensors:
-        word = itemsize(dtype)
-        bits = np.frombuffer(data, f"<u{word}")
-        base = np.where(random.random(len(bits)) < share, bits ^ 1, bits).astype(bits.dtype).tobytes()
-        laid.append((dtype, shape, data, base))
-    encoder = Encoder(PLANES)
-
-    def encode() -> list[bytes]:
-        builder = ChunkBuilder()
-        found = []
-        for dtype, shape, data, base in laid:
-            builder.add(dtype, shape, difference(data, base, dtype).data)
-            if builder.size >= 1 << 20:
-                found.append(b"".join(encoder.encode(*builder.take())))
-        return [*found, b"".join(encoder.encode(*builder.take()))]
-
-    return encode, lambda stored: None, lambda stored: sum(map(len, stored))
+# -- tables -------------------------------------------------------------------------------------------------
 
 
-def measure(ways: Mapping[str, Way], size: int, rounds: int) -> list[list[str]]:
-    """A row a way: ratio, and MB of tensors a second of processor time, encoding and decoding."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    ratio = {}
-    for _ in range(rounds):
-        for name, (encode, decode, size_of) in ways.items():
-            begun = time.process_time()
-            stored = encode()
-            encoded = time.process_time()
-            decode(stored)
-            taken[name].append((encoded - begun, time.process_time() - encoded))
-            ratio[name] = size / size_of(stored)
-    return [
-        [name, f"{ratio[name]:.2f}", *(speed(size, [t[i] for t in taken[name]]) for i in range(2))]
-        for name in ways
-    ]
+def codec_table(found: Mapping[str, Any]) -> str:
+    """Speeds in megabytes of activations a processor second, and bytes."""
+    size = found["chunk bytes"]
+    rows = [[name, f"{size / statistics.median(r[2] for r in runs):.2f}", speed(size, [r[0] for r in runs]),
+             speed(size, [r[1] for r in runs])]
+            for name, runs in found["codecs"].items()]  # fmt: skip
+    some, runs = found["strong bytes"], found["strong"]
+    rows.append([f"strong (on {tables.mega(some)})", f"{some / runs[0][2]:.2f}", speed(some, [r[0] for r in runs]),
+                 speed(some, [r[1] for r in runs])])  # fmt: skip
+    head = [f"{found['dtype']}, {tables.mega(size)}", "ratio", "encode, MB a CPU second", "decode"]
+    return tables.table(head, rows)
 
 
-def ways_of(tensors: Tensors) -> dict[str, Way]:
-    return {
-        "raw": ours(tensors, RAW),
-        "planes (default)": ours(tensors, PLANES),
-        "strong": ours(tensors, STRONG),
-        "difference, 1 of 10 differs": differences(tensors, 0.1),
-        "zstandard -1": plain_zstandard(tensors, 1),
-        "zstandard -3": plain_zstandard(tensors, 3),
-    }
+def difference_table(found: Mapping[str, Any]) -> str:
+    """A replay's outputs, as they are and as differences; encoding includes subtracting."""
+    rows = [[f"{name}, {way}", tables.mega(case["bytes"]), f"{case['bytes'] / runs[0][2]:.2f}",
+             speed(case["bytes"], [r[0] for r in runs])]
+            for name, case in found.items() for way, runs in case["ways"].items()]  # fmt: skip
+    return tables.table(["bfloat16 outputs of a replay", "bytes", "ratio", "encode, MB a CPU second"], rows)
+
+
+def dump_table(found: Mapping[str, Any]) -> str:
+    """Of each way of keeping module outputs, bytes, files and time; time as a ratio in the same round."""
+    rows = []
+    for name, runs in found["dumps"].items():
+        pairs = [r["cpu"] / own["cpu"] for r, own in zip(runs, found["dumps"]["trace"], strict=True)]
+        walls = [r["wall"] / own["wall"] for r, own in zip(runs, found["dumps"]["trace"], strict=True)]
+        cpu = 1000 * statistics.median(r["cpu"] for r in runs)
+        rows.append([name, tables.mega(runs[0]["bytes"]), str(runs[0]["files"]), f"{cpu:.0f} ms",
+                     tables.spread(pairs), tables.spread(walls)])  # fmt: skip
+    head = [f"{found['dtype']}, {tables.mega(found['output bytes'])} of outputs", "bytes", "files", "CPU",
+            "CPU, ratio", "wall, ratio"]  # fmt: skip
+    return tables.table(head, rows)
+
+
+def opening_table(found: Mapping[str, Any]) -> str:
+    rows = [[name, tables.mega(runs[0]["read"]), tables.mega(runs[0]["values"]),
+             tables.spread([1000 * r["seconds"] for r in runs], digits=1) + " ms"]
+            for name, runs in found.items() if name != "trace"]  # fmt: skip
+    return tables.table([f"reading a trace of {tables.mega(found['trace'])}", "read", "values", "time"], rows)
 
 
 def speed(size: int, seconds: Sequence[float]) -> str:
-    if max(seconds) < 1e-5:
-        return "-"
-    low, middle, high = np.percentile([size / s / 1e6 for s in seconds if s > 0] or [np.inf], [25, 50, 75])
-    return f"{middle:.0f} ({low:.0f}-{high:.0f})"
+    return "" if math.isnan(seconds[0]) else tables.spread([size / 1e6 / s for s in seconds], digits=0)
 
 
-# -- beside torch ---------------------------------------------------------------------------------------------
-
-
-def beside_torch(engine: str, tensors: Tensors, sglang: Path | None, rounds: int) -> dict[str, Any]:
-    """What `torch_ways.py` measures under the engine's interpreter, on the same tensors."""
-    found = load_engine(engine)
-    with tempfile.TemporaryDirectory() as folder:
-        with open(Path(folder) / "tensors", "wb") as file:
-            for dtype, shape, data in tensors:
-                file.write(json.dumps([dtype, shape, len(data)]).encode() + b"\n" + data)
-        command = [found.python, HERE / "torch_ways.py", folder, str(rounds), str(sglang or "")]
-        done = subprocess.run(command, env=guest_environment(found), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-# -- one call of a large trace ----------------------------------------------------------------------------------
-
-
-def large(scratch: Path, size: int) -> list[list[str]]:
-    """A synthetic trace of ``size`` bytes: one call of it, and all of it."""
-    random = np.random.default_rng(0)
-    directory = TraceDirectory(scratch / "large.trace", {"workload": {"prompts": []}})
-    writer = SegmentWriter(segment_path(directory.path, "record", 0), {}, RAW)
-    names = [f"model.layers.{i}.mlp.down_proj" for i in range(64)]
-    writer.sites([Site(name, "Linear", i) for i, name in enumerate(names)])
-    number = 0
-    while writer.size < size:
-        rows = make_rows([(0, 0, number)])
-        calls = []
-        for slot in range(64):
-            data = random.bytes(64 << 10)
-            place = writer.add(TensorBytes("bfloat16", (1, 32 << 10), (32 << 10, 1), data))
-            calls.append(CallOfStep(slot, 0, rows, rows, {0: place}, {}, {}))
-        writer.commit(number, rows, calls, [], [])
-        number += 1
-    writer.close({})
-    directory.complete()
-    return [_opened("one call", directory.path, number // 2), _opened("all of it", directory.path, None)]
-
-
-def _opened(name: str, path: Path, step: int | None) -> list[str]:
-    segment = next(path.glob("*.seg"))
-    fd = os.open(segment, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the disk's time counts, not the page cache's
-    os.close(fd)
-    before, begun = _bytes_read(), time.perf_counter()
-    reader = open_trace(path).segment("record")
-    if step is not None:
-        size = len(reader.step(step).calls[32].inputs[0].load())
-    else:
-        size = sum(len(v.load()) for s in reader.steps() for v in values_of(s))
-    seconds = time.perf_counter() - begun
-    return [
-        name,
-        f"{size / 1e6:,.2f} MB",
-        f"{(_bytes_read() - before) / 1e6:,.2f} MB",
-        f"{1000 * seconds:,.1f} ms",
-    ]
-
-
-def _bytes_read() -> int:
-    return int(Path("/proc/self/io").read_text().split("rchar: ", 1)[1].split("\n", 1)[0])
+def measure(engine: Engine, given: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """Codecs and dumps of every recording; tables are printed as they come."""
+    source, found = dumper(given.sglang, place), {}
+    with locked(given.lock):
+        paths = [recorded(engine, dtype, place) for dtype in given.dtypes]
+        candidate = replayed(engine, place)
+    for path in paths:
+        case = found[path.stem] = inside(engine, path, source, place, given.rounds)
+        print(codec_table(case), dump_table(case), sep="\n\n", end="\n\n", flush=True)
+    found["differences"] = inside(engine, candidate, source, place, given.rounds, GOLDEN)
+    print(difference_table(found["differences"]), end="\n\n", flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--engine", default="v1")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sglang", type=Path, help="SGLang's wheel, for its dumper")
-    parser.add_argument("--large", type=int, default=2 << 30, help="bytes of the large trace")
+    parser.add_argument("--engine", default="v1", help="a registered engine; records, and brings torch")
+    parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sglang", type=Path, help="SGLang's wheel; by default pip fetches it")
+    parser.add_argument(
+        "--gigabytes", type=float, default=2.0, help="of the trace of which one call is read; 0: none"
+    )
+    parser.add_argument("--lock", type=Path, help="a file to hold locked while an engine runs")
+    parser.add_argument("--scratch", type=Path, help="where traces go; several GB")
+    parser.add_argument("--json", type=Path, help="where everything measured goes")
     given = parser.parse_args()
-    out = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder:
-        for dtype in ("bfloat16", "float16", "float32"):
-            tensors = activations(given.engine, dtype, Path(folder))
-            size = sum(len(data) for _, _, data in tensors)
-            rows = measure(ways_of(tensors), size, given.rounds)
-            torch = beside_torch(given.engine, tensors, given.sglang, given.rounds)
-            rows += [[name, f"{t['ratio']:.2f}", *(speed(size, t[k]) for k in ("encode", "decode"))]
-                     for name, t in torch.items()]  # fmt: skip
-            head = [f"{dtype}, {len(tensors)} tensors, {size / 1e6:.1f} MB", "ratio", "encode MB/s", "decode MB/s"]
-            out.write(table(head, rows) + "\n\n")
-        rows = large(Path(folder), given.large)
-        out.write(
-            table([f"a trace of {given.large / 1e9:.1f} GB", "tensors", "bytes read", "seconds"], rows) + "\n"
-        )
-    sys.stdout.write(out.getvalue())
+    with tempfile.TemporaryDirectory(dir=given.scratch, prefix="trace-") as scratch:
+        found = measure(load_engine(given.engine), given, Path(scratch)) if given.dtypes else {}
+        if given.gigabytes:
+            found["opening"] = opening.opening(Path(scratch), int(1e9 * given.gigabytes))
+            print(opening_table(found["opening"]))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
