@@ -4,8 +4,8 @@
     python benchmarks/trace.py --sglang sglang-0.5.10-py3-none-any.whl --dtypes bfloat16 --gigabytes 0
 
 The activations are real ones: the tiny model, trained on English, is recorded in each dtype on eight prompts of
-300 bytes. For differences, a recording of another engine is replayed, and the candidate's outputs are stored as what
-they differ by. SGLang's dumper is taken out of its wheel, which pip downloads.
+300 bytes. For differences, a recording of another engine is replayed, and the candidate's outputs are stored as
+what they differ by. SGLang's dumper is taken out of its wheel, which pip downloads.
 """
 
 from __future__ import annotations
