@@ -18,7 +18,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ import torch
 import zstandard
 
 from tracereplay.dtypes import nbytes
-from tracereplay.event import Call, Step, Value
+from tracereplay.event import Call, Step
 from tracereplay.trace import CallOfStep, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.chunk import ChunkBuilder
 from tracereplay.trace.codec import DELTA, PLANES, RAW, STRONG, Encoder, decode_chunk, difference
@@ -42,6 +42,15 @@ class Tensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+
+
+class Pair(NamedTuple):
+    """Rows of the candidate, and the same rows of the golden trace."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    value: bytes
+    golden: bytes
 
 
 class Chunk(NamedTuple):
@@ -150,13 +159,12 @@ CODECS: dict[str, Callable[[list[Chunk]], Run]] = {
 }
 
 
-def by_difference(pairs: list[tuple[Value, Value]]) -> dict[str, Callable[[], Run]]:
-    """The candidate's tensors as they are, and as differences from golden ones; both are laid into chunks."""
-    data = [(v.dtype, v.shape, bytes(v.load()), bytes(g.load())) for v, g in pairs]
+def by_difference(pairs: list[Pair]) -> dict[str, Callable[[], Run]]:
+    """The candidate's rows as they are, and as differences from golden ones; both are laid into chunks."""
 
     def run(encoder: Encoder, of: Callable[[str, bytes, bytes], Bytes]) -> Run:
         def encode() -> list[bytes]:
-            laid = chunked((dtype, shape, of(dtype, value, golden)) for dtype, shape, value, golden in data)
+            laid = chunked((p.dtype, p.shape, of(p.dtype, p.value, p.golden)) for p in pairs)
             return [b"".join(encoder.encode(c.start, [(c.width, c.data)])) for c in laid]
 
         taken, stored = clocked(encode)
@@ -168,16 +176,30 @@ def by_difference(pairs: list[tuple[Value, Value]]) -> dict[str, Callable[[], Ru
     }
 
 
-def paired(steps: list[Step], golden: list[Step]) -> list[tuple[Value, Value]]:
-    """Outputs of the same call over the same rows."""
-    known = {_place(step, call): call for step in golden for call in step.calls}
-    return [(v, g) for step in steps for call in step.calls if (other := known.get(_place(step, call)))
-            for v, g in zip(call.outputs, other.outputs, strict=False)
-            if v.dtype == g.dtype == "bfloat16" and v.shape == g.shape]  # fmt: skip
+def paired(steps: list[Step], golden: list[Step]) -> list[Pair]:
+    """Of each output, the rows that golden has too. Engines schedule differently: calls seldom pair as a whole."""
+    known = {place: row for step in golden for call in step.calls for place, row in _rows(call)}
+    found = []
+    for call in (call for step in steps for call in step.calls):
+        by_output: dict[int, list[tuple[bytes, bytes]]] = {}
+        for place, row in _rows(call):
+            if place in known and len(known[place]) == len(row):
+                by_output.setdefault(place[2], []).append((row, known[place]))
+        for output, rows in by_output.items():
+            shape = (len(rows), *call.outputs[output].shape[1:])
+            mine, theirs = (b"".join(side) for side in zip(*rows, strict=True))
+            found.append(Pair(call.outputs[output].dtype, shape, mine, theirs))
+    return found
 
 
-def _place(step: Step, call: Call) -> tuple[Any, ...]:
-    return call.site, call.number, call.rows_out.tobytes(), step.rows.tobytes()
+def _rows(call: Call) -> Iterator[tuple[tuple[Any, ...], bytes]]:
+    """Each row of each bfloat16 output, with what it belongs to."""
+    keys = [tuple(key) for key in call.rows_out.tolist()]
+    for output, value in enumerate(call.outputs):
+        if value.dtype == "bfloat16" and value.shape[:1] == (len(keys),):
+            data, size = bytes(value.load()), nbytes(value.dtype, value.shape[1:])
+            for i, key in enumerate(keys):
+                yield (call.site, call.number, output, key), data[i * size : (i + 1) * size]
 
 
 # -- module outputs, to files -------------------------------------------------------------------------------
@@ -262,7 +284,7 @@ def to_disk(run: Callable[[Path], None], scratch: Path) -> dict[str, float]:
 
 
 def differences(path: str, golden: str, rounds: int) -> dict[str, Any]:
-    """Of each pass of a replay, its outputs that the golden trace has over the same rows."""
+    """Of each pass of a replay, the rows of its outputs that the golden trace has too."""
     trace, found = open_trace(path), {}
     known = read_steps(golden)
     for name in trace.passes:
@@ -272,7 +294,7 @@ def differences(path: str, golden: str, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for way, run in ways.items():
                 taken[way].append(run())
-        found[name] = {"bytes": sum(nbytes(v.dtype, v.shape) for v, _ in pairs), "ways": taken}
+        found[name] = {"bytes": sum(len(p.value) for p in pairs), "ways": taken}
     return found
 
 

@@ -17,6 +17,9 @@ attention, MLPs and norms give, ``record`` every input and output of every opera
 
 Afterwards, on the traces just made: their bytes against raw dumps, the writer's speed, and what it takes to
 read one call.
+
+A decode step is the median of its generation's: the usual one. The mean has those after the prefill in it too, in
+which the engine may have to wait until the writer has room again.
 """
 
 from __future__ import annotations
@@ -164,6 +167,7 @@ def measure(bench: Bench, given: argparse.Namespace) -> Generations:
 # what is measured -> its seconds in a generation's result
 MEASURES: Mapping[str, Any] = {
     "decode step": lambda r: statistics.median(s[0] for s in r["steps"][1:]),
+    "decode step, mean": lambda r: statistics.mean(s[0] for s in r["steps"][1:]),
     "decode step, engine thread's CPU": lambda r: statistics.median(s[1] for s in r["steps"][1:]),
     "prefill step": lambda r: r["steps"][0][0],
     "generation": lambda r: r["seconds"],
@@ -248,8 +252,8 @@ def one(engine: Engine, model: Path, batch: int, given: argparse.Namespace, scra
     done = [generation for run in runs for generation in run]
     found = {"times": times(runs), "parts": parts(done), "seconds": [(kind, r["seconds"]) for kind, r in done]}
     found["bytes"] = {
-        "prefill": sizes.of_trace(golden, model, scratch, steps=1),
-        f"prefill + {given.decode} decode steps": sizes.of_trace(golden, model, scratch),
+        "prefill": sizes.of_trace(golden, model, steps=1),
+        f"prefill + {given.decode} decode steps": sizes.of_trace(golden, model),
     }
     found["writing"] = sizes.write_speed(golden, scratch)
     found["opening"] = sizes.opening(golden)

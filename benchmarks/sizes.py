@@ -15,18 +15,18 @@ from tracereplay.event import Call, Step, Value
 from tracereplay.storage.checkpoint import entries
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.codec import PLANES, RAW
+from tracereplay.trace.frames import HEADER_SIZE
 
 # Operators that fuse several of the checkpoint's, as vLLM names them.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def of_trace(path: Path, model: Path, scratch: Path, steps: int | None = None) -> dict[str, int]:
+def of_trace(path: Path, model: Path, steps: int | None = None) -> dict[str, int]:
     """Bytes of a trace's first steps, of their inputs and outputs as dumped, and of these with parameters.
 
     Args:
         path: a recording.
         model: its checkpoint.
-        scratch: where the first steps alone are written again.
         steps: how many; None means all, and the trace as it is.
     """
     weights = parameters(model)
@@ -34,11 +34,15 @@ def of_trace(path: Path, model: Path, scratch: Path, steps: int | None = None) -
     calls = [call for step in chosen for call in step.calls]
     values = sum(nbytes(v.dtype, v.shape) for call in calls for v in tensors(call))
     carried = sum(weights_of(call.site, weights) for call in calls)
-    size = disk(path)
-    if steps is not None:
-        given = [[_pending(call) for call in step.calls] for step in chosen]
-        size = _timed(lambda to: _write(to, chosen, given, PLANES), scratch / "first")[2]
+    size = disk(path) if steps is None else up_to(path, steps)
     return {"trace": size, "values": values, "values and parameters": values + carried}
+
+
+def up_to(path: Path, steps: int) -> int:
+    """Bytes of a recording up to the end of its first steps, without an index."""
+    segment = open_trace(path).segment("record")
+    _, offset, length = segment.index.steps[steps - 1]
+    return offset + HEADER_SIZE + length + disk(path) - segment.file.size
 
 
 def disk(path: Path) -> int:

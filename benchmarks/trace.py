@@ -4,8 +4,8 @@
     python benchmarks/trace.py --sglang sglang-0.5.10-py3-none-any.whl --dtypes bfloat16 --gigabytes 0
 
 The activations are real ones: the tiny model, trained on English, is recorded in each dtype on eight prompts of
-300 bytes. For differences, a recording of another engine is replayed, and the candidate's outputs are stored as
-what they differ by. SGLang's dumper is taken out of its wheel, which pip downloads.
+300 bytes. For differences, the committed golden trace of another engine is replayed, and the candidate's outputs
+are stored as what they differ by. SGLang's dumper is taken out of its wheel, which pip downloads.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tracereplay.workload import Prompt, Workload
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE.parent / "fixtures" / "tiny-llama"
+GOLDEN = HERE.parent / "fixtures" / "tiny-llama-v0.trace"
 DTYPES = ("bfloat16", "float16", "float32")
 PROMPTS, BYTES, TOKENS = 8, 300, 17
 SETTINGS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 4096}
@@ -41,23 +42,17 @@ SGLANG = "sglang==0.5.10"
 DUMPER = "sglang/srt/debug_utils/dumper.py"
 
 
-def recorded(engine: Engine, dtype: str, scratch: Path, prompts: int = PROMPTS) -> Path:
+def recorded(engine: Engine, dtype: str, scratch: Path) -> Path:
     """A recording of the tiny model on texts that come with Python."""
     texts = [text.strip() for _, text in sorted(topics.items()) if len(text) > 2 * BYTES]
     sampling = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
-    given = tuple(Prompt(tuple(text.encode()[:BYTES]), None, sampling) for text in texts[:prompts])
-    work = Workload(str(TINY), given, {**SETTINGS, "dtype": dtype})
+    prompts = [Prompt(tuple(text.encode()[:BYTES]), None, sampling) for text in texts[:PROMPTS]]
+    work = Workload(str(TINY), tuple(prompts), {**SETTINGS, "dtype": dtype})
     return jobs.record(engine, work, scratch / f"{dtype}.trace")
 
 
-def replayed(engine: Engine, base: Engine, scratch: Path) -> tuple[Path, Path]:
-    """A golden recording of ``base`` and its replay.
-
-    Why one prompt: V0 and V1 compose their batches differently, and rows of other batches have no counterpart.
-    """
-    (scratch / "base").mkdir()
-    golden = recorded(base, "bfloat16", scratch / "base", prompts=1)
-    return golden, jobs.replay(engine, golden, scratch / "candidate.trace")
+def replayed(engine: Engine, scratch: Path) -> Path:
+    return jobs.replay(engine, GOLDEN, scratch / "candidate.trace", model=TINY)
 
 
 def dumper(wheel: Path | None, scratch: Path) -> Path:
@@ -133,11 +128,11 @@ def measure(engine: Engine, given: argparse.Namespace, place: Path) -> dict[str,
     source, found = dumper(given.sglang, place), {}
     with locked(given.lock):
         paths = [recorded(engine, dtype, place) for dtype in given.dtypes]
-        golden, candidate = replayed(engine, load_engine(given.base), place)
+        candidate = replayed(engine, place)
     for path in paths:
         case = found[path.stem] = inside(engine, path, source, place, given.rounds)
         print(codec_table(case), dump_table(case), sep="\n\n", end="\n\n", flush=True)
-    found["differences"] = inside(engine, candidate, source, place, given.rounds, golden)
+    found["differences"] = inside(engine, candidate, source, place, given.rounds, GOLDEN)
     print(difference_table(found["differences"]), end="\n\n", flush=True)
     return found
 
@@ -145,7 +140,6 @@ def measure(engine: Engine, given: argparse.Namespace, place: Path) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--engine", default="v1", help="a registered engine; records, and brings torch")
-    parser.add_argument("--base", default="v0", help="the engine whose recording a replay is a difference from")
     parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sglang", type=Path, help="SGLang's wheel; by default pip fetches it")
