@@ -148,16 +148,22 @@ class Doubler(torch.nn.Module):
         return x * 2
 
 
-def _recorded(module, *calls, compiled=False, **options):
-    """The steps of a session that records ``module`` over ``calls``."""
+def _recording(module, **options):
+    """A session that has begun to record ``module``, and its segment."""
     slot = slot_of("site")
     tap(module, slot)
     session = Session(0, torch.device("cpu"))
-    session.sites = [Site("site", "Doubler", slot)]
+    session.sites = [Site("site", type(module).__name__, slot)]
     listen(session)
-    run = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
     session.begin_pass(path, {}, None, Options(**options))
+    return session, path
+
+
+def _recorded(module, *calls, compiled=False, **options):
+    """The steps of a session that records ``module`` over ``calls``."""
+    session, path = _recording(module, **options)
+    run = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
     for arguments in calls:
         session.begin_step(make_rows([(0, 0, i) for i in range(len(arguments[0]))]))
         run(*arguments)
@@ -244,13 +250,7 @@ def memory_that_is_freed_and_used_again_is_other_memory():
             return x
 
     module, seen = Frees(), set()
-    slot = slot_of("site")
-    tap(module, slot)
-    session = Session(0, torch.device("cpu"))
-    session.sites = [Site("site", "Frees", slot)]
-    listen(session)
-    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
-    session.begin_pass(path, {})
+    session, path = _recording(module)
     session.begin_step(make_rows([(0, 0, 0)]))
     with torch.inference_mode():
         for i in range(50):
@@ -313,13 +313,7 @@ def what_a_slow_writer_cannot_take_is_dropped_and_counted():
 
 def a_writer_that_is_killed_costs_the_trace_and_not_the_operator():
     module = Doubler()
-    slot = slot_of("site")
-    tap(module, slot)
-    session = Session(0, torch.device("cpu"))
-    session.sites = [Site("site", "Doubler", slot)]
-    listen(session)
-    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
-    session.begin_pass(path, {})
+    session, path = _recording(module)
     for i in range(6):
         if i == 3:
             session._writer._process.kill()
