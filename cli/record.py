@@ -24,6 +24,13 @@ __all__ = ["record"]
 MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
 
 
+class Level(str, Enum):
+    """See ``--level``."""
+
+    operator = "operator"
+    kernel = "kernel"  # what operators dispatch, too
+
+
 class WhenBehind(str, Enum):
     """See ``--when-behind``."""
 
@@ -55,6 +62,13 @@ def record(
     logprobs: Annotated[int, typer.Option(min=0, help="Alternatives a token whose logprobs are given.")] = 0,
     n: Annotated[int, typer.Option(min=1, help="Samples for each prompt.")] = 1,
     settings: Settings = [],  # noqa: B006
+    level: Annotated[
+        Level, typer.Option(help="operator: what each module takes and gives; kernel: also what it dispatches.")
+    ] = Level.operator,
+    check_writes: Annotated[
+        bool,
+        typer.Option(help="At kernel level, notice writes that a custom kernel's schema does not declare."),
+    ] = True,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="End the recording after so many steps.", show_default=False)
     ] = None,
@@ -78,7 +92,10 @@ def record(
 
     The sampling options hold for prompts that do not give their own.
     """
-    options = {"max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value}
+    options = {
+        "max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value, "level": level.value,
+        "check_writes": check_writes,
+    }  # fmt: skip
     if command:
         raise typer.Exit(
             _record_command(command, out, engine, force, options, [model, prompts, with_weights, *settings])

@@ -7,7 +7,7 @@ a map shorter than its tensor means that the remaining rows are padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,8 +17,14 @@ import numpy.typing as npt
 from tracereplay.dtypes import numpy_dtype
 
 __all__ = [
+    "Argument",
     "Call",
+    "Constant",
+    "Kernel",
     "Layout",
+    "LeftOut",
+    "Named",
+    "Opaque",
     "Parameter",
     "Request",
     "RowKey",
@@ -159,6 +165,108 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor of the model's that kernels take by its name: a parameter, or a buffer such as a table of cosines.
+
+    Args:
+        name: its path in the model, ``model.layers.0.mlp.down_proj.weight``.
+        dtype, shape, strides: as it was when the recording began.
+        digest: xxh3-128 of its elements' bytes, 32 hexadecimal digits; None where it was not taken.
+        value: a buffer's elements, which no checkpoint has; None of a parameter.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    digest: str | None = None
+    value: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An argument that is a constant of the model, or a view of one.
+
+    Args:
+        name: of the `Constant`.
+        dtype, shape, strides: of the argument; strides in elements.
+        start: of its first element in the constant's memory, in elements.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A tensor that was not recorded.
+
+    Args:
+        dtype, shape: of it.
+        reason: why, as a noun phrase: ``the engine's key/value cache``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """An argument that is neither a tensor nor plain data.
+
+    Args:
+        kind: ``dtype``, ``device``, ``layout``, ``memory_format``; else the name of its type.
+        text: what it is, ``bfloat16``; of other types nothing.
+        state: of a random number generator (kind ``Generator``), as it was before the call.
+    """
+
+    kind: str
+    text: str = ""
+    state: Value | None = None
+
+
+Scalar: TypeAlias = "complex | float | int | str | None"
+# An argument of a kernel; a tuple stands for a list.
+Argument: TypeAlias = "Value | Named | LeftOut | Opaque | Scalar | tuple[Argument, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One call that PyTorch dispatched inside an operator, or a kernel launched past the dispatcher.
+
+    Args:
+        name: ``aten.mm.default``, ``_C.rms_norm.default``; ``triton.NAME`` for a kernel launched directly.
+        schema: of the operator, as PyTorch writes it; empty past the dispatcher.
+        site: the operator's, in which it ran.
+        call: which of the site's calls of the step.
+        parent: place in the step's kernels of the one inside which it ran; -1: none.
+        arguments: before the call, by position.
+        keywords: before the call, by name.
+        outputs: what it returned; a single value as a tuple of one.
+        written: tensors that it changed in place, as it left them, by their number among the tensors of
+            ``arguments`` and ``keywords``, counted in order.
+        undeclared: those of ``written`` that the schema does not declare as written.
+        failed: what it raised, if so.
+    """
+
+    name: str
+    schema: str
+    site: str
+    call: int
+    parent: int
+    arguments: tuple[Argument, ...]
+    keywords: Mapping[str, Argument]
+    outputs: tuple[Argument, ...]
+    written: Mapping[int, Value] = field(default_factory=dict)
+    undeclared: tuple[int, ...] = ()
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """One token that the sampler gave.
 
@@ -204,6 +312,7 @@ class Step:
         notes: what could not be seen, as sentences.
         requests: those that begin here, where no workload names them.
         weights: how often the engine's weights had been updated before, within the pass.
+        kernels: in the order in which they were called; none unless kernels were recorded.
     """
 
     number: int
@@ -213,6 +322,7 @@ class Step:
     notes: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
     weights: int = 0
+    kernels: Sequence[Kernel] = ()
 
 
 Side: TypeAlias = Literal["in", "out"]

@@ -10,6 +10,7 @@ import torch
 from tracereplay.engines.adapter import Adapter, wrap_method
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
+from tracereplay.hooks.kernels import unseen
 
 __all__ = ["V0Adapter", "refuse_v0"]
 
@@ -92,14 +93,16 @@ class V0Adapter(Adapter):
         if not self.recorder.recording or not isinstance(results, list):
             return results, tensor
         self._choices = [token for tokens, _ in results for token in tokens]
-        forced = iter(self.force(self._keys, torch.tensor(self._choices, dtype=torch.int64)).tolist())
+        with unseen():
+            forced = iter(self.force(self._keys, torch.tensor(self._choices, dtype=torch.int64)).tolist())
         return [([next(forced) for _ in tokens], parents) for tokens, parents in results], tensor
 
     def _sampler(self, original: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.recorder.recording:
             return original(logits, *args, **kwargs)
         given = self.recorder.feed(logits, self._sampler_slot, 0)
-        output = original(logits if given is None else given, *args, **kwargs)
+        with self.recorder.inside(self._sampler_slot):
+            output = original(logits if given is None else given, *args, **kwargs)
         samples = [sample for group in output.outputs for sample in group.samples]
         if len(samples) == len(self._keys) == len(self._choices):
             tokens = torch.tensor([s.output_token for s in samples], dtype=torch.int64)

@@ -15,6 +15,7 @@ import torch
 from tracereplay.engines.adapter import Adapter, wrap_method
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
+from tracereplay.hooks.kernels import unseen
 
 __all__ = ["V1Adapter", "refuse_v1"]
 
@@ -129,9 +130,10 @@ class V1Adapter(Adapter):
     def _sample(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         sampled, logprobs = original(*args, **kwargs)
         if self.recorder.recording and len(sampled) == len(self._keys):
-            self._choice = sampled.to(torch.int64).view(-1).clone()
             keys = [RowKey(-1, 0, 0) if d else k for k, d in zip(self._keys, self._discarded, strict=True)]
-            sampled = self.force(keys, sampled)
+            with unseen():
+                self._choice = sampled.to(torch.int64).view(-1).clone()
+                sampled = self.force(keys, sampled)
         return sampled, logprobs
 
     def _sampler(self, original: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +141,8 @@ class V1Adapter(Adapter):
             return original(logits, *args, **kwargs)
         self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
         given = self.recorder.feed(logits, self._sampler_slot, 0)
-        output = original(logits if given is None else given, *args, **kwargs)
+        with self.recorder.inside(self._sampler_slot):
+            output = original(logits if given is None else given, *args, **kwargs)
         if self._choice is not None:
             self._report(output, self._choice)
             self._choice = None

@@ -147,7 +147,7 @@ class GuestWorker:
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
             meta["model"] = str(self._worker.vllm_config.model_config.model)
         adapter.begin_pass(first_request, forced)
-        session.begin_pass(path, meta, replacement, self._options(options or {}))
+        session.begin_pass(path, meta, replacement, self._options(options or {}), adapter.model())
         return {}
 
     def _options(self, given: Mapping[str, Any]) -> Options:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Container
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,10 @@ class Listener(Protocol):
     @property
     def watched(self) -> Container[int]:
         """Slots of which it wants to see calls now (asked in eager mode only)."""
+
+    @property
+    def scope(self) -> Callable[[Any], AbstractContextManager[Any]] | None:
+        """What an eager call runs inside of, made from what ``arrived`` returned; None: nothing."""
 
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None:
         """Input ``index`` of the operator at ``slot`` has arrived; returns what it shall take instead."""
@@ -144,7 +149,11 @@ def _watched(
             values[i] = value
         args = tuple(values[: len(args)])
         kwargs = dict(zip(kwargs, values[len(args) :], strict=True))
-    result = inner(*args, **kwargs)
+    if listener.scope is None:
+        result = inner(*args, **kwargs)
+    else:
+        with listener.scope(call):
+            result = inner(*args, **kwargs)
     outputs = result if isinstance(result, (tuple, list)) else (result,)
     found = [value for value in outputs if type(value) is torch.Tensor or _is_data(value)]
     listener.returned(call, taken, found)

@@ -19,6 +19,7 @@ from tracereplay.workload import Prompt, Workload
 __all__ = ["observer_effect", "record", "record_pass", "replay", "replay_passes", "run_header"]
 
 Report = Callable[[str], None]
+OPERATOR = "operator"  # the level of a recording that says nothing else
 
 
 def record(
@@ -49,7 +50,8 @@ def record(
     check_model(model)
     checkpoint = read_checkpoint(model)
     workload = replace(workload, weights=checkpoint.digest)
-    header = {**run_header("recording", engine, workload), "checkpoint": checkpoint.tensors}
+    level = (options or {}).get("level", OPERATOR)
+    header = {**run_header("recording", engine, workload, level), "checkpoint": checkpoint.tensors}
     directory = TraceDirectory(out, header, force=force)
     if weights:
         report("Copying the weights")
@@ -97,7 +99,8 @@ def replay(
     workload = replace(workload, model=str(model or workload.model))
     check_model(Path(workload.model))
     workload = replace(workload, weights=read_checkpoint(Path(workload.model)).digest)
-    run = {**run_header("replay", engine, workload), "golden": source.digest()}
+    level = source.run.get("level", OPERATOR)
+    run = {**run_header("replay", engine, workload, level), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
     with (
@@ -125,7 +128,10 @@ def replay_passes(
     process: EngineProcess, directory: TraceDirectory, golden: Trace, workload: Workload, *,
     injected: bool = True, report: Report = lambda line: None,
 ) -> None:  # fmt: skip
-    """The rerun and the injected pass, in an engine that is there already."""
+    """The rerun and the injected pass, in an engine that is there already.
+
+    Where golden has kernels, the injected pass has them too; in the rerun they would be judged on other inputs.
+    """
     if golden.passes != ("record",):
         raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
     report("Generating again with golden tokens forced (rerun)")
@@ -133,7 +139,8 @@ def replay_passes(
     record_pass(process, directory, workload, "rerun", source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        record_pass(process, directory, workload, "injected", source, inject=True)
+        options = {"level": golden.run.get("level", OPERATOR)}
+        record_pass(process, directory, workload, "injected", source, inject=True, options=options)
 
 
 def record_pass(
@@ -207,12 +214,13 @@ def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mappi
     return {"sequences": len(plain), "tokens_differ": differing, "logprob_abs_diff": stated}
 
 
-def run_header(kind: str, engine: Launchable, workload: Workload) -> dict[str, Any]:
-    """What a trace says of its run before the engine has started; ``kind`` is recording or replay."""
+def run_header(kind: str, engine: Launchable, workload: Workload, level: str = OPERATOR) -> dict[str, Any]:
+    """What a trace says of its run before the engine has started; ``kind`` is recording or replay, ``level``
+    operator or kernel."""
     return {
         "tracereplay": version("tracereplay"),
         "kind": kind,
-        "level": "operator",
+        "level": level,
         "engine": {"name": engine.name},
         "workload": workload.as_dict(),
         "notes": [],

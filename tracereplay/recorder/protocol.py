@@ -60,6 +60,7 @@ class StepMessage(NamedTuple):
         calls: slot, number, places of the rows in and out in ``maps``, and tensors of inputs, outputs and inputs
             after.
         sampled, notes, requests, weights: see `event.Step`; requests as `trace.records` writes them.
+        kernels: a record of `trace.kernels`; None unless kernels are recorded.
     """
 
     number: int
@@ -69,6 +70,7 @@ class StepMessage(NamedTuple):
     notes: list[str]
     requests: list[Any]
     weights: int
+    kernels: dict[str, Any] | None = None
 
 
 def send(fd: int, message: list[Any]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from tracereplay.event import Request, RowKey, RowMap, Site
+from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
 from tracereplay.trace import codec
@@ -49,6 +51,8 @@ class Options:
         codec: how chunks are stored.
         sites: globs; of the others nothing is kept.
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
+        level: ``operator``, or ``kernel``: what operators dispatch too.
+        check_writes: whether custom kernels are watched for writes that their schemas do not declare.
     """
 
     when_behind: str = "block"
@@ -57,6 +61,8 @@ class Options:
     codec: int = codec.PLANES
     sites: Sequence[str] = ("*",)
     sides: Sequence[str] = ("in", "out")
+    level: str = "operator"
+    check_writes: bool = True
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots of which it is not kept."""
@@ -112,13 +118,15 @@ class Session:
         self._unsettled: dict[int, set[int]] = {}
         self._writes: dict[int, set[int]] = {}  # of each slot that was checked, the inputs that it changes
         self._wanted: frozenset[int] = frozenset()
+        self._kernels: KernelRecorder | None = None
         self.watched: frozenset[int] = frozenset()
+        self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
 
     # -- a pass -----------------------------------------------------------------------------------------
 
     def begin_pass(
         self, path: Path, meta: Mapping[str, Any], replacement: Replacement | None = None,
-        options: Options | None = None,
+        options: Options | None = None, model: torch.nn.Module | None = None,
     ) -> None:  # fmt: skip
         """Starts recording into a new segment.
 
@@ -127,6 +135,7 @@ class Session:
             meta: plain data about this process.
             replacement: feeds recorded values (None: only watch).
             options: see there.
+            model: whose parameters and buffers kernels take by name, if kernels are recorded.
 
         Raises:
             OSError, WriterGone: the segment or its writer cannot be made.
@@ -143,11 +152,15 @@ class Session:
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
+        if self._options.level == "kernel" and model is not None:
+            self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
+            self.scope = self._inside
         self._writer.sites(self.sites)
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns what went wrong, if anything."""
         writer, self._replacement = self._writer, None
+        self._kernels = self.scope = None
         if writer is not None:
             with self._guarded():
                 self._hand_over(writer, 0)
@@ -197,6 +210,8 @@ class Session:
                 self._step = PendingStep(self._steps + self._dropped, rows, arena, writer, self._weights)
                 self._step.notes += self._options.told() if self._steps == 0 else []
                 self.watched = self._wanted
+                if self._kernels is not None:
+                    self._kernels.begin_step(self._step)
         except Exception as error:
             self._failed(error)
 
@@ -225,6 +240,8 @@ class Session:
         if step is None or writer is None:
             return
         self._note_silence(step)
+        if self._kernels is not None:
+            self._end_kernels(step, self._kernels)
         self._steps += 1
         with self._guarded():
             if self._stream is None:
@@ -234,6 +251,14 @@ class Session:
             event.record(self._stream)
             self._waiting.append((step, event))
             self._hand_over(writer, IN_FLIGHT)
+
+    def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
+        with self._guarded():
+            sampler = {site.slot for site in self.sites if site.operator == "Sampler"}
+            compiled = step.compiled() - sampler
+            if compiled:
+                kernels.compiled_region(compiled)
+            step.kernels = kernels.end_step()
 
     def _hand_over(self, writer: WriterClient, leave: int) -> None:
         """Hands over the steps whose copies have arrived, and waits for those beyond ``leave``."""
@@ -351,6 +376,20 @@ class Session:
                 self._writes[call.slot] = found
             for index in found:
                 call.written[index] = step.copy(taken[index])
+
+    # -- kernels ----------------------------------------------------------------------------------------
+
+    def inside(self, slot: int) -> AbstractContextManager[Any]:
+        """What an operator runs inside of that no tap surrounds (the sampler); its inputs have been fed."""
+        if self._step is None or self._kernels is None:
+            return contextlib.nullcontext()
+        call = self._step.latest.get(slot)
+        return self._kernels.inside(slot, 0 if call is None else call.number)
+
+    def _inside(self, call: OpenCall | None) -> AbstractContextManager[None]:
+        if call is None or self._kernels is None:
+            return contextlib.nullcontext()
+        return self._kernels.inside(call.slot, call.number)
 
     # -- failures ---------------------------------------------------------------------------------------
 

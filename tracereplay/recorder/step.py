@@ -12,13 +12,18 @@ from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.trace import records
 
-__all__ = ["OpenCall", "PendingStep"]
+__all__ = ["OpenCall", "PendingStep", "dtype_name"]
 
 _DTYPES = {getattr(torch, name): name for name in (
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
     "complex32", "complex64", "complex128", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2",
     "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2",
 ) if hasattr(torch, name)}  # fmt: skip
+
+
+def dtype_name(x: torch.Tensor) -> str | None:
+    """Its dtype as traces call it; None if such a tensor cannot be recorded."""
+    return _DTYPES.get(x.dtype) if x.layout is torch.strided else None
 
 
 class OpenCall(NamedTuple):
@@ -49,6 +54,7 @@ class PendingStep:
         self.both = (rows, rows)
         self.notes: list[str] = []
         self.requests: list[Request] = []
+        self.kernels: dict[str, Any] | None = None  # a record of `trace.kernels`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self._weights = weights
         self._writer = writer
@@ -111,6 +117,19 @@ class PendingStep:
         places = {i: n - self._before[0] for i, n in call.inputs.items()}
         found = {i: Descriptor(*self._tensors[n]) for i, n in places.items() if n >= 0}
         return {i: self._arena.bytes(d.offset, d.size) for i, d in found.items()}
+
+    def equal(self, one: int, other: int) -> bool:
+        """Whether two recorded tensors of the current arena have the same bytes; False if one lies elsewhere."""
+        places = [number - self._before[0] for number in (one, other)]
+        if min(places) < 0:
+            return False
+        found = [Descriptor(*self._tensors[place]) for place in places]
+        first, second = (self._arena.bytes(d.offset, d.size) for d in found)
+        return first == second
+
+    def compiled(self) -> set[int]:
+        """Slots of the calls that a compiled graph made."""
+        return {slot for slot, _, _ in self._fired}
 
     def slots(self) -> set[int]:
         """Those that fired."""
@@ -228,5 +247,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weights,
+            self._weights, self.kernels,
         )  # fmt: skip

@@ -23,6 +23,7 @@ import numpy as np
 from tracereplay.event import RowKey, Sampled
 from tracereplay.recorder.protocol import Descriptor, Inbox, SampledBytes, StepMessage, send
 from tracereplay.trace import BudgetSpent, CallOfStep, SegmentWriter, TensorBytes, records
+from tracereplay.trace.kernels import renumbered
 
 __all__ = ["main"]
 
@@ -122,7 +123,8 @@ class _Server:
         ]
         sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
         requests = [records.read_request(r) for r in step.requests]
-        writer.commit(step.number, maps[0], calls, sampled, step.notes, requests, step.weights)
+        kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
+        writer.commit(step.number, maps[0], calls, sampled, step.notes, requests, step.weights, kernels)
 
     def _sampled(self, piece: SampledBytes) -> list[Sampled]:
         count = len(piece.keys)

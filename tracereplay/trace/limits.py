@@ -7,12 +7,13 @@ hardly at all, and the same tensor is named some thirty times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tracereplay.dtypes import nbytes
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Call, Step
+from tracereplay.event import Call, Constant, Kernel, Step
 from tracereplay.storage.files import File
+from tracereplay.trace.kernels import values_of_kernel
 
 __all__ = ["Limits"]
 
@@ -46,6 +47,12 @@ class Limits:
         """The step at ``place`` was read; whoever wants its values reads these bytes."""
         self._take("values", place, _size(step.calls))
 
+    def kernels(self, place: int, kernels: Sequence[Kernel], constants: Sequence[Constant]) -> None:
+        """The kernels of the step at ``place`` were read."""
+        values = [v for k in kernels for v in values_of_kernel(k)]
+        values += [c.value for c in constants if c.value is not None]
+        self._take("kernels", place, sum(nbytes(v.dtype, v.shape) for v in values))
+
     def _take(self, what: str, where: int, size: int) -> None:
         if (what, where) in self._seen:
             return
@@ -58,7 +65,7 @@ class Limits:
             )
 
 
-_ALLOWED = {"records": RECORDS, "chunks": CHUNKS, "values": VALUES}
+_ALLOWED = {"records": RECORDS, "chunks": CHUNKS, "values": VALUES, "kernels": VALUES}
 
 
 def _size(calls: Iterable[Call]) -> int:

@@ -6,6 +6,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ class SegmentReader:
     def step(self, place: int) -> Step:
         """The step at ``place`` in the file."""
         _, offset, length = self.index.steps[place]
-        step = records.read_step(self._record(offset, length, Kind.STEP, dict), self._names, self._load)
+        record = self._record(offset, length, Kind.STEP, dict)
+        check = partial(self._limits.kernels, place)
+        step = records.read_step(record, self._names, self._load, check)
         self._limits.step(place, step)
         return step
 

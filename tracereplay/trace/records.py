@@ -17,6 +17,7 @@ from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, Parameter, Request, RowKey, RowMap, Sampled, Site, Step, Value
 from tracereplay.trace.chunk import MAX_DIMENSIONS
+from tracereplay.trace.kernels import Check, Kernels
 
 __all__ = [
     "CallRecord",
@@ -64,6 +65,7 @@ class Located(NamedTuple):
     strided: bool
 
 
+NO_KERNELS: Mapping[str, Any] = {"names": [], "calls": []}
 Loader = Callable[[Located], bytes]
 # slot, number, inputs, outputs, rows in, rows out, written: see `write_call`
 CallRecord = tuple[int, int, list[int], list[int], int, int, list[tuple[int, int]]]
@@ -231,10 +233,11 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
 
 def write_step(
     number: int, maps: list[bytes], values: Sequence[Located], calls: list[CallRecord], sampled: Sequence[Sampled],
-    notes: Sequence[str], requests: Sequence[Request], weights: int,
+    notes: Sequence[str], requests: Sequence[Request], weights: int, kernels: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The step's own row map is the first of ``maps``; ``weights`` counts updates of the weights so far."""
-    return {
+    """The step's own row map is the first of ``maps``; ``weights`` counts updates of the weights so far;
+    ``kernels`` are a record of `trace.kernels`."""
+    record = {
         "number": number,
         "maps": maps,
         "values": values,
@@ -244,13 +247,15 @@ def write_step(
         "requests": [write_request(r) for r in requests],
         "weights": weights,
     }
+    return record if kernels is None else {**record, "kernels": dict(kernels)}
 
 
-def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader) -> Step:
-    """Raises DamagedTrace if the record has not the parts of a step."""
+def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, check: Check) -> Step:
+    """Raises DamagedTrace if the record has not the parts of a step; ``check`` is for its kernels."""
     try:
         maps = [read_rows(m) for m in data["maps"]]
         values = [read_value(v, load) for v in data["values"]]
+        kernels = Kernels(data.get("kernels", NO_KERNELS), values, names, check)
         return Step(
             number=_place(data["number"]),
             rows=maps[0],
@@ -259,6 +264,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader) -
             notes=tuple(map(_text, data["notes"])),
             requests=tuple([read_request(r) for r in data["requests"]]),
             weights=_place(data["weights"]),
+            kernels=kernels,
         )
     except WRONG as error:
         raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

@@ -126,6 +126,7 @@ class SegmentWriter:
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
         notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
+        kernels: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
 
@@ -134,6 +135,7 @@ class SegmentWriter:
             rows: of the model's forward.
             calls: in order of execution.
             sampled, notes, requests, weights: see `event.Step`.
+            kernels: a record of `trace.kernels`; its tensors are such places too.
 
         Raises:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
@@ -145,7 +147,7 @@ class SegmentWriter:
         try:
             self._contents.flush()
             record = records.write_step(
-                number, list(maps), self._contents.values, packed, sampled, notes, requests, weights
+                number, list(maps), self._contents.values, packed, sampled, notes, requests, weights, kernels
             )
             place = self._to.record(Kind.STEP, record)
         except OSError:

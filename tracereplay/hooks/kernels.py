@@ -1,0 +1,185 @@
+"""Kernels: what PyTorch dispatches while an operator runs, and Triton kernels that are launched past it.
+
+    with watching(listener):          while one operator runs
+        operator(...)                 ──▶ listener.begin(...), listener.end(...) for each kernel
+
+Composite operators (``aten.linear``) are taken apart, as PyTorch does itself where no inference mode is on: what
+runs is what they consist of. A custom operator that is written in Python (``vllm.unified_attention``) is seen
+and looked into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+__all__ = ["KernelListener", "declared_writes", "short_name", "unseen", "watching"]
+
+# Namespaces whose operators are Python functions over other operators.
+_LOOKED_INTO = frozenset({"vllm"})
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+_has_computed_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+
+
+class KernelListener(Protocol):
+    """What sees the kernels. It must not raise, and what it calls is not seen."""
+
+    def begin(
+        self, name: str, op: torch._ops.OpOverload | None, arguments: Sequence[Any], keywords: Mapping[str, Any]
+    ) -> Any:
+        """A kernel is about to run.
+
+        Args:
+            name: ``aten.mm.default``.
+            op: the operator; None for a kernel that is launched past the dispatcher.
+            arguments, keywords: as given.
+
+        Returns:
+            What ``end`` shall be told.
+        """
+
+    def end(self, kernel: Any, result: Any, error: BaseException | None) -> None:
+        """It has returned ``result``, or raised ``error``."""
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+    def __init__(self, listener: KernelListener) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _is_composite(func, _backend(args, kwargs)):
+            with self:
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
+        kernel = self._listener.begin(short_name(func), func, args, kwargs)
+        try:
+            result = self._run(func, args, kwargs)
+        except BaseException as error:
+            self._listener.end(kernel, None, error)
+            raise
+        self._listener.end(kernel, result, None)
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        backend = _backend(args, kwargs) if func.namespace in _LOOKED_INTO else ""
+        if not backend or not _has_computed_kernel(func.name(), backend):
+            return func(*args, **kwargs)
+        # Past the key at which this mode listens, straight to the function: the mode sees what that calls.
+        with self:
+            return func._op_dk(getattr(torch._C.DispatchKey, backend), *args, **kwargs)
+
+
+def _backend(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The dispatch key of the first tensor's device; empty where there is no tensor."""
+    found = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
+    return "" if found is None else _key_of(found.device.type)
+
+
+@functools.cache
+def _key_of(device: str) -> str:
+    return str(torch._C._dispatch_key_for_device(device))
+
+
+@functools.cache
+def _is_composite(op: Any, backend: str) -> bool:
+    """Whether PyTorch has nothing for ``op`` but a function over other operators.
+
+    Only PyTorch's own: vLLM's C++ kernels that are registered for any device look the same, and are kernels.
+    Why not `OpOverload.decompose`: it prefers decompositions in Python, which compute other bits than what runs.
+    """
+    name = op.name()
+    return (
+        op.namespace == "aten"
+        and _has_kernel(name, "CompositeImplicitAutograd")
+        and not (backend and _has_kernel(name, backend))
+    )
+
+
+@functools.cache
+def short_name(op: Any) -> str:
+    """``namespace.operator.overload`` of a ``torch._ops.OpOverload``."""
+    return str(op)
+
+
+@functools.cache
+def declared_writes(op: Any) -> tuple[frozenset[int], frozenset[str]]:
+    """Positions and names of the arguments that a schema declares as written."""
+    arguments = op._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return frozenset(written), frozenset(arguments[i].name for i in written)
+
+
+@contextlib.contextmanager
+def watching(listener: KernelListener) -> Iterator[None]:
+    """Tells ``listener`` of every kernel that this thread runs."""
+    with _Mode(listener), _triton_launches(listener):
+        yield
+
+
+def unseen() -> contextlib.AbstractContextManager[Any]:
+    """Hides from the listener what runs inside it: the recorder's own work."""
+    hidden: contextlib.AbstractContextManager[Any] = _disable_current_modes()
+    return hidden
+
+
+# Triton kernels are launched by `fn[grid](...)`, which PyTorch does not see.
+
+
+@contextlib.contextmanager
+def _triton_launches(listener: KernelListener) -> Iterator[None]:
+    """Wraps Triton's launch for as long as it lasts; costs nothing where nobody has loaded Triton."""
+    launchers = _launchers()
+    originals = [launcher.run for launcher in launchers]
+    for launcher, original in zip(launchers, originals, strict=True):
+        launcher.run = _told(listener, original)
+    try:
+        yield
+    finally:
+        for launcher, original in zip(launchers, originals, strict=True):
+            launcher.run = original
+
+
+def _launchers() -> list[Any]:
+    places = (("triton.runtime.jit", "JITFunction"),)
+    found = [getattr(sys.modules.get(module), name, None) for module, name in places]
+    return [launcher for launcher in found if launcher is not None]
+
+
+def _told(listener: KernelListener, run: Any) -> Any:
+    @functools.wraps(run)
+    def launch(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        if warmup:
+            return run(function, *args, grid=grid, warmup=warmup, **kwargs)
+        name = f"triton.{getattr(function, '__name__', type(function).__name__)}"
+        kernel = listener.begin(name, None, args, {**kwargs, "grid": _grid(grid, function, args, kwargs)})
+        error: BaseException | None = None
+        try:
+            return run(function, *args, grid=grid, warmup=warmup, **kwargs)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            listener.end(kernel, None, error)
+
+    return launch
+
+
+def _grid(grid: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The grid's sizes; a grid that is computed is asked with the launch's arguments by name."""
+    if not callable(grid):
+        return grid
+    try:
+        names = list(function.arg_names)
+        return grid({**dict(zip(names, args, strict=False)), **kwargs})
+    except Exception:
+        return "computed"

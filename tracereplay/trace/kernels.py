@@ -1,0 +1,191 @@
+"""The kernels of a step, as they stand in its record: written and read one under the other.
+
+    {"names": [[name, schema], ...], "calls": [call, ...], "constants": [constant, ...]}
+    call      [name, slot, number, parent, [argument...], {keyword: argument}, [output...], [[tensor, value]...],
+               [undeclared...], failed]
+    constant  [name, dtype, shape, strides, digest or nil, value or -1]
+
+An argument is plain data (nil, bool, whole number, float, text) or a list that begins with what it is::
+
+    ["t", value]                                a tensor; its place among the step's values
+    ["n", name, dtype, shape, strides, start]   a constant of the model, or a view of one
+    ["x", dtype, shape, reason]                 a tensor that was not recorded
+    ["l", [argument...]]                        a list
+    ["o", kind, text, value or -1]              anything else; the value is a generator's state
+    ["c", real, imaginary]                      a complex number
+
+Kernels are taken apart when they are asked for: most readers of a step want its operators only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, overload
+
+from tracereplay.errors import DamagedTrace
+from tracereplay.event import Argument, Constant, Kernel, LeftOut, Named, Opaque, Value
+
+__all__ = ["Kernels", "renumbered", "tensors_in", "values_of_kernel"]
+
+MAX_NESTING = 8  # of lists in an argument; schemas know two levels
+_WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
+
+Check = Callable[[Sequence[Kernel], Sequence[Constant]], None]
+
+
+def renumbered(kernels: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """The record with other places: the tensor that was called n is called ``places[n]``."""
+
+    def number(argument: Any) -> Any:
+        if not isinstance(argument, list):
+            return argument
+        if argument[0] == "t":
+            return ["t", places[argument[1]]]
+        if argument[0] == "l":
+            return ["l", [number(item) for item in argument[1]]]
+        if argument[0] == "o" and argument[3] >= 0:
+            return [*argument[:3], places[argument[3]]]
+        return argument
+
+    calls = [
+        [*call[:4], [number(a) for a in call[4]], {k: number(a) for k, a in call[5].items()},
+         [number(a) for a in call[6]], [[i, places[n]] for i, n in call[7]], *call[8:]]
+        for call in kernels["calls"]
+    ]  # fmt: skip
+    constants = [[*c[:5], places[c[5]] if c[5] >= 0 else -1] for c in kernels.get("constants", ())]
+    return {"names": kernels["names"], "calls": calls, "constants": constants}
+
+
+def tensors_in(arguments: Argument) -> Iterator[Value | Named | LeftOut]:
+    """The tensors of an argument, or of a tuple of them, in order."""
+    if isinstance(arguments, Value | Named | LeftOut):
+        yield arguments
+    elif isinstance(arguments, tuple):
+        for argument in arguments:
+            yield from tensors_in(argument)
+
+
+def values_of_kernel(kernel: Kernel) -> Iterator[Value]:
+    """Every value that a kernel names, as often as it names it."""
+    sides = (*kernel.arguments, *kernel.keywords.values(), *kernel.outputs, *kernel.written.values())
+    for argument in sides:
+        yield from _values(argument)
+
+
+def _values(argument: Argument) -> Iterator[Value]:
+    if isinstance(argument, Value):
+        yield argument
+    elif isinstance(argument, Opaque) and argument.state is not None:
+        yield argument.state
+    elif isinstance(argument, tuple):
+        for item in argument:
+            yield from _values(item)
+
+
+class Kernels(Sequence[Kernel]):
+    """A step's kernels, read when they are first asked for.
+
+    Args:
+        data: the record.
+        values: the step's.
+        names: sites by their slots.
+        check: raises DamagedTrace if what was read asks for too much.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any], values: Sequence[Value], names: Mapping[int, str], check: Check
+    ) -> None:
+        self._data = data
+        self._values = values
+        self._names = names
+        self._check = check
+
+    @cached_property
+    def _read(self) -> tuple[tuple[Kernel, ...], tuple[Constant, ...]]:
+        try:
+            known = [(_text(name), _text(schema)) for name, schema in self._data["names"]]
+            kernels = tuple([self._kernel(known, i, *call[:10]) for i, call in enumerate(self._data["calls"])])
+            constants = tuple([self._constant(*c[:6]) for c in self._data.get("constants", ())])
+        except _WRONG as error:
+            raise DamagedTrace(f"A step's kernels cannot be read: {error!r}.") from error
+        self._check(kernels, constants)
+        return kernels, constants
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        """See `event.Step`."""
+        return self._read[1]
+
+    def __len__(self) -> int:
+        return len(self._read[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Kernel: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Kernel, ...]: ...
+    def __getitem__(self, index: int | slice) -> Kernel | tuple[Kernel, ...]:
+        return self._read[0][index]
+
+    def _kernel(
+        self, known: list[tuple[str, str]], place: int, name: Any, slot: Any, number: Any, parent: Any,
+        arguments: list[Any], keywords: dict[str, Any], outputs: list[Any], written: list[Any],
+        undeclared: list[Any], failed: Any,
+    ) -> Kernel:  # fmt: skip
+        if type(parent) is not int or not -1 <= parent < place:
+            raise ValueError("a kernel inside one that does not come before it")
+        return Kernel(
+            *known[_count(name)],
+            self._names[slot],
+            _count(number),
+            parent,
+            tuple([self._argument(a) for a in arguments]),
+            {_text(k): self._argument(a) for k, a in keywords.items()},
+            tuple([self._argument(a) for a in outputs]),
+            {_count(i): self._values[_count(n)] for i, n in written},
+            tuple(map(_count, undeclared)),
+            _text(failed),
+        )
+
+    def _constant(self, name: Any, dtype: Any, shape: Any, strides: Any, digest: Any, place: Any) -> Constant:
+        value = self._values[_count(place)] if place != -1 else None
+        digest = None if digest is None else _text(digest)
+        return Constant(_text(name), _text(dtype), _counts(shape), _counts(strides), digest, value)
+
+    def _argument(self, data: Any, depth: int = 0) -> Argument:
+        if data is None or isinstance(data, bool | int | float | str):
+            return data
+        if depth > MAX_NESTING or not isinstance(data, list):
+            raise ValueError("an argument that is none")
+        kind, *rest = data
+        if kind == "t":
+            return self._values[_count(rest[0])]
+        if kind == "l":
+            return tuple([self._argument(a, depth + 1) for a in rest[0]])
+        if kind == "n":
+            name, dtype, shape, strides, start = rest
+            return Named(_text(name), _text(dtype), _counts(shape), _counts(strides), _count(start))
+        if kind == "x":
+            return LeftOut(_text(rest[0]), _counts(rest[1]), _text(rest[2]))
+        if kind == "o":
+            state = self._values[_count(rest[2])] if rest[2] != -1 else None
+            return Opaque(_text(rest[0]), _text(rest[1]), state)
+        if kind == "c":
+            return complex(*map(float, rest))
+        raise ValueError(f"an argument of kind {kind!r}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} where a text belongs")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError("something else where a place or a count belongs")
+    return value
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    return tuple(map(_count, values))
