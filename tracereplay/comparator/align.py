@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ __all__ = [
     "CallInfo",
     "Pairs",
     "PassIndex",
+    "StepInfo",
     "Table",
     "TableKey",
     "Tensor",
@@ -70,6 +71,20 @@ class CallInfo:
     step: int
     site: str
     number: int
+
+
+class StepInfo(NamedTuple):
+    """One step of a pass.
+
+    Args:
+        number: of the step.
+        rows: its row map's bytes.
+        weights: how often the engine's weights had been updated before, within the pass.
+    """
+
+    number: int
+    rows: bytes
+    weights: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +210,7 @@ class PassIndex:
         sites: what is known of each site.
         notes: what the steps say could not be seen, each once.
         unknown: for a candidate, rows of each site that golden never computed.
-        schedule: for each step, its row map's bytes.
+        steps: in order.
         sampled: what each place's token was, by place; the last sampling stands.
     """
 
@@ -204,8 +219,13 @@ class PassIndex:
     sites: Mapping[str, Site]
     notes: tuple[str, ...]
     unknown: Mapping[str, int]
-    schedule: tuple[bytes, ...]
+    steps: tuple[StepInfo, ...]
     sampled: Mapping[RowKey, Sampled]
+
+    @property
+    def schedule(self) -> tuple[bytes, ...]:
+        """For each step, its row map's bytes."""
+        return tuple(step.rows for step in self.steps)
 
 
 def index_pass(trace: Trace, name: str, number_rows: Callable[[RowMap], Ints]) -> PassIndex:
@@ -245,7 +265,7 @@ class _Builder:
         self._tables: dict[TableKey, Table] = {}
         self._notes: dict[str, None] = {}
         self._unknown: dict[str, int] = {}
-        self._schedule: list[bytes] = []
+        self._steps: list[StepInfo] = []
         self._sampled: dict[RowKey, Sampled] = {}
 
     def build(self) -> PassIndex:
@@ -254,13 +274,13 @@ class _Builder:
             table.seal()
         return PassIndex(
             tuple(self._calls), self._tables, self._sites, tuple(self._notes), self._unknown,
-            tuple(self._schedule), self._sampled,
+            tuple(self._steps), self._sampled,
         )  # fmt: skip
 
     def step(self, step: Step, others: Sequence[Step | None]) -> None:
         self._numbered.clear()  # row maps are shared within a step, and are known by their identity
         self._notes.update(dict.fromkeys(step.notes))
-        self._schedule.append(step.rows.tobytes())
+        self._steps.append(StepInfo(step.number, step.rows.tobytes(), step.weights))
         self._sampled.update((sampled.key, sampled) for sampled in step.sampled)
         elsewhere = [{(c.site, c.number): c for c in other.calls} if other else {} for other in others]
         taken: dict[str, list[Ints]] = {}

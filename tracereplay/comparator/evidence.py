@@ -15,7 +15,8 @@ from tracereplay.comparator.exclusions import (
 )
 from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
 from tracereplay.comparator.rollout import rollout_numbers
-from tracereplay.comparator.settings import compare_settings
+from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates
+from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
@@ -42,6 +43,7 @@ class Evidence:
         unstable: sites that differed between two injected passes.
         other_golden: the candidate is a replay of another golden trace, by its digest.
         rollout: importance ratios in the uninjected pass, if there is one and it has logprobs.
+        versions: golden's and the candidate's weights, in the uninjected pass if there is one.
     """
 
     golden: Trace
@@ -57,6 +59,7 @@ class Evidence:
     other_golden: bool
     notes: tuple[str, ...] = ()
     rollout: Rollout | None = None
+    versions: tuple[Versions, Versions] = (Versions(), Versions())
 
     @property
     def coverage(self) -> Coverage:
@@ -65,6 +68,23 @@ class Evidence:
     @property
     def other_weights(self) -> bool:
         return any(d.name == "weights" and None not in (d.golden, d.candidate) for d in self.settings)
+
+    @property
+    def other_update(self) -> bool:
+        """Whether weights were updated under way at other places, or with the cache kept on one side alone."""
+        return any(d.name == WEIGHTS_UPDATE for d in self.settings)
+
+    @property
+    def update_explains(self) -> bool:
+        """Whether that explains the first divergence, or what is seen without one.
+
+        What older weights left is read out of the cache, which no tap sees: attention may differ on the same inputs.
+        In the injected pass the cache is golden's too, and what differs there is an operator's own doing.
+        """
+        first = self.comparison.first()
+        if not self.other_update or first is None or not self.provable:
+            return self.other_update
+        return self.mode != "injected" and "Attention" in first.operator
 
     @property
     def tokens_part(self) -> bool:
@@ -134,13 +154,20 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
     index = index_pass(golden, "record", _once_each(finder.add))
     other = index_pass(candidate, name, _once_each(finder.find))
     rows = Rows(finder, mine.tokens)
-    exclusions = _exclusions(mode, mine, theirs, index, other, rows)
+    versions = read_versions(index.steps, mine)
+    current = read_versions(other.steps, theirs)
+    exclusions = [
+        *_exclusions(mode, mine, theirs, index, other, rows),
+        *([computed_again(versions, index, rows)] if mode == "injected" else []),
+        of_other_weights(versions, current, rows),
+    ]
     comparison = compare_passes(index, other, rows, policy, exclusions=exclusions)
     rerun, free = None, other
     if mode == "injected" and "rerun" in candidate.passes:
         free = index_pass(candidate, "rerun", _once_each(finder.find))
-        drawn = [drawn_at_random(mine, rows)]
-        rerun = compare_passes(index, free, rows, policy, exclusions=drawn, until_beyond=True)
+        current = read_versions(free.steps, theirs)
+        left_out = [drawn_at_random(mine, rows), of_other_weights(versions, current, rows)]
+        rerun = compare_passes(index, free, rows, policy, exclusions=left_out, until_beyond=True)
     forced = mode != "compare"
     tokens, rollout = TokenFinding(), None
     if not (mode == "injected" and rerun is None):
@@ -155,7 +182,9 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         digest=digest,
         policy=policy,
         mode=mode,
-        settings=compare_settings(golden.run, candidate.run, drawn=not all(mine.greedy)),
+        settings=compare_settings(
+            golden.run, candidate.run, drawn=not all(mine.greedy), also=compare_updates(versions, current)
+        ),
         comparison=comparison,
         rerun=rerun,
         tokens=tokens,
@@ -163,6 +192,7 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         other_golden=candidate.run.get("golden") not in (None, digest) and golden.complete,
         notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
         rollout=rollout,
+        versions=(versions, current),
     )
 
 

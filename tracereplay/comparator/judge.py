@@ -107,6 +107,8 @@ def _cause(evidence: Evidence) -> Cause | None:
     first = evidence.comparison.first()
     if evidence.other_quantity and not evidence.tokens_part and (first is None or first.operator == "Sampler"):
         return "setting"
+    if evidence.update_explains:
+        return "setting"
     if first is not None and evidence.provable:
         if any(explains(d, first.operator) for d in evidence.settings):
             return "setting"

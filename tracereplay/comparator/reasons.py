@@ -8,6 +8,7 @@ from tracereplay.comparator.evidence import Evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.metrics import BIAS_ROWS
 from tracereplay.comparator.settings import explains
+from tracereplay.comparator.staleness import Versions
 from tracereplay.rollout import Quantity
 from tracereplay.verdict import Cause
 
@@ -50,6 +51,8 @@ def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
     reasons = [_CAUSES[cause](evidence)] if cause else _why_visible(evidence)
     if evidence.other_quantity and cause != "setting":
         reasons.append(_other_quantity(evidence))
+    if evidence.other_update and (update := _other_update(evidence)) not in reasons:
+        reasons.append(update)
     tokens = evidence.tokens
     if evidence.tokens_part and tokens.first_divergence is not None:
         at = tokens.first_divergence
@@ -109,6 +112,25 @@ def _other_quantity(evidence: Evidence) -> str:
     )
 
 
+def _other_update(evidence: Evidence) -> str:
+    """What became of keys and values when weights were updated under way."""
+    golden, candidate = (_of_update(versions) for versions in evidence.versions)
+    return f"Weights were updated under way, and not alike: in golden {golden}; in the candidate {candidate}."
+
+
+def _of_update(versions: Versions) -> str:
+    if not versions.changes:
+        return "never"
+    steps = ", ".join(map(str, versions.changes[:3])) + (" and later" if len(versions.changes) > 3 else "")
+    at, rows = versions.first_stale, f"{versions.stale} row{'s' if versions.stale != 1 else ''}"
+    if at is None:
+        return f"before step {steps}, and no row attended to keys and values of older weights"
+    return (
+        f"before step {steps}, and {rows} attended to keys and values of older weights, the first in request "
+        f"{at.request} at position {at.position}"
+    )
+
+
 QUANTITIES: dict[Quantity, str] = {
     "raw": "raw ones (log-softmax of the logits)",
     "scaled": "temperature-scaled ones",
@@ -123,6 +145,8 @@ def _why_setting(evidence: Evidence) -> str:
     if evidence.other_quantity:
         said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in evidence.settings if explains(d, "Sampler")]
         return _other_quantity(evidence) + (f" A setting says so: {'; '.join(said)}." if said else "")
+    if evidence.update_explains:
+        return _other_update(evidence)
     operator = first.operator if first is not None else ""
     named = [d for d in evidence.settings if explains(d, operator) or (first is None and d.name == "dtype")]
     words = "; ".join(f"{d.name} is {d.golden!r} in golden and {d.candidate!r} in the candidate" for d in named)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from tracereplay.comparator.staleness import Versions
 from tracereplay.verdict import Effect, SettingDifference
 
 if sys.version_info >= (3, 11):
@@ -17,7 +18,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["argument_of", "compare_settings", "effect_of", "explains", "importance_of"]
+__all__ = [
+    "WEIGHTS_UPDATE",
+    "argument_of",
+    "compare_settings",
+    "compare_updates",
+    "effect_of",
+    "explains",
+    "importance_of",
+]
+
+WEIGHTS_UPDATE = "weights_update"  # not a setting that anybody gave: it is read off the steps
 
 _ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none": 3}
 
@@ -72,13 +83,15 @@ def explains(difference: SettingDifference, operator: str) -> bool:
 
 
 def compare_settings(
-    golden: Mapping[str, Any], candidate: Mapping[str, Any], *, drawn: bool = True
-) -> tuple[SettingDifference, ...]:
+    golden: Mapping[str, Any], candidate: Mapping[str, Any], *, drawn: bool = True,
+    also: Sequence[SettingDifference] = (),
+) -> tuple[SettingDifference, ...]:  # fmt: skip
     """What differs between two traces' runs, what can change meaning or numbers first.
 
     Args:
         golden, candidate: ``Trace.run``.
         drawn: whether the workload draws any token at random.
+        also: what differs besides, found elsewhere.
     """
     mine, theirs = _flat(golden), _flat(candidate)
     names = dict.fromkeys([*mine, *theirs])
@@ -87,7 +100,15 @@ def compare_settings(
         for name in names
         if mine.get(name) != theirs.get(name)
     ]
-    return tuple(sorted(found, key=lambda d: (_ORDER[d.effect], importance_of(d.name), d.name)))
+    return tuple(sorted([*found, *also], key=lambda d: (_ORDER[d.effect], importance_of(d.name), d.name)))
+
+
+def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDifference, ...]:
+    """The updates of weights under way as a setting, where rows had other weights or a context of other weights."""
+    if golden.same_as(candidate):
+        return ()
+    values = golden.describe(), candidate.describe()
+    return (SettingDifference(WEIGHTS_UPDATE, *values, effect_of(WEIGHTS_UPDATE)),)
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ the way to one, so that a verdict can be checked against what is known.
 
 from tracereplay.engines.toy.flaws import EDGE_FLAWS, OPERATOR_FLAWS, Flaw
 from tracereplay.engines.toy.runs import record, replay, workload
-from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY
+from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY, Update
 
 __all__ = [
     "EDGE_FLAWS",
@@ -22,6 +22,7 @@ __all__ = [
     "OPERATOR_FLAWS",
     "VOCABULARY",
     "Flaw",
+    "Update",
     "record",
     "replay",
     "workload",

@@ -13,7 +13,7 @@ from tracereplay.engines.toy.numerics import Array, Numerics, Rounding
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.sampler import Sampler
 from tracereplay.engines.toy.schedule import Batch, Sample, samples, schedule
-from tracereplay.engines.toy.weights import VOCABULARY, Weights
+from tracereplay.engines.toy.weights import VOCABULARY, Update, Weights
 from tracereplay.errors import WorkloadError
 from tracereplay.event import Sampled, make_rows
 from tracereplay.workload import Prompt, Workload
@@ -32,8 +32,9 @@ class Engine:
         ranks: int,
         flaw: Flaw | Sequence[Flaw] | None,
         noise: float = 0.0,
+        update: Update | None = None,
     ) -> None:
-        self.work, self.max_rows, self.ranks = work, max_rows, ranks
+        self.work, self.max_rows, self.ranks, self.update = work, max_rows, ranks, update
         self.numerics = Numerics(str(work.settings.get("dtype", "bfloat16")), rounding)
         self.weights = Weights(work.model, self.numerics.nearest)
         flaws = [flaw] if isinstance(flaw, Flaw) else flaw or ()
@@ -58,14 +59,26 @@ class Engine:
         """One pass; returns its results as the manifest holds them."""
         begin = time.perf_counter()
         self._model.attention.clear()
+        self._model.weights = self.weights
         live = list(samples(self.work.prompts))
         number = 0
         while any(seq.waiting for seq in live):
+            if self.update is not None and number == self.update.step:
+                self._renew(recorder, live, cleared=self.update.cleared)
             batch = schedule([seq for seq in live if not self._shares(seq, live)], self.max_rows)
             self._step(recorder, batch, live, forced, number)
             number += 1
         recorder.close()
         return {"requests": [seq.result() for seq in live], "seconds": time.perf_counter() - begin}
+
+    def _renew(self, recorder: Recorder, live: Sequence[Sample], *, cleared: bool) -> None:
+        """Exchanges the weights, and begins again with all that is under way if the cache is cleared."""
+        self._model.weights = self.weights.updated()
+        recorder.weights_updated()
+        if cleared:
+            self._model.attention.clear()
+            for seq in live:
+                seq.done = 0
 
     def _shares(self, seq: Sample, live: Sequence[Sample]) -> bool:
         """Whether ``seq`` waits for the prompt that its request's first sample computes."""

@@ -24,12 +24,13 @@ class Model:
     """Embedding, layers and logits, each operator between its taps.
 
     Args:
+        weights: those of the steps to come; they may be exchanged between steps.
         ranks: 1 or 2 tensor-parallel ranks.
         noise: relative size of an error that no two runs share, in every linear layer.
     """
 
     def __init__(self, weights: Weights, numerics: Numerics, planted: Planted, ranks: int, noise: float) -> None:
-        self._weights, self._numerics, self._planted, self._ranks = weights, numerics, planted, ranks
+        self.weights, self._numerics, self._planted, self._ranks = weights, numerics, planted, ranks
         self._noise, self._random = noise, np.random.default_rng(time.perf_counter_ns())
         self.attention = Attention(numerics, planted)
 
@@ -44,7 +45,7 @@ class Model:
         residual: Array | None = None
         for layer in self._order():
             hidden, residual = self._layer(tap, layer, hidden, residual, positions, batch)
-        return self._norm(tap, "model.norm", self._weights.norm, hidden, residual, batch)[0]
+        return self._norm(tap, "model.norm", self.weights.norm, hidden, residual, batch)[0]
 
     def logits(self, tap: Recorder, hidden: Array, picked: list[int], rows: RowMap) -> Array:
         """Logits of the ``picked`` rows of a step, whose places are ``rows``."""
@@ -53,7 +54,7 @@ class Model:
             hidden = tap.feed(site, 0, self._planted.edge(site, 0, hidden))[picked]
         else:
             hidden = tap.feed(site, 0, self._planted.edge(site, 0, hidden[picked]), rows)
-        logits = self._planted.flawed(site, self._numerics.rounded(hidden @ self._weights.head.T), rows)
+        logits = self._planted.flawed(site, self._numerics.rounded(hidden @ self.weights.head.T), rows)
         return tap.observe(site, 0, logits, rows)
 
     def _order(self) -> Sequence[int]:
@@ -62,7 +63,7 @@ class Model:
     def _layer(
         self, tap: Recorder, layer: int, hidden: Array, residual: Array | None, positions: Array, batch: Batch
     ) -> tuple[Array, Array]:
-        at, weights = f"model.layers.{layer}.", self._weights.layers[layer]
+        at, weights = f"model.layers.{layer}.", self.weights.layers[layer]
         norm, post_norm = "input_layernorm", "post_attention_layernorm"
         hidden, residual = self._norm(tap, at + norm, weights[norm], hidden, residual, batch)
         hidden = self._attention(tap, at + "self_attn.", weights, hidden, positions, batch)
@@ -96,7 +97,7 @@ class Model:
     def _embed(self, ids: Array, batch: Batch) -> Array:
         if self._planted.sits("wrong_row", "model.embed_tokens"):
             ids = np.where(batch.rows[:, 2] == 1, (ids + 1) % VOCABULARY, ids)
-        found: Array = self._weights.embedding[ids]
+        found: Array = self.weights.embedding[ids]
         return found
 
     def _norm(

@@ -37,6 +37,11 @@ class Recorder:
             writer.sites(self._sites.values())
         self._rows = make_rows([])
         self._calls: list[dict[str, PendingCall]] = []
+        self._weights = 0
+
+    def weights_updated(self) -> None:
+        """The steps to come have other weights."""
+        self._weights += 1
 
     def begin(self, rows: RowMap) -> None:
         self._rows = rows
@@ -73,7 +78,7 @@ class Recorder:
 
     def commit(self, number: int, sampled: list[Sampled]) -> None:
         for writer, calls in zip(self._writers, self._calls, strict=True):
-            writer.step(number, self._rows, list(calls.values()), sampled, [])
+            writer.step(number, self._rows, list(calls.values()), sampled, [], weights=self._weights)
 
     def close(self) -> None:
         for writer in self._writers:

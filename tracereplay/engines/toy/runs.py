@@ -13,6 +13,7 @@ from tracereplay.engines.toy.flaws import Flaw
 from tracereplay.engines.toy.golden import Cancelled, Golden, Source, golden_tokens
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.engines.toy.recorder import Recorder
+from tracereplay.engines.toy.weights import Update
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -40,6 +41,7 @@ def record(
     rounding: Rounding = "once",
     max_rows: int | None = None,
     tensor_parallel: int = 1,
+    update: Update | None = None,
 ) -> Path:
     """Generates ``work`` and records it.
 
@@ -52,11 +54,12 @@ def record(
             rows into its logits processor and shares the prompt between samples.
         max_rows: rows a step may hold; longer prompts are prefilled in chunks. None: no limit.
         tensor_parallel: 1 or 2 ranks.
+        update: of the weights, in the middle of the pass.
 
     Raises:
         WorkloadError: a prompt has no token ids, or one that is not in the vocabulary.
     """
-    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw)
+    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, update=update)
     directory = TraceDirectory(path, _run("recording", engine, None))
     recorder = Recorder(path, "record", engine.numerics, engine.ranks, None)
     directory.add_pass("record", engine.generate(recorder, None))
@@ -77,6 +80,7 @@ def replay(
     passes: Sequence[str] = ("rerun", "injected"),
     noise: float = 0.0,
     cancel: tuple[Path, Selection] | None = None,
+    update: Update | None = None,
 ) -> Path:
     """Runs the workload of ``golden`` again, its tokens forced, in one pass free and in one injected.
 
@@ -96,7 +100,7 @@ def replay(
     work = Workload.from_dict(trace.run["workload"]).with_settings(settings or {})
     if model is not None:
         work = replace(work, model=model)
-    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise)
+    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise, update)
     directory = TraceDirectory(path, _run("replay", engine, trace.digest()))
     for name in passes:
         source = _source(name, trace, engine, cancel)
