@@ -1,4 +1,4 @@
-"""Weights that are updated under way: which rows attend to what older weights left, and what a verdict says of it."""
+"""Weights that are updated under way: which rows attend to what older weights left, and what a verdict says."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ GENERATION = Generation((TOKENS[0, 0][:5], TOKENS[1, 0][:6]), (True, True), TOKE
 
 def steps(*given: tuple[int, dict[int, tuple[int, int]]]) -> list[StepInfo]:
     """Each step: how often the weights were updated before, and the positions of each request, from and to."""
-    return [
-        StepInfo(
-            number, make_rows([(r, 0, p) for r, span in rows.items() for p in range(*span)]).tobytes(), weights
-        )
-        for number, (weights, rows) in enumerate(given)
-    ]
+    found = []
+    for number, (weights, spans) in enumerate(given):
+        rows = make_rows([(request, 0, p) for request, span in spans.items() for p in range(*span)])
+        found.append(StepInfo(number, rows.tobytes(), weights))
+    return found
 
 
 def read(*given: tuple[int, dict[int, tuple[int, int]]]) -> Versions:

@@ -71,6 +71,25 @@ def test_the_cpu_platform_switches_asynchronous_scheduling_off(engines: Engines,
     assert running.process.info["settings"]["async_scheduling"] is False
 
 
+def test_a_prefix_that_older_weights_cached_makes_rows_stale(
+    engines: Engines, env: Mapping[str, str], plant: Callable[[str], None]
+) -> None:
+    """The second prompt begins with 256 tokens that were cached before the update.
+
+    Three rows of the first request and all 37 that the second computes are stale, unless the cache was cleared.
+    """
+    cached = engines.start("v1", env=env, **CACHED)
+    traces = {}
+    for update in ("update_cleared", "update_kept"):
+        plant(update)
+        traces[update] = cached.record(*PROMPTS, settings=cached.settings)
+    plant("none")
+    verdict = compare_traces(traces["update_cleared"], traces["update_kept"], Policy(logprob_max_abs=0.0))
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    found = next(d for d in verdict.settings_diff if d.name == "weights_update")
+    assert (found.golden, found.candidate) == ("before step 5; 0 stale rows", "before step 5; 40 stale rows")
+
+
 def test_updated_weights_with_a_cache_that_was_kept(
     engines: Engines,
     env: Mapping[str, str],

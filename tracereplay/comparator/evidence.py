@@ -78,7 +78,7 @@ class Evidence:
     def update_explains(self) -> bool:
         """Whether that explains the first divergence, or what is seen without one.
 
-        What older weights left is read out of the cache, which no tap sees: attention may differ on the same inputs.
+        What older weights left is read out of the cache, which no tap sees: attention may differ on equal inputs.
         In the injected pass the cache is golden's too, and what differs there is an operator's own doing.
         """
         first = self.comparison.first()

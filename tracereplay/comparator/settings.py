@@ -104,7 +104,7 @@ def compare_settings(
 
 
 def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDifference, ...]:
-    """The updates of weights under way as a setting, where rows had other weights or a context of other weights."""
+    """Updates of weights under way as a setting, where rows had other weights or a context of others."""
     if golden.same_as(candidate):
         return ()
     values = golden.describe(), candidate.describe()

@@ -1,8 +1,8 @@
 """Weights that were updated under way, and the rows whose context the older weights computed.
 
-Attention reads the keys and values of a row's predecessors out of a cache. Where the weights change while sequences
-are under way, a row may be computed with the new ones over a context of the old: it is *stale*. An engine that
-clears its cache computes the context again; one that keeps it does not.
+Attention reads the keys and values of a row's predecessors out of a cache. Where the weights change while
+sequences are under way, a row may be computed with the new ones over a context of the old: it is *stale*. An
+engine that clears its cache computes the context again; one that keeps it does not.
 
 Only the steps' row maps and their counts of updates are read, in order:
 
@@ -44,8 +44,8 @@ class Versions:
             and a value beyond all versions where that is not known.
         oldest: likewise, of rows that were computed for this very sequence, the oldest version among the row and
             all before it, as they were then.
-        sampled: likewise, the version in force when a token was sampled from the row, which is when it was computed
-            first.
+        sampled: likewise, the version in force when a token was sampled from the row, which is when it was
+            computed first.
     """
 
     changes: tuple[int, ...] = ()

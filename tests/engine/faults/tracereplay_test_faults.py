@@ -172,6 +172,43 @@ def updated_weights(run, ids, positions, *rest, module=None, **options):
     return result
 
 
+class Trainer:
+    """Loads other weights into an engine that is generating: one norm is 10 % stronger from then on.
+
+    It comes between two steps, as a trainer does that pauses the engine: after ``DECODES`` decode steps of a
+    generation. ``update_kept`` goes on with the keys and values of running requests, ``update_cleared`` drops
+    them and the prefix cache, which is what ``pause_generation(clear_cache=True)`` does. When nothing is left to
+    generate the old weights come back, so that one engine start serves many generations.
+    """
+
+    WEIGHT = "model.layers.1.input_layernorm.weight"
+    DECODES = 4
+
+    def __init__(self):
+        self.model = self.old = None
+        self.steps = 0
+
+    def after_step(self, core):
+        if not core.scheduler.has_unfinished_requests():
+            self.finish()
+            return
+        self.steps += 1
+        kinds = {"update_kept", "update_cleared"}.intersection(active())
+        if self.steps == 1 + self.DECODES and kinds:
+            self.old = self.model.get_parameter(self.WEIGHT).data.clone()
+            self.model.load_weights([(self.WEIGHT, self.old * 1.1)])
+            if "update_cleared" in kinds:
+                core.reset_prefix_cache(reset_running_requests=True)
+
+    def finish(self):
+        if self.old is not None:
+            self.model.get_parameter(self.WEIGHT).data.copy_(self.old)
+        self.old, self.steps = None, 0
+
+
+TRAINER = Trainer()
+
+
 # name -> (module, function); the site that must be named is the module's unless EDGES says otherwise
 INSIDE = {
     "scale": ("model.layers.1.input_layernorm", scale),
@@ -249,6 +286,19 @@ def _plant_sampler():
     Sampler.sample = sample
 
 
+def _plant_trainer():
+    from vllm.v1.engine.core import EngineCore
+
+    run = EngineCore.step
+
+    def step(self, *args, **options):
+        result = run(self, *args, **options)
+        TRAINER.after_step(self)
+        return result
+
+    EngineCore.step = step
+
+
 def register():
     if not os.environ.get(FAULT):
         return
@@ -261,8 +311,10 @@ def register():
     def load_model(self, *args, **options):
         model = load(self, *args, **options)
         _plant_all(model)
+        TRAINER.model = model
         return model
 
     BaseModelLoader.load_model = load_model
     BaseModelLoader._faults = True
     _plant_sampler()
+    _plant_trainer()
