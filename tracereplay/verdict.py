@@ -8,6 +8,7 @@
     ├── edges                  EdgeFinding ...       one for each input
     ├── tokens                 TokenFinding
     ├── coverage               Coverage
+    ├── routing                RoutingFinding ...  one for each router of a mixture of experts
     ├── rollout                Rollout             importance ratios, or None without logprobs
     └── closure, attribution, bisection   from a bisection, or None
 
@@ -42,6 +43,7 @@ __all__ = [
     "NotCompared",
     "OperatorFinding",
     "Outcome",
+    "RoutingFinding",
     "SettingDifference",
     "Source",
     "TokenDivergence",
@@ -383,6 +385,31 @@ class TokenFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutingFinding:
+    """Where a router of a mixture of experts sends rows, in a pass in which nothing is fed.
+
+    Args:
+        site: the experts' layer.
+        rows: compared.
+        flips: rows that go to other experts than golden's.
+        near_ties: rows whose last chosen logit and the next lie no further apart than the router's own error on
+            golden inputs; None where that was not measured.
+    """
+
+    site: str
+    rows: int
+    flips: int
+    near_ties: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"site": self.site, "rows": self.rows, "flips": self.flips, "near_ties": self.near_ties}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RoutingFinding:
+        return cls(data["site"], data["rows"], data["flips"], data["near_ties"])
+
+
+@dataclass(frozen=True, slots=True)
 class NotCompared:
     """Rows of a site that were left out, and why."""
 
@@ -441,22 +468,27 @@ class Closure:
         first_broken: where it breaks first, in words.
         rows: rows of logits that came back.
         unstable: sites whose injected results do not repeat; closure is claimed but for them.
+        flipped: where it is broken, routers that send rows to other experts than golden's.
     """
 
     held: bool
     first_broken: str | None = None
     rows: int = 0
     unstable: tuple[str, ...] = ()
+    flipped: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "held": self.held, "first_broken": self.first_broken, "rows": self.rows,
-            "unstable": list(self.unstable),
+            "unstable": list(self.unstable), "flipped": list(self.flipped),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Closure:
-        return cls(data["held"], data["first_broken"], data.get("rows", 0), tuple(data.get("unstable", ())))
+        return cls(
+            data["held"], data["first_broken"], data.get("rows", 0), tuple(data.get("unstable", ())),
+            tuple(data.get("flipped", ())),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,6 +561,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     rollout: Rollout | None = None
     bisection: Bisection | None = None
+    routing: tuple[RoutingFinding, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -557,6 +590,7 @@ class Verdict:
             "notes": list(self.notes),
             "rollout": None if self.rollout is None else self.rollout.as_dict(),
             "bisection": None if self.bisection is None else self.bisection.as_dict(),
+            "routing": _dicts(self.routing),
         }
 
     @classmethod
@@ -597,6 +631,7 @@ class Verdict:
             notes=tuple(data.get("notes", ())),
             rollout=None if rollout is None else Rollout.from_dict(rollout),
             bisection=None if bisection is None else Bisection.from_dict(bisection),
+            routing=tuple(RoutingFinding.from_dict(r) for r in data.get("routing", ())),
         )
 
 

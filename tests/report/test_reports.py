@@ -14,7 +14,7 @@ from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.report import json as json_report
 from tracereplay.report import terminal, words
-from tracereplay.verdict import NotCompared, Verdict
+from tracereplay.verdict import NotCompared, RoutingFinding, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +120,15 @@ def test_only_all_is_100_percent(share: float, expected: str) -> None:
 
 def test_the_end_of_a_name_is_kept() -> None:
     assert words.shorten("model.layers.31.mlp.act_fn", 12) == "….mlp.act_fn"
+
+
+def test_routers_that_send_rows_elsewhere_are_shown(verdicts: dict[str, Verdict]) -> None:
+    found = (
+        RoutingFinding("model.layers.0.mlp.experts", 40, 0, 0),
+        RoutingFinding("model.layers.1.mlp.experts", 40, 2, 3),
+    )
+    text = printed(replace(verdicts["rounding"], routing=found))
+    assert "Routing  with golden tokens forced" in text
+    assert "model.layers.1.mlp.experts  40 rows  2 flips  3 near ties" in text
+    assert "model.layers.0.mlp.experts" not in text
+    assert "Routing" not in printed(verdicts["rounding"])

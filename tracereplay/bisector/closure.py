@@ -16,6 +16,7 @@ from tracereplay.comparator.align import Array, PassIndex, TableKey, gather, ind
 from tracereplay.comparator.exclusions import drawn_at_random
 from tracereplay.comparator.measure import Mask, Rows, compare_passes
 from tracereplay.comparator.metrics import differing
+from tracereplay.comparator.routing import compare_routing
 from tracereplay.comparator.tokens import Generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.trace import Trace
@@ -43,7 +44,8 @@ def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], gen
         return Closure(False, "the two passes composed their batches differently")
     broken = _first_broken(before, after, Rows(finder, generation.tokens), generation)
     if broken is not None:
-        return Closure(False, broken)
+        turned = [router.site for router in compare_routing(mine, after, None) if router.flips]
+        return Closure(False, broken, flipped=tuple(turned))
     back, rows = _logits_back(mine, before, after)
     if back < rows or not rows:
         return Closure(False, f"only {back} of {rows} rows of logits came back", back)

@@ -41,6 +41,11 @@ def _closure(closure: Closure) -> str:
             f"Closure holds: with every isolated error cancelled, {closure.rows} rows of golden's logits come "
             "back bit for bit."
         )
+    if closure.flipped:
+        return (
+            f"Closure does not hold: {closure.first_broken}. Near ties in routers sent rows to other experts than "
+            f"golden's (routing flips): {some(closure.flipped)}."
+        )
     why_not = "" if closure.unstable else " Something that computes was not observed."
     return f"Closure does not hold: {closure.first_broken}.{why_not}"
 

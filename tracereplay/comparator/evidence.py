@@ -15,6 +15,7 @@ from tracereplay.comparator.exclusions import (
 )
 from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
 from tracereplay.comparator.rollout import rollout_numbers
+from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
 from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates
 from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
@@ -24,7 +25,7 @@ from tracereplay.event import RowMap
 from tracereplay.rollout import Rollout
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
-from tracereplay.verdict import Coverage, Mode, SettingDifference, TokenFinding
+from tracereplay.verdict import Coverage, Mode, RoutingFinding, SettingDifference, TokenFinding
 
 __all__ = ["Evidence", "gather_evidence"]
 
@@ -43,6 +44,8 @@ class Evidence:
         unstable: sites that differed between two injected passes.
         other_golden: the candidate is a replay of another golden trace, by its digest.
         rollout: importance ratios in the uninjected pass, if there is one and it has logprobs.
+        routing: what became of each router, in the uninjected pass if there is one.
+        tie: the first divergence is of experts that a near tie in their router chose.
         versions: golden's and the candidate's weights, in the uninjected pass if there is one.
     """
 
@@ -60,6 +63,8 @@ class Evidence:
     notes: tuple[str, ...] = ()
     rollout: Rollout | None = None
     versions: tuple[Versions, Versions] = (Versions(), Versions())
+    routing: tuple[RoutingFinding, ...] = ()
+    tie: bool = False
 
     @property
     def coverage(self) -> Coverage:
@@ -162,7 +167,8 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         of_other_weights(versions, current, rows),
     ]
     comparison = compare_passes(index, other, rows, policy, exclusions=exclusions)
-    rerun, free = None, other
+    rerun, free, left_out = None, other, exclusions
+    isolated, first = comparison if mode == "injected" else None, comparison.first()
     if mode == "injected" and "rerun" in candidate.passes:
         free = index_pass(candidate, "rerun", _once_each(finder.find))
         current = read_versions(free.steps, theirs)
@@ -193,6 +199,8 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
         rollout=rollout,
         versions=(versions, current),
+        routing=compare_routing(index, free, isolated, left_out),
+        tie=first is not None and isolated is not None and turned_by_a_tie(index, isolated, first, rows),
     )
 
 

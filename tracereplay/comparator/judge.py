@@ -78,6 +78,7 @@ def _judge(evidence: Evidence) -> Verdict:
         first_visible=None if visible is None else _divergence(visible),
         notes=evidence.notes,
         rollout=evidence.rollout,
+        routing=evidence.routing,
     )
 
 

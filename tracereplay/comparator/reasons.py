@@ -53,6 +53,8 @@ def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
         reasons.append(_other_quantity(evidence))
     if evidence.other_update and (update := _other_update(evidence)) not in reasons:
         reasons.append(update)
+    if any(router.flips for router in evidence.routing):
+        reasons.append(_flips(evidence))
     tokens = evidence.tokens
     if evidence.tokens_part and tokens.first_divergence is not None:
         at = tokens.first_divergence
@@ -71,6 +73,11 @@ def _why_operator(evidence: Evidence) -> str:
     assert first is not None
     inputs = "on golden inputs" if evidence.mode == "injected" else "although all before it is identical"
     words = f"{first.operator or 'The operator'} at {first.key.site} {_DOES[first.error_class]} {inputs}."
+    if evidence.tie:
+        words += (
+            " Its worst row nearly ties: the logits of the last expert chosen and of the next are no further "
+            "apart than the router's own error, so the two may have taken other experts there (a routing flip)."
+        )
     return words + (_lean(evidence, first) if first.error_class == "biased" else "")
 
 
@@ -116,6 +123,15 @@ def _other_update(evidence: Evidence) -> str:
     """What became of keys and values when weights were updated under way."""
     golden, candidate = (_of_update(versions) for versions in evidence.versions)
     return f"Weights were updated under way, and not alike: in golden {golden}; in the candidate {candidate}."
+
+
+def _flips(evidence: Evidence) -> str:
+    """Rows that went to other experts."""
+    turned = [router for router in evidence.routing if router.flips]
+    flips, rows = sum(r.flips for r in turned), sum(r.rows for r in evidence.routing)
+    near = [r.near_ties for r in evidence.routing if r.near_ties is not None]
+    ties = f"; {sum(near)} rows nearly tie, within the router's own error" if near else ""
+    return f"Routing flips: {flips} of {rows} rows went to other experts, the first at {turned[0].site}{ties}."
 
 
 def _of_update(versions: Versions) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.parameters import parameters_of
+from tracereplay.engines.routing import routing_of
 from tracereplay.event import Layout, Site
 from tracereplay.hooks.taps import slot_of, tap
 
@@ -24,7 +25,7 @@ _OPERATORS = frozenset(
     {
         # vLLM: norms, activations and rotary embeddings are CustomOps
         "CustomOp", "LinearBase", "VocabParallelEmbedding", "Attention", "MLAAttention", "LogitsProcessor",
-        "FusedMoE", "RotaryEmbedding", "RotaryEmbeddingBase", "MambaMixer", "MambaMixer2",
+        "FusedMoE", "MoERunnerInterface", "RotaryEmbedding", "RotaryEmbeddingBase", "MambaMixer", "MambaMixer2",
         # torch, as some models use them
         "Linear", "Embedding", "LayerNorm", "RMSNorm", "GELU", "SiLU", "ReLU", "Conv1d", "Conv2d",
     }
@@ -84,7 +85,8 @@ def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) 
 
 def _config(module: torch.nn.Module) -> dict[str, Any]:
     plain = (bool, int, float, str)
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_")}
+    found = {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_")}
+    return {**found, **routing_of(module)}
 
 
 def layouts(site: str, module: Any, kv_copies: int) -> Mapping[str, Layout]:

@@ -34,7 +34,7 @@ _STYLE = {
 }  # fmt: skip
 
 # Rows of each list; the whole report stays under 50 lines.
-SETTINGS, OPERATORS, EDGES, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 4, 3, 4
+SETTINGS, OPERATORS, EDGES, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 3, 4, 3, 4
 
 
 def render(verdict: Verdict, console: Console, *, everything: bool = False) -> None:
@@ -57,6 +57,7 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
         _divergence(verdict, verdict.first_divergence, console)
     _operators(verdict, console, everything)
     _edges(verdict, console, everything)
+    _routing(verdict, console, everything)
     _left_out(verdict, console, everything)
     _notes(verdict, console, everything)
 
@@ -243,6 +244,23 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     print_table(console, table)
     if not everything:
         more(console, len(differ) - EDGES)
+
+
+def _routing(verdict: Verdict, console: Console, everything: bool) -> None:
+    """Routers whose rows go to other experts, or nearly do."""
+    told = [r for r in verdict.routing if everything or r.flips or r.near_ties]
+    if not told:
+        return
+    where = "with golden tokens forced" if verdict.tokens.forced else "in the two generations"
+    section(console, "Routing", f"  {where}; a near tie lies within the router's own error")
+    shown = told if everything else sorted(told, key=lambda r: r.flips, reverse=True)[:ROUTERS]
+    table = grid("left", "right", "right", "right")
+    for router in shown:
+        near = "" if router.near_ties is None else f"{router.near_ties} near ties"
+        cells = shorten(router.site, max(20, console.width - 50)), f"{router.rows} rows", f"{router.flips} flips"
+        table.add_row(*map(cell, cells), cell(near))
+    print_table(console, table)
+    more(console, len(told) - len(shown))
 
 
 def _left_out(verdict: Verdict, console: Console, everything: bool) -> None:
