@@ -469,6 +469,7 @@ class Closure:
         rows: rows of logits that came back.
         unstable: sites whose injected results do not repeat; closure is claimed but for them.
         flipped: where it is broken, routers that send rows to other experts than golden's.
+        same_batches: whether the injected pass and this one composed their batches alike.
     """
 
     held: bool
@@ -476,18 +477,20 @@ class Closure:
     rows: int = 0
     unstable: tuple[str, ...] = ()
     flipped: tuple[str, ...] = ()
+    same_batches: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "held": self.held, "first_broken": self.first_broken, "rows": self.rows,
             "unstable": list(self.unstable), "flipped": list(self.flipped),
+            "same_batches": self.same_batches,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Closure:
         return cls(
             data["held"], data["first_broken"], data.get("rows", 0), tuple(data.get("unstable", ())),
-            tuple(data.get("flipped", ())),
+            tuple(data.get("flipped", ())), data.get("same_batches", True),
         )  # fmt: skip
 
 

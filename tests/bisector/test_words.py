@@ -19,3 +19,9 @@ def test_routing_flips_are_named_in_place_of_what_was_not_observed() -> None:
     (said,) = why(Closure(False, "output 0 of a is not b", flipped=("layers.0.experts",)), ENOUGH)
     assert said.endswith("sent rows to other experts than golden's (routing flips): layers.0.experts.")
     assert "not observed" not in said
+
+
+def test_other_batches_are_said_to_break_a_closure() -> None:
+    (said,) = why(Closure(False, "output 0 of a is not b", same_batches=False), ENOUGH)
+    assert "composed their batches differently" in said
+    assert "not observed" not in said

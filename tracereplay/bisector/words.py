@@ -46,6 +46,11 @@ def _closure(closure: Closure) -> str:
             f"Closure does not hold: {closure.first_broken}. Near ties in routers sent rows to other experts than "
             f"golden's (routing flips): {some(closure.flipped)}."
         )
+    if not closure.same_batches:
+        return (
+            f"Closure does not hold: {closure.first_broken}. The two passes composed their batches differently, "
+            "and rows may round otherwise in another batch: run the engine in one process, or with max_num_seqs=1."
+        )
     why_not = "" if closure.unstable else " Something that computes was not observed."
     return f"Closure does not hold: {closure.first_broken}.{why_not}"
 
