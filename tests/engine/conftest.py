@@ -89,6 +89,16 @@ def golden_v1(request: pytest.FixtureRequest, committed: Trace, recordings: dict
 
 
 @pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer mixture of eight experts with random weights; a row goes to two of them."""
+    out = tmp_path_factory.mktemp("models") / "mixtral"
+    script = ROOT / "fixtures" / "make_random_model.py"
+    sizes = ["--layers", "2", "--hidden", "128", "--heads", "4", "--kv-heads", "2", "--intermediate", "256"]
+    subprocess.run([sys.executable, str(script), "mixtral", str(out), *sizes, "--experts", "8"], check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Gemma with random weights: its embedding is multiplied by a normaliser."""
     out = tmp_path_factory.mktemp("models") / "gemma"

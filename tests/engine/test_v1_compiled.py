@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from engine_support import EAGER, ROOT, Engines, Launch, Running, find_engine, greedy
 
+from tracereplay.comparator import Policy
 from tracereplay.launch.jobs import record
 from tracereplay.trace import Trace, open_trace
 from tracereplay.workload import Workload
@@ -42,6 +43,19 @@ def test_an_eager_golden_replayed_compiled_names_what_the_compiler_fused(
     assert {"enforce_eager", "compilation_mode"} <= differing
     # What nothing uses is removed with its tap, and said.
     assert any(n["site"] == "model.norm" for n in verdict["coverage"]["not_compared"])
+
+
+def test_what_the_compiler_fused_is_cancelled_inside_its_graph(
+    engines: Engines, golden_v1: Trace, single_process: Mapping[str, str]
+) -> None:
+    compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
+    verdict = compiled.bisect_operators(golden_v1, policy=Policy(logprob_max_abs=1e-3), max_passes=4)
+    assert verdict.closure is not None
+    assert (verdict.closure.held, verdict.closure.rows) == (True, 64), verdict.closure
+    everything = next(part for part in verdict.attribution or () if part.role == "all")
+    assert (everything.explains, everything.logprob_max) == (1.0, 0.0)
+    named = {part.operators[0] for part in verdict.attribution or () if part.role == "class"}
+    assert {"RMSNorm", "SiluAndMul"} <= named <= {"RMSNorm", "SiluAndMul", "RotaryEmbedding"}
 
 
 def test_a_compiled_recording_repeats_itself_and_runs_see_no_stale_graph(

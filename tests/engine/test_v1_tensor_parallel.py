@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 from engine_support import Engines, Running
 
+from tracereplay.comparator import Policy
 from tracereplay.trace import Trace
 from tracereplay.workload import Workload
 
@@ -35,6 +36,16 @@ def test_one_rank_to_two_blames_only_what_is_summed_over_ranks(golden_v1: Trace,
         assert found[exact] == {"identical"}
     assert found["RowParallelLinear"] == {"rounding"}
     assert {e["class"] for e in verdict["edges"]} == {"identical"}
+
+
+def test_what_is_summed_over_ranks_explains_all_of_it(golden_v1: Trace, two: Running) -> None:
+    """Closure needs each rank to be given its part of golden, and holds whatever batches the passes make."""
+    verdict = two.bisect_operators(golden_v1, policy=Policy(logprob_max_abs=1e-3), max_passes=3)
+    assert verdict.closure is not None
+    assert (verdict.closure.held, verdict.closure.rows) == (True, 64), verdict.closure
+    by_role = {part.role: part for part in verdict.attribution or ()}
+    assert by_role["class"].operators == ("RowParallelLinear",)
+    assert (by_role["class"].explains, by_role["class"].logprob_max) == (1.0, 0.0)
 
 
 def test_two_ranks_recorded_give_two_segments_and_match_themselves(committed: Trace, two: Running) -> None:

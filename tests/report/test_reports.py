@@ -128,7 +128,7 @@ def test_routers_that_send_rows_elsewhere_are_shown(verdicts: dict[str, Verdict]
         RoutingFinding("model.layers.1.mlp.experts", 40, 2, 3),
     )
     text = printed(replace(verdicts["rounding"], routing=found))
-    assert "Routing  with golden tokens forced" in text
+    assert "Routing  rows that go to other experts than golden's" in text
     assert "model.layers.1.mlp.experts  40 rows  2 flips  3 near ties" in text
     assert "model.layers.0.mlp.experts" not in text
     assert "Routing" not in printed(verdicts["rounding"])

@@ -251,8 +251,7 @@ def _routing(verdict: Verdict, console: Console, everything: bool) -> None:
     told = [r for r in verdict.routing if everything or r.flips or r.near_ties]
     if not told:
         return
-    where = "with golden tokens forced" if verdict.tokens.forced else "in the two generations"
-    section(console, "Routing", f"  {where}; a near tie lies within the router's own error")
+    section(console, "Routing", "  rows that go to other experts than golden's, or nearly")
     shown = told if everything else sorted(told, key=lambda r: r.flips, reverse=True)[:ROUTERS]
     table = grid("left", "right", "right", "right")
     for router in shown:
