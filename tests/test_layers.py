@@ -33,7 +33,7 @@ LAYERS = (
     ("storage",),
     ("workload", "event", "verdict"),
     ("rollout", "bisection"),
-    ("errors", "dtypes"),
+    ("errors", "dtypes", "jsondata"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -55,7 +55,7 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
-    "workload", "event", "verdict", "rollout", "bisection", "errors", "dtypes",
+    "workload", "event", "verdict", "rollout", "bisection", "errors", "dtypes", "jsondata",
 )  # fmt: skip
 
 

@@ -6,10 +6,11 @@ The shares that operators or settings explain are in `Verdict.attribution`, the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+from tracereplay.jsondata import optional, plain, real
 
 __all__ = ["Bisection", "Kind", "Member", "Skipped", "Tried"]
 
@@ -113,13 +114,12 @@ class Bisection:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        share = self.unexplained
         return {
             "kind": self.kind, "passes": self.passes, "engine_starts": self.engine_starts,
             "positions": self.positions, "criterion": self.criterion,
             "minimal": None if self.minimal is None else [m.as_dict() for m in self.minimal],
             "proven": self.proven, "complement_restores": self.complement_restores,
-            "unexplained": share if share is None or math.isfinite(share) else str(share),
+            "unexplained": plain(self.unexplained),
             "arguments": list(self.arguments), "skipped": [s.as_dict() for s in self.skipped],
             "tried": [t.as_dict() for t in self.tried], "first_bad": self.first_bad, "last_good": self.last_good,
             "class_passes": self.class_passes,
@@ -129,7 +129,7 @@ class Bisection:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Bisection:
         """The inverse of `as_dict`."""
-        minimal, share, left = data["minimal"], data["unexplained"], data["largest_left"]
+        minimal = data["minimal"]
         return cls(
             kind=data["kind"],
             passes=data["passes"],
@@ -139,12 +139,12 @@ class Bisection:
             minimal=None if minimal is None else tuple(Member.from_dict(m) for m in minimal),
             proven=data["proven"],
             complement_restores=data["complement_restores"],
-            unexplained=None if share is None else float(share),
+            unexplained=real(data["unexplained"]),
             arguments=tuple(data["arguments"]),
             skipped=tuple(Skipped.from_dict(s) for s in data["skipped"]),
             tried=tuple(Tried.from_dict(t) for t in data["tried"]),
             first_bad=data["first_bad"],
             last_good=data["last_good"],
             class_passes=data["class_passes"],
-            largest_left=None if left is None else Member.from_dict(left),
+            largest_left=optional(Member.from_dict, data["largest_left"]),
         )

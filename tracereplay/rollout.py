@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
+
+from tracereplay.jsondata import optional, plain
 
 __all__ = ["LengthRow", "PositionBin", "Quantity", "Reported", "Rollout", "Spread"]
 
@@ -121,13 +123,12 @@ class Rollout:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it; numbers that it cannot are the strings ``nan``, ``inf`` and ``-inf``."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        found: dict[str, Any] = plain(dataclasses.asdict(self))
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rollout:
         """The inverse of `as_dict`."""
-        reported = data.get("reported")
         names = [f.name for f in dataclasses.fields(cls) if f.name not in _PARTS]
         simple: dict[str, Any] = {name: _value(name, data[name]) for name in names}
         return cls(
@@ -135,20 +136,12 @@ class Rollout:
             abs_diff=_read(Spread, data["abs_diff"]),
             by_position=tuple(_read(PositionBin, row) for row in data["by_position"]),
             by_length=tuple(_read(LengthRow, row) for row in data["by_length"]),
-            reported=None if reported is None else _read(Reported, reported),
+            reported=optional(partial(_read, Reported), data.get("reported")),
         )
 
 
 _COUNTS = {"tokens", "sequences", "drawn", "first", "last", "length", "golden", "candidate"}
 _PARTS = {"abs_diff", "by_position", "by_length", "reported"}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(into: Any, data: Mapping[str, Any]) -> Any:

@@ -18,13 +18,13 @@ Numbers that JSON cannot hold (nan, inf) are written as the strings ``"nan"``, `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from tracereplay.bisection import Bisection
 from tracereplay.errors import UsageError
+from tracereplay.jsondata import one_of, optional, plain, real
 from tracereplay.rollout import Rollout
 
 __all__ = [
@@ -89,7 +89,7 @@ class Worst:
     def as_dict(self) -> dict[str, Any]:
         return {
             "request": self.request, "sequence": self.sequence, "position": self.position, "index": self.index,
-            "golden": _number(self.golden), "candidate": _number(self.candidate), "step": self.step,
+            "golden": plain(self.golden), "candidate": plain(self.candidate), "step": self.step,
         }  # fmt: skip
 
     @classmethod
@@ -128,9 +128,9 @@ class Metrics:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "equal": self.equal, "allowance_ratio": _number(self.allowance_ratio),
-            "relative_l2": _number(self.relative_l2), "max_abs": _number(self.max_abs),
-            "max_ulp": _number(self.max_ulp), "bias_ulp": _number(self.bias_ulp), "nonfinite": self.nonfinite,
+            "equal": self.equal, "allowance_ratio": plain(self.allowance_ratio),
+            "relative_l2": plain(self.relative_l2), "max_abs": plain(self.max_abs),
+            "max_ulp": plain(self.max_ulp), "bias_ulp": plain(self.bias_ulp), "nonfinite": self.nonfinite,
             "worst": None if self.worst is None else self.worst.as_dict(),
         }  # fmt: skip
 
@@ -165,7 +165,7 @@ class Tolerance:
     source: str = "default"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"a": _number(self.a), "b": _number(self.b), "dtype": self.dtype, "source": self.source}
+        return {"a": plain(self.a), "b": plain(self.b), "dtype": self.dtype, "source": self.source}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Tolerance:
@@ -368,7 +368,7 @@ class TokenFinding:
         return {
             "compared": self.compared,
             "first_divergence": None if first is None else first.as_dict(),
-            "logprob_abs_diff": {"max": _number(self.logprob_max), "mean": _number(self.logprob_mean)},
+            "logprob_abs_diff": {"max": plain(self.logprob_max), "mean": plain(self.logprob_mean)},
             "logprobs": self.logprobs,
             "differing": self.differing,
             "forced": self.forced,
@@ -376,10 +376,10 @@ class TokenFinding:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenFinding:
-        first, logprob = data["first_divergence"], data["logprob_abs_diff"]
+        logprob = data["logprob_abs_diff"]
         return cls(
-            data["compared"], None if first is None else TokenDivergence.from_dict(first),
-            _float(logprob["max"]), _float(logprob["mean"]), data.get("logprobs", 0), data.get("differing", 0),
+            data["compared"], optional(TokenDivergence.from_dict, data["first_divergence"]),
+            real(logprob["max"]), real(logprob["mean"]), data.get("logprobs", 0), data.get("differing", 0),
             data.get("forced", True),
         )  # fmt: skip
 
@@ -520,10 +520,10 @@ class Attribution:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "operators": list(self.operators), "explains": _number(self.explains),
-            "interval": [_number(v) for v in self.interval], "measure": self.measure, "role": self.role,
+            "operators": list(self.operators), "explains": plain(self.explains),
+            "interval": [plain(v) for v in self.interval], "measure": self.measure, "role": self.role,
             "restores": self.restores, "tokens_differ": self.tokens_differ,
-            "logprob_max": _number(self.logprob_max),
+            "logprob_max": plain(self.logprob_max),
         }  # fmt: skip
 
     @classmethod
@@ -613,27 +613,26 @@ class Verdict:
 
     @classmethod
     def _read(cls, data: Mapping[str, Any]) -> Verdict:
-        first, visible, closure = data["first_divergence"], data.get("first_visible"), data["closure"]
-        parts, rollout, bisection = data["attribution"], data.get("rollout"), data.get("bisection")
+        parts = data["attribution"]
         return cls(
-            verdict=_one_of(data["verdict"], _EXIT),
+            verdict=one_of(data["verdict"], _EXIT, "verdict"),
             mode=data["mode"],
             cause=data["cause"],
             reasons=tuple(data["reasons"]),
             golden=Source.from_dict(data["golden"]),
             candidate=Source.from_dict(data["candidate"]),
             settings_diff=tuple(SettingDifference.from_dict(s) for s in data["settings_diff"]),
-            first_divergence=None if first is None else Divergence.from_dict(first),
+            first_divergence=optional(Divergence.from_dict, data["first_divergence"]),
             operators=tuple(OperatorFinding.from_dict(o) for o in data["operators"]),
             edges=tuple(EdgeFinding.from_dict(e) for e in data["edges"]),
             tokens=TokenFinding.from_dict(data["tokens"]),
             coverage=Coverage.from_dict(data["coverage"]),
-            closure=None if closure is None else Closure.from_dict(closure),
+            closure=optional(Closure.from_dict, data["closure"]),
             attribution=None if parts is None else tuple(Attribution.from_dict(a) for a in parts),
-            first_visible=None if visible is None else Divergence.from_dict(visible),
+            first_visible=optional(Divergence.from_dict, data.get("first_visible")),
             notes=tuple(data.get("notes", ())),
-            rollout=None if rollout is None else Rollout.from_dict(rollout),
-            bisection=None if bisection is None else Bisection.from_dict(bisection),
+            rollout=optional(Rollout.from_dict, data.get("rollout")),
+            bisection=optional(Bisection.from_dict, data.get("bisection")),
             routing=tuple(RoutingFinding.from_dict(r) for r in data.get("routing", ())),
         )
 
@@ -642,21 +641,5 @@ def _dicts(values: Sequence[Any]) -> list[dict[str, Any]]:
     return [value.as_dict() for value in values]
 
 
-def _number(value: float | None) -> float | str | None:
-    """A number as JSON can hold it."""
-    return value if value is None or math.isfinite(value) else str(float(value))
-
-
-def _float(value: float | str | None) -> float | None:
-    return None if value is None else float(value)
-
-
 def _tolerance(data: Mapping[str, Any]) -> Tolerance | None:
-    found = data.get("tolerance")
-    return None if found is None else Tolerance.from_dict(found)
-
-
-def _one_of(value: Any, known: Mapping[str, Any]) -> Any:
-    if value not in known:
-        raise ValueError(f"the verdict {value!r}")
-    return value
+    return optional(Tolerance.from_dict, data.get("tolerance"))
