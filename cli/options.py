@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,10 @@ from tracereplay.trace import Trace, open_trace
 __all__ = [
     "BaseTrace",
     "Force",
+    "GoldenTrace",
     "JsonFile",
     "Log",
+    "Model",
     "OneRequest",
     "OneStep",
     "PassName",
@@ -28,6 +31,7 @@ __all__ = [
     "assignments",
     "check_json",
     "check_log",
+    "check_model_at",
     "opened",
     "policy_of",
 ]
@@ -53,6 +57,12 @@ OneStep = Annotated[
 ]
 OneRequest = Annotated[
     int | None, typer.Option("--request", min=0, help="Only this request's rows.", show_default=False)
+]
+
+GoldenTrace = Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)]
+Model = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
 ]
 
 Settings = Annotated[
@@ -124,3 +134,11 @@ def _check_file(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path} cannot be written: it is a directory.")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{option} {path} cannot be written: there is no directory {path.absolute().parent}.")
+
+
+def check_model_at(golden: Path, model: Path | None) -> None:
+    """Raises UsageError if golden's model is gone and ``--model`` does not say where it is now."""
+    with closing(open_trace(golden)) as trace:
+        recorded = trace.run.get("workload", {}).get("model")
+    if model is None and recorded is not None and not Path(recorded).is_dir():
+        raise UsageError(f"The model was at {recorded} when it was recorded; say with --model where it is now.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import closing
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,25 +11,26 @@ import typer
 
 from tracereplay.cli.options import (
     Force,
+    GoldenTrace,
     JsonFile,
     Log,
+    Model,
     PolicyFile,
     Settings,
     Strict,
     assignments,
     check_json,
     check_log,
+    check_model_at,
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, without_empty
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
-from tracereplay.errors import UsageError
 from tracereplay.launch import jobs
-from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
 
-__all__ = ["check_model_at", "replay", "replay_and_judge"]
+__all__ = ["replay", "replay_and_judge"]
 
 
 class Mode(str, Enum):
@@ -39,7 +39,7 @@ class Mode(str, Enum):
 
 
 def replay(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
+    golden: GoldenTrace,
     engine: Annotated[str, typer.Option(help="Name of the engine under test.", show_default=False)],
     mode: Annotated[
         Mode,
@@ -48,10 +48,7 @@ def replay(
         ),
     ] = Mode.injected,
     settings: Settings = [],  # noqa: B006
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
-    ] = None,
+    model: Model = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
@@ -87,11 +84,3 @@ def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Poli
                 jobs.replay(engine, golden, kept, report=report, **options)
             report("Comparing")
             return compare_traces(golden, kept, rules)
-
-
-def check_model_at(golden: Path, model: Path | None) -> None:
-    """Raises UsageError if golden's model is gone and ``--model`` does not say where it is now."""
-    with closing(open_trace(golden)) as trace:
-        recorded = trace.run.get("workload", {}).get("model")
-    if model is None and recorded is not None and not Path(recorded).is_dir():
-        raise UsageError(f"The model was at {recorded} when it was recorded; say with --model where it is now.")

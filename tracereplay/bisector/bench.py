@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tracereplay.bisector.journal import Journal
 from tracereplay.engines.selection import Selection
 from tracereplay.errors import UsageError
 from tracereplay.launch import EngineProcess, Launchable
@@ -17,7 +18,7 @@ from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Workload
 
-__all__ = ["Bench", "Report", "golden_workload"]
+__all__ = ["Bench", "Report", "begun", "golden_workload"]
 
 Report = Callable[[str], None]
 TRIAL = "cancelled"  # name of a pass in which something is cancelled
@@ -47,6 +48,29 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
             f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
         )
     return replace(work, weights=weights)
+
+
+@contextlib.contextmanager
+def begun(
+    golden: Path, folder: Path, settings: Mapping[str, Any] | None, model: Path | None, **of: Any
+) -> Iterator[tuple[Trace, Workload, Journal]]:
+    """How a bisection begins: golden, open; its workload as the candidate shall run it; the journal in ``folder``.
+
+    Args:
+        golden: path of the golden trace.
+        folder: where what is measured is kept; it is made.
+        settings: engine arguments laid over those of the golden workload.
+        model: checkpoint, where it is not where it was recorded.
+        of: what else a bisection must have in common with one that was cut off, to go on from it.
+
+    Raises:
+        UsageError: see `golden_workload`; or ``folder`` belongs to another bisection.
+    """
+    with contextlib.closing(open_trace(golden)) as source:
+        work = golden_workload(source, settings or {}, model)
+        folder.mkdir(parents=True, exist_ok=True)
+        common = {"golden": source.digest(), "settings": work.settings, "weights": work.weights}
+        yield source, work, Journal(folder, {**of, **common})
 
 
 class Bench:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisection import Bisection, Member, Skipped
-from tracereplay.bisector.bench import TRIAL, Bench, Report, golden_workload
+from tracereplay.bisector.bench import TRIAL, Bench, Report, begun
 from tracereplay.bisector.closure import check_closure, unstable_sites
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
@@ -68,25 +68,18 @@ def bisect_operators(
         EngineFailed, Unsupported: see `EngineProcess`.
     """
     rules = policy or Policy()
-    with closing(open_trace(golden)) as source:
-        work = golden_workload(source, settings or {}, model)
-        folder.mkdir(parents=True, exist_ok=True)
-        header = {
-            "golden": source.digest(),
-            "engine": engine.name,
-            "settings": work.settings,
-            "weights": work.weights,
-        }
-        journal = Journal(folder, header)
-        with Bench(engine, source, work, folder, log, report, process) as bench:
-            candidate = bench.replay()
-            report("Comparing")
-            verdict = compare_traces(source, candidate, rules)
-            if verdict.verdict != "diverged":
-                return verdict
-            with closing(open_trace(candidate)) as trace:
-                study = _Study(bench, journal, source, trace, rules, max_passes, report)
-                return study.of(verdict)
+    with (
+        begun(golden, folder, settings, model, engine=engine.name) as (source, work, journal),
+        Bench(engine, source, work, folder, log, report, process) as bench,
+    ):
+        candidate = bench.replay()
+        report("Comparing")
+        verdict = compare_traces(source, candidate, rules)
+        if verdict.verdict != "diverged":
+            return verdict
+        with closing(open_trace(candidate)) as trace:
+            study = _Study(bench, journal, source, trace, rules, max_passes, report)
+            return study.of(verdict)
 
 
 class _Study:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisection import Bisection, Member, Skipped
-from tracereplay.bisector.bench import Report, golden_workload
+from tracereplay.bisector.bench import Report, begun
 from tracereplay.bisector.changes import Change, Configured, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
@@ -64,14 +64,8 @@ def bisect_settings(
         EngineFailed, Unsupported: the candidate does not start as it is.
     """
     rules = policy or Policy()
-    with closing(open_trace(golden)) as source:
-        work = golden_workload(source, settings or {}, model)
-        folder.mkdir(parents=True, exist_ok=True)
-        of = {
-            "kind": "settings", "golden": source.digest(), "engine": engine.name, "settings": work.settings,
-            "weights": work.weights, "like": None if like is None else like.name,
-        }  # fmt: skip
-        journal = Journal(folder, of)
+    of = {"kind": "settings", "engine": engine.name, "like": None if like is None else like.name}
+    with begun(golden, folder, settings, model, **of) as (source, work, journal):
         bench = _Starts(engine, source, work, folder, log, report)
         candidate = bench.replay()
         report("Comparing")

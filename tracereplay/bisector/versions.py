@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisection import Bisection, Skipped, Tried
-from tracereplay.bisector.bench import Report, golden_workload
+from tracereplay.bisector.bench import Report, begun, golden_workload
 from tracereplay.bisector.journal import Journal
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import create_engine
@@ -95,15 +95,9 @@ def bisect_versions(
     """
     check_order(good, bad)
     names = _between(package, good, bad, versions)
-    with closing(open_trace(golden)) as source:
-        work = golden_workload(source, settings or {}, model)
-        of = {
-            "kind": "versions", "golden": source.digest(), "package": package, "settings": work.settings,
-            "weights": work.weights,
-        }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    options = {"settings": settings, "model": model, "log": log, "report": report}
-    judge = _Judge(golden, folder, Journal(folder, of), build or _builder(package), policy or Policy(), options)
+    with begun(golden, folder, settings, model, kind="versions", package=package) as (_, _, journal):
+        options = {"settings": settings, "model": model, "log": log, "report": report}
+        judge = _Judge(golden, folder, journal, build or _builder(package), policy or Policy(), options)
     newest = judge.verdict(bad)
     if judge.outcome(bad) != BAD:
         return newest
