@@ -212,8 +212,11 @@ def records(data: bytes) -> None:
 
 def _as_step(found: Any) -> None:
     if isinstance(found, dict):
-        for call in read_step(found, {77: "model.norm"}, lambda located: b"").calls:
+        step = read_step(found, {77: "model.norm"}, lambda located: b"", lambda kernels, constants: None)
+        for call in step.calls:
             hash((call.site, call.number))
+        for kernel in step.kernels:
+            hash((kernel.site, kernel.name))
 
 
 def _as_sites(found: Any) -> None:
