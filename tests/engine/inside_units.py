@@ -156,7 +156,7 @@ def _recording(module, **options):
     session.sites = [Site("site", type(module).__name__, slot)]
     listen(session)
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
-    session.begin_pass(path, {}, None, Options(**options))
+    session.begin_pass(path, {}, None, Options(**options), module)
     return session, path
 
 
@@ -285,6 +285,54 @@ def a_recording_ends_after_as_many_steps_as_asked():
     calls = [(torch.full((2, 3), float(i)), torch.ones(2, 3)) for i in range(5)]
     steps, summary = _recorded(Doubler(), *calls, max_steps=2)
     assert (len(steps), summary["ended"], summary["errors"]) == (2, "max_steps", {})
+
+
+class Custom(torch.nn.Module):
+    """Calls a kernel that writes into two of its arguments, and whose schema declares the first only."""
+
+    library = torch.library.Library("tracereplay_test", "DEF")
+    library.define("quiet(Tensor(a!) out, Tensor x, Tensor scratch) -> ()")
+
+    @staticmethod
+    def quiet(out, x, scratch):
+        out.copy_(x * 2)
+        scratch.zero_()
+
+    def forward(self, x, scratch):
+        out = torch.empty_like(x)
+        torch.ops.tracereplay_test.quiet(out, x, scratch)
+        return out
+
+
+Custom.library.impl("quiet", Custom.quiet, "CPU")
+
+
+def _quiet(x, **options):
+    """The kernel of a recorded call of `Custom`."""
+    (step,), summary = _recorded(Custom(), (x, torch.ones_like(x)), level="kernel", **options)
+    assert summary["errors"] == {}, summary
+    (kernel,) = (k for k in step.kernels if k.name == "tracereplay_test.quiet.default")
+    assert torch.equal(_tensor(kernel.arguments[1]), x)
+    assert torch.equal(_tensor(kernel.written[0]), x * 2)
+    return kernel
+
+
+def a_write_that_a_kernel_does_not_declare_is_noticed():
+    kernel = _quiet(torch.full((2, 3), 4.0))
+    assert kernel.undeclared == (2,)
+    assert torch.equal(_tensor(kernel.arguments[2]), torch.ones(2, 3))
+    assert torch.equal(_tensor(kernel.written[2]), torch.zeros(2, 3))
+
+
+def undeclared_writes_are_not_looked_for_if_nobody_asks():
+    kernel = _quiet(torch.full((2, 3), 4.0), check_writes=False)
+    assert (kernel.undeclared, set(kernel.written)) == ((), {0})
+
+
+def an_argument_that_lies_in_an_arena_before_is_not_taken_for_written():
+    """Three tensors of 12 MiB: the arena of 32 MiB is full before the call ends."""
+    kernel = _quiet(torch.ones(3 << 20).view(2, -1))
+    assert 1 not in kernel.undeclared
 
 
 def a_recording_ends_before_it_grows_too_large():

@@ -33,11 +33,13 @@ class _Running(NamedTuple):
         record: of it, to be completed (`trace.kernels`).
         tensors: its tensor arguments in order, each with its number among the step's tensors (-1: not recorded).
         declared: which of them the schema declares as written.
+        watched: whether the others are compared afterwards.
     """
 
     record: list[Any]
     tensors: list[tuple[torch.Tensor, int]]
     declared: frozenset[int]
+    watched: bool
 
 
 class KernelRecorder:
@@ -113,7 +115,8 @@ class KernelRecorder:
                 record = [place, *self._site, parent, given, named, [], [], [], ""]
                 self._open.append(len(self._calls))
                 self._calls.append(record)
-                return _Running(record, tensors, self._declared(op, arguments, keywords))
+                watched = self._check_writes and name.split(".", 1)[0] not in _TRUSTED
+                return _Running(record, tensors, self._declared(op, arguments, keywords), watched)
         except Exception as error:
             self._failed(error)
             return None
@@ -132,15 +135,9 @@ class KernelRecorder:
                     return
                 results = result if isinstance(result, tuple | list) else (result,)
                 record[6] = [self._argument(step, r, []) for r in results]
-                written, undeclared = self._written(step, kernel, custom=self._is_custom(record))
-                record[7] = written
-                record[8] = undeclared
+                record[7], record[8] = self._written(step, kernel)
         except Exception as failure:
             self._failed(failure)
-
-    def _is_custom(self, record: list[Any]) -> bool:
-        name = list(self._names)[record[0]][0]
-        return name.split(".", 1)[0] not in _TRUSTED
 
     def _declared(self, op: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> frozenset[int]:
         """Numbers, among the call's tensors, of those that may be written."""
@@ -158,7 +155,7 @@ class KernelRecorder:
             number += count
         return frozenset(found)
 
-    def _written(self, step: PendingStep, kernel: _Running, *, custom: bool) -> tuple[list[list[int]], list[int]]:
+    def _written(self, step: PendingStep, kernel: _Running) -> tuple[list[list[int]], list[int]]:
         """What it left in the tensors that it wrote, and which of them nobody was told of."""
         written, undeclared = [], []
         known = {x.untyped_storage()._cdata for i, (x, _) in enumerate(kernel.tensors) if i in kernel.declared}
@@ -167,9 +164,9 @@ class KernelRecorder:
                 continue
             if i in kernel.declared:
                 written.append([i, step.copy(x)])
-            elif custom and self._check_writes and x.untyped_storage()._cdata not in known:
+            elif kernel.watched and x.untyped_storage()._cdata not in known:
                 after = step.copy(x, arrived=True)  # the same number where not a byte has changed
-                if after != number and not step.equal(number, after):
+                if step.differ(number, after):
                     written.append([i, after])
                     undeclared.append(i)
         return written, undeclared

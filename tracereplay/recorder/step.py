@@ -118,14 +118,14 @@ class PendingStep:
         found = {i: Descriptor(*self._tensors[n]) for i, n in places.items() if n >= 0}
         return {i: self._arena.bytes(d.offset, d.size) for i, d in found.items()}
 
-    def equal(self, one: int, other: int) -> bool:
-        """Whether two recorded tensors of the current arena have the same bytes; False if one lies elsewhere."""
+    def differ(self, one: int, other: int) -> bool:
+        """Whether two recorded tensors are known to have other bytes: not if one lies in an arena before."""
         places = [number - self._before[0] for number in (one, other)]
-        if min(places) < 0:
+        if one == other or min(places) < 0:
             return False
         found = [Descriptor(*self._tensors[place]) for place in places]
         first, second = (self._arena.bytes(d.offset, d.size) for d in found)
-        return first == second
+        return first != second
 
     def compiled(self) -> set[int]:
         """Slots of the calls that a compiled graph made."""
