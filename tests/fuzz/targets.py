@@ -212,7 +212,7 @@ def records(data: bytes) -> None:
 
 def _as_step(found: Any) -> None:
     if isinstance(found, dict):
-        step = read_step(found, {77: "model.norm"}, lambda located: b"", lambda kernels, constants: None)
+        step = read_step(found, {77: "model.norm"}, lambda located: b"", lambda values: None)
         for call in step.calls:
             hash((call.site, call.number))
         for kernel in step.kernels:

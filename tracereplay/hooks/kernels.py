@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["KernelListener", "declared_writes", "short_name", "unseen", "watching"]
+__all__ = ["KernelListener", "declared_writes", "unseen", "watching"]
 
 # Namespaces whose operators are Python functions over other operators.
 _LOOKED_INTO = frozenset({"vllm"})
@@ -58,21 +58,21 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _is_composite(func, _backend(args, kwargs)):
+        backend = _backend(args, kwargs)
+        if _is_composite(func, backend):
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
-        kernel = self._listener.begin(short_name(func), func, args, kwargs)
+        kernel = self._listener.begin(_name(func), func, args, kwargs)
         try:
-            result = self._run(func, args, kwargs)
+            result = self._run(func, backend, args, kwargs)
         except BaseException as error:
             self._listener.end(kernel, None, error)
             raise
         self._listener.end(kernel, result, None)
         return result
 
-    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        backend = _backend(args, kwargs) if func.namespace in _LOOKED_INTO else ""
-        if not backend or not _has_computed_kernel(func.name(), backend):
+    def _run(self, func: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func.namespace not in _LOOKED_INTO or not backend or not _has_computed_kernel(func.name(), backend):
             return func(*args, **kwargs)
         # Past the key at which this mode listens, straight to the function: the mode sees what that calls.
         with self:
@@ -106,7 +106,7 @@ def _is_composite(op: Any, backend: str) -> bool:
 
 
 @functools.cache
-def short_name(op: Any) -> str:
+def _name(op: Any) -> str:
     """``namespace.operator.overload`` of a ``torch._ops.OpOverload``."""
     return str(op)
 

@@ -19,19 +19,20 @@ Kernels are taken apart when they are asked for: most readers of a step want its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Argument, Constant, Kernel, LeftOut, Named, Opaque, Value
+from tracereplay.trace.plain import as_place, as_text
 
-__all__ = ["Kernels", "renumbered", "tensors_in", "values_of_kernel"]
+__all__ = ["Check", "Kernels", "renumbered"]
 
 MAX_NESTING = 8  # of lists in an argument; schemas know two levels
 _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
 
-Check = Callable[[Sequence[Kernel], Sequence[Constant]], None]
+Check = Callable[[Iterable[Value]], None]
 
 
 def renumbered(kernels: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
@@ -57,32 +58,6 @@ def renumbered(kernels: Mapping[str, Any], places: Sequence[int]) -> dict[str, A
     return {"names": kernels["names"], "calls": calls, "constants": constants}
 
 
-def tensors_in(arguments: Argument) -> Iterator[Value | Named | LeftOut]:
-    """The tensors of an argument, or of a tuple of them, in order."""
-    if isinstance(arguments, Value | Named | LeftOut):
-        yield arguments
-    elif isinstance(arguments, tuple):
-        for argument in arguments:
-            yield from tensors_in(argument)
-
-
-def values_of_kernel(kernel: Kernel) -> Iterator[Value]:
-    """Every value that a kernel names, as often as it names it."""
-    sides = (*kernel.arguments, *kernel.keywords.values(), *kernel.outputs, *kernel.written.values())
-    for argument in sides:
-        yield from _values(argument)
-
-
-def _values(argument: Argument) -> Iterator[Value]:
-    if isinstance(argument, Value):
-        yield argument
-    elif isinstance(argument, Opaque) and argument.state is not None:
-        yield argument.state
-    elif isinstance(argument, tuple):
-        for item in argument:
-            yield from _values(item)
-
-
 class Kernels(Sequence[Kernel]):
     """A step's kernels, read when they are first asked for.
 
@@ -90,7 +65,7 @@ class Kernels(Sequence[Kernel]):
         data: the record.
         values: the step's.
         names: sites by their slots.
-        check: raises DamagedTrace if what was read asks for too much.
+        check: raises DamagedTrace if the values that they name ask for too much.
     """
 
     def __init__(
@@ -104,17 +79,21 @@ class Kernels(Sequence[Kernel]):
     @cached_property
     def _read(self) -> tuple[tuple[Kernel, ...], tuple[Constant, ...]]:
         try:
-            known = [(_text(name), _text(schema)) for name, schema in self._data["names"]]
+            known = [(as_text(name), as_text(schema)) for name, schema in self._data["names"]]
             kernels = tuple([self._kernel(known, i, *call[:10]) for i, call in enumerate(self._data["calls"])])
             constants = tuple([self._constant(*c[:6]) for c in self._data.get("constants", ())])
         except _WRONG as error:
             raise DamagedTrace(f"A step's kernels cannot be read: {error!r}.") from error
-        self._check(kernels, constants)
+        self._check(_named(kernels, constants))
         return kernels, constants
+
+    def values(self) -> Iterator[Value]:
+        """Every value of the kernels and constants, as often as they name it."""
+        return _named(*self._read)
 
     @property
     def constants(self) -> tuple[Constant, ...]:
-        """See `event.Step`."""
+        """What they take by name; the first step of a recording has it, the others nothing."""
         return self._read[1]
 
     def __len__(self) -> int:
@@ -135,22 +114,22 @@ class Kernels(Sequence[Kernel]):
         if type(parent) is not int or not -1 <= parent < place:
             raise ValueError("a kernel inside one that does not come before it")
         return Kernel(
-            *known[_count(name)],
+            *known[as_place(name)],
             self._names[slot],
-            _count(number),
+            as_place(number),
             parent,
             tuple([self._argument(a) for a in arguments]),
-            {_text(k): self._argument(a) for k, a in keywords.items()},
+            {as_text(k): self._argument(a) for k, a in keywords.items()},
             tuple([self._argument(a) for a in outputs]),
-            {_count(i): self._values[_count(n)] for i, n in written},
-            tuple(map(_count, undeclared)),
-            _text(failed),
+            {as_place(i): self._values[as_place(n)] for i, n in written},
+            tuple(map(as_place, undeclared)),
+            as_text(failed),
         )
 
     def _constant(self, name: Any, dtype: Any, shape: Any, strides: Any, digest: Any, place: Any) -> Constant:
-        value = self._values[_count(place)] if place != -1 else None
-        digest = None if digest is None else _text(digest)
-        return Constant(_text(name), _text(dtype), _counts(shape), _counts(strides), digest, value)
+        value = self._values[as_place(place)] if place != -1 else None
+        digest = None if digest is None else as_text(digest)
+        return Constant(as_text(name), as_text(dtype), _places(shape), _places(strides), digest, value)
 
     def _argument(self, data: Any, depth: int = 0) -> Argument:
         if data is None or isinstance(data, bool | int | float | str):
@@ -159,33 +138,38 @@ class Kernels(Sequence[Kernel]):
             raise ValueError("an argument that is none")
         kind, *rest = data
         if kind == "t":
-            return self._values[_count(rest[0])]
+            return self._values[as_place(rest[0])]
         if kind == "l":
             return tuple([self._argument(a, depth + 1) for a in rest[0]])
         if kind == "n":
             name, dtype, shape, strides, start = rest
-            return Named(_text(name), _text(dtype), _counts(shape), _counts(strides), _count(start))
+            return Named(as_text(name), as_text(dtype), _places(shape), _places(strides), as_place(start))
         if kind == "x":
-            return LeftOut(_text(rest[0]), _counts(rest[1]), _text(rest[2]))
+            return LeftOut(as_text(rest[0]), _places(rest[1]), as_text(rest[2]))
         if kind == "o":
-            state = self._values[_count(rest[2])] if rest[2] != -1 else None
-            return Opaque(_text(rest[0]), _text(rest[1]), state)
+            state = self._values[as_place(rest[2])] if rest[2] != -1 else None
+            return Opaque(as_text(rest[0]), as_text(rest[1]), state)
         if kind == "c":
             return complex(*map(float, rest))
         raise ValueError(f"an argument of kind {kind!r}")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} where a text belongs")
-    return value
+def _places(values: Any) -> tuple[int, ...]:
+    return tuple(map(as_place, values))
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError("something else where a place or a count belongs")
-    return value
+def _named(kernels: Iterable[Kernel], constants: Iterable[Constant]) -> Iterator[Value]:
+    for kernel in kernels:
+        yield from _values((*kernel.arguments, *kernel.keywords.values(), *kernel.outputs))
+        yield from kernel.written.values()
+    yield from (constant.value for constant in constants if constant.value is not None)
 
 
-def _counts(values: Any) -> tuple[int, ...]:
-    return tuple(map(_count, values))
+def _values(argument: Argument) -> Iterator[Value]:
+    if isinstance(argument, Value):
+        yield argument
+    elif isinstance(argument, Opaque) and argument.state is not None:
+        yield argument.state
+    elif isinstance(argument, tuple):
+        for item in argument:
+            yield from _values(item)

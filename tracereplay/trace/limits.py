@@ -7,13 +7,12 @@ hardly at all, and the same tensor is named some thirty times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from tracereplay.dtypes import nbytes
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Call, Constant, Kernel, Step
+from tracereplay.event import Call, Step, Value
 from tracereplay.storage.files import File
-from tracereplay.trace.kernels import values_of_kernel
 
 __all__ = ["Limits"]
 
@@ -47,10 +46,8 @@ class Limits:
         """The step at ``place`` was read; whoever wants its values reads these bytes."""
         self._take("values", place, _size(step.calls))
 
-    def kernels(self, place: int, kernels: Sequence[Kernel], constants: Sequence[Constant]) -> None:
-        """The kernels of the step at ``place`` were read."""
-        values = [v for k in kernels for v in values_of_kernel(k)]
-        values += [c.value for c in constants if c.value is not None]
+    def kernels(self, place: int, values: Iterable[Value]) -> None:
+        """The kernels of the step at ``place`` were read, which name these values."""
         self._take("kernels", place, sum(nbytes(v.dtype, v.shape) for v in values))
 
     def _take(self, what: str, where: int, size: int) -> None:

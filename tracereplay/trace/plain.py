@@ -11,7 +11,7 @@ import zstandard
 from tracereplay.errors import DamagedTrace
 from tracereplay.trace.codec import RAW, ZSTD, decompress
 
-__all__ = ["MAX_RECORD", "decode_record", "encode_record", "pack", "unpack"]
+__all__ = ["MAX_RECORD", "as_place", "as_text", "decode_record", "encode_record", "pack", "unpack"]
 
 # No record that the writer makes comes near; more is refused before anything is allocated.
 MAX_RECORD = 16 << 20
@@ -50,6 +50,28 @@ def unpack(data: bytes | memoryview, name: str, *, own: bool = False) -> Any:
         raise DamagedTrace(
             f"{name} holds metadata that cannot be read: {error or type(error).__name__}."
         ) from error
+
+
+def as_text(value: Any) -> str:
+    """``value`` if it is a text.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} where a text belongs")
+    return value
+
+
+def as_place(value: Any) -> int:
+    """``value`` if it is a place in a list or a count.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError("something else where a place or a count belongs")
+    return value
 
 
 # Widths in bytes of the objects that have a fixed one, by their first byte; the others say theirs.

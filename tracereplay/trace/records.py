@@ -18,6 +18,7 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, Parameter, Request, RowKey, RowMap, Sampled, Site, Step, Value
 from tracereplay.trace.chunk import MAX_DIMENSIONS
 from tracereplay.trace.kernels import Check, Kernels
+from tracereplay.trace.plain import as_place, as_text
 
 __all__ = [
     "CallRecord",
@@ -81,14 +82,14 @@ def write_site(site: Site) -> dict[str, Any]:
 
 
 def read_site(data: Mapping[str, Any]) -> Site:
-    layouts = {_text(k): _layout(*v) for k, v in data["layouts"].items()}
+    layouts = {as_text(k): _layout(*v) for k, v in data["layouts"].items()}
     parameters = tuple(
-        Parameter(_text(name), _text(dtype), tuple(map(_number, shape)), tuple(map(_text, tensors)))
+        Parameter(as_text(name), as_text(dtype), tuple(map(_number, shape)), tuple(map(as_text, tensors)))
         for name, dtype, shape, tensors in data.get("parameters", ())
     )
     return Site(
-        _text(data["name"]), _text(data["operator"]), _number(data["slot"]), tuple(map(_text, data["inputs"])),
-        layouts, _plain(data.get("config", {})), parameters,
+        as_text(data["name"]), as_text(data["operator"]), _number(data["slot"]),
+        tuple(map(as_text, data["inputs"])), layouts, _plain(data.get("config", {})), parameters,
     )  # fmt: skip
 
 
@@ -109,21 +110,9 @@ def _number(value: Any) -> int:
     return value
 
 
-def _place(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError("something else where a place or a count belongs")
-    return value
-
-
 def _token(value: Any) -> int:
     if type(value) is not int or not -1 <= value < 1 << 62:
         raise ValueError("something else where a token belongs")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} where a text belongs")
     return value
 
 
@@ -162,7 +151,7 @@ def read_sampled(data: list[Any]) -> Sampled:
     request, sequence, position, token, choice, logprob = data
     if logprob is not None and not isinstance(logprob, float | int):
         raise ValueError(f"{type(logprob).__name__} where a logprob belongs")
-    key = RowKey(_place(request), _place(sequence), _place(position))
+    key = RowKey(as_place(request), as_place(sequence), as_place(position))
     return Sampled(key, _token(token), _token(choice), logprob)
 
 
@@ -222,12 +211,12 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
     slot, number, inputs, outputs, rows_in, rows_out, written = data[:7]
     return Call(
         site=names[slot],
-        number=_place(number),
-        inputs=tuple([values[_place(v)] for v in inputs]),
-        outputs=tuple([values[_place(v)] for v in outputs]),
-        rows_in=maps[_place(rows_in)],
-        rows_out=maps[_place(rows_out)],
-        written={_place(index): values[_place(v)] for index, v in written},
+        number=as_place(number),
+        inputs=tuple([values[as_place(v)] for v in inputs]),
+        outputs=tuple([values[as_place(v)] for v in outputs]),
+        rows_in=maps[as_place(rows_in)],
+        rows_out=maps[as_place(rows_out)],
+        written={as_place(index): values[as_place(v)] for index, v in written},
     )
 
 
@@ -257,13 +246,13 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
         values = [read_value(v, load) for v in data["values"]]
         kernels = Kernels(data.get("kernels", NO_KERNELS), values, names, check)
         return Step(
-            number=_place(data["number"]),
+            number=as_place(data["number"]),
             rows=maps[0],
             calls=tuple([read_call(c, maps, values, names) for c in data["calls"]]),
             sampled=tuple([read_sampled(s) for s in data["sampled"]]),
-            notes=tuple(map(_text, data["notes"])),
+            notes=tuple(map(as_text, data["notes"])),
             requests=tuple([read_request(r) for r in data["requests"]]),
-            weights=_place(data["weights"]),
+            weights=as_place(data["weights"]),
             kernels=kernels,
         )
     except WRONG as error:

@@ -23,7 +23,7 @@ from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.content import count_content
 from tracereplay.trace.directory import segment_path
 from tracereplay.trace.frames import Frame, Kind, scan
-from tracereplay.trace.kernels import Kernels, values_of_kernel
+from tracereplay.trace.kernels import Kernels
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 
@@ -138,10 +138,8 @@ def values_of(step: Step) -> Iterator[Value]:
         yield from call.inputs
         yield from call.outputs
         yield from call.written.values()
-    for kernel in step.kernels:
-        yield from values_of_kernel(kernel)
     if isinstance(step.kernels, Kernels):
-        yield from (c.value for c in step.kernels.constants if c.value is not None)
+        yield from step.kernels.values()
 
 
 def repair(trace: Trace) -> list[str]:
