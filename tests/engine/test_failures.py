@@ -142,9 +142,11 @@ def test_a_server_is_recorded_as_it_is(
     engine = find_engine("v1")
     launch = Launch("v1", engine.python, {**engine.env, **single_process}, {})
     out = tmp_path / "mine.trace"
-    assert record_command(["python", str(program)], out, engine=launch) == 0
+    assert record_command(["python", str(program)], out, engine=launch, options={"level": "kernel"}) == 0
     trace = open_trace(out)
     assert trace.complete
+    assert trace.run["level"] == "kernel"
+    assert all(step.kernels for step in trace.steps("record"))
     prompts = trace.run["workload"]["prompts"]
     assert [len(p["prompt_token_ids"]) for p in prompts] == [11, 15]
     assert prompts[0]["sampling"]["max_tokens"] == 5

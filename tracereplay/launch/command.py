@@ -18,6 +18,7 @@ from typing import Any
 from tracereplay.errors import UsageError
 from tracereplay.event import Step
 from tracereplay.guest.plugin import OPTIONS, RECORD
+from tracereplay.launch.jobs import level_of
 from tracereplay.launch.process import Launchable, guest_environment
 from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
@@ -58,7 +59,7 @@ def record_command(
     """
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
-    directory = TraceDirectory(out, {"kind": "recording", "level": "operator", "notes": []}, force=force)
+    directory = TraceDirectory(out, {"kind": "recording", "level": level_of(options), "notes": []}, force=force)
     environment = {**guest_environment(launched), RECORD: str(out.resolve()), OPTIONS: json.dumps(options or {})}
     code = subprocess.run([found, *command[1:]], env=environment).returncode
     _describe(directory)

@@ -16,7 +16,7 @@ from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
-__all__ = ["observer_effect", "record", "record_pass", "replay", "replay_passes", "run_header"]
+__all__ = ["level_of", "observer_effect", "record", "record_pass", "replay", "replay_passes", "run_header"]
 
 Report = Callable[[str], None]
 OPERATOR = "operator"  # the level of a recording that says nothing else
@@ -50,8 +50,7 @@ def record(
     check_model(model)
     checkpoint = read_checkpoint(model)
     workload = replace(workload, weights=checkpoint.digest)
-    level = (options or {}).get("level", OPERATOR)
-    header = {**run_header("recording", engine, workload, level), "checkpoint": checkpoint.tensors}
+    header = {**run_header("recording", engine, workload, level_of(options)), "checkpoint": checkpoint.tensors}
     directory = TraceDirectory(out, header, force=force)
     if weights:
         report("Copying the weights")
@@ -99,8 +98,7 @@ def replay(
     workload = replace(workload, model=str(model or workload.model))
     check_model(Path(workload.model))
     workload = replace(workload, weights=read_checkpoint(Path(workload.model)).digest)
-    level = source.run.get("level", OPERATOR)
-    run = {**run_header("replay", engine, workload, level), "golden": source.digest()}
+    run = {**run_header("replay", engine, workload, level_of(source.run)), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
     with (
@@ -139,7 +137,7 @@ def replay_passes(
     record_pass(process, directory, workload, "rerun", source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        options = {"level": golden.run.get("level", OPERATOR)}
+        options = {"level": level_of(golden.run)}
         record_pass(process, directory, workload, "injected", source, inject=True, options=options)
 
 
@@ -212,6 +210,11 @@ def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mappi
         drift += [abs(a - b) for a, b in list(pairs)[:equal]]
     stated = {"max": max(drift), "mean": sum(drift) / len(drift)} if drift else None
     return {"sequences": len(plain), "tokens_differ": differing, "logprob_abs_diff": stated}
+
+
+def level_of(said: Mapping[str, Any] | None) -> str:
+    """``operator`` or ``kernel``, by what a run says of itself or by options of a recording."""
+    return str((said or {}).get("level", OPERATOR))
 
 
 def run_header(kind: str, engine: Launchable, workload: Workload, level: str = OPERATOR) -> dict[str, Any]:

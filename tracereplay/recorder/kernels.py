@@ -57,9 +57,10 @@ class KernelRecorder:
     ) -> None:
         self._check_writes = check_writes
         self._failed = failed
-        self._constants = _constants(model)
-        self._by_memory = {c.untyped_storage()._cdata: name for name, c in self._constants.items()}
-        self._caches = {c.untyped_storage()._cdata for c in _caches(model)}
+        self._model = model
+        self._constants: dict[str, torch.Tensor] = {}
+        self._by_memory: dict[int, str] = {}
+        self._caches: set[int] = set()
         self._told_constants = False
         self._step: PendingStep | None = None
         self._names: dict[tuple[str, str], int] = {}
@@ -71,8 +72,16 @@ class KernelRecorder:
 
     def begin_step(self, step: PendingStep) -> None:
         """Kernels belong to ``step`` from now on."""
+        if not self._constants:
+            self._meet_model()
         self._step = step
         self._names, self._calls, self._open = {}, [], []
+
+    def _meet_model(self) -> None:
+        """Only when it runs: a recording may begin before the engine has bound its key/value cache."""
+        self._constants = _constants(self._model)
+        self._by_memory = {c.untyped_storage()._cdata: name for name, c in self._constants.items()}
+        self._caches = {c.untyped_storage()._cdata for c in _caches(self._model)}
 
     def end_step(self) -> dict[str, Any]:
         """The step's kernels (`trace.kernels`), tensors by their numbers among the step's."""
