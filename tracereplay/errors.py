@@ -3,6 +3,7 @@
     TracereplayError
     ├── UsageError            exit 2   the request cannot be carried out as given
     │   ├── WorkloadError              a prompt, sampling parameter or model directory is wrong
+    │   ├── MissingWeights             an operator's weights cannot be had, or are others than those recorded
     │   └── EngineNotFound             no engine of that name is registered
     ├── EnvironmentFailed     exit 4   an engine's environment could not be built
     ├── EngineFailed          exit 4   the engine did not start, or died
@@ -23,6 +24,7 @@ __all__ = [
     "EngineFailed",
     "EngineNotFound",
     "EnvironmentFailed",
+    "MissingWeights",
     "NotATrace",
     "RecordingIncomplete",
     "TraceError",
@@ -47,6 +49,10 @@ class UsageError(TracereplayError):
 
 class WorkloadError(UsageError):
     """A prompt, a sampling parameter or the model directory is wrong."""
+
+
+class MissingWeights(UsageError):
+    """An operator's weights cannot be had, or are others than those that the golden generation used."""
 
 
 class EngineNotFound(UsageError):
