@@ -32,8 +32,9 @@ LAYERS = (
     ("hooks", "trace"),
     ("storage",),
     ("workload", "event", "verdict"),
-    ("rollout", "bisection"),
-    ("errors", "dtypes", "jsondata"),
+    ("rollout", "bisection", "isolated"),
+    ("measures",),
+    ("errors", "dtypes", "jsondata", "schemas"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -49,13 +50,15 @@ ENGINE_SIDE = (
     "workload",
     "errors",
     "dtypes",
+    "schemas",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
-    "workload", "event", "verdict", "rollout", "bisection", "errors", "dtypes", "jsondata",
+    "workload", "event", "verdict", "rollout", "bisection", "isolated", "measures", "errors", "dtypes",
+    "jsondata", "schemas",
 )  # fmt: skip
 
 
