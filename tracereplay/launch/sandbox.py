@@ -27,7 +27,7 @@ from tracereplay.launch.process import LAST_LINES, Launchable, guest_environment
 __all__ = ["HANDLERS", "Limits", "Outcome", "Sandbox", "Status"]
 
 # Name of a handler: the module that has it, imported by the child when it starts.
-HANDLERS: Mapping[str, str] = {"operator": "tracereplay.guest.alone.operators"}
+HANDLERS: Mapping[str, str] = {"kernel": "tracereplay.guest.alone.kernels"}
 
 Status: TypeAlias = Literal["done", "not replayable", "failed", "crashed", "timed out", "out of memory"]
 
@@ -115,6 +115,11 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def starts(self) -> int:
+        """How many children were started; it changes when the next request finds a new one."""
+        return self._starts
 
     @property
     def restarts(self) -> int:
