@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,9 @@ from tracereplay.cli.options import (
 from tracereplay.cli.output import deliver, progress, without_empty
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
+from tracereplay.errors import UsageError
 from tracereplay.launch import jobs
+from tracereplay.launch.isolated.replay import Selection, replay_isolated
 from tracereplay.verdict import Verdict
 
 __all__ = ["replay", "replay_and_judge"]
@@ -36,6 +39,7 @@ __all__ = ["replay", "replay_and_judge"]
 class Mode(str, Enum):
     injected = "injected"
     rerun = "rerun"
+    isolated = "isolated"
 
 
 def replay(
@@ -44,11 +48,20 @@ def replay(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="injected: which operator differs on the same inputs; rerun: only where the generations part."
+            help="injected: which operator differs on the same inputs; rerun: only where the generations part; "
+            "isolated: recorded kernels alone, one by one, without model or engine."
         ),
     ] = Mode.injected,
     settings: Settings = [],  # noqa: B006
     model: Model = None,
+    site: Annotated[
+        str | None,
+        typer.Option(metavar="GLOB", help="isolated: only calls at these sites.", show_default=False),
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(metavar="GLOB", help="isolated: only these kernels, such as aten.mm.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
@@ -63,10 +76,30 @@ def replay(
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)
     check_log(log)
-    check_model_at(golden, model)
-    options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log, "force": force}
-    verdict = replay_and_judge(candidate, golden, out, rules, **options)
+    if mode is Mode.isolated:
+        if given or log:
+            raise UsageError("Isolated replay starts no engine: leave out --set and --log.")
+        work = _alone(candidate, golden, Selection(site or "*", kernel), model=model, force=force)
+    else:
+        if site or kernel:
+            raise UsageError("--site and --kernel choose what is replayed alone; give --mode isolated with them.")
+        check_model_at(golden, model)
+        options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
+        work = _whole(candidate, golden, force=force, **options)
+    verdict = _judged(work, golden, out, rules, f"Replaying under {candidate.name}", force=force)
     raise typer.Exit(deliver(verdict, json_file))
+
+
+Report = Callable[[str], None]
+Work = Callable[[Path, Report], object]  # makes a candidate's trace
+
+
+def _whole(engine: Engine, golden: Path, **options: Any) -> Work:
+    return lambda out, report: jobs.replay(engine, golden, out, report=report, **options)
+
+
+def _alone(engine: Engine, golden: Path, selection: Selection, **options: Any) -> Work:
+    return lambda out, report: replay_isolated(engine, golden, out, selection=selection, report=report, **options)
 
 
 def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Policy, **options: Any) -> Verdict:
@@ -77,10 +110,17 @@ def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Poli
         out: where the candidate's trace goes.
         rules: what is tolerated.
     """
+    force = options.get("force", False)
+    return _judged(
+        _whole(engine, golden, **options), golden, out, rules, f"Replaying under {engine.name}", force=force
+    )
+
+
+def _judged(work: Work, golden: Path, out: Path | None, rules: Policy, title: str, *, force: bool) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
         kept = out or Path(folder) / "candidate.trace"
-        with progress(f"Replaying under {engine.name}") as report:
-            with without_empty(out, force=options.get("force", False)):
-                jobs.replay(engine, golden, kept, report=report, **options)
+        with progress(title) as report:
+            with without_empty(out, force=force):
+                work(kept, report)
             report("Comparing")
             return compare_traces(golden, kept, rules)

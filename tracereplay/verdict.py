@@ -9,6 +9,7 @@
     ├── tokens                 TokenFinding
     ├── coverage               Coverage
     ├── routing                RoutingFinding ...  one for each router of a mixture of experts
+    ├── isolated               Isolated            kernels replayed alone, or None
     ├── rollout                Rollout             importance ratios, or None without logprobs
     └── closure, attribution, bisection   from a bisection, or None
 
@@ -24,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 
 from tracereplay.bisection import Bisection
 from tracereplay.errors import UsageError
+from tracereplay.isolated import Isolated
 from tracereplay.jsondata import one_of, optional, plain, real
 from tracereplay.measures import CLASSES, ErrorClass, Metrics, Tolerance, Worst
 from tracereplay.rollout import Rollout
@@ -457,6 +459,7 @@ class Verdict:
     rollout: Rollout | None = None
     bisection: Bisection | None = None
     routing: tuple[RoutingFinding, ...] = ()
+    isolated: Isolated | None = None
 
     @property
     def exit_code(self) -> int:
@@ -486,6 +489,7 @@ class Verdict:
             "rollout": None if self.rollout is None else self.rollout.as_dict(),
             "bisection": None if self.bisection is None else self.bisection.as_dict(),
             "routing": _dicts(self.routing),
+            "isolated": None if self.isolated is None else self.isolated.as_dict(),
         }
 
     @classmethod
@@ -526,6 +530,7 @@ class Verdict:
             rollout=optional(Rollout.from_dict, data.get("rollout")),
             bisection=optional(Bisection.from_dict, data.get("bisection")),
             routing=tuple(RoutingFinding.from_dict(r) for r in data.get("routing", ())),
+            isolated=optional(Isolated.from_dict, data.get("isolated")),
         )
 
 

@@ -7,26 +7,17 @@ The order of the checks is the order in which their outcomes count; see `_outcom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 
 from tracereplay.comparator.evidence import Evidence, gather_evidence
-from tracereplay.comparator.measure import Finding
+from tracereplay.comparator.findings import divergence_of, edge_of, operators_of, source_of
+from tracereplay.comparator.judge_isolated import judge_isolated
 from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
 from tracereplay.comparator.settings import explains
-from tracereplay.comparator.tolerance import Policy, unit_factors
+from tracereplay.comparator.tolerance import Policy
+from tracereplay.isolated import ISOLATED
 from tracereplay.trace import Trace, open_trace
-from tracereplay.verdict import (
-    CLASSES,
-    Cause,
-    Divergence,
-    EdgeFinding,
-    OperatorFinding,
-    Outcome,
-    Source,
-    Tolerance,
-    Verdict,
-)
+from tracereplay.verdict import Cause, Outcome, Verdict
 
 __all__ = ["compare_traces"]
 
@@ -38,8 +29,8 @@ def compare_traces(
 
     Args:
         golden: a recording.
-        candidate: a replay of it (operators are judged on golden inputs), or another recording of the same
-            workload (only the first visible difference can be told).
+        candidate: a replay of it (operators are judged on golden inputs, kernels alone), or another recording of
+            the same workload (only the first visible difference can be told).
         policy: tolerances; the defaults if None.
 
     Raises:
@@ -50,6 +41,8 @@ def compare_traces(
     theirs = candidate if isinstance(candidate, Trace) else open_trace(candidate)
     theirs.offer_base(mine)
     try:
+        if ISOLATED in theirs.passes:
+            return judge_isolated(mine, theirs, policy or Policy())
         return _judge(gather_evidence(mine, theirs, policy or Policy()))
     finally:
         for given, trace in ((golden, mine), (candidate, theirs)):
@@ -67,15 +60,15 @@ def _judge(evidence: Evidence) -> Verdict:
         mode=evidence.mode,
         cause=cause,
         reasons=tuple(reasons),
-        golden=_source(evidence.golden, evidence.digest),
-        candidate=_source(evidence.candidate, evidence.candidate.digest()),
+        golden=source_of(evidence.golden, evidence.digest),
+        candidate=source_of(evidence.candidate, evidence.candidate.digest()),
         settings_diff=evidence.settings,
-        first_divergence=None if first is None else _divergence(first),
-        operators=_operators(findings),
-        edges=tuple(_edge(f) for f in findings if f.kind == "edge"),
+        first_divergence=None if first is None else divergence_of(first),
+        operators=operators_of(findings),
+        edges=tuple(edge_of(f) for f in findings if f.kind == "edge"),
         tokens=evidence.tokens,
         coverage=evidence.coverage,
-        first_visible=None if visible is None else _divergence(visible),
+        first_visible=None if visible is None else divergence_of(visible),
         notes=evidence.notes,
         rollout=evidence.rollout,
         routing=evidence.routing,
@@ -135,66 +128,3 @@ def _unobserved(evidence: Evidence) -> bool:
     first = None if evidence.rerun is None else evidence.rerun.first_different()
     isolated = {f.key: f.error_class for f in findings if f.rows}
     return first is not None and isolated.get(first.key) == "identical"
-
-
-# From findings to the verdict's values.
-
-
-def _source(trace: Trace, digest: str) -> Source:
-    return Source(dict(trace.run.get("engine") or {}), str(trace.path), digest)
-
-
-def _divergence(finding: Finding) -> Divergence:
-    event = finding.blamed
-    assert event is not None
-    worst = event.metrics.worst
-    assert worst is not None
-    return Divergence(
-        kind="edge" if finding.kind == "edge" else "operator",
-        site=finding.key.site,
-        operator=finding.operator,
-        error_class=finding.error_class,
-        request=worst.request,
-        sequence=worst.sequence,
-        position=worst.position,
-        step=event.step,
-        index=finding.key.index,
-        metrics=event.metrics,
-        tolerance=finding.tolerance,
-        passing_tolerance=_passing(finding),
-    )
-
-
-def _passing(finding: Finding) -> Tolerance:
-    """The smallest multiple of the tolerance, never below itself, that would have passed all calls.
-
-    The factors are infinite where none would: for a NaN, for an integer, or for a lean.
-    """
-    a, b = unit_factors(finding.tolerance)
-    ratio = finding.metrics.allowance_ratio
-    factor = float("inf") if finding.error_class in ("nonfinite", "biased") else ratio
-    return Tolerance(a * factor if a else 0.0, b * factor if b else 0.0, finding.tolerance.dtype, "passing")
-
-
-def _operators(findings: Sequence[Finding]) -> tuple[OperatorFinding, ...]:
-    """One for each site, with its worst output; in golden execution order."""
-    sites: dict[str, list[Finding]] = {}
-    for finding in findings:
-        if finding.kind == "operator":
-            sites.setdefault(finding.key.site, []).append(finding)
-    return tuple(map(_operator, sites.values()))
-
-
-def _operator(found: Sequence[Finding]) -> OperatorFinding:
-    worst = max(found, key=lambda f: (CLASSES.index(f.error_class), f.metrics.allowance_ratio))
-    return OperatorFinding(
-        worst.key.site, worst.operator, worst.error_class, max(f.calls for f in found),
-        max(f.rows for f in found), worst.metrics, worst.key.index, worst.tolerance, worst.reason,
-    )  # fmt: skip
-
-
-def _edge(finding: Finding) -> EdgeFinding:
-    return EdgeFinding(
-        finding.key.site, finding.key.index, finding.error_class, finding.rows, finding.metrics,
-        finding.operator, finding.tolerance, finding.reason,
-    )  # fmt: skip

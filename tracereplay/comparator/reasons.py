@@ -12,7 +12,7 @@ from tracereplay.comparator.staleness import Versions
 from tracereplay.rollout import Quantity
 from tracereplay.verdict import Cause
 
-__all__ = ["OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
+__all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
 
 OTHER_WEIGHTS = "The two engines ran other weights; nothing can be compared."
 
@@ -72,7 +72,7 @@ def _why_operator(evidence: Evidence) -> str:
     first = evidence.comparison.first()
     assert first is not None
     inputs = "on golden inputs" if evidence.mode == "injected" else "although all before it is identical"
-    words = f"{first.operator or 'The operator'} at {first.key.site} {_DOES[first.error_class]} {inputs}."
+    words = f"{first.operator or 'The operator'} at {first.key.site} {DOES[first.error_class]} {inputs}."
     if evidence.tie:
         words += (
             " Its worst row nearly ties: the logits of the last expert chosen and of the next are no further "
@@ -102,7 +102,7 @@ def _why_edge(evidence: Evidence) -> str:
     first = evidence.comparison.first()
     assert first is not None
     return (
-        f"What arrives at input {first.key.index} of {first.key.site} {_DOES[first.error_class]}, although every "
+        f"What arrives at input {first.key.index} of {first.key.site} {DOES[first.error_class]}, although every "
         "operator before it gave golden results: the fault lies between operators."
     )
 
@@ -200,7 +200,7 @@ _CAUSES: dict[Cause, Callable[[Evidence], str]] = {
 
 TRUNCATES = 0.4  # ulp on average; a rounding by truncation leans by half an ulp
 
-_DOES = {
+DOES = {
     "exceeds": "exceeds the tolerance",
     "nonfinite": "is not finite where golden is",
     "biased": "leans one way by more than rounding does",

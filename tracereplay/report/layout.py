@@ -9,7 +9,14 @@ from rich.text import Text
 
 from tracereplay.report.words import clean
 
-__all__ = ["cell", "grid", "indented", "more", "print_table", "section"]
+__all__ = ["STYLE", "cell", "grid", "indented", "more", "print_table", "section"]
+
+# Colours of outcomes, classes of error and effects of settings.
+STYLE = {
+    "match": "bold green", "diverged": "bold red", "inconclusive": "bold yellow", "identical": "green",
+    "rounding": "cyan", "biased": "red", "exceeds": "red", "nonfinite": "bold red", "incomparable": "yellow",
+    "semantic": "red", "numeric": "yellow", "unknown": "magenta", "none": "dim",
+}  # fmt: skip
 
 
 def section(console: Console, title: str, rest: str = "") -> None:

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.report import bisection, rollout
-from tracereplay.report.layout import cell, grid, indented, more, print_table, section
+from tracereplay.report import bisection, isolated, rollout
+from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
     CAUSES,
     allowance,
@@ -19,6 +19,7 @@ from tracereplay.report.words import (
     headline,
     multiple,
     number,
+    passing,
     percent,
     shorten,
     source,
@@ -26,12 +27,6 @@ from tracereplay.report.words import (
 from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, OperatorFinding, TokenFinding, Verdict
 
 __all__ = ["render"]
-
-_STYLE = {
-    "match": "bold green", "diverged": "bold red", "inconclusive": "bold yellow", "identical": "green",
-    "rounding": "cyan", "biased": "red", "exceeds": "red", "nonfinite": "bold red", "incomparable": "yellow",
-    "semantic": "red", "numeric": "yellow", "unknown": "magenta", "none": "dim",
-}  # fmt: skip
 
 # Rows of each list; the whole report stays under 50 lines.
 SETTINGS, OPERATORS, EDGES, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 3, 4, 3, 4
@@ -55,6 +50,8 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
         bisection.render(verdict, verdict.bisection, console, everything=everything)
     if verdict.first_divergence is not None:
         _divergence(verdict, verdict.first_divergence, console)
+    if verdict.isolated is not None:
+        isolated.render(verdict.isolated, console, everything=everything)
     _operators(verdict, console, everything)
     _edges(verdict, console, everything)
     _routing(verdict, console, everything)
@@ -63,7 +60,7 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
 
 
 def _headline(verdict: Verdict, console: Console) -> None:
-    line = Text(verdict.verdict.upper(), style=_STYLE[verdict.verdict])
+    line = Text(verdict.verdict.upper(), style=STYLE[verdict.verdict])
     line.append(f"  {headline(verdict)}", style="bold")
     console.print(line)
     first = 1 if verdict.verdict == "inconclusive" else 0
@@ -91,7 +88,7 @@ def _settings(verdict: Verdict, console: Console, everything: bool) -> None:
     table = grid("left", "left", "left")
     for d in shown:
         values = f"{_end(d.golden, width)} → {_end(d.candidate, width)}"
-        table.add_row(cell(shorten(d.name, 30)), cell(values), cell(d.effect, _STYLE[d.effect]))
+        table.add_row(cell(shorten(d.name, 30)), cell(values), cell(d.effect, STYLE[d.effect]))
     print_table(console, table)
     more(console, len(differ) - len(shown))
 
@@ -119,8 +116,12 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
 
 
 def _divergence(verdict: Verdict, first: Divergence, console: Console) -> None:
-    title = "First divergence" if verdict.mode == "injected" else "First visible divergence"
-    section(console, title, "" if verdict.mode == "injected" else "  (it may be inherited)")
+    own = verdict.mode in ("injected", "isolated")
+    section(
+        console,
+        "First divergence" if own else "First visible divergence",
+        "" if own else "  (it may be inherited)",
+    )
     table = grid("left", "*left")
     for name, value in _places(first):
         table.add_row(cell(name, "dim"), value)
@@ -134,11 +135,12 @@ def _places(first: Divergence) -> list[tuple[str, Text]]:
     row = f"request {first.request}, sequence {first.sequence}, position {first.position}, step {first.step}"
     return [
         ("where", cell(f"{first.site}{operator}, {what}", "bold")),
+        *([("kernel", cell(first.kernel, "bold"))] if first.kernel else []),
         ("row", cell(row)),
-        ("class", cell(first.error_class, _STYLE[first.error_class])),
+        ("class", cell(first.error_class, STYLE[first.error_class])),
         ("error", cell(_error(metrics))),
         ("allowance", cell(allowance(first.tolerance))),
-        ("would pass", cell(_passing(first))),
+        ("would pass", cell(passing(first.error_class, first.passing_tolerance))),
     ]
 
 
@@ -151,15 +153,6 @@ def _error(metrics: Metrics) -> str:
         f"{times}{at}{nonfinite}; relative L2 {number(metrics.relative_l2)}, bias {metrics.bias_ulp:+.2g} ulp, "
         f"{percent(metrics.equal)} bitwise equal"
     )
-
-
-def _passing(first: Divergence) -> str:
-    passing = first.passing_tolerance
-    if first.error_class == "biased":
-        return "no larger tolerance: every error is within it, but they lean one way"
-    if not (passing.a < float("inf") and passing.b < float("inf")) or not (passing.a or passing.b):
-        return "none"
-    return f"a = {number(passing.a)}, b = {number(passing.b)}"
 
 
 def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float, float]:
@@ -191,7 +184,7 @@ def _identical(console: Console, kinds: Sequence[Sequence[OperatorFinding]]) -> 
     """One line for all classes of operators that are the same bit for bit."""
     if kinds:
         names = ", ".join(f"{clean(found[0].operator)} ({len(found)})" for found in kinds)
-        line = Text("identical: ", style=_STYLE["identical"]).append(names, style="default")
+        line = Text("identical: ", style=STYLE["identical"]).append(names, style="default")
         console.print(Padding(line, (0, 0, 0, 2), expand=False))
 
 
@@ -221,7 +214,7 @@ def _measure(table: Table, finding: OperatorFinding | EdgeFinding, second: Text,
     metrics = finding.metrics
     compared = finding.error_class != "incomparable"
     cells = [
-        cell(finding.error_class, _STYLE[finding.error_class]),
+        cell(finding.error_class, STYLE[finding.error_class]),
         cell(operator),
         second,
         cell("" if finding.error_class == "identical" else site),

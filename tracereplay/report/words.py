@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tracereplay.verdict import Metrics, Source, Tolerance, Verdict
+from tracereplay.measures import ErrorClass, Metrics, Tolerance
+from tracereplay.verdict import Source, Verdict
 
-__all__ = ["CAUSES", "allowance", "clean", "headline", "multiple", "number", "percent", "shorten", "source"]
+__all__ = ["CAUSES", "allowance", "clean", "headline", "multiple", "number", "passing", "percent", "shorten",
+           "source"]  # fmt: skip
 
 CAUSES: Mapping[str, str] = {
     "operator": "an operator computes something else",
@@ -41,7 +43,8 @@ def headline(verdict: Verdict) -> str:
     if first is not None and verdict.cause in ("operator", "edge"):
         if first.kind == "edge":
             return clean(f"the edge into {first.site}, input {first.index}")
-        return clean(f"{first.operator or 'operator'} at {first.site}")
+        kernel = f"{first.kernel} in " if first.kernel else ""
+        return clean(f"{kernel}{first.operator or 'operator'} at {first.site}")
     return CAUSES[verdict.cause]
 
 
@@ -67,6 +70,15 @@ def multiple(metrics: Metrics) -> str:
     if not math.isfinite(ratio):
         return "not finite" if metrics.nonfinite else "not equal"
     return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.1e}x"
+
+
+def passing(error_class: ErrorClass, tolerance: Tolerance | None) -> str:
+    """The tolerance that would have passed."""
+    if error_class == "biased":
+        return "no larger tolerance: every error is within it, but they lean one way"
+    if tolerance is None or not (tolerance.a < float("inf") and tolerance.b < float("inf")):
+        return "none"
+    return f"a = {number(tolerance.a)}, b = {number(tolerance.b)}" if tolerance.a or tolerance.b else "none"
 
 
 def allowance(tolerance: Tolerance) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from tracereplay.dtypes import itemsize
+from tracereplay.engines.describe import describe_process
 from tracereplay.guest.alone.service import NotReplayable
 from tracereplay.guest.alone.tensors import lay_out, plain
 from tracereplay.schemas import outside_of_tensors, schema_arguments
@@ -38,10 +39,10 @@ _constants: dict[str, torch.Tensor] = {}
 
 
 def prepare(setup: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Loads vLLM's kernels if ``setup`` asks for them; says which torch executes."""
+    """Loads vLLM's kernels if ``setup`` asks for them; says what executes (`engines.describe`)."""
     if setup and setup.get("vllm"):
         import vllm._custom_ops  # noqa: F401  (the platform knows which of its libraries fits this processor)
-    return {"torch": torch.__version__}
+    return describe_process(torch.device("cpu"))
 
 
 def run(request: Mapping[str, Any]) -> Any:

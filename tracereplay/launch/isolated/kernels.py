@@ -31,7 +31,7 @@ class KernelRunner:
     def __init__(self, sandbox: Sandbox, constants: Constants, *, reference: bool = False) -> None:
         self._sandbox = sandbox
         self._constants = constants
-        self._reference = reference
+        self.reference = reference
         self._kept: dict[str, int] = {}  # bytes by name
         self._child = -1  # the child that has them
 
@@ -74,7 +74,7 @@ class KernelRunner:
             "arguments": [plain_argument(a) for a in kernel.arguments],
             "keywords": {name: plain_argument(a) for name, a in kernel.keywords.items()},
             "want": sorted(kernel.written),
-            "reference": self._reference and has_reference(kernel),
+            "reference": self.reference and has_reference(kernel),
         }
 
 

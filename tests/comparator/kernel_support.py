@@ -1,0 +1,66 @@
+"""Traces of kernels, built by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracereplay.event import Site, make_rows
+from tracereplay.trace import SegmentWriter, TensorBytes, Trace, TraceDirectory, open_trace, segment_path
+
+SITE = Site("model.norm", "RMSNorm", 7)
+ROWS = make_rows([(0, 0, 0), (0, 0, 1)])
+
+
+def tensor(array: Any, dtype: str | None = None) -> TensorBytes:
+    """``array`` row-major; a dtype other than numpy's own is that of its bits."""
+    array = np.ascontiguousarray(array)
+    strides = tuple(s // array.itemsize for s in array.strides)
+    return TensorBytes(dtype or array.dtype.name, array.shape, strides, array.tobytes())
+
+
+def call(name: str, outputs: Sequence[Any] = (), *, written: Mapping[int, Any] | None = None, failed: str = "",
+         arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+    """A kernel whose arguments and results are `TensorBytes` or as they stand in a record."""
+    return {"name": name, "outputs": outputs, "written": written or {}, "failed": failed,
+            "arguments": arguments, "keywords": keywords or {}}  # fmt: skip
+
+
+def write_pass(directory: TraceDirectory, name: str, *steps: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a pass of rank 0 with these kernels, all of one operator."""
+    writer = SegmentWriter(segment_path(directory.path, name, 0), {"rank": 0, "world": 1})
+    writer.sites([SITE])
+
+    def argument(value: Any) -> Any:
+        return ["t", writer.add(value)] if isinstance(value, TensorBytes) else value
+
+    for number, calls in enumerate(steps):
+        names = list(dict.fromkeys(c["name"] for c in calls))
+        records = [
+            [names.index(c["name"]), SITE.slot, 0, -1, [*map(argument, c["arguments"])], dict(c["keywords"]),
+             [*map(argument, c["outputs"])], [[i, writer.add(v)] for i, v in c["written"].items()], [],
+             c["failed"]]
+            for c in calls
+        ]  # fmt: skip
+        kernels = {"names": [[name, "x::y() -> ()"] for name in names], "calls": records, "constants": []}
+        writer.commit(number, ROWS, [], [], [], kernels=kernels)
+    writer.close({})
+    directory.add_pass(name, {"requests": []})
+
+
+def write_golden(path: Path, *steps: Sequence[Mapping[str, Any]]) -> Trace:
+    directory = TraceDirectory(path, {"level": "kernel", "engine": {"versions": {"torch": "1"}}})
+    write_pass(directory, "record", *steps)
+    directory.complete()
+    return open_trace(path)
+
+
+def write_isolated(path: Path, golden: Trace, *steps: Sequence[Mapping[str, Any]]) -> Trace:
+    run = {"level": "kernel", "golden": golden.digest(), "engine": {"versions": {"torch": "2"}}}
+    directory = TraceDirectory(path, run)
+    write_pass(directory, "isolated", *steps)
+    directory.complete()
+    return open_trace(path)

@@ -1,0 +1,62 @@
+"""From findings to the verdict's values: what was measured of a tensor, as reports read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tracereplay.comparator.measure import Finding
+from tracereplay.comparator.tolerance import passing_tolerance
+from tracereplay.measures import CLASSES
+from tracereplay.trace import Trace
+from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Source
+
+__all__ = ["divergence_of", "edge_of", "operators_of", "source_of"]
+
+
+def source_of(trace: Trace, digest: str) -> Source:
+    return Source(dict(trace.run.get("engine") or {}), str(trace.path), digest)
+
+
+def divergence_of(finding: Finding) -> Divergence:
+    event = finding.blamed
+    assert event is not None
+    worst = event.metrics.worst
+    assert worst is not None
+    return Divergence(
+        kind="edge" if finding.kind == "edge" else "operator",
+        site=finding.key.site,
+        operator=finding.operator,
+        error_class=finding.error_class,
+        request=worst.request,
+        sequence=worst.sequence,
+        position=worst.position,
+        step=event.step,
+        index=finding.key.index,
+        metrics=event.metrics,
+        tolerance=finding.tolerance,
+        passing_tolerance=passing_tolerance(finding.tolerance, finding.error_class, finding.metrics),
+    )
+
+
+def operators_of(findings: Sequence[Finding]) -> tuple[OperatorFinding, ...]:
+    """One for each site, with its worst output; in golden execution order."""
+    sites: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.kind == "operator":
+            sites.setdefault(finding.key.site, []).append(finding)
+    return tuple(map(_operator, sites.values()))
+
+
+def _operator(found: Sequence[Finding]) -> OperatorFinding:
+    worst = max(found, key=lambda f: (CLASSES.index(f.error_class), f.metrics.allowance_ratio))
+    return OperatorFinding(
+        worst.key.site, worst.operator, worst.error_class, max(f.calls for f in found),
+        max(f.rows for f in found), worst.metrics, worst.key.index, worst.tolerance, worst.reason,
+    )  # fmt: skip
+
+
+def edge_of(finding: Finding) -> EdgeFinding:
+    return EdgeFinding(
+        finding.key.site, finding.key.index, finding.error_class, finding.rows, finding.metrics,
+        finding.operator, finding.tolerance, finding.reason,
+    )  # fmt: skip
