@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running
+from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running, token_ids
 
 from tracereplay.trace import Trace, open_trace
-from tracereplay.workload import Workload
+from tracereplay.workload import Prompt, Workload
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +88,38 @@ def golden_v1(request: pytest.FixtureRequest, committed: Trace, recordings: dict
         v1: Running = request.getfixturevalue("v1")
         recordings["v1"] = v1.record(*Workload.from_dict(committed.run["workload"]).prompts)
     return recordings["v1"]
+
+
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def kernel_recordings(engines: Engines) -> Callable[[str], tuple[Trace, Results, Results]]:
+    """By engine a kernel-level trace, what was generated with it, and what without; recorded once."""
+
+    @functools.cache
+    def record(name: str) -> tuple[Trace, Results, Results]:
+        running = engines.start(name)
+        greedy = {"max_tokens": 5, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
+        sampled = {**greedy, "temperature": 0.9, "top_p": 0.9, "seed": 7}
+        prompts = Prompt(token_ids(20), None, greedy), Prompt(token_ids(9, 3), None, sampled)
+        plain = running.generate(*prompts)
+        trace = running.record(*prompts, options={"level": "kernel"})
+        return trace, plain, list(trace.results["record"]["requests"])
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def kernels_v0(kernel_recordings: Callable[[str], tuple[Trace, Results, Results]]) -> Trace:
+    """Kernels of vLLM 0.8.5 V0, recorded on this machine."""
+    return kernel_recordings("v0")[0]
+
+
+@pytest.fixture(scope="session")
+def kernels_v1(kernel_recordings: Callable[[str], tuple[Trace, Results, Results]]) -> Trace:
+    """Kernels of vLLM 0.32.0, recorded on this machine."""
+    return kernel_recordings("v1")[0]
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ from tracereplay.bisector.operators import bisect_operators
 from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
-from tracereplay.launch.jobs import record_pass, replay_passes, run_header
+from tracereplay.launch.jobs import level_of, record_pass, replay_passes, run_header
 from tracereplay.launch.process import EngineProcess
+from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.verdict import Verdict
 from tracereplay.workload import Prompt, Workload
@@ -58,10 +59,14 @@ class Running:
         results: list[dict[str, Any]] = self.process.generate([p.as_dict() for p in prompts])["requests"]
         return results
 
-    def record(self, *prompts: Prompt, settings: Mapping[str, Any] = EAGER, folder: Path | None = None) -> Trace:
+    def record(
+        self, *prompts: Prompt, settings: Mapping[str, Any] = EAGER, folder: Path | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Trace:  # fmt: skip
         workload = Workload(str(self._model), prompts, settings)
         directory = self._directory("recording", workload, folder)
-        record_pass(self.process, directory, workload)
+        directory.update_run(level=level_of(options), checkpoint=read_checkpoint(self._model).tensors)
+        record_pass(self.process, directory, workload, options=options)
         directory.complete()
         return open_trace(directory.path)
 

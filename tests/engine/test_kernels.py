@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_support import EAGER, TINY, Engines, find_engine, token_ids
+from engine_support import TINY
 
 from tracereplay.event import Kernel, LeftOut, Named, Value
-from tracereplay.launch.jobs import record_pass, run_header
 from tracereplay.storage.checkpoint import read_checkpoint
-from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.trace import Trace
 from tracereplay.trace.kernels import Kernels
 from tracereplay.trace.verify import verify
-from tracereplay.workload import Prompt, Workload
 
 pytestmark = pytest.mark.engine
 
-GREEDY: Mapping[str, Any] = {"max_tokens": 5, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
-SAMPLED: Mapping[str, Any] = {**GREEDY, "temperature": 0.9, "top_p": 0.9, "seed": 7}
-PROMPTS = (Prompt(token_ids(20), None, GREEDY), Prompt(token_ids(9, 3), None, SAMPLED))
+Recorded = tuple[Trace, list[dict[str, Any]], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module", params=["v1", "v0"])
-def recorded(
-    request: pytest.FixtureRequest, engines: Engines, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Trace, list[dict[str, Any]], list[dict[str, Any]]]:
+def recorded(request: pytest.FixtureRequest, kernel_recordings: Callable[[str], Recorded]) -> Recorded:
     """A kernel-level trace, what was generated with it, and what without."""
-    running = engines.start(request.param)
-    plain = running.generate(*PROMPTS)
-    path = tmp_path_factory.mktemp("kernels") / "golden.trace"
-    workload = Workload(str(TINY), PROMPTS, EAGER)
-    directory = TraceDirectory(path, run_header("recording", find_engine(request.param), workload, "kernel"))
-    result = record_pass(running.process, directory, workload, options={"level": "kernel"})
-    directory.complete()
-    return open_trace(path), plain, list(result["requests"])
+    return kernel_recordings(str(request.param))
 
 
 def kernels_of(trace: Trace, step: int, site: str) -> list[Kernel]:

@@ -20,7 +20,7 @@ from tracereplay.comparator.tolerance import Policy, passing_tolerance, toleranc
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Site, Step, Value
 from tracereplay.isolated import ISOLATED, NOT_ASKED, Isolated, KernelFinding, NotReplayed
-from tracereplay.measures import Tolerance
+from tracereplay.measures import ErrorClass, Tolerance
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence
 
@@ -63,6 +63,11 @@ class _Compared:
     calls: int = 0
     last: int = -1
     places: dict[int, tuple[Site, int]] = field(default_factory=dict)
+
+    @property
+    def error_class(self) -> ErrorClass:
+        """Over all calls; results without elements, which have no rows, are the same."""
+        return self.tally.error_class if self.tally.rows else "identical"
 
     @property
     def beyond(self) -> Event | None:
@@ -239,8 +244,8 @@ def _finding(compared: _Compared) -> KernelFinding:
     first = compared.beyond or tally.first_different
     site = compared.places[first.order][0].name if first is not None else ""
     return KernelFinding(
-        compared.kernel, compared.tolerance.dtype, tally.error_class, compared.calls, tally.metrics,
-        compared.tolerance, passing_tolerance(compared.tolerance, tally.error_class, tally.metrics), site,
+        compared.kernel, compared.tolerance.dtype, compared.error_class, compared.calls, tally.metrics,
+        compared.tolerance, passing_tolerance(compared.tolerance, compared.error_class, tally.metrics), site,
         0 if first is None else first.step,
     )  # fmt: skip
 
@@ -252,7 +257,7 @@ def _divergence(compared: _Compared, event: Event) -> Divergence:
     tally = compared.tally
     return Divergence(
         kind="operator", site=site.name, operator=site.operator, kernel=compared.kernel,
-        error_class=tally.error_class, request=worst.request, sequence=worst.sequence, position=worst.position,
+        error_class=compared.error_class, request=worst.request, sequence=worst.sequence, position=worst.position,
         step=event.step, index=index, metrics=event.metrics, tolerance=compared.tolerance,
-        passing_tolerance=passing_tolerance(compared.tolerance, tally.error_class, tally.metrics),
+        passing_tolerance=passing_tolerance(compared.tolerance, compared.error_class, tally.metrics),
     )  # fmt: skip
