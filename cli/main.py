@@ -18,7 +18,20 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from tracereplay.cli import bisect, compare, demo, engine, export, logprobs, pack, record, replay, show, verify
+from tracereplay.cli import (
+    bisect,
+    compare,
+    demo,
+    engine,
+    export,
+    logprobs,
+    pack,
+    record,
+    replay,
+    repro,
+    show,
+    verify,
+)
 from tracereplay.cli import report as report_
 from tracereplay.cli.output import stderr
 from tracereplay.errors import EngineFailed, TracereplayError
@@ -62,6 +75,7 @@ app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)
 app.add_typer(bisect.app, name="bisect")
 app.command("logprobs")(logprobs.logprobs)
+app.command("repro")(repro.repro)
 app.command("show")(show.show)
 app.command("verify")(verify.verify)
 app.command("pack")(pack.pack)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import UsageError
+from tracereplay.trace.codec import Bytes
 from tracereplay.trace.select import Chosen
 
-__all__ = ["export_calls", "export_tensors", "tensor_name"]
+__all__ = ["Exported", "export_calls", "export_tensors", "tensor_name", "write_safetensors"]
 
 
 def tensor_name(chosen: Chosen) -> str:
@@ -21,8 +22,22 @@ def tensor_name(chosen: Chosen) -> str:
     return f"{chosen.step}/{chosen.call.site}/{chosen.call.number}/{chosen.name}"
 
 
+class Exported(NamedTuple):
+    """A tensor for a safetensors file; ``load`` gives its elements' bytes, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], Bytes]
+
+
 def export_tensors(chosen: Iterable[Chosen], out: Path) -> int:
-    """Writes tensors to a safetensors file and returns how many there are; one is in memory at a time.
+    """Writes tensors to a safetensors file and returns how many there are; see `write_safetensors`."""
+    return write_safetensors([Exported(tensor_name(c), c.value.dtype, c.shape, c.bytes) for c in chosen], out)
+
+
+def write_safetensors(tensors: Sequence[Exported], out: Path) -> int:
+    """Writes a safetensors file and returns how many tensors there are; one is in memory at a time.
 
     A dtype that safetensors does not know is written as bytes, with its name in the file's metadata.
 
@@ -30,25 +45,23 @@ def export_tensors(chosen: Iterable[Chosen], out: Path) -> int:
         UsageError: the file cannot be written.
     """
     # The widest first, as safetensors itself does: so each lies aligned.
-    tensors = sorted(chosen, key=lambda one: -DTYPES[one.value.dtype].word)
+    tensors = sorted(tensors, key=lambda one: -DTYPES[one.dtype].word)
     header: dict[str, Any] = {"__metadata__": {}}
     end = 0
     for one in tensors:
-        known, shape = DTYPES[one.value.dtype], list(one.shape)
-        begin, end = end, end + nbytes(one.value.dtype, one.shape)
+        known, shape = DTYPES[one.dtype], list(one.shape)
+        begin, end = end, end + nbytes(one.dtype, one.shape)
         if known.safetensors is None:
-            header["__metadata__"][tensor_name(one)] = one.value.dtype
+            header["__metadata__"][one.name] = one.dtype
             shape = [*shape, known.itemsize]
-        header[tensor_name(one)] = {
-            "dtype": known.safetensors or "U8", "shape": shape, "data_offsets": [begin, end],
-        }  # fmt: skip
+        header[one.name] = {"dtype": known.safetensors or "U8", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     try:
         with out.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for one in tensors:
-                file.write(one.array().tobytes())
+                file.write(one.load())
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
     return len(tensors)

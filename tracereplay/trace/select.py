@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.errors import UsageError
-from tracereplay.event import Call, RowMap, Site, Value
+from tracereplay.event import Call, RowMap, Site, Step, Value
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 
-__all__ = ["PASSES", "Chosen", "choose", "matching_sites", "pass_of", "tensors_of"]
+__all__ = ["PASSES", "Chosen", "choose", "matching_sites", "pass_of", "step_of", "tensors_of"]
 
 # The pass that is meant where none is named.
-PASSES = ("record", "injected", "rerun")
+PASSES = ("record", "injected", "rerun", "isolated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,10 @@ class Chosen:
         """Its values, or those of the rows that were asked for."""
         whole = self.value.numpy()
         return whole if self.picked is None else whole[self.picked]
+
+    def bytes(self) -> bytes:
+        """Of `array`, row-major."""
+        return self.array().tobytes()
 
 
 def pass_of(trace: Trace, name: str | None) -> str:
@@ -109,6 +113,16 @@ def choose(
         for call in found.calls:
             if call.site in sites:
                 yield from _tensors(found.number, call, sites[call.site], request)
+
+
+def step_of(trace: Trace, pass_name: str, number: int, rank: int = 0) -> Step:
+    """The step of that number.
+
+    Raises:
+        UsageError: there is none.
+    """
+    segment = trace.segment(pass_name, rank)
+    return segment.step(_places(trace, segment, number)[0])
 
 
 def _places(trace: Trace, segment: SegmentReader, step: int | None) -> list[int]:

@@ -1,7 +1,8 @@
 """A vLLM plugin that plants faults inside, or between, operators of the tiny Llama.
 
 Its wrappers are put around the modules while the model is loaded, before tracereplay puts its taps around
-them: to tracereplay they are what the engine computes. Which faults are active stands in the file that
+them: to tracereplay they are what the engine computes. With TRACEREPLAY_TEST_KERNEL_FAULT a kernel of PyTorch's
+is wrapped as well, below where calls are recorded. Which faults are active stands in the file that
 TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Where TRACEREPLAY_TEST_FAULT_SINCE names
 a version, older engines have none. Eager mode only.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 FAULT = "TRACEREPLAY_TEST_FAULT"
+KERNEL_FAULT = "TRACEREPLAY_TEST_KERNEL_FAULT"
 SINCE = "TRACEREPLAY_TEST_FAULT_SINCE"
 DECODE_ROWS = 4  # the workload has four requests, and prompts of more than four tokens
 
@@ -272,6 +274,20 @@ def _plant_all(model):
     _swap(model.model.layers[1], model.model.layers[2])
 
 
+KEPT = []  # a library's implementations end with it
+
+
+def _plant_kernel():
+    """`wrong_silu`: the kernel, wherever it is called, gives 1 % too much."""
+
+    def silu(x):
+        result = torch.ops.aten.silu.out(x, out=torch.empty_like(x))
+        return result * 1.01 if "wrong_silu" in active() else result
+
+    KEPT.append(torch.library.Library("aten", "IMPL"))
+    KEPT[0].impl("silu", silu, "CPU")
+
+
 def _plant_sampler():
     from vllm.v1.sample.sampler import Sampler
 
@@ -318,3 +334,5 @@ def register():
     BaseModelLoader._faults = True
     _plant_sampler()
     _plant_trainer()
+    if os.environ.get(KERNEL_FAULT):
+        _plant_kernel()

@@ -26,9 +26,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["MAX_BYTES", "Changed", "changed", "refusal", "shapes_of"]
+__all__ = ["MAX_BYTES", "UNKNOWN", "Changed", "changed", "refusal", "shapes_of"]
 
 MAX_BYTES = 1 << 30  # of a call's arguments, of the memory that they span, and of what it asks for
+UNKNOWN = "it is not among the kernels that are known to be safe"
 KINDS = ("dtype", "device", "layout", "memory_format", "Generator")
 # Of these a single number may say how large the result is.
 _LENGTHS = frozenset("arange bincount linspace one_hot randperm repeat_interleave constant_pad_nd".split())  # noqa: SIM905
@@ -98,7 +99,7 @@ def refusal(kernel: Kernel) -> str | None:
     if kernel.failed:
         return f"it raised {kernel.failed} when it was recorded"
     if base.removesuffix("_") not in rules.aten and base not in rules.shaped:
-        return outside_of_tensors(kernel.schema) or "it is not among the kernels that are known to be safe"
+        return outside_of_tensors(kernel.schema) or _arguments(kernel) or UNKNOWN
     if kernel.schema.split("(", 1)[0].replace("::", ".") not in (base, kernel.name):
         return "its schema is that of another kernel"
     return outside_of_tensors(kernel.schema) or _arguments(kernel) or _shapes(kernel, rules.shaped.get(base))

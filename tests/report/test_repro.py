@@ -1,0 +1,141 @@
+"""Reproducers are readable, complete, and hold nothing that a stranger wrote into them as code."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tracereplay import open_trace
+from tracereplay.errors import UsageError
+from tracereplay.event import Kernel, Opaque, Value
+from tracereplay.launch.isolated.constants import Constants
+from tracereplay.report.repro import choose_kernel, reproduce_kernel, write_reproducer
+from tracereplay.trace import Trace
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+ADD = "aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"
+
+
+@pytest.fixture(scope="module")
+def golden() -> Iterator[Trace]:
+    trace = open_trace(FIXTURES / "tiny-llama-v0-kernels.trace")
+    yield trace
+    trace.close()
+
+
+def tensor(array: Any, strides: tuple[int, ...] | None = None, storage: int = -1, start: int = 0) -> Value:
+    array = np.ascontiguousarray(array, np.float32)
+    natural = tuple(s // 4 for s in array.strides)
+    return Value("float32", array.shape, strides or natural, array.tobytes, storage, start)
+
+
+def kernel(*arguments: Any, name: str = "aten.add.Tensor", schema: str = ADD, **keywords: Any) -> Kernel:
+    return Kernel(name, schema, "model.norm", 0, -1, arguments, keywords, (tensor([3.0]),))
+
+
+def script_of(golden: Trace, call: Kernel) -> str:
+    return reproduce_kernel(golden, 0, call, Constants(golden, model=FIXTURES / "tiny-llama")).script
+
+
+def calls(script: str) -> list[str]:
+    """Everything that the script calls, by its text."""
+    return [ast.unparse(node.func) for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Call)]
+
+
+def test_a_folder_has_inputs_results_and_a_script(golden: Trace, tmp_path: Path) -> None:
+    chosen, count = choose_kernel(golden, "model.layers.0.self_attn.rotary_emb", "_C.rotary_embedding", 1)
+    assert count == 1
+    found = reproduce_kernel(golden, 1, chosen, Constants(golden, model=FIXTURES / "tiny-llama"))
+    write_reproducer(found, tmp_path / "repro")
+    script = (tmp_path / "repro" / "repro.py").read_text()
+    assert len(script.splitlines()) < 100
+    assert "tracereplay" not in script
+    assert "vllm 0.8.5.post2+cpu, torch 2.6.0" in script
+    assert script.count(".as_strided((2, 128), (256, 1), 0)") == 1
+    assert set(found.expected) == {"query after the call", "key after the call"}
+    tables = [name for name in found.inputs if name.endswith("cos_sin_cache")]
+    assert len(tables) == 1
+    with pytest.raises(UsageError, match="is not empty"):
+        write_reproducer(found, tmp_path / "repro")
+
+
+def test_arguments_are_what_they_were(golden: Trace, tmp_path: Path) -> None:
+    shared = tensor([[1, 2], [3, 4]], (4, 1), 9, 2), tensor([7, 8], None, 9, 4)
+    call = kernel(*shared, alpha=2.5, name="aten.add.Tensor")
+    found = reproduce_kernel(golden, 0, call, Constants(golden))
+    write_reproducer(found, tmp_path / "repro")
+    memory = load_file(tmp_path / "repro" / "inputs.safetensors")["memory 9 of float32"]
+    assert memory.tolist() == [1, 2, 7, 8, 3, 4]
+    assert 'self = inputs["memory 9 of float32"].as_strided((2, 2), (4, 1), 0)' in found.script
+    assert 'other = inputs["memory 9 of float32"].as_strided((2,), (1,), 2)' in found.script
+    assert "alpha=2.5," in found.script
+    assert load_file(tmp_path / "repro" / "expected.safetensors")["output 0"].tolist() == [3]
+
+
+def test_other_kinds_of_arguments(golden: Trace) -> None:
+    state = Value("uint8", (4,), (1,), lambda: b"1234")
+    script = script_of(
+        golden,
+        kernel(tensor([1]), (tensor([2]), None, tensor([3])), float("-inf"), 1 - 2j, Opaque("dtype", "bfloat16"),
+               generator=Opaque("Generator", "cpu", state), device=Opaque("device", "cuda:0"), text="a\"b\n"),
+    )  # fmt: skip
+    lines = {line.strip() for line in script.splitlines()}
+    passed = "[other_0, None, other_2],", 'float("-inf"),', "(1-2j),", "torch.bfloat16,", "text='a\"b\\n',"
+    assert lines >= {*passed, 'device=torch.device("cuda:0"),'}
+    assert 'torch.default_generator.set_state(inputs["state of generator"])' in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "aten.add.Tensor(); import os; os"}, "its schema is that of another|none of an operator"),
+        ({"name": "aten.from_file.default"}, "it opens a file"),
+        ({"name": "x.y.z", "schema": "x::y.z(int data_ptr) -> ()"}, "'data_ptr' stands for"),
+        ({"name": "triton.k", "schema": ""}, "launched past the dispatcher"),
+        ({"keywords": {"a=1)\nimport os #": 1}}, "an argument is named"),
+        ({"keywords": {"dtype": Opaque("dtype", "float32)\nimport os")}}, "which torch does not have"),
+        ({"outputs": ()}, "nothing that it gave was recorded"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_said(golden: Trace, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        script_of(golden, replace(kernel(tensor([1]), tensor([2])), **change))
+
+
+def test_what_a_stranger_wrote_is_text_and_no_code(golden: Trace) -> None:
+    clean = script_of(golden, kernel(tensor([1]), tensor([2])))
+    evil = '"""\nimport os\nos.system("x")\n"""\\'
+    hostile = replace(kernel(tensor([1]), evil), site=evil)
+    assert calls(script_of(golden, hostile)) == calls(clean)
+    schema = "aten::add.Tensor(Tensor lambda, Tensor inputs) -> Tensor"
+    ast.parse(script_of(golden, kernel(tensor([1]), tensor([2]), schema=schema)))
+
+
+def test_a_kernel_that_nobody_knows_comes_with_a_warning(golden: Trace) -> None:
+    own = kernel(tensor([1]), name="mine.scale.default", schema="mine::scale(Tensor x) -> Tensor")
+    assert "not among those that are known to be safe" in script_of(golden, own)
+    assert "known to be safe" not in script_of(golden, kernel(tensor([1]), tensor([2])))
+
+
+@pytest.mark.parametrize(
+    ("site", "name", "step", "words"),
+    [
+        ("model.no", "aten.mm", 0, "no site"),
+        ("model.norm", "aten.mm", 0, "there are"),
+        ("model.norm", "_C.*", 99, "has no step 99; its steps are 0 to 2"),
+    ],
+)
+def test_a_choice_that_is_none_says_what_there_is(
+    golden: Trace, site: str, name: str, step: int, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose_kernel(golden, site, name, step)
+    with pytest.raises(UsageError, match="occurrence counts from 0"):
+        choose_kernel(golden, "model.norm", "aten.detach", 0, 5)

@@ -1,0 +1,12 @@
+"""Reproducers: one recorded call as a folder that runs without tracereplay.
+
+DIR/repro.py               makes the call, compares, prints; needs torch, and vllm where the call is vLLM's
+DIR/inputs.safetensors     its arguments
+DIR/expected.safetensors   what it gave when it was recorded
+"""
+
+from tracereplay.report.repro.choice import choose_kernel
+from tracereplay.report.repro.folder import Reproducer, write_reproducer
+from tracereplay.report.repro.kernel import reproduce_kernel
+
+__all__ = ["Reproducer", "choose_kernel", "reproduce_kernel", "write_reproducer"]

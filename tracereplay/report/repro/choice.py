@@ -1,0 +1,40 @@
+"""Which recorded kernel a reproducer is made of."""
+
+from __future__ import annotations
+
+from tracereplay.errors import UsageError
+from tracereplay.event import Kernel
+from tracereplay.launch.isolated.replay import Selection
+from tracereplay.trace import Trace
+from tracereplay.trace.select import matching_sites, step_of
+
+__all__ = ["choose_kernel"]
+
+
+def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: int = 0) -> tuple[Kernel, int]:
+    """The kernel of that name that ran at a site in a step, and how many of that name did.
+
+    Args:
+        trace: a recording with kernels.
+        site: the operator's place.
+        kernel: name or glob; ``aten.mm`` is any of its overloads.
+        step: number of the step.
+        occurrence: which of several, from 0.
+
+    Raises:
+        UsageError: there is none; the message says which there are.
+    """
+    matching_sites(trace, "record", site)
+    kernels = step_of(trace, "record", step, trace.ranks("record")[0]).kernels
+    ran = [k for k in kernels if k.site == site]
+    if not ran:
+        raise UsageError(f"{trace.path} holds no kernels of {site} in step {step}; record it with --level kernel.")
+    found = [k for k in ran if Selection(site, kernel).has(k)]
+    if not found:
+        names = ", ".join(dict.fromkeys(k.name for k in ran))
+        raise UsageError(f"No kernel {kernel!r} ran at {site} in step {step}; there are {names}.")
+    if occurrence >= len(found):
+        raise UsageError(
+            f"{kernel!r} ran {len(found)} times at {site} in step {step}; --occurrence counts from 0."
+        )
+    return found[occurrence], len(found)

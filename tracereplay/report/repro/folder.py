@@ -1,0 +1,81 @@
+"""A reproducer's folder: a script, and its tensors as safetensors files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tracereplay.dtypes import DTYPES
+from tracereplay.errors import UsageError
+from tracereplay.trace import TensorBytes, Trace
+from tracereplay.trace.export import Exported, write_safetensors
+
+__all__ = ["Reproducer", "engine_line", "fill", "write_reproducer"]
+
+
+@dataclass(frozen=True)
+class Reproducer:
+    """What a folder holds.
+
+    Args:
+        script: text of ``repro.py``.
+        inputs, expected: tensors by name, row-major.
+    """
+
+    script: str
+    inputs: Mapping[str, TensorBytes]
+    expected: Mapping[str, TensorBytes]
+
+
+def write_reproducer(found: Reproducer, folder: Path) -> None:
+    """Writes ``found`` into ``folder``, which is made.
+
+    Raises:
+        UsageError: there is something, it cannot be written, or a dtype is none that safetensors knows.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty; give another directory.")
+        for name, tensors in (("inputs", found.inputs), ("expected", found.expected)):
+            _write(tensors, folder / f"{name}.safetensors")
+        (folder / "repro.py").write_text(found.script, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}.") from error
+
+
+def _write(tensors: Mapping[str, TensorBytes], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if DTYPES[tensor.dtype].safetensors is None:
+            raise UsageError(f"The tensor {name} is of {tensor.dtype}, which a safetensors file cannot hold.")
+    write_safetensors([Exported(n, t.dtype, t.shape, partial(bytes, t.data)) for n, t in tensors.items()], path)
+
+
+def fill(template: str, tensors: Iterable[TensorBytes], **values: Any) -> str:
+    """A script from a template of this package.
+
+    Args:
+        template: its file's name.
+        tensors: those that the script reads; ``{{ dtypes }}`` names their dtypes by safetensors' names.
+        values: what else the template takes.
+    """
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    dtypes = {str(DTYPES[tensor.dtype].safetensors): tensor.dtype for tensor in tensors}
+    return environment.get_template(template).render(dtypes=json.dumps(dtypes), **values)
+
+
+def engine_line(trace: Trace) -> str:
+    """Versions and device of the engine that was recorded, in words."""
+    engine = trace.run.get("engine") or {}
+    versions = engine.get("versions") or {}
+    named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
+    return ", ".join([*named, str(engine.get("device") or "a device that is not known")])
