@@ -64,6 +64,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "record": {},
     "record, no codec": {"options": {"codec": RAW}},
     "record, thrown away": {"discard": True},
+    "kernels": {"options": {"level": "kernel"}},
+    "kernels, no check of writes": {"options": {"level": "kernel", "check_writes": False}},
+    "mode that does nothing": {"idle": True, "mode": "nothing"},
+    "DebugMode with hashes": {"idle": True, "mode": "hashes"},
     "rerun": {"forced": True},
     "injected": {"forced": True, "inject": True},
 }
@@ -71,13 +75,13 @@ USUAL = ("idle taps", "block outputs", "record", "rerun", "injected")
 
 
 class TimedEngine(EngineProcess):
-    """An engine whose driver is `inside.py`."""
+    """An engine whose driver is `guest/inside.py`."""
 
     def __init__(self, engine: Engine, model: Path) -> None:
         self.name = engine.name
         self._log_file = tempfile.NamedTemporaryFile("w+b", prefix="overhead-", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [engine.python, HERE / "inside.py"],
+            [engine.python, HERE / "guest" / "inside.py"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
             env=guest_environment(engine) | ENVIRONMENT, start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
@@ -102,6 +106,7 @@ class Bench:
         self._workload = workload
         self._scratch = scratch
         self._made = 0
+        self._checkpoint = read_checkpoint(Path(workload.model)).tensors
         self._golden: Path | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -128,7 +133,8 @@ class Bench:
         path = self._scratch / f"{self._made}.trace"
         self._made += 1
         engine = {"name": "bench", **self._process.info}
-        directory = TraceDirectory(path, {"workload": self._workload.as_dict(), "engine": engine, "notes": []})
+        run = {"workload": self._workload.as_dict(), "checkpoint": self._checkpoint, "engine": engine, "notes": []}
+        directory = TraceDirectory(path, run)
         name = "injected" if inject else "rerun" if forced else "record"
         where = {"trace": str(path), "pass_name": name, "golden": golden and str(golden), "inject": inject}
         result = self._process.generate([p.as_dict() for p in self._workload.prompts], {**where, **options})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from tracereplay.dtypes import nbytes
-from tracereplay.event import Call, Step, Value
+from tracereplay.event import Argument, Call, Named, Step, Value
 from tracereplay.storage.checkpoint import entries
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.codec import PLANES, RAW
@@ -36,6 +36,36 @@ def of_trace(path: Path, model: Path, steps: int | None = None) -> dict[str, int
     carried = sum(weights_of(call.site, weights) for call in calls)
     size = disk(path) if steps is None else up_to(path, steps)
     return {"trace": size, "values": values, "values and parameters": values + carried}
+
+
+def of_kernels(path: Path, steps: int | None = None) -> dict[str, int]:
+    """Bytes of a kernel-level trace's first steps, of every input and output as dumped, and of these with the
+    parameters and buffers that each call takes.
+
+    Args:
+        path: a recording at kernel level.
+        steps: how many; None means all, and the trace as it is.
+    """
+    values = named = calls = 0
+    for step in all_steps(path)[:steps]:
+        for kernel in step.kernels:
+            calls += 1
+            for argument in flat((*kernel.arguments, *kernel.keywords.values(), *kernel.outputs)):
+                if isinstance(argument, Named):
+                    named += nbytes(argument.dtype, argument.shape)
+                elif isinstance(argument, Value):
+                    values += nbytes(argument.dtype, argument.shape)
+            values += sum(nbytes(v.dtype, v.shape) for v in kernel.written.values())
+    size = disk(path) if steps is None else up_to(path, steps)
+    return {"calls": calls, "trace": size, "values": values, "values and parameters": values + named}
+
+
+def flat(arguments: Iterable[Argument]) -> Iterator[Argument]:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from flat(argument)
+        else:
+            yield argument
 
 
 def up_to(path: Path, steps: int) -> int:

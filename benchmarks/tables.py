@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["mega", "of_case", "spread", "table"]
+__all__ = ["mega", "of_case", "of_kernels", "spread", "table"]
 
 
 def of_case(title: str, case: Mapping[str, Any]) -> str:
     """All tables of one model and batch size."""
     tables = (_times(case["times"]), _parts(case["parts"]), _bytes(case["bytes"]), _writing(case["writing"]))
     return "\n\n".join((f"### {title}", *tables, _opening(case["opening"]))) + "\n"
+
+
+def of_kernels(title: str, case: Mapping[str, Any]) -> str:
+    """All tables of one model and batch size, of kernel-level recording and isolated replay."""
+    rows = [
+        ["and with references" if one["reference"] else "isolated replay", f"{one['executed']} of {one['calls']}",
+         f"{one['calls a second']:.0f} ({one['slowest']:.0f}-{one['fastest']:.0f})"]
+        for one in case["isolated"]
+    ]  # fmt: skip
+    speed = table(["a decode step", "calls executed", "calls a second (slowest, fastest of 5)"], rows)
+    return "\n\n".join((f"### {title}", _times(case["times"]), _bytes(case["bytes"]), speed)) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

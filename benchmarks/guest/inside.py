@@ -2,6 +2,9 @@
 
     python inside.py        speaks the language of `tracereplay.guest.driver`
 
+It has a folder of its own, because Python looks for modules beside a script: transformers asks for a package named
+`kernels`, and would find a benchmark.
+
 A result of ``generate`` has, beside the usual, ``steps``: for each step of the engine its wall seconds, the
 processor seconds of the engine's own thread, and those of the whole process; ``begin`` and ``end``: seconds spent
 on opening a recording, and on closing it after the last token; ``children``: processor seconds of the writer
@@ -9,16 +12,21 @@ process, once it has ended.
 
 Without ``recording`` the model runs as it is, its taps taken off. ``recording`` may be ``{"idle": true}``: the
 taps are there and nobody records. It may have ``discard``: finished steps are thrown away before the writer
-process hears of them, which leaves the cost of watching and copying alone.
+process hears of them, which leaves the cost of watching and copying alone. ``{"idle": true, "mode": name}`` runs
+each step under a dispatch mode that is not ours: ``nothing``, which calls what it was given, or ``hashes``,
+PyTorch's own DebugMode with hashes of all inputs and outputs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracereplay.engines import operators
 from tracereplay.guest import driver
@@ -42,7 +50,8 @@ class TimedDriver(driver.Driver):
         @functools.wraps(step)
         def clocked(*args: Any, **kwargs: Any) -> Any:
             before = now()
-            result = step(*args, **kwargs)
+            with self._mode():
+                result = step(*args, **kwargs)
             self._steps.append(since(before))
             return result
 
@@ -51,8 +60,9 @@ class TimedDriver(driver.Driver):
     def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
         self._steps: list[Clock] = []
         self._spent = {"begin": 0.0, "end": 0.0}
-        show_taps(recording is not None)
-        recording = dict(recording or {"idle": True})
+        recording = dict(recording or {"idle": True, "mode": None})
+        show_taps("mode" not in recording)
+        self._mode = MODES[recording.pop("mode", None)]
         session.WriterClient = Discarding if recording.pop("discard", False) else WriterClient  # type: ignore
         before, children = now(), children_seconds()
         result = super().generate(prompts, None if recording.get("idle") else recording)
@@ -76,6 +86,28 @@ class Discarding(WriterClient):
     def step(self, *_: Any) -> None:
         pass
 
+
+class Nothing(TorchDispatchMode):
+    """What any dispatch mode costs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def hashes() -> Iterator[None]:
+    """PyTorch's DebugMode as somebody would use it to compare two runs."""
+    from torch.utils._debug_mode import DebugMode
+
+    with DebugMode(), DebugMode.log_tensor_hashes(hash_inputs=True):
+        yield
+
+
+MODES: Mapping[str | None, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    None: contextlib.nullcontext,
+    "nothing": Nothing,
+    "hashes": hashes,
+}
 
 tapped: list[tuple[Any, Any, Any]] = []  # of each tap: its module, the forward without it and with it
 
