@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened
+from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.comparator.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
+from tracereplay.errors import UsageError
 from tracereplay.event import Step
 from tracereplay.report.words import clean, number
 from tracereplay.trace import Trace
@@ -41,16 +43,24 @@ def show(
     request: OneRequest = None,
     steps: Annotated[int, typer.Option(min=1, help="How many steps of a site to show.")] = 4,
     everything: Annotated[bool, typer.Option("--all", help="Every step and site, not the first few.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="What PyTorch dispatched inside the operator, if that was recorded.")
+    ] = False,
     base: BaseTrace = None,
 ) -> None:
     """Show what a trace holds; with SITE, the tensors of that operator's calls."""
     source = opened(trace, base)
     console = Console(highlight=False)
     if site is None:
+        if kernels:
+            raise UsageError("--kernels shows what ran inside an operator; give its SITE.")
         _show_run(source, console, everything)
         return
     limit = None if everything else steps
     name = pass_of(source, pass_name)
+    if kernels:
+        show_kernels(source, name, site, console, step=step, first_steps=limit)
+        return
     _show_sites(name, choose(source, name, site, step=step, request=request, first_steps=limit), console)
 
 

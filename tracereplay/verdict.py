@@ -9,6 +9,7 @@
     ├── tokens                 TokenFinding
     ├── coverage               Coverage
     ├── routing                RoutingFinding ...  one for each router of a mixture of experts
+    ├── kernels                Inside              what ran inside one operator, if kernels were recorded
     ├── isolated               Isolated            kernels replayed alone, or None
     ├── rollout                Rollout             importance ratios, or None without logprobs
     └── closure, attribution, bisection   from a bisection, or None
@@ -25,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 from tracereplay.bisection import Bisection
 from tracereplay.errors import UsageError
+from tracereplay.inside import Inside
 from tracereplay.isolated import Isolated
 from tracereplay.jsondata import one_of, optional, plain, real
 from tracereplay.measures import CLASSES, ErrorClass, Metrics, Tolerance, Worst
@@ -459,6 +461,7 @@ class Verdict:
     rollout: Rollout | None = None
     bisection: Bisection | None = None
     routing: tuple[RoutingFinding, ...] = ()
+    kernels: Inside | None = None
     isolated: Isolated | None = None
 
     @property
@@ -489,6 +492,7 @@ class Verdict:
             "rollout": None if self.rollout is None else self.rollout.as_dict(),
             "bisection": None if self.bisection is None else self.bisection.as_dict(),
             "routing": _dicts(self.routing),
+            "kernels": None if self.kernels is None else self.kernels.as_dict(),
             "isolated": None if self.isolated is None else self.isolated.as_dict(),
         }
 
@@ -530,6 +534,7 @@ class Verdict:
             rollout=optional(Rollout.from_dict, data.get("rollout")),
             bisection=optional(Bisection.from_dict, data.get("bisection")),
             routing=tuple(RoutingFinding.from_dict(r) for r in data.get("routing", ())),
+            kernels=optional(Inside.from_dict, data.get("kernels")),
             isolated=optional(Isolated.from_dict, data.get("isolated")),
         )
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tracereplay.event import Site, make_rows
-from tracereplay.trace import SegmentWriter, TensorBytes, Trace, TraceDirectory, open_trace, segment_path
+from tracereplay.event import RowMap, Site, make_rows
+from tracereplay.trace import (
+    CallOfStep,
+    SegmentWriter,
+    TensorBytes,
+    Trace,
+    TraceDirectory,
+    open_trace,
+    segment_path,
+)
 
 SITE = Site("model.norm", "RMSNorm", 7)
 ROWS = make_rows([(0, 0, 0), (0, 0, 1)])
@@ -29,8 +37,14 @@ def call(name: str, outputs: Sequence[Any] = (), *, written: Mapping[int, Any] |
             "arguments": arguments, "keywords": keywords or {}}  # fmt: skip
 
 
-def write_pass(directory: TraceDirectory, name: str, *steps: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a pass of rank 0 with these kernels, all of one operator."""
+def write_pass(
+    directory: TraceDirectory, name: str, *steps: Sequence[Mapping[str, Any]], rows: RowMap = ROWS,
+    schema: Callable[[str], str] = lambda name: "x::y() -> ()",
+) -> None:  # fmt: skip
+    """Writes a pass of rank 0 with these kernels, all inside the step's only call of one operator.
+
+    That call takes what the first kernel takes and gives what the last one gives, where these are tensors.
+    """
     writer = SegmentWriter(segment_path(directory.path, name, 0), {"rank": 0, "world": 1})
     writer.sites([SITE])
 
@@ -45,10 +59,16 @@ def write_pass(directory: TraceDirectory, name: str, *steps: Sequence[Mapping[st
              c["failed"]]
             for c in calls
         ]  # fmt: skip
-        kernels = {"names": [[name, "x::y() -> ()"] for name in names], "calls": records, "constants": []}
-        writer.commit(number, ROWS, [], [], [], kernels=kernels)
+        kernels = {"names": [[name, schema(name)] for name in names], "calls": records, "constants": []}
+        took, gave = (_first_tensor(records[at][part]) if records else {} for at, part in ((0, 4), (-1, 6)))
+        call = CallOfStep(SITE.slot, 0, rows, rows, took, gave, {})
+        writer.commit(number, rows, [call], [], [], kernels=kernels)
     writer.close({})
     directory.add_pass(name, {"requests": []})
+
+
+def _first_tensor(arguments: Sequence[Any]) -> dict[int, int]:
+    return next(({0: a[1]} for a in arguments if isinstance(a, list) and a[0] == "t"), {})
 
 
 def write_golden(path: Path, *steps: Sequence[Mapping[str, Any]]) -> Trace:

@@ -75,6 +75,17 @@ def v1(engines: Engines, fault_file: Path, single_process: Mapping[str, str]) ->
     return engines.start("v1", env=env)
 
 
+@pytest.fixture
+def v1_kernel_faults(engines: Engines, fault_file: Path, single_process: Mapping[str, str]) -> Running:
+    """The same, where a kernel of PyTorch's can be wrong, too."""
+    env = {
+        "PYTHONPATH": str(FAULTS),
+        "TRACEREPLAY_TEST_FAULT": str(fault_file),
+        "TRACEREPLAY_TEST_KERNEL_FAULT": "1",
+    }
+    return engines.start("v1", env={**single_process, **env})
+
+
 @pytest.fixture(scope="session")
 def recordings() -> dict[str, Trace]:
     """Traces that one test records and others use."""

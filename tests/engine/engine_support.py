@@ -72,7 +72,7 @@ class Running:
 
     def replay(self, golden: Trace) -> Trace:
         workload = Workload.from_dict(golden.run["workload"])
-        directory = self._directory("replay", workload, golden=golden.digest())
+        directory = self._directory("replay", workload, golden=golden.digest(), level=level_of(golden.run))
         replay_passes(self.process, directory, golden, workload)
         directory.complete()
         return open_trace(directory.path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import FAULTS, ROOT, TINY, Engines, find_engine, greedy
+from engine_support import ROOT, TINY, Engines, Running, find_engine, greedy
 from typer.testing import CliRunner
 
 from tracereplay.cli.main import app
@@ -39,16 +38,11 @@ def run(engine: str, script: Path) -> tuple[int, str]:
 
 
 def test_a_planted_fault_shows_without_tracereplay(
-    engines: Engines, fault_file: Path, single_process: Mapping[str, str], plant: Plant, tmp_path: Path
+    v1_kernel_faults: Running, engines: Engines, plant: Plant, tmp_path: Path
 ) -> None:
     """Recorded from an engine whose kernel is wrong, the call gives something else where it is right."""
-    env = {
-        **single_process, "PYTHONPATH": str(FAULTS), "TRACEREPLAY_TEST_FAULT": str(fault_file),
-        "TRACEREPLAY_TEST_KERNEL_FAULT": "1",
-    }  # fmt: skip
-    running = engines.start("v1", env=env)
     plant("wrong_silu")
-    trace = running.record(*greedy(6, max_tokens=2), options={"level": "kernel"})
+    trace = v1_kernel_faults.record(*greedy(6, max_tokens=2), options={"level": "kernel"})
     engines.stop()
     site = "model.layers.2.mlp.act_fn"
     code, printed = run("v1", make(trace.path, site, "aten.silu", 1, tmp_path / "silu"))

@@ -13,6 +13,7 @@ from tracereplay.comparator.exclusions import (
     unfed_context,
     unfed_input,
 )
+from tracereplay.comparator.inside import Place, look_inside
 from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
 from tracereplay.comparator.rollout import rollout_numbers
 from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
@@ -21,7 +22,8 @@ from tracereplay.comparator.staleness import Versions, computed_again, of_other_
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
-from tracereplay.event import RowMap
+from tracereplay.event import RowKey, RowMap
+from tracereplay.inside import Inside, Why
 from tracereplay.rollout import Rollout
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
@@ -45,6 +47,8 @@ class Evidence:
         other_golden: the candidate is a replay of another golden trace, by its digest.
         rollout: importance ratios in the uninjected pass, if there is one and it has logprobs.
         routing: what became of each router, in the uninjected pass if there is one.
+        inside: kernels of the first operator that diverges, or else of the one that errs most, where both recorded
+            them.
         tie: the first divergence is of experts that a near tie in their router chose.
         versions: golden's and the candidate's weights, in the uninjected pass if there is one.
     """
@@ -64,6 +68,7 @@ class Evidence:
     rollout: Rollout | None = None
     versions: tuple[Versions, Versions] = (Versions(), Versions())
     routing: tuple[RoutingFinding, ...] = ()
+    inside: Inside | None = None
     tie: bool = False
 
     @property
@@ -200,7 +205,32 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         rollout=rollout,
         versions=(versions, current),
         routing=compare_routing(index, free, isolated, left_out),
+        inside=_look_inside(golden, candidate, name, comparison, policy),
         tie=first is not None and isolated is not None and turned_by_a_tie(index, isolated, first, rows),
+    )
+
+
+def _look_inside(
+    golden: Trace, candidate: Trace, name: str, comparison: Comparison, policy: Policy
+) -> Inside | None:
+    """What ran inside the operator that matters most, if kernels were recorded on both sides."""
+    if {golden.run.get("level"), candidate.run.get("level")} != {"kernel"} or name == "rerun":
+        return None
+    first = comparison.first()
+    why: Why = "largest error" if first is None else "first divergence"
+    event = None if first is None else first.blamed
+    if first is None:
+        first = max(
+            (f for f in comparison.findings if f.kind == "operator" and f.first_different is not None),
+            key=lambda f: f.metrics.allowance_ratio, default=None,
+        )  # fmt: skip
+    if first is None or first.kind == "edge":
+        return None
+    worst = first.metrics.worst if event is None else event.metrics.worst
+    assert worst is not None
+    key = RowKey(worst.request, worst.sequence, worst.position)
+    return look_inside(
+        golden, candidate, name, Place(first.key.site, first.operator, key, worst.step, why), policy
     )
 
 

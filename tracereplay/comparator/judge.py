@@ -7,6 +7,7 @@ The order of the checks is the order in which their outcomes count; see `_outcom
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 
 from tracereplay.comparator.evidence import Evidence, gather_evidence
@@ -55,6 +56,7 @@ def _judge(evidence: Evidence) -> Verdict:
     first = evidence.comparison.first()
     visible = None if evidence.rerun is None else evidence.rerun.first()
     findings = evidence.comparison.findings
+    divergence = None if first is None else replace(divergence_of(first), kernel=_kernel(evidence))
     return Verdict(
         verdict=outcome,
         mode=evidence.mode,
@@ -63,7 +65,7 @@ def _judge(evidence: Evidence) -> Verdict:
         golden=source_of(evidence.golden, evidence.digest),
         candidate=source_of(evidence.candidate, evidence.candidate.digest()),
         settings_diff=evidence.settings,
-        first_divergence=None if first is None else divergence_of(first),
+        first_divergence=divergence,
         operators=operators_of(findings),
         edges=tuple(edge_of(f) for f in findings if f.kind == "edge"),
         tokens=evidence.tokens,
@@ -72,7 +74,16 @@ def _judge(evidence: Evidence) -> Verdict:
         notes=evidence.notes,
         rollout=evidence.rollout,
         routing=evidence.routing,
+        kernels=evidence.inside,
     )
+
+
+def _kernel(evidence: Evidence) -> str | None:
+    """The kernel to blame for the first divergence, where it could be told."""
+    inside = evidence.inside
+    if inside is None or inside.first is None or inside.why != "first divergence":
+        return None
+    return inside.rows[inside.first].golden
 
 
 def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:

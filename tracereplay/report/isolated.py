@@ -11,7 +11,7 @@ from rich.text import Text
 from tracereplay.isolated import Isolated, KernelFinding, NotReplayed
 from tracereplay.measures import CLASSES
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
-from tracereplay.report.words import clean, multiple, passing, percent, shorten
+from tracereplay.report.words import clean, multiple, passing, percent, short_kernel, shorten
 
 __all__ = ["render"]
 
@@ -30,7 +30,7 @@ def render(found: Isolated, console: Console, *, everything: bool = False) -> No
         more(console, len(shown) - DIFFERING)
         if same:
             calls = sum(f.calls for f in same)
-            names = ", ".join(dict.fromkeys(clean(_short(f.kernel)) for f in same))
+            names = ", ".join(dict.fromkeys(clean(short_kernel(f.kernel)) for f in same))
             indented(console, f"identical ({calls} calls): {names}")
     _left_out(found.not_replayed, console, everything)
 
@@ -51,7 +51,7 @@ def _table(findings: Sequence[KernelFinding], width: int) -> Table:
     for f in findings:
         metrics = f.metrics
         table.add_row(
-            cell(f.error_class, STYLE[f.error_class]), cell(shorten(_short(f.kernel), max(26, width - 76))),
+            cell(f.error_class, STYLE[f.error_class]), cell(shorten(short_kernel(f.kernel), max(26, width - 76))),
             cell(f.dtype), cell(f.calls), cell(multiple(metrics)), cell(percent(metrics.equal)),
             *(_more(f) if wide else []),
         )  # fmt: skip
@@ -62,11 +62,6 @@ def _more(finding: KernelFinding) -> list[Text]:
     """Cells for which a narrow terminal has no room."""
     passes = passing(finding.error_class, finding.passing_tolerance)
     return [cell(f"{finding.metrics.bias_ulp:+.2f} ulp"), cell(passes)]
-
-
-def _short(kernel: str) -> str:
-    """``aten.mm`` for ``aten.mm.default``."""
-    return kernel.removesuffix(".default")
 
 
 def _left_out(left: Sequence[NotReplayed], console: Console, everything: bool) -> None:
@@ -80,7 +75,7 @@ def _left_out(left: Sequence[NotReplayed], console: Console, everything: bool) -
     table = grid("right", "*left")
     ranked = sorted(reasons.items(), key=lambda pair: (not pair[1][0].crashed, -_calls(pair[1])))
     for reason, found in ranked if everything else ranked[:LEFT]:
-        names = ", ".join(_short(n.kernel) for n in found)
+        names = ", ".join(short_kernel(n.kernel) for n in found)
         table.add_row(cell(_calls(found)), cell(f"{reason}: {names}"))
     print_table(console, table)
     more(console, 0 if everything else len(ranked) - LEFT)

@@ -9,8 +9,10 @@ from typing import Any
 from tracereplay.measures import ErrorClass, Metrics, Tolerance
 from tracereplay.verdict import Source, Verdict
 
-__all__ = ["CAUSES", "allowance", "clean", "headline", "multiple", "number", "passing", "percent", "shorten",
-           "source"]  # fmt: skip
+__all__ = [
+    "CAUSES", "allowance", "clean", "headline", "multiple", "number", "passing", "percent", "short_kernel",
+    "shorten", "source",
+]  # fmt: skip
 
 CAUSES: Mapping[str, str] = {
     "operator": "an operator computes something else",
@@ -70,6 +72,11 @@ def multiple(metrics: Metrics) -> str:
     if not math.isfinite(ratio):
         return "not finite" if metrics.nonfinite else "not equal"
     return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.1e}x"
+
+
+def short_kernel(name: str) -> str:
+    """``aten.mm`` for ``aten.mm.default``."""
+    return name.removesuffix(".default")
 
 
 def passing(error_class: ErrorClass, tolerance: Tolerance | None) -> str:

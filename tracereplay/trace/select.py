@@ -16,7 +16,7 @@ from tracereplay.event import Call, RowMap, Site, Step, Value
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 
-__all__ = ["PASSES", "Chosen", "choose", "matching_sites", "pass_of", "step_of", "tensors_of"]
+__all__ = ["PASSES", "Chosen", "choose", "matching_sites", "pass_of", "step_of", "steps_of", "tensors_of"]
 
 # The pass that is meant where none is named.
 PASSES = ("record", "injected", "rerun", "isolated")
@@ -107,9 +107,7 @@ def choose(
         UsageError: there is no such site, or no such step.
     """
     sites = {site.name: site for site in matching_sites(trace, pass_name, wanted, rank)}
-    segment = trace.segment(pass_name, rank)
-    for place in _places(trace, segment, step)[:first_steps]:
-        found = segment.step(place)
+    for found in steps_of(trace, pass_name, rank=rank, step=step, first_steps=first_steps):
         for call in found.calls:
             if call.site in sites:
                 yield from _tensors(found.number, call, sites[call.site], request)
@@ -121,8 +119,21 @@ def step_of(trace: Trace, pass_name: str, number: int, rank: int = 0) -> Step:
     Raises:
         UsageError: there is none.
     """
+    (found,) = steps_of(trace, pass_name, rank=rank, step=number)
+    return found
+
+
+def steps_of(
+    trace: Trace, pass_name: str, *, rank: int = 0, step: int | None = None, first_steps: int | None = None
+) -> Iterator[Step]:
+    """The step of that number, or the first ones (None: all).
+
+    Raises:
+        UsageError: there is no such step.
+    """
     segment = trace.segment(pass_name, rank)
-    return segment.step(_places(trace, segment, number)[0])
+    for place in _places(trace, segment, step)[:first_steps]:
+        yield segment.step(place)
 
 
 def _places(trace: Trace, segment: SegmentReader, step: int | None) -> list[int]:

@@ -1,0 +1,98 @@
+"""``tracereplay show TRACE SITE --kernels``: what was dispatched inside an operator's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tracereplay.errors import UsageError
+from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value
+from tracereplay.report.words import clean, short_kernel
+from tracereplay.schemas import schema_arguments
+from tracereplay.trace import Trace
+from tracereplay.trace.select import matching_sites, steps_of
+
+__all__ = ["show_kernels"]
+
+LIST = 6  # parts of a list that are shown
+
+
+def show_kernels(
+    trace: Trace, pass_name: str, site: str, console: Console, *, step: int | None, first_steps: int | None
+) -> None:
+    """Prints a table for each step and site: the kernels in order, what they took, gave and wrote.
+
+    ``@3`` after a tensor is the number of the memory in which it lay: the same number is the same memory.
+
+    Raises:
+        UsageError: there is no such site or step, or no kernel was recorded.
+    """
+    rank = trace.ranks(pass_name)[0]
+    names = [found.name for found in matching_sites(trace, pass_name, site, rank)]
+    shown = False
+    for found in steps_of(trace, pass_name, rank=rank, step=step, first_steps=first_steps):
+        for name in names:
+            kernels = [(place, k) for place, k in enumerate(found.kernels) if k.site == name]
+            if kernels:
+                console.print(_table(f"{name}, step {found.number} of {pass_name}", kernels))
+                console.print()
+                shown = True
+    if shown:
+        console.print(Text("@ and a number: the memory in which a tensor lay", style="dim"))
+    else:
+        raise UsageError(f"{trace.path} holds no kernels of {site!r} there; record it with --level kernel.")
+
+
+def _table(title: str, kernels: list[tuple[int, Kernel]]) -> Table:
+    table = Table("kernel", "takes", "gives", box=None, pad_edge=False, header_style="dim")
+    table.title, table.title_justify = Text(clean(title)), "left"
+    depths: dict[int, int] = {}
+    for place, kernel in kernels:
+        depths[place] = depths.get(kernel.parent, -1) + 1
+        indent = "  " * depths[place]
+        cells = f"{indent}{short_kernel(kernel.name)}", ", ".join(_taken(kernel)), ", ".join(_given(kernel))
+        table.add_row(*(Text(clean(words)) for words in cells))
+    return table
+
+
+def _taken(kernel: Kernel) -> Iterator[str]:
+    names = _argument_names(kernel)
+    for i, argument in enumerate(kernel.arguments):
+        yield f"{names[i]} {_words(argument)}" if i < len(names) else _words(argument)
+    for name, argument in kernel.keywords.items():
+        yield f"{name}={_words(argument)}"
+
+
+def _given(kernel: Kernel) -> Iterator[str]:
+    if kernel.failed:
+        yield f"raised {kernel.failed}" if kernel.arguments or kernel.keywords else kernel.failed
+    yield from (_words(output) for output in kernel.outputs if output is not None)
+    for number, value in sorted(kernel.written.items()):
+        undeclared = ", undeclared" if number in kernel.undeclared else ""
+        yield f"tensor {number} written{undeclared}: {_words(value)}"
+
+
+def _argument_names(kernel: Kernel) -> list[str]:
+    try:
+        return [argument.name for argument in schema_arguments(kernel.schema)]
+    except ValueError:
+        return []
+
+
+def _words(argument: Argument) -> str:
+    if isinstance(argument, Value):
+        memory = f" @{argument.storage}" if argument.storage >= 0 else ""
+        return f"{argument.dtype}{list(argument.shape)}{memory}"
+    if isinstance(argument, Named):
+        return f"{argument.dtype}{list(argument.shape)} of {argument.name}"
+    if isinstance(argument, LeftOut):
+        return f"{argument.dtype}{list(argument.shape)}, {argument.reason}, not recorded"
+    if isinstance(argument, Opaque):
+        return argument.text or argument.kind if argument.kind != "Generator" else f"generator on {argument.text}"
+    if isinstance(argument, tuple):
+        shown = ", ".join(map(_words, argument[:LIST])) + (", ..." if len(argument) > LIST else "")
+        return f"[{shown}]"
+    return repr(argument)

@@ -1,0 +1,101 @@
+"""Which kernels compute, and which of two sequences do the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tracereplay.event import Argument, Kernel, LeftOut, Named, Value
+from tracereplay.schemas import schema_arguments
+
+__all__ = ["align", "arguments_by_name", "computing", "flat", "results"]
+
+# Results that are memory nobody has written, or a look at memory that is there.
+_NO_VALUE = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
+_NO_WORK = frozenset({"detach", "alias", "lift_fresh"})
+# A schema's result that shares memory with an argument, and is not written: a view.
+_VIEW = re.compile(r"\) -> \(?Tensor\(\w+( -> \*)?\)")
+
+
+def computing(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Those that compute values: no views, no allocations, and of one that calls others the others only."""
+    parents = {kernel.parent for kernel in kernels}
+    return [k for place, k in enumerate(kernels) if place not in parents and _computes(k)]
+
+
+def _computes(kernel: Kernel) -> bool:
+    name = kernel.name.split(".")[1]
+    if name in _NO_VALUE or name in _NO_WORK:
+        return False
+    return bool(kernel.written) or not _VIEW.search(kernel.schema)
+
+
+def results(kernel: Kernel) -> dict[str, Value]:
+    """What a kernel gives, by name: tensors that it returns (``0``), else those that it writes (``residual``)."""
+    returned = [value for value in flat(kernel.outputs) if isinstance(value, Value)]
+    if returned:  # one that works in place returns what it wrote
+        return {str(i): value for i, value in enumerate(returned)}
+    names = tensor_names(kernel)
+    return {names[i] if i < len(names) else str(i): kernel.written[i] for i in sorted(kernel.written)}
+
+
+def tensor_names(kernel: Kernel) -> list[str]:
+    """The schema's names of a kernel's tensor arguments, in order."""
+    return [name for name, argument in arguments_by_name(kernel).items() for _ in _tensors(argument)]
+
+
+def arguments_by_name(kernel: Kernel) -> dict[str, Argument]:
+    """Its arguments by the schema's names."""
+    names = [argument.name for argument in schema_arguments(kernel.schema)] if kernel.schema else []
+    return {**dict(zip(names, kernel.arguments, strict=False)), **kernel.keywords}
+
+
+def _tensors(argument: Argument) -> list[Argument]:
+    return [a for a in flat((argument,)) if isinstance(a, Value | Named | LeftOut)]
+
+
+def flat(arguments: Sequence[Argument]) -> Iterator[Argument]:
+    """Arguments with lists taken apart."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from flat(argument)
+        else:
+            yield argument
+
+
+def align(golden: Sequence[Kernel], candidate: Sequence[Kernel]) -> list[tuple[int | None, int | None]]:
+    """Pairs of places, in order: kernels of one name that do the same, or one of either side alone.
+
+    The longest common subsequence, by the names of kernels; among equally long ones that in which most pairs give
+    results of the same dtypes. Where sides differ, golden's stand before the candidate's.
+    """
+    rows, columns = len(golden), len(candidate)
+    score = np.zeros((rows + 1, columns + 1), np.int64)
+    worth = [[_worth(a, b, rows + columns) for b in candidate] for a in golden]
+    for i in range(rows - 1, -1, -1):
+        for j in range(columns - 1, -1, -1):
+            paired = score[i + 1, j + 1] + worth[i][j] if worth[i][j] else -1
+            score[i, j] = max(paired, score[i + 1, j], score[i, j + 1])
+    pairs: list[tuple[int | None, int | None]] = []
+    i = j = 0
+    while i < rows and j < columns:
+        if worth[i][j] and score[i, j] == score[i + 1, j + 1] + worth[i][j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif score[i, j] == score[i + 1, j]:
+            pairs.append((i, None))
+            i += 1
+        else:
+            pairs.append((None, j))
+            j += 1
+    return [*pairs, *((place, None) for place in range(i, rows)), *((None, place) for place in range(j, columns))]
+
+
+def _worth(golden: Kernel, candidate: Kernel, most: int) -> int:
+    """Zero where the two are not the same kernel; one pair more outweighs all dtypes."""
+    if golden.name != candidate.name:
+        return 0
+    dtypes = [[value.dtype for value in results(kernel).values()] for kernel in (golden, candidate)]
+    return most + 1 + (dtypes[0] == dtypes[1])
