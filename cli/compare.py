@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tracereplay.cli.options import JsonFile, PolicyFile, Strict, check_json, policy_of
+from tracereplay.cli.options import JsonFile, Model, PolicyFile, Strict, UseOracle, check_json, policy_of
 from tracereplay.cli.output import deliver
 from tracereplay.comparator import compare_traces
 
@@ -20,9 +20,11 @@ def compare(
     ],
     policy: PolicyFile = None,
     strict: Strict = False,
+    oracle: UseOracle = False,
+    model: Model = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare two traces and give the verdict; no engine is started."""
     rules = policy_of(policy, strict)
     check_json(json_file)
-    raise typer.Exit(deliver(compare_traces(golden, candidate, rules), json_file))
+    raise typer.Exit(deliver(compare_traces(golden, candidate, rules, oracle=oracle, model=model), json_file))

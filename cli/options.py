@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "Strict",
     "TracePath",
+    "UseOracle",
     "assignments",
     "check_json",
     "check_log",
@@ -73,6 +74,12 @@ PolicyFile = Annotated[
     Path | None, typer.Option("--policy", metavar="FILE", help="Tolerances, as TOML.", show_default=False)
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Tolerate nothing: every bit must be the same.")]
+UseOracle = Annotated[
+    bool,
+    typer.Option(
+        "--oracle", help="Hold both sides against float64 references, and say which is nearer the truth."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a trace that is there.")]
 Log = Annotated[
     Path | None,

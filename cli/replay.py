@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from tracereplay.cli.options import (
     PolicyFile,
     Settings,
     Strict,
+    UseOracle,
     assignments,
     check_json,
     check_log,
@@ -68,6 +70,7 @@ def replay(
     ] = None,
     policy: PolicyFile = None,
     strict: Strict = False,
+    oracle: UseOracle = False,
     json_file: JsonFile = None,
     log: Log = None,
     force: Force = False,
@@ -79,19 +82,23 @@ def replay(
     if mode is Mode.isolated:
         if given or log:
             raise UsageError("Isolated replay starts no engine: leave out --set and --log.")
-        work = _alone(candidate, golden, Selection(site or "*", kernel), model=model, force=force)
+        work = _alone(
+            candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle, force=force
+        )
     else:
         if site or kernel:
             raise UsageError("--site and --kernel choose what is replayed alone; give --mode isolated with them.")
         check_model_at(golden, model)
         options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
         work = _whole(candidate, golden, force=force, **options)
-    verdict = _judged(work, golden, out, rules, f"Replaying under {candidate.name}", force=force)
+    judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)
+    verdict = _judged(work, judge, out, f"Replaying under {candidate.name}", force=force)
     raise typer.Exit(deliver(verdict, json_file))
 
 
 Report = Callable[[str], None]
 Work = Callable[[Path, Report], object]  # makes a candidate's trace
+Judge = Callable[[Path], Verdict]
 
 
 def _whole(engine: Engine, golden: Path, **options: Any) -> Work:
@@ -110,17 +117,15 @@ def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Poli
         out: where the candidate's trace goes.
         rules: what is tolerated.
     """
-    force = options.get("force", False)
-    return _judged(
-        _whole(engine, golden, **options), golden, out, rules, f"Replaying under {engine.name}", force=force
-    )
+    work, judge = _whole(engine, golden, **options), partial(compare_traces, golden, policy=rules)
+    return _judged(work, judge, out, f"Replaying under {engine.name}", force=options.get("force", False))
 
 
-def _judged(work: Work, golden: Path, out: Path | None, rules: Policy, title: str, *, force: bool) -> Verdict:
+def _judged(work: Work, judge: Judge, out: Path | None, title: str, *, force: bool) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
         kept = out or Path(folder) / "candidate.trace"
         with progress(title) as report:
             with without_empty(out, force=force):
                 work(kept, report)
             report("Comparing")
-            return compare_traces(golden, kept, rules)
+            return judge(kept)

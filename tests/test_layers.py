@@ -32,7 +32,7 @@ LAYERS = (
     ("hooks", "trace"),
     ("storage",),
     ("workload", "event", "verdict"),
-    ("rollout", "bisection", "inside", "isolated"),
+    ("rollout", "bisection", "inside", "isolated", "oracle"),
     ("measures",),
     ("errors", "dtypes", "jsondata", "schemas"),
 )
@@ -57,8 +57,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
-    "workload", "event", "verdict", "rollout", "bisection", "inside", "isolated", "measures", "errors", "dtypes",
-    "jsondata", "schemas",
+    "workload", "event", "verdict", "rollout", "bisection", "inside", "isolated", "oracle", "measures", "errors",
+    "dtypes", "jsondata", "schemas",
 )  # fmt: skip
 
 

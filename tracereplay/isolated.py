@@ -14,14 +14,13 @@ from typing import Any
 from tracereplay.jsondata import optional
 from tracereplay.measures import ErrorClass, Metrics, Tolerance
 
-__all__ = ["ISOLATED", "NOT_ASKED", "NO_REFERENCE", "REFERENCE", "Isolated", "KernelFinding", "NotReplayed"]
+__all__ = ["ISOLATED", "NOT_ASKED", "REFERENCE", "Isolated", "KernelFinding", "NotReplayed"]
 
 # Passes of a candidate's trace: what the kernels gave, and what they gave on float64 inputs.
 ISOLATED, REFERENCE = "isolated", "reference"
 
 # What stands in the place of a kernel's results (`event.Kernel.failed`).
 NOT_ASKED = "not asked for"
-NO_REFERENCE = "no reference"
 
 
 @dataclass(frozen=True, slots=True)

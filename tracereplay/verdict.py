@@ -11,6 +11,7 @@
     ├── routing                RoutingFinding ...  one for each router of a mixture of experts
     ├── kernels                Inside              what ran inside one operator, if kernels were recorded
     ├── isolated               Isolated            kernels replayed alone, or None
+    ├── oracle                 Oracle              who is nearer to float64 references, or None
     ├── rollout                Rollout             importance ratios, or None without logprobs
     └── closure, attribution, bisection   from a bisection, or None
 
@@ -30,6 +31,7 @@ from tracereplay.inside import Inside
 from tracereplay.isolated import Isolated
 from tracereplay.jsondata import one_of, optional, plain, real
 from tracereplay.measures import CLASSES, ErrorClass, Metrics, Tolerance, Worst
+from tracereplay.oracle import Oracle
 from tracereplay.rollout import Rollout
 
 __all__ = [
@@ -463,6 +465,7 @@ class Verdict:
     routing: tuple[RoutingFinding, ...] = ()
     kernels: Inside | None = None
     isolated: Isolated | None = None
+    oracle: Oracle | None = None
 
     @property
     def exit_code(self) -> int:
@@ -494,6 +497,7 @@ class Verdict:
             "routing": _dicts(self.routing),
             "kernels": None if self.kernels is None else self.kernels.as_dict(),
             "isolated": None if self.isolated is None else self.isolated.as_dict(),
+            "oracle": None if self.oracle is None else self.oracle.as_dict(),
         }
 
     @classmethod
@@ -536,6 +540,7 @@ class Verdict:
             routing=tuple(RoutingFinding.from_dict(r) for r in data.get("routing", ())),
             kernels=optional(Inside.from_dict, data.get("kernels")),
             isolated=optional(Isolated.from_dict, data.get("isolated")),
+            oracle=optional(Oracle.from_dict, data.get("oracle")),
         )
 
 

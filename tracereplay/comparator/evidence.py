@@ -15,6 +15,7 @@ from tracereplay.comparator.exclusions import (
 )
 from tracereplay.comparator.inside import Place, look_inside
 from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
+from tracereplay.comparator.oracle import consult
 from tracereplay.comparator.rollout import rollout_numbers
 from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
 from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates
@@ -24,8 +25,10 @@ from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, RowMap
 from tracereplay.inside import Inside, Why
+from tracereplay.oracle import Oracle
 from tracereplay.rollout import Rollout
 from tracereplay.trace import Trace
+from tracereplay.trace.parameters import Parameters
 from tracereplay.trace.rows import RowFinder
 from tracereplay.verdict import Coverage, Mode, RoutingFinding, SettingDifference, TokenFinding
 
@@ -49,6 +52,7 @@ class Evidence:
         routing: what became of each router, in the uninjected pass if there is one.
         inside: kernels of the first operator that diverges, or else of the one that errs most, where both recorded
             them.
+        oracle: what float64 references say, if they were asked.
         tie: the first divergence is of experts that a near tie in their router chose.
         versions: golden's and the candidate's weights, in the uninjected pass if there is one.
     """
@@ -69,6 +73,7 @@ class Evidence:
     versions: tuple[Versions, Versions] = (Versions(), Versions())
     routing: tuple[RoutingFinding, ...] = ()
     inside: Inside | None = None
+    oracle: Oracle | None = None
     tie: bool = False
 
     @property
@@ -148,8 +153,10 @@ class Evidence:
         return list(dict.fromkeys(found))
 
 
-def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence:
-    """Compares the passes of two traces.
+def gather_evidence(
+    golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None = None
+) -> Evidence:
+    """Compares the passes of two traces; with ``weights``, holds them against float64 references as well.
 
     Raises:
         UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
@@ -205,6 +212,7 @@ def gather_evidence(golden: Trace, candidate: Trace, policy: Policy) -> Evidence
         rollout=rollout,
         versions=(versions, current),
         routing=compare_routing(index, free, isolated, left_out),
+        oracle=None if weights is None else consult(index, other, rows, weights, same_inputs=mode == "injected"),
         inside=_look_inside(golden, candidate, name, comparison, policy),
         tie=first is not None and isolated is not None and turned_by_a_tie(index, isolated, first, rows),
     )

@@ -7,7 +7,7 @@ needs to be aligned. A result's rows run along its last dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -16,15 +16,18 @@ import numpy as np
 from tracereplay.comparator.align import Array
 from tracereplay.comparator.dtypes import coarser, is_float
 from tracereplay.comparator.metrics import Event, Tally, compare_rows
+from tracereplay.comparator.oracle import Duel
 from tracereplay.comparator.tolerance import Policy, passing_tolerance, tolerance_for, unit_factors
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Site, Step, Value
-from tracereplay.isolated import ISOLATED, NOT_ASKED, Isolated, KernelFinding, NotReplayed
+from tracereplay.isolated import ISOLATED, NOT_ASKED, REFERENCE, Isolated, KernelFinding, NotReplayed
 from tracereplay.measures import ErrorClass, Tolerance
+from tracereplay.oracle import NotCovered, Oracle, OracleFinding
+from tracereplay.schemas import schema_arguments
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence
 
-__all__ = ["KernelsAlone", "compare_kernels_alone"]
+__all__ = ["OTHER_FORM", "KernelsAlone", "compare_kernels_alone", "draws"]
 
 OTHER_FORM = "gave something else"  # how a reason begins where results have another shape, dtype or number
 _UNWRITTEN = frozenset(
@@ -40,11 +43,13 @@ class KernelsAlone:
         isolated: for the verdict.
         first: the first kernel out of tolerance, in golden's order; a lean only where nothing is worse.
         drawn: whether that kernel draws random numbers.
+        oracle: both sides against the same calls on float64 inputs, where these were made.
     """
 
     isolated: Isolated
     first: Divergence | None = None
     drawn: bool = False
+    oracle: Oracle | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +89,34 @@ def compare_kernels_alone(golden: Trace, candidate: Trace, policy: Policy) -> Ke
     comparison = _Comparison(policy)
     for rank in golden.ranks("record"):
         comparison.add(golden, candidate, rank)
-    return comparison.found()
+    found = comparison.found()
+    return found if REFERENCE not in candidate.passes else replace(found, oracle=_consult(golden, candidate))
+
+
+def _consult(golden: Trace, candidate: Trace) -> Oracle:
+    """Holds every kernel that has a reference against it, all sites of a kernel together."""
+    duels: dict[str, Duel] = {}
+    left: dict[str, str] = {}
+    for rank in golden.ranks("record"):
+        passes = (golden, "record"), (candidate, ISOLATED), (candidate, REFERENCE)
+        for mine, theirs, exact in zip(
+            *(trace.segment(name, rank).steps() for trace, name in passes), strict=True
+        ):
+            for kernel, other, reference in zip(mine.kernels, theirs.kernels, exact.kernels, strict=True):
+                if other.failed or _nothing_to_compare(kernel) or _other_form(kernel, other):
+                    continue
+                if not any(is_float(_form(result)[0]) for result in _all(kernel)):
+                    continue
+                if reference.failed or _other_form(kernel, reference):
+                    left.setdefault(kernel.name, reference.failed or "the reference has another form")
+                    continue
+                results = map(list, map(_results, (kernel, other, reference)))
+                for (a, dtype), (b, other_dtype), (truth, _) in zip(*results, strict=True):
+                    if is_float(dtype) and a.size:
+                        same = truth.astype(np.float64)
+                        duels.setdefault(kernel.name, Duel()).add(a, b, (same, same), (dtype, other_dtype))
+    findings = [OracleFinding("", "", n, 0, d.rows, *d.errors, d.nearer) for n, d in duels.items()]
+    return Oracle(tuple(findings), tuple(NotCovered("", n, why) for n, why in left.items() if n not in duels))
 
 
 class _Comparison:
@@ -148,7 +180,7 @@ class _Comparison:
             limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
             tally = Tally(limit, self._policy.bias_max_ulp, self._policy.bias_sign_max_ulp)
             known = self._compared[kernel.name, tolerance.dtype] = _Compared(
-                kernel.name, tolerance, tally, _draws(kernel)
+                kernel.name, tolerance, tally, draws(kernel)
             )
         known.calls += known.last != order
         known.last = order
@@ -170,9 +202,15 @@ def _name(kernel: Kernel) -> str:
     return kernel.name
 
 
-def _draws(kernel: Kernel) -> bool:
-    arguments = _flat((*kernel.arguments, *kernel.keywords.values()))
-    return any(isinstance(a, Opaque) and a.kind == "Generator" for a in arguments)
+def draws(kernel: Kernel) -> bool:
+    """Whether a kernel draws random numbers: it has a generator, and is no attention without dropout."""
+    given = {**dict(zip(_argument_names(kernel), kernel.arguments, strict=False)), **kernel.keywords}
+    random = any(isinstance(a, Opaque) and a.kind == "Generator" for a in _flat((*given.values(),)))
+    return random and not ("scaled_dot_product" in kernel.name and given.get("dropout_p", 0.0) == 0)
+
+
+def _argument_names(kernel: Kernel) -> list[str]:
+    return [argument.name for argument in schema_arguments(kernel.schema)] if kernel.schema else []
 
 
 def _nothing_to_compare(kernel: Kernel) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 
 from tracereplay.comparator.evidence import Evidence, gather_evidence
 from tracereplay.comparator.findings import divergence_of, edge_of, operators_of, source_of
@@ -18,14 +19,16 @@ from tracereplay.comparator.settings import explains
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.isolated import ISOLATED
 from tracereplay.trace import Trace, open_trace
+from tracereplay.trace.parameters import Parameters
 from tracereplay.verdict import Cause, Outcome, Verdict
 
 __all__ = ["compare_traces"]
 
 
 def compare_traces(
-    golden: Trace | str | PathLike[str], candidate: Trace | str | PathLike[str], policy: Policy | None = None
-) -> Verdict:
+    golden: Trace | str | PathLike[str], candidate: Trace | str | PathLike[str], policy: Policy | None = None, *,
+    oracle: bool = False, model: Path | None = None,
+) -> Verdict:  # fmt: skip
     """Compares a candidate trace with the golden one.
 
     Args:
@@ -33,6 +36,8 @@ def compare_traces(
         candidate: a replay of it (operators are judged on golden inputs, kernels alone), or another recording of
             the same workload (only the first visible difference can be told).
         policy: tolerances; the defaults if None.
+        oracle: hold both sides against float64 references, too.
+        model: the checkpoint, whose weights these need, where it is not where it was recorded.
 
     Raises:
         UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
@@ -44,7 +49,8 @@ def compare_traces(
     try:
         if ISOLATED in theirs.passes:
             return judge_isolated(mine, theirs, policy or Policy())
-        return _judge(gather_evidence(mine, theirs, policy or Policy()))
+        weights = Parameters(mine, model) if oracle else None
+        return _judge(gather_evidence(mine, theirs, policy or Policy(), weights))
     finally:
         for given, trace in ((golden, mine), (candidate, theirs)):
             if given is not trace:
@@ -75,6 +81,7 @@ def _judge(evidence: Evidence) -> Verdict:
         rollout=evidence.rollout,
         routing=evidence.routing,
         kernels=evidence.inside,
+        oracle=evidence.oracle,
     )
 
 

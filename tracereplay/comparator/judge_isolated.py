@@ -49,6 +49,7 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy) -> Verdict:
         first_divergence=alone.first,
         coverage=Coverage(alone.isolated.calls, alone.isolated.compared),
         isolated=alone.isolated,
+        oracle=alone.oracle,
         notes=tuple(map(str, [*(golden.run.get("notes") or ()), *(candidate.run.get("notes") or ())])),
     )
 

@@ -86,7 +86,27 @@ def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) 
 def _config(module: torch.nn.Module) -> dict[str, Any]:
     plain = (bool, int, float, str)
     found = {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_")}
-    return {**found, **routing_of(module)}
+    return {**found, **_attention_of(module), **routing_of(module)}
+
+
+def _attention_of(module: torch.nn.Module) -> dict[str, Any]:
+    """What attention computes with, which vLLM keeps in the backend's implementation; nothing of other operators.
+
+    A window, a cap on the logits and slopes are there only where they have an effect.
+    """
+    impl = getattr(module, "impl", None)
+    scale = getattr(impl, "scale", None)
+    if not isinstance(scale, float):
+        return {}
+    window = getattr(impl, "sliding_window", None)
+    window = max(window) if isinstance(window, tuple | list) else window
+    cap, slopes = getattr(impl, "logits_soft_cap", None), getattr(impl, "alibi_slopes", None)
+    return {
+        "scale": scale,
+        **({"sliding_window": int(window)} if window is not None and window > 0 else {}),
+        **({"logits_soft_cap": float(cap)} if cap else {}),
+        **({"alibi": True} if slopes is not None else {}),
+    }
 
 
 def layouts(site: str, module: Any, kv_copies: int) -> Mapping[str, Layout]:

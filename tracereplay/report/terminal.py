@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.report import bisection, inside, isolated, rollout
+from tracereplay.report import bisection, inside, isolated, oracle, rollout
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
     CAUSES,
@@ -52,6 +52,8 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
         _divergence(verdict, verdict.first_divergence, console)
     if verdict.kernels is not None:
         inside.render(verdict.kernels, console)
+    if verdict.oracle is not None:
+        oracle.render(verdict.oracle, console, everything=everything)
     if verdict.isolated is not None:
         isolated.render(verdict.isolated, console, everything=everything)
     _operators(verdict, console, everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tracereplay.comparator.isolated import draws
 from tracereplay.dtypes import nbytes
 from tracereplay.errors import MissingWeights
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value
@@ -13,7 +14,7 @@ from tracereplay.launch.isolated.permitted import changed, named_arguments, refu
 from tracereplay.launch.sandbox import Outcome, Sandbox
 from tracereplay.trace import TensorBytes
 
-__all__ = ["KernelRunner", "needs_vllm"]
+__all__ = ["KernelRunner", "needs_vllm", "plain_argument", "why_no_reference"]
 
 HANDLER = "kernel"
 KEPT = 4 << 30  # bytes of constants that a child holds at once
@@ -74,7 +75,7 @@ class KernelRunner:
             "arguments": [plain_argument(a) for a in kernel.arguments],
             "keywords": {name: plain_argument(a) for name, a in kernel.keywords.items()},
             "want": sorted(kernel.written),
-            "reference": self.reference and has_reference(kernel),
+            "reference": self.reference and why_no_reference(kernel) is None,
         }
 
 
@@ -83,11 +84,14 @@ def needs_vllm(kernel: Kernel) -> bool:
     return not kernel.name.startswith("aten.") and refusal(kernel) is None
 
 
-def has_reference(kernel: Kernel) -> bool:
-    """Whether the same call on float64 inputs says what ``kernel`` should give: PyTorch.s own, not random."""
-    drawn = any(isinstance(a, Opaque) and a.kind == "Generator" for a in _everything(kernel))
+def why_no_reference(kernel: Kernel) -> str | None:
+    """Why the same call on float64 inputs does not say what ``kernel`` should give; None if it does."""
+    if not kernel.name.startswith("aten."):
+        return "it is none of PyTorch's own"
+    if draws(kernel):
+        return "it draws random numbers"
     results = (*kernel.outputs, *kernel.written.values())
-    return kernel.name.startswith("aten.") and not drawn and any(_is_float(result) for result in results)
+    return None if any(map(_is_float, results)) else "it gives no floating-point numbers"
 
 
 def plain_argument(argument: Argument) -> Any:

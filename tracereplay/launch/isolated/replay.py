@@ -16,9 +16,9 @@ from typing import Any
 
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.event import Kernel, Step
-from tracereplay.isolated import ISOLATED, NO_REFERENCE, NOT_ASKED, REFERENCE
+from tracereplay.isolated import ISOLATED, NOT_ASKED, REFERENCE
 from tracereplay.launch.isolated.constants import Constants
-from tracereplay.launch.isolated.kernels import KernelRunner, needs_vllm
+from tracereplay.launch.isolated.kernels import KernelRunner, needs_vllm, why_no_reference
 from tracereplay.launch.jobs import KERNEL, level_of, run_header
 from tracereplay.launch.process import Launchable
 from tracereplay.launch.sandbox import Limits, Outcome, Sandbox
@@ -163,7 +163,7 @@ class _StepRecord:
         name = self._names.setdefault((kernel.name, schema), len(self._names))
         record = [name, self._slots[kernel.site], kernel.call, kernel.parent, [], {}, [], [], [], ""]
         if found is None:
-            record[9] = outcome.reason or str((outcome.outputs or {}).get("no_reference", NO_REFERENCE))
+            record[9] = outcome.reason or why_no_reference(kernel) or str(outcome.outputs["no_reference"])
         else:
             record[6] = [self._argument(value) for value in found[outputs]]
             record[7] = [[i, self._writer.add(value)]

@@ -1,0 +1,9 @@
+"""Float64 references: what operators should have given, and which engine is nearer to it (ORACLE.md).
+
+tables of rows ──apply.consult──▶ references.* in float64 ──duel.Duel──▶ `oracle.Oracle`
+"""
+
+from tracereplay.comparator.oracle.apply import consult
+from tracereplay.comparator.oracle.duel import Duel
+
+__all__ = ["Duel", "consult"]
