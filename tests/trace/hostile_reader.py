@@ -50,6 +50,13 @@ def values(call: Call) -> list[Value]:
     return [*call.inputs, *call.outputs, *call.written.values()]
 
 
+def kernels(path: Path) -> None:
+    for segment in segments(open_trace(path)):
+        for step in segment.steps():
+            for kernel in step.kernels:
+                assert kernel.name is not None
+
+
 def digest(path: Path) -> None:
     trace = open_trace(path)
     assert len(trace.digest()) == 32
@@ -88,12 +95,14 @@ STAGES: dict[str, Callable[[Path], Any]] = {
     "digest": digest,
     "values": every_value,
     "restore": every_array,
+    "kernels": kernels,
     "verify": verified,
     "pack": packed,
 }
 VERBS = {
     "show": ["show", "TRACE"],
     "show site": ["show", "TRACE", "*"],
+    "show kernels": ["show", "TRACE", "*", "--kernels"],
     "compare": ["compare", "TRACE", "TRACE"],
     "verify": ["verify", "TRACE"],
     "verify json": ["verify", "TRACE", "--json"],
