@@ -61,7 +61,7 @@ def test_only_what_is_safe_is_executed(tmp_path: Path) -> None:
         ("aten.from_file.default", FROM_FILE, [str(made), True, 64]),
         ("aten.from_file.default", FROM_FILE, [str(secret), False, 16]),
         ("aten.neg.default", "aten::neg(int data_ptr) -> Tensor", [4096]),
-        ("_C.onednn_mm.default", "_C::onednn_mm(Tensor c, Tensor a, Tensor handler_tensor) -> ()", ["x", "x", "x"]),
+        ("_C.onednn_mm.default", "_C::onednn_mm(Tensor c, Tensor handler_tensor) -> ()", ["x", "x"]),
         ("mine.run.default", "mine::run(str command) -> ()", [f"touch {made}"]),
         ("aten.zeros.default", "aten::zeros(SymInt[] size) -> Tensor", [["l", [1 << 31, 1 << 31]]]),
         ("aten.repeat.default", "aten::repeat(Tensor self, SymInt[] repeats) -> Tensor", ["x", ["l", [1 << 40]]]),
