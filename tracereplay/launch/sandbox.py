@@ -27,7 +27,10 @@ from tracereplay.launch.process import LAST_LINES, Launchable, guest_environment
 __all__ = ["HANDLERS", "Limits", "Outcome", "Sandbox", "Status"]
 
 # Name of a handler: the module that has it, imported by the child when it starts.
-HANDLERS: Mapping[str, str] = {"kernel": "tracereplay.guest.alone.kernels"}
+HANDLERS: Mapping[str, str] = {
+    "kernel": "tracereplay.guest.alone.kernels",
+    "operator": "tracereplay.guest.alone.operators.handler",
+}
 
 Status: TypeAlias = Literal["done", "not replayable", "failed", "crashed", "timed out", "out of memory"]
 
