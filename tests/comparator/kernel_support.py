@@ -39,11 +39,11 @@ def call(name: str, outputs: Sequence[Any] = (), *, written: Mapping[int, Any] |
 
 def write_pass(
     directory: TraceDirectory, name: str, *steps: Sequence[Mapping[str, Any]], rows: RowMap = ROWS,
-    schema: Callable[[str], str] = lambda name: "x::y() -> ()",
+    calls: bool = True, schema: Callable[[str], str] = lambda name: "x::y() -> ()",
 ) -> None:  # fmt: skip
     """Writes a pass of rank 0 with these kernels, all inside the step's only call of one operator.
 
-    That call takes what the first kernel takes and gives what the last one gives, where these are tensors.
+    If ``calls``, that call is there too: it takes what the first kernel takes and gives what the last one gives.
     """
     writer = SegmentWriter(segment_path(directory.path, name, 0), {"rank": 0, "world": 1})
     writer.sites([SITE])
@@ -51,18 +51,18 @@ def write_pass(
     def argument(value: Any) -> Any:
         return ["t", writer.add(value)] if isinstance(value, TensorBytes) else value
 
-    for number, calls in enumerate(steps):
-        names = list(dict.fromkeys(c["name"] for c in calls))
+    for number, kernels_of_step in enumerate(steps):
+        names = list(dict.fromkeys(c["name"] for c in kernels_of_step))
         records = [
             [names.index(c["name"]), SITE.slot, 0, -1, [*map(argument, c["arguments"])], dict(c["keywords"]),
              [*map(argument, c["outputs"])], [[i, writer.add(v)] for i, v in c["written"].items()], [],
              c["failed"]]
-            for c in calls
+            for c in kernels_of_step
         ]  # fmt: skip
         kernels = {"names": [[name, schema(name)] for name in names], "calls": records, "constants": []}
         took, gave = (_first_tensor(records[at][part]) if records else {} for at, part in ((0, 4), (-1, 6)))
         call = CallOfStep(SITE.slot, 0, rows, rows, took, gave, {})
-        writer.commit(number, rows, [call], [], [], kernels=kernels)
+        writer.commit(number, rows, [call] if calls else [], [], [], kernels=kernels)
     writer.close({})
     directory.add_pass(name, {"requests": []})
 
@@ -81,6 +81,6 @@ def write_golden(path: Path, *steps: Sequence[Mapping[str, Any]]) -> Trace:
 def write_isolated(path: Path, golden: Trace, *steps: Sequence[Mapping[str, Any]]) -> Trace:
     run = {"level": "kernel", "golden": golden.digest(), "engine": {"versions": {"torch": "2"}}}
     directory = TraceDirectory(path, run)
-    write_pass(directory, "isolated", *steps)
+    write_pass(directory, "isolated", *steps, calls=False)
     directory.complete()
     return open_trace(path)

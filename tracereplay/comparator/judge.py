@@ -47,9 +47,9 @@ def compare_traces(
     theirs = candidate if isinstance(candidate, Trace) else open_trace(candidate)
     theirs.offer_base(mine)
     try:
-        if ISOLATED in theirs.passes:
-            return judge_isolated(mine, theirs, policy or Policy())
         weights = Parameters(mine, model) if oracle else None
+        if ISOLATED in theirs.passes:
+            return judge_isolated(mine, theirs, policy or Policy(), weights)
         return _judge(gather_evidence(mine, theirs, policy or Policy(), weights))
     finally:
         for given, trace in ((golden, mine), (candidate, theirs)):

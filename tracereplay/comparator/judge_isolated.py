@@ -6,25 +6,67 @@ There was no engine and no generation: settings that differ are those of the env
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tracereplay.comparator.findings import source_of
+from tracereplay.comparator.align import PassIndex, index_pass
+from tracereplay.comparator.findings import divergence_of, operators_of, source_of
 from tracereplay.comparator.isolated import OTHER_FORM, KernelsAlone, compare_kernels_alone
+from tracereplay.comparator.measure import Comparison, Rows, compare_passes
+from tracereplay.comparator.oracle import consult
 from tracereplay.comparator.reasons import DOES, OTHER_GOLDEN
 from tracereplay.comparator.settings import compare_settings
+from tracereplay.comparator.tokens import read_generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
-from tracereplay.isolated import Isolated, NotReplayed
+from tracereplay.isolated import ISOLATED, Isolated, NotReplayed
+from tracereplay.oracle import Oracle
 from tracereplay.trace import Trace
-from tracereplay.verdict import Cause, Coverage, Outcome, Verdict
+from tracereplay.trace.parameters import Parameters
+from tracereplay.trace.rows import RowFinder
+from tracereplay.verdict import Cause, Coverage, Divergence, NotCompared, Outcome, Verdict
 
 __all__ = ["judge_isolated"]
 
 _OF_PROCESS = ("versions", "device")  # what a process without an engine can say of itself
 
 
-def judge_isolated(golden: Trace, candidate: Trace, policy: Policy) -> Verdict:
-    """Compares what calls gave alone with what golden's gave.
+@dataclass(frozen=True)
+class _Alone:
+    """What comparing found.
+
+    Args:
+        operators: of the operators that were run; None if none was.
+        kernels: of the kernels; None if golden has none.
+        broken: calls that golden survived and the candidate did not, or that gave something of another form.
+        coverage: of the operators' calls, or of the kernels where these were all that was asked for.
+        oracle: what float64 references say, if they were asked.
+    """
+
+    operators: Comparison | None
+    kernels: KernelsAlone | None
+    broken: tuple[NotReplayed, ...]
+    coverage: Coverage
+    oracle: Oracle | None
+
+    @property
+    def compared(self) -> int:
+        return self.coverage.compared_calls + (self.kernels.isolated.compared if self.kernels else 0)
+
+    @property
+    def first(self) -> Divergence | None:
+        """The first operator out of tolerance, with the kernel inside it that is; else the first such kernel."""
+        kernel = None if self.kernels is None else self.kernels.first
+        found = None if self.operators is None else self.operators.first()
+        if found is None:
+            return kernel
+        first = divergence_of(found)
+        same = kernel is not None and (kernel.site, kernel.step) == (first.site, first.step)
+        return replace(first, kernel=kernel.kernel) if same and kernel is not None else first
+
+
+def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None = None) -> Verdict:
+    """Compares what calls gave alone with what golden's gave; with ``weights``, holds both against references.
 
     Raises:
         UsageError: golden is no recording.
@@ -36,7 +78,7 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy) -> Verdict:
     mine, theirs = source_of(golden, digest), source_of(candidate, candidate.digest())
     if candidate.run.get("golden") != digest:
         return Verdict("inconclusive", "isolated", None, (OTHER_GOLDEN,), mine, theirs)
-    alone = compare_kernels_alone(golden, candidate, policy)
+    alone = _compare(golden, candidate, policy, weights)
     outcome, cause, reasons = _outcome(golden, candidate, alone)
     return Verdict(
         verdict=outcome,
@@ -47,8 +89,9 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy) -> Verdict:
         candidate=theirs,
         settings_diff=compare_settings(_process(golden.run), _process(candidate.run)),
         first_divergence=alone.first,
-        coverage=Coverage(alone.isolated.calls, alone.isolated.compared),
-        isolated=alone.isolated,
+        operators=() if alone.operators is None else operators_of(alone.operators.findings),
+        coverage=alone.coverage,
+        isolated=None if alone.kernels is None else alone.kernels.isolated,
         oracle=alone.oracle,
         notes=tuple(map(str, [*(golden.run.get("notes") or ()), *(candidate.run.get("notes") or ())])),
     )
@@ -59,18 +102,65 @@ def _process(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"engine": {name: engine.get(name) for name in _OF_PROCESS}}
 
 
-def _outcome(golden: Trace, candidate: Trace, alone: KernelsAlone) -> tuple[Outcome, Cause | None, list[str]]:
+def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None) -> _Alone:
+    told = list(candidate.run.get("not_replayed") or ())
+    left = [NotReplayed(site, calls, why, site) for site, calls, _, why in told]
+    kernels = compare_kernels_alone(golden, candidate, policy) if golden.run.get("level") == "kernel" else None
+    broken = [n for n in (*left, *(kernels.isolated.not_replayed if kernels else ())) if _is_broken(n)]
+    findings = kernels.oracle if kernels else None
+    ran = any(step.calls for step in candidate.segment(ISOLATED, candidate.ranks(ISOLATED)[0]).steps())
+    if not ran and not left:  # only kernels were asked for
+        found = None if kernels is None else Coverage(kernels.isolated.calls, kernels.isolated.compared)
+        return _Alone(None, kernels, tuple(broken), found or Coverage(), findings)
+    finder = RowFinder(read_generation(golden, "record").tokens)
+    index, other = index_pass(golden, "record", finder.add), index_pass(candidate, ISOLATED, finder.find)
+    rows = Rows(finder, {})
+    comparison = compare_passes(_outputs(index, other), other, rows, policy)
+    coverage = replace(
+        comparison.coverage,
+        golden_calls=comparison.coverage.golden_calls + sum(n.calls for n in left),
+        not_compared=(
+            *comparison.coverage.not_compared,
+            *(NotCompared(site, rows, why) for site, _, rows, why in told),
+        ),
+    )
+    if weights is not None:
+        oracle = consult(_of_sites(index, other), other, rows, weights, same_inputs=True)
+        findings = oracle if findings is None else _together(oracle, findings)
+    return _Alone(comparison, kernels, tuple(broken), coverage, findings)
+
+
+def _of_sites(golden: PassIndex, candidate: PassIndex) -> PassIndex:
+    """Golden's pass without the sites of which the candidate has no call."""
+    ran = {call.site for call in candidate.calls}
+    tables = {key: table for key, table in golden.tables.items() if key.site in ran}
+    sites = {name: site for name, site in golden.sites.items() if name in ran}
+    return replace(golden, tables=tables, sites=sites)
+
+
+def _outputs(golden: PassIndex, candidate: PassIndex) -> PassIndex:
+    """The same without inputs, which are golden's on both sides, and with its calls numbered anew."""
+    kept = _of_sites(golden, candidate)
+    tables = {key: table for key, table in kept.tables.items() if key.side != "in"}
+    return replace(kept, tables=tables)
+
+
+def _together(one: Oracle, other: Oracle) -> Oracle:
+    return Oracle((*one.findings, *other.findings), (*one.not_covered, *other.not_covered))
+
+
+def _outcome(golden: Trace, candidate: Trace, alone: _Alone) -> tuple[Outcome, Cause | None, list[str]]:
     """Verdict, cause and reasons; a call that the candidate dies of, and golden did not, is a divergence."""
-    broken = [left for left in alone.isolated.not_replayed if _is_broken(left)]
-    if alone.first is not None or broken:
-        return "diverged", "operator", [*_why(alone), *map(_why_broken, broken)]
+    if alone.first is not None or alone.broken:
+        return "diverged", "operator", [*_why(alone), *map(_why_broken, alone.broken)]
     reasons = []
     if not golden.complete:
         reasons.append("The golden recording is incomplete; only what it holds was replayed.")
     if not candidate.complete:
         reasons.append("The candidate's trace is incomplete; only what it holds was compared.")
-    if not alone.isolated.compared:
-        reasons.append(f"None of {alone.isolated.calls} calls could be replayed and compared.")
+    if not alone.compared:
+        calls = alone.coverage.golden_calls
+        reasons.append(f"None of {calls} calls could be replayed and compared.")
     return ("inconclusive" if reasons else "match"), None, reasons
 
 
@@ -78,13 +168,15 @@ def _is_broken(left: NotReplayed) -> bool:
     return left.crashed or left.reason.startswith(OTHER_FORM)
 
 
-def _why(alone: KernelsAlone) -> list[str]:
+def _why(alone: _Alone) -> list[str]:
     first = alone.first
     if first is None:
         return []
-    place = f"{first.kernel}, in {first.operator or 'the operator'} at {first.site},"
-    drawn = " From a generator in the same state it draws other numbers." if alone.drawn else ""
-    others = _others(alone.isolated, first.kernel)
+    operator = f"{first.operator or 'the operator'} at {first.site}"
+    place = f"{first.kernel}, in {operator}," if first.kernel else f"{operator[:1].upper()}{operator[1:]}"
+    kernels = alone.kernels
+    drawn = " From a generator in the same state it draws other numbers." if kernels and kernels.drawn else ""
+    others = _others(kernels.isolated, first.kernel) if kernels else ""
     return [f"{place} {DOES[first.error_class]} on golden's inputs, executed alone.{drawn}{others}"]
 
 

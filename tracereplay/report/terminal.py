@@ -164,6 +164,9 @@ def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float, float
     return CLASSES.index(finding.error_class), metrics.allowance_ratio, metrics.relative_l2
 
 
+_INPUTS = {"injected": "on golden inputs", "isolated": "each alone, on golden inputs"}
+
+
 def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     ranked = sorted(verdict.operators, key=_severity, reverse=True)
     if not ranked:
@@ -172,7 +175,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     for finding in ranked:
         kinds.setdefault(finding.site if everything else finding.operator, []).append(finding)
     differ = [found for found in kinds.values() if everything or found[0].error_class != "identical"]
-    inputs = "on golden inputs" if verdict.mode == "injected" else "with what they inherited"
+    inputs = _INPUTS.get(verdict.mode, "with what they inherited")
     section(console, "Operators", f"  {inputs}, worst first")
     if differ:
         table = _measures(console, "operator", "differ")

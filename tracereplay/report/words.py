@@ -41,6 +41,8 @@ def headline(verdict: Verdict) -> str:
     if verdict.verdict == "inconclusive" and verdict.reasons:
         return clean(verdict.reasons[0])
     if verdict.verdict != "diverged" or verdict.cause is None:
+        if (verdict.mode, verdict.verdict) == ("isolated", "match"):
+            return "every call that was executed alone gave what golden's gave, within tolerance"
         return _OUTCOMES[verdict.verdict]
     if first is not None and verdict.cause in ("operator", "edge"):
         if first.kind == "edge":

@@ -64,7 +64,9 @@ class Duel:
         for side, result, dtype, exact in zip(
             (self._golden, self._candidate), (golden, candidate), dtypes, references, strict=True
         ):
-            _add(side, widen(result, dtype).astype(np.float64), exact, dtype)
+            with np.errstate(invalid="ignore"):  # of a NaN with a payload
+                wide = widen(result, dtype).astype(np.float64)
+            _add(side, wide, exact, dtype)
         self.differ |= bool(np.any(self._golden.squares[-1] != self._candidate.squares[-1]))
 
     @property

@@ -85,6 +85,6 @@ def _load(plan: Plan, module: torch.nn.Module, weights: Mapping[str, torch.Tenso
             parameter.data.copy_(weight)
         else:
             loader(parameter, weight)
-    method = getattr(module, "quant_method", None)
+    method: Any = getattr(module, "quant_method", None)
     if hasattr(method, "process_weights_after_loading"):
         method.process_weights_after_loading(module)

@@ -8,8 +8,8 @@ A request is one of::
     {"forget": true}     lets all of them go
 
 Inputs are in the order in which a tap numbers them. The answer to a call is ``{"outputs": [tensors],
-"written": {index: tensor}}``: outputs in a tap's order, and the inputs that were changed in place and not returned,
-with their values after, as `event.Call` has them.
+"written": {index: tensor}}``: outputs in a tap's order, and the inputs that were changed in place and not
+returned, with their values after, as `event.Call` has them.
 """
 
 from __future__ import annotations
@@ -105,9 +105,11 @@ def _check_values(made: Plan, taken: Sequence[torch.Tensor]) -> None:
         return
     least, most = int(taken[0].min()), int(taken[0].max())
     if least < 0 or most >= made.below:
-        raise NotReplayable(f"its first input has values from {least} to {most}; 0 to {made.below - 1} are allowed")
+        raise NotReplayable(
+            f"its first input has values from {least} to {most}; 0 to {made.below - 1} are allowed"
+        )
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether they hold the same bytes: two NaNs of the same bits are the same."""
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    return bool(torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)))

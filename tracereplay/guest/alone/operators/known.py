@@ -159,7 +159,7 @@ def _gelu(asked: _Asked) -> Plan:
 
 
 def _elementwise(asked: _Asked) -> Plan:
-    return Plan("activation", asked.operator, asked.dtype, {}, lambda inputs: _float(*_tensors(inputs, 1, 1)))
+    return Plan("activation", asked.operator, asked.dtype, {}, lambda inputs: _float(_tensors(inputs, 1, 1)[0]))
 
 
 def _check_halves(inputs: Inputs) -> None:

@@ -36,8 +36,8 @@ def enter(settings: Mapping[str, Any]) -> Any:
 
     with tempfile.TemporaryDirectory(prefix="tracereplay-alone-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(_MODEL))
-        # Why not an empty VllmConfig: what an engine settles by itself (custom ops, priorities of kernels, what the
-        # platform adds) is settled while its arguments become a configuration.
+        # Why not an empty VllmConfig: what an engine settles by itself (custom ops, priorities of kernels, what
+        # the platform adds) is settled while its arguments become a configuration.
         config = EngineArgs(model=folder, **{**settings, **_ALONE}).create_engine_config()
     # Why never left: layers of newer versions ask for the configuration when they run, too.
     _entered.append(set_current_vllm_config(config))
