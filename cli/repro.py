@@ -12,7 +12,14 @@ from rich.text import Text
 from tracereplay.cli.options import BaseTrace, Model, TracePath, opened
 from tracereplay.cli.output import stderr
 from tracereplay.launch.isolated.constants import Constants
-from tracereplay.report.repro import choose_kernel, reproduce_kernel, write_reproducer
+from tracereplay.report.repro import (
+    choose_call,
+    choose_kernel,
+    reproduce_kernel,
+    reproduce_operator,
+    write_reproducer,
+)
+from tracereplay.trace.parameters import Parameters
 
 __all__ = ["repro"]
 
@@ -20,21 +27,31 @@ __all__ = ["repro"]
 def repro(
     trace: TracePath,
     site: Annotated[str, typer.Option(metavar="SITE", help="The operator's place.", show_default=False)],
-    kernel: Annotated[
-        str, typer.Option(metavar="NAME", help="The kernel inside it, such as aten.mm.", show_default=False)
-    ],
     step: Annotated[int, typer.Option(min=0, metavar="N", help="In which step.", show_default=False)],
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to make.", show_default=False)
     ],
-    occurrence: Annotated[int, typer.Option(min=0, help="Which of several calls of that kernel.")] = 0,
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A kernel inside it, such as aten.mm, and not the operator.", show_default=False
+        ),
+    ] = None,
+    occurrence: Annotated[int, typer.Option(min=0, help="Which of several such calls in the step.")] = 0,
     model: Model = None,
     base: BaseTrace = None,
 ) -> None:
     """Write one recorded call as inputs, expected outputs and a script that needs only torch (or vllm)."""
     with closing(opened(trace, base)) as source:
-        chosen, count = choose_kernel(source, site, kernel, step, occurrence)
-        found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks("record")[0], model))
+        if kernel is not None:
+            chosen, count = choose_kernel(source, site, kernel, step, occurrence)
+            name = chosen.name
+            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks("record")[0], model))
+        else:
+            call, count = choose_call(source, site, step, occurrence)
+            operator = source.sites("record")[site]
+            name = f"{operator.operator} at {site}"
+            found = reproduce_operator(source, step, operator, call, Parameters(source, model))
         write_reproducer(found, out)
     several = f" ({occurrence + 1} of {count} such calls)" if count > 1 else ""
-    stderr.print(Text(f"Wrote {chosen.name}{several}; run it with: python {out / 'repro.py'}"), soft_wrap=True)
+    stderr.print(Text(f"Wrote {name}{several}; run it with: python {out / 'repro.py'}"), soft_wrap=True)

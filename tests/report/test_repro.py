@@ -16,8 +16,15 @@ from tracereplay import open_trace
 from tracereplay.errors import UsageError
 from tracereplay.event import Kernel, Opaque, Value
 from tracereplay.launch.isolated.constants import Constants
-from tracereplay.report.repro import choose_kernel, reproduce_kernel, write_reproducer
+from tracereplay.report.repro import (
+    choose_call,
+    choose_kernel,
+    reproduce_kernel,
+    reproduce_operator,
+    write_reproducer,
+)
 from tracereplay.trace import Trace
+from tracereplay.trace.parameters import Parameters
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ADD = "aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"
@@ -139,3 +146,53 @@ def test_a_choice_that_is_none_says_what_there_is(
         choose_kernel(golden, site, name, step)
     with pytest.raises(UsageError, match="occurrence counts from 0"):
         choose_kernel(golden, "model.norm", "aten.detach", 0, 5)
+
+
+# -- operators ----------------------------------------------------------------------------------------------
+
+
+def of_operator(golden: Trace, site: str, **changes: Any) -> Any:
+    call, _ = choose_call(golden, site, 1)
+    operator = replace(golden.sites("record")[site], **changes)
+    return reproduce_operator(golden, 1, operator, call, Parameters(golden, FIXTURES / "tiny-llama"))
+
+
+def test_an_operator_is_built_with_its_configuration_and_weights(golden: Trace) -> None:
+    found = of_operator(golden, "model.layers.0.self_attn.qkv_proj")
+    assert "from vllm.model_executor.layers.linear import QKVParallelLinear" in found.script
+    for line in ("hidden_size=128,", "total_num_kv_heads=2,", "bias=False,"):
+        assert line in found.script
+    assert found.inputs["weights.weight"].shape == (256, 128)
+    assert set(found.expected) == {"output 0"}
+    ast.parse(found.script)
+    norm = of_operator(golden, "model.layers.1.input_layernorm")
+    assert "eps=1e-05," in norm.script
+    assert {"output 0", "output 1"} == set(norm.expected)
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "words"),
+    [
+        ("model.layers.0.self_attn.attn", {}, "Attention"),
+        ("model.norm", {"operator": "os.system"}, "are not rebuilt"),
+        (
+            "model.norm",
+            {"config": {"hidden_size": "128), __import__('os')", "variance_epsilon": 1e-5}},
+            "was expected",
+        ),
+    ],
+)
+def test_an_operator_that_cannot_be_built_says_why(
+    golden: Trace, site: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        of_operator(golden, site, **changes)
+
+
+def test_a_strangers_site_name_is_text(golden: Trace) -> None:
+    call, _ = choose_call(golden, "model.norm", 1)
+    site = golden.sites("record")["model.norm"]
+    evil = replace(site, name='"""\nimport os\nos.system("x")\n"""')
+    parameters = Parameters(golden, FIXTURES / "tiny-llama")
+    scripts = [reproduce_operator(golden, 1, s, call, parameters).script for s in (site, evil)]
+    assert calls(scripts[0]) == calls(scripts[1])

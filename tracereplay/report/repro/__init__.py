@@ -5,8 +5,11 @@ DIR/inputs.safetensors     its arguments
 DIR/expected.safetensors   what it gave when it was recorded
 """
 
-from tracereplay.report.repro.choice import choose_kernel
+from tracereplay.report.repro.choice import choose_call, choose_kernel
 from tracereplay.report.repro.folder import Reproducer, write_reproducer
 from tracereplay.report.repro.kernel import reproduce_kernel
+from tracereplay.report.repro.operator import reproduce_operator
 
-__all__ = ["Reproducer", "choose_kernel", "reproduce_kernel", "write_reproducer"]
+__all__ = [
+    "Reproducer", "choose_call", "choose_kernel", "reproduce_kernel", "reproduce_operator", "write_reproducer"
+]  # fmt: skip

@@ -1,14 +1,14 @@
-"""Which recorded kernel a reproducer is made of."""
+"""Which recorded call a reproducer is made of."""
 
 from __future__ import annotations
 
 from tracereplay.errors import UsageError
-from tracereplay.event import Kernel
+from tracereplay.event import Call, Kernel
 from tracereplay.launch.isolated.replay import Selection
 from tracereplay.trace import Trace
 from tracereplay.trace.select import matching_sites, step_of
 
-__all__ = ["choose_kernel"]
+__all__ = ["choose_call", "choose_kernel"]
 
 
 def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: int = 0) -> tuple[Kernel, int]:
@@ -37,4 +37,19 @@ def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: i
         raise UsageError(
             f"{kernel!r} ran {len(found)} times at {site} in step {step}; --occurrence counts from 0."
         )
+    return found[occurrence], len(found)
+
+
+def choose_call(trace: Trace, site: str, step: int, occurrence: int = 0) -> tuple[Call, int]:
+    """The operator's call at a site in a step, and how many there are.
+
+    Raises:
+        UsageError: there is none.
+    """
+    matching_sites(trace, "record", site)
+    found = [c for c in step_of(trace, "record", step, trace.ranks("record")[0]).calls if c.site == site]
+    if not found:
+        raise UsageError(f"{site} was not called in step {step} of {trace.path}.")
+    if occurrence >= len(found):
+        raise UsageError(f"{site} was called {len(found)} times in step {step}; --occurrence counts from 0.")
     return found[occurrence], len(found)

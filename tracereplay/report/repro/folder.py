@@ -13,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
+from tracereplay.report.words import clean
 from tracereplay.trace import TensorBytes, Trace
 from tracereplay.trace.export import Exported, write_safetensors
 
-__all__ = ["Reproducer", "engine_line", "fill", "write_reproducer"]
+__all__ = ["Reproducer", "engine_line", "fill", "quoted", "write_reproducer"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ def fill(template: str, tensors: Iterable[TensorBytes], **values: Any) -> str:
     )  # fmt: skip
     dtypes = {str(DTYPES[tensor.dtype].safetensors): tensor.dtype for tensor in tensors}
     return environment.get_template(template).render(dtypes=json.dumps(dtypes), **values)
+
+
+def quoted(text: str) -> str:
+    """``text`` as it may stand in a script's docstring, whoever wrote it."""
+    return clean(text).replace("\\", "/").replace('"', "'")
 
 
 def engine_line(trace: Trace) -> str:

@@ -7,14 +7,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from tracereplay.dtypes import itemsize
 from tracereplay.errors import UsageError
 from tracereplay.event import Argument, Kernel, Named, Opaque, Value
 from tracereplay.launch.isolated.constants import Constants
 from tracereplay.launch.isolated.permitted import UNKNOWN, refusal
-from tracereplay.report.repro.folder import Reproducer, engine_line, fill
+from tracereplay.report.repro.folder import Reproducer, engine_line, fill, quoted
+from tracereplay.report.repro.memory import Memories, plain
 from tracereplay.report.words import clean
 from tracereplay.schemas import schema_arguments
 from tracereplay.trace import TensorBytes, Trace
@@ -51,8 +49,8 @@ def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constan
     text = fill(
         "kernel.j2",
         [*script.inputs.values(), *expected.values()],
-        title=_quoted(f"{kernel.name} in {operator} at {kernel.site}, step {step} of a recording."),
-        engine=_quoted(engine_line(trace)),
+        title=quoted(f"{kernel.name} in {operator} at {kernel.site}, step {step} of a recording."),
+        engine=quoted(engine_line(trace)),
         notes=[_WARNING] if reason == UNKNOWN else [],
         vllm=not kernel.name.startswith("aten."),
         operator=kernel.name,
@@ -66,11 +64,6 @@ def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constan
 _WARNING = "This operator is not among those that are known to be safe: read what it does before running this.\n"
 
 
-def _quoted(text: str) -> str:
-    """``text`` as it may stand in the script's docstring, whoever wrote it."""
-    return clean(text).replace("\\", "/").replace('"', "'")
-
-
 def _expected(kernel: Kernel, script: _Script) -> tuple[list[tuple[str, str]], dict[str, TensorBytes]]:
     """Names and expressions of what is compared, and the recorded values."""
     compared: list[tuple[str, str]] = []
@@ -78,11 +71,11 @@ def _expected(kernel: Kernel, script: _Script) -> tuple[list[tuple[str, str]], d
     for expression, value in _outputs(kernel.outputs, "results"):
         name = f"output {len(compared)}"
         compared.append((name, expression))
-        expected[name] = _plain(value)
+        expected[name] = plain(value)
     for number, value in sorted(kernel.written.items()):
         name = f"{script.tensors[number]} after the call"
         compared.append((name, script.tensors[number]))
-        expected[name] = _plain(value)
+        expected[name] = plain(value)
     return compared, expected
 
 
@@ -92,10 +85,6 @@ def _outputs(results: Sequence[Argument], expression: str) -> Iterator[tuple[str
             yield f"{expression}[{index}]", result
         elif isinstance(result, tuple):
             yield from _outputs(result, f"{expression}[{index}]")
-
-
-def _plain(value: Value) -> TensorBytes:
-    return TensorBytes(value.dtype, value.shape, _row_major(value.shape), value.load())
 
 
 class _Script:
@@ -114,7 +103,7 @@ class _Script:
         self.inputs: dict[str, TensorBytes] = {}
         self.tensors: list[str] = []
         self._constants = constants
-        self._memories = _memories([*kernel.arguments, *kernel.keywords.values()])
+        self._memories = Memories([*kernel.arguments, *kernel.keywords.values()])
         names = [_variable(a.name) for a in schema_arguments(kernel.schema)]
         for index, argument in enumerate(kernel.arguments):
             self.call.append(self._argument(names[index] if index < len(names) else f"argument_{index}", argument))
@@ -128,7 +117,7 @@ class _Script:
 
     def _argument(self, name: str, argument: Argument) -> str:
         if isinstance(argument, Value):
-            return self._tensor(name, self._place(name, argument))
+            return self._tensor(name, self._memories.place(name, argument, self.inputs))
         if isinstance(argument, Named):
             return self._tensor(name, self._named(argument))
         if isinstance(argument, Opaque):
@@ -145,15 +134,6 @@ class _Script:
         self.lines.append(f"{name} = {expression}")
         self.tensors.append(name)
         return name
-
-    def _place(self, name: str, value: Value) -> str:
-        memory = self._memories.get((value.storage, value.dtype))
-        if memory is None:
-            self.inputs[name] = _plain(value)
-            return f'inputs["{name}"]'
-        key = f"memory {value.storage} of {value.dtype}"
-        self.inputs[key] = memory.tensor()
-        return f'inputs["{key}"].as_strided({value.shape}, {value.strides}, {value.start - memory.start})'
 
     def _named(self, named: Named) -> str:
         key = clean(named.name).replace('"', "'")
@@ -178,59 +158,8 @@ class _Script:
     def _state(self, name: str, generator: Argument) -> str:
         assert isinstance(generator, Opaque)
         assert generator.state is not None
-        self.inputs[f"state of {name}"] = _plain(generator.state)
+        self.inputs[f"state of {name}"] = plain(generator.state)
         return f'inputs["state of {name}"]'
-
-
-class _Memory:
-    """Memory in which several tensors of one dtype lie, or one with gaps, from the first element to the last."""
-
-    def __init__(self, values: Sequence[Value]) -> None:
-        self.start = min(value.start for value in values)
-        self._values = values
-
-    def tensor(self) -> TensorBytes:
-        """Its elements, zero where none was recorded."""
-        dtype = self._values[0].dtype
-        size = max(value.start + _extent(value) for value in self._values) - self.start
-        words = np.zeros(size, np.dtype((np.void, itemsize(dtype))))
-        for value in self._values:
-            if 0 not in value.shape:
-                strides = [stride * words.itemsize for stride in value.strides]
-                there = np.lib.stride_tricks.as_strided(words[value.start - self.start :], value.shape, strides)
-                there[...] = np.frombuffer(value.load(), words.dtype).reshape(value.shape)
-        return TensorBytes(dtype, (size,), (1,), words.tobytes())
-
-
-def _memories(arguments: Sequence[Argument]) -> dict[tuple[int, str], _Memory]:
-    """Of the tensors among the arguments those that share memory, or are not row-major."""
-    groups: dict[tuple[int, str], list[Value]] = {}
-    for value in _values(arguments):
-        groups.setdefault((value.storage, value.dtype), []).append(value)
-    return {
-        key: _Memory(values)
-        for key, values in groups.items()
-        if key[0] >= 0 and (len(values) > 1 or values[0].strides != _row_major(values[0].shape))
-    }
-
-
-def _values(arguments: Sequence[Argument]) -> Iterator[Value]:
-    for argument in arguments:
-        if isinstance(argument, Value):
-            yield argument
-        elif isinstance(argument, tuple):
-            yield from _values(argument)
-
-
-def _extent(value: Value) -> int:
-    """Elements from its first to its last."""
-    if 0 in value.shape:
-        return 0
-    return 1 + sum((n - 1) * stride for n, stride in zip(value.shape, value.strides, strict=True))
-
-
-def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _variable(name: str) -> str:
