@@ -16,7 +16,7 @@ import numpy as np
 from tracereplay.comparator.align import Array
 from tracereplay.comparator.dtypes import coarser, is_float
 from tracereplay.comparator.metrics import Event, Tally, compare_rows
-from tracereplay.comparator.tolerance import Policy, passing_tolerance, tolerance_for, unit_factors
+from tracereplay.comparator.tolerance import Policy, passing_bias, passing_tolerance, tolerance_for, unit_factors
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Site, Step, Value
 from tracereplay.isolated import ISOLATED, NOT_ASKED, Isolated, KernelFinding, NotReplayed
@@ -255,4 +255,5 @@ def _divergence(compared: _Compared, event: Event) -> Divergence:
         error_class=tally.error_class, request=worst.request, sequence=worst.sequence, position=worst.position,
         step=event.step, index=index, metrics=event.metrics, tolerance=compared.tolerance,
         passing_tolerance=passing_tolerance(compared.tolerance, tally.error_class, tally.metrics),
+        passing_bias=passing_bias(tally.error_class, tally.metrics),
     )  # fmt: skip

@@ -158,6 +158,11 @@ def passing_tolerance(tolerance: Tolerance, error_class: ErrorClass, metrics: Me
     return Tolerance(a * factor if a else 0.0, b * factor if b else 0.0, tolerance.dtype, "passing")
 
 
+def passing_bias(error_class: ErrorClass, metrics: Metrics) -> float | None:
+    """The limit on leans, in ulp, that would have passed what leans; None for what does not."""
+    return abs(metrics.bias_ulp) if error_class == "biased" else None
+
+
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
