@@ -18,7 +18,20 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from tracereplay.cli import bisect, compare, demo, engine, export, logprobs, pack, record, replay, show, verify
+from tracereplay.cli import (
+    bisect,
+    calibrate,
+    compare,
+    demo,
+    engine,
+    export,
+    logprobs,
+    pack,
+    record,
+    replay,
+    show,
+    verify,
+)
 from tracereplay.cli import report as report_
 from tracereplay.cli.output import stderr
 from tracereplay.errors import EngineFailed, TracereplayError
@@ -61,6 +74,7 @@ app.command("record")(record.record)
 app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)
 app.add_typer(bisect.app, name="bisect")
+app.command("calibrate")(calibrate.calibrate_)
 app.command("logprobs")(logprobs.logprobs)
 app.command("show")(show.show)
 app.command("verify")(verify.verify)
