@@ -387,6 +387,14 @@ def test_a_systematic_fault_below_tolerance_is_biased(judge: Judge, kind: str, r
     assert {o.error_class for o in allowed.operators} <= {"identical", "rounding"}
 
 
+def test_a_rule_lets_one_operator_lean(golden: Path, tmp_path: Path) -> None:
+    site = "model.layers.1.mlp.act_fn"
+    candidate = toy.replay(golden, tmp_path / "candidate", flaw=Flaw(site, "truncate"))
+    assert compare_traces(golden, candidate, Policy(rules=(Rule(site, max_ulp=0.6),))).first_divergence is None
+    elsewhere = Policy(rules=(Rule("model.norm", max_ulp=0.6),))
+    assert found(compare_traces(golden, candidate, elsewhere)).site == site
+
+
 def test_a_lean_is_named_only_where_nothing_is_worse(golden: Path, tmp_path: Path) -> None:
     # One engine leans from the first layers on; that must not hide a fault in the last.
     lean = toy.replay(golden, tmp_path / "lean", flaw=Flaw("model.layers.0.mlp.act_fn", "floor"))

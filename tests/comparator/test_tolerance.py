@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_neither_factor_of_any_dtype_goes_below_its_default(dtype: str) -> None:
         assert (found.a, found.b) == (max(a, low), max(b, high))
 
 
+def test_a_rule_may_speak_of_leans_alone(tmp_path: Path) -> None:
+    policy = load_policy(write(tmp_path, '[[rule]]\noperator = "GeluAndMul"\nmax_ulp = 0.4\n'))
+    tolerance = tolerance_for(policy, "x", "GeluAndMul", "bfloat16", "operator")
+    assert tolerance is not None
+    assert (tolerance.a, tolerance.b) == DEFAULTS["bfloat16"]
+    assert policy.max_lean("x", "GeluAndMul", "bfloat16", "operator") == 0.4
+    assert policy.max_lean("x", "RMSNorm", "bfloat16", "operator") == policy.bias_max_ulp
+
+
 def test_rules_of_yours_come_before_what_was_calibrated_and_may_be_tighter(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -78,14 +88,15 @@ numbers = st.floats(0, 1e6, allow_nan=False)
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 rules = st.builds(
     Rule, site=texts, operator=texts, dtype=texts, kind=st.sampled_from([None, "operator", "edge"]), a=numbers,
-    b=numbers, because=texts,
+    b=numbers, because=texts, max_ulp=st.none() | numbers,
 )  # fmt: skip
 
 
 @settings(max_examples=50, deadline=None)
 @given(
     st.builds(
-        Policy, rules=st.lists(rules, max_size=2).map(tuple), calibration=st.lists(rules, max_size=2).map(tuple),
+        Policy, rules=st.lists(rules, max_size=2).map(tuple),
+        calibration=st.lists(rules.map(lambda rule: replace(rule, max_ulp=None)), max_size=2).map(tuple),
         logprob_max_abs=numbers, bias_max_ulp=numbers, bias_sign_max_ulp=numbers,
     ),
     st.dictionaries(st.sampled_from(["golden", "date"]), texts),
@@ -150,6 +161,8 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
         ('[[rule]]\na = 1\nb = 1\n[[calibrated]]\na = 1\nb = 1\ndtypes = "x"\n', "'dtypes' in line 7"),
         ('[calibration]\ngolden = "x"\nwhen = "now"\n', "'when' in line 3 .* is unknown"),
         ("[calibration]\nruns = 3\n", "'runs' in line 2 .* not of the right type"),
+        ("[[calibrated]]\na = 1\nb = 1\nmax_ulp = 1\n", "'max_ulp' in line 4 .* is unknown; calibrated knows"),
+        ("[[rule]]\na = 1\nmax_ulp = 1\n", "line 1 .* must give a and b together, or max_ulp, or ignore"),
         ("[bias]\nmax_ulps = 1\n", "'max_ulps' in line 2 .* is unknown"),
         ("[coverage]\nmin = 0.5\n[coverages]\nmin = 1\n", "'coverages' in line 3 .* is unknown"),
         ("tokens = 3\n", "'tokens' in line 1 .* must be a table"),

@@ -275,14 +275,16 @@ def _plan(
         return
     dtypes = _dtype(table), _dtype(other)
     dtype = coarser(*dtypes) if is_float(dtypes[0]) else dtypes[0]
-    tolerance = tolerance_for(policy, key.site, operator, dtype, "edge" if key.side == "in" else "operator")
+    named = key.site, operator, dtype, "edge" if key.side == "in" else "operator"
+    tolerance = tolerance_for(policy, *named)
     if tolerance is None:
-        rule = policy.rule_for(key.site, operator, dtype, "edge" if key.side == "in" else "operator")
+        rule = policy.rule_for(*named)
         plan.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
         return
     mine, theirs = _paired(plan, calls, table, other, rows, exclusions)
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
-    tally = Tally(limit, policy.bias_max_ulp, policy.bias_max_ulp)
+    lean = policy.max_lean(*named)
+    tally = Tally(limit, lean, lean)
     size = _of_logprobs if operator == "Sampler" and key.side == "out" else np.abs
     plan.jobs.append(_Job(key, operator, table, other, mine, theirs, dtypes, tolerance, size, tally))
 
@@ -396,7 +398,7 @@ def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, isolated: bool) 
     shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
     for kind in shared if isolated else kinds:
         for job in kinds[kind]:
-            job.tally.sign_limit = max(policy.bias_max_ulp, policy.bias_sign_max_ulp)
+            job.tally.sign_limit = max(job.tally.bias_limit, policy.bias_sign_max_ulp)
 
 
 def _finding(job: _Job) -> Finding:

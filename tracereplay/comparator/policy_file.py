@@ -1,26 +1,29 @@
 """Policies as files: TOML, with the line of whatever is wrong in them.
 
-[tokens]
-differing = 0          # greedy tokens that may differ
-[logprobs]
-max_abs = 0.05         # nats, for the golden token
-[bias]
-max_ulp = 0.1          # mean lean of a tensor, units in the last place
-sign_max_ulp = 1.25    # the same along the values' signs where most operators truncate
-[coverage]
-min = 0.9              # share of golden's calls that must have been compared
-[[rule]]               # yours: may be below the defaults
-site = "model.layers.*.mlp.*"   # glob; also operator = "RMSNorm", dtype = "bfloat16", kind = "edge"
-a = 2.0
-b = 6.0                # or: ignore = true
-because = "fused kernel of 0.9, checked by hand"
-[[calibrated]]         # `tracereplay calibrate` writes these; never below the defaults, and after every rule
-operator = "RowParallelLinear"
-dtype = "bfloat16"
-a = 4.1
-b = 4.1
-[calibration]          # what they were measured on; for people, and without effect
-golden = "golden.trace"
+Of the rules the first that fits a tensor decides, yours before those that were calibrated. All of it may be left out::
+
+    [tokens]
+    differing = 0          # greedy tokens that may differ
+    [logprobs]
+    max_abs = 0.05         # nats, for the golden token
+    [bias]
+    max_ulp = 0.1          # mean lean of a tensor, units in the last place
+    sign_max_ulp = 1.25    # the same along the values' signs where most operators truncate
+    [coverage]
+    min = 0.9              # share of golden's calls that must have been compared
+    [[rule]]               # yours: may be below the defaults
+    site = "model.layers.*.mlp.*"   # glob; also operator = "RMSNorm", dtype = "bfloat16", kind = "edge"
+    a = 2.0
+    b = 6.0                # or: ignore = true
+    max_ulp = 0.5          # what these may lean by
+    because = "fused kernel of 0.9, checked by hand"
+    [[calibrated]]         # `tracereplay calibrate` writes these; never below the defaults, and after every rule
+    operator = "RowParallelLinear"
+    dtype = "bfloat16"
+    a = 4.1
+    b = 4.1
+    [calibration]          # what they were measured on; for people, and without effect
+    golden = "golden.trace"
 """
 
 from __future__ import annotations
@@ -56,9 +59,9 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 _RULE: Mapping[str, Any] = {
     "site": str, "operator": str, "dtype": str, "kind": str, "a": _NUMBER, "b": _NUMBER, "ignore": bool,
-    "because": str,
+    "because": str, "max_ulp": _NUMBER,
 }  # fmt: skip
-_CALIBRATED = {key: kind for key, kind in _RULE.items() if key != "ignore"}
+_CALIBRATED = {key: kind for key, kind in _RULE.items() if key not in ("ignore", "max_ulp")}
 _LISTS = {"rule": _RULE, "calibrated": _CALIBRATED}
 
 
@@ -126,9 +129,10 @@ def _rule(data: Any, where: _Where, table: str, nth: int) -> Rule:
     line = where(table, table, nth)
     if values.get("kind") not in (None, "operator", "edge"):
         raise UsageError(f"The rule at {line} has the kind {values['kind']!r}; it must be operator or edge.")
-    if values.get("ignore") is not True and not {"a", "b"} <= set(values):
-        or_ignore = ", or ignore = true" if table == "rule" else ""
-        raise UsageError(f"The rule at {line} must give a and b together{or_ignore}.")
+    given = {"a", "b"} & set(values)
+    if values.get("ignore") is not True and len(given) != 2 and (given or "max_ulp" not in values):
+        others = ", or max_ulp, or ignore = true" if table == "rule" else ""
+        raise UsageError(f"The rule at {line} must give a and b together{others}.")
     return Rule(**values)
 
 

@@ -37,7 +37,8 @@ class Rule:
     """A tolerance for the tensors that fit ``site``, ``operator`` and ``dtype`` (globs) and ``kind``.
 
     Args:
-        a, b: the factors; None with ``ignore``.
+        a, b: the factors; None for the defaults, and with ``ignore``.
+        max_ulp: mean lean that these may show; None for the policy's.
         ignore: do not compare these.
         because: why, for the report.
     """
@@ -50,6 +51,7 @@ class Rule:
     b: float | None = None
     ignore: bool = False
     because: str = ""
+    max_ulp: float | None = None
 
     def fits(self, site: str, operator: str, dtype: str, kind: str) -> bool:
         """Whether the rule speaks of this tensor."""
@@ -94,6 +96,11 @@ class Policy:
     def made_strict(self) -> Policy:
         """The same policy with every tolerance zero; rules that ignore stay."""
         return replace(self, strict=True, differing_tokens=0, logprob_max_abs=0.0)
+
+    def max_lean(self, site: str, operator: str, dtype: str, kind: str) -> float:
+        """The mean lean that a tensor may show where it is not shared, in ulp."""
+        rule = self.rule_for(site, operator, dtype, kind)
+        return self.bias_max_ulp if rule is None or rule.max_ulp is None else rule.max_ulp
 
     def rule_for(self, site: str, operator: str, dtype: str, kind: str) -> Rule | None:
         """The first rule that fits."""

@@ -75,7 +75,7 @@ def multiple(metrics: Metrics) -> str:
 def passing(error_class: ErrorClass, tolerance: Tolerance | None, bias: float | None = None) -> str:
     """The tolerance that would have passed, or the limit on leans."""
     if error_class == "biased":
-        lean = "" if bias is None else f"; [bias] max_ulp = {number(bias)} would"
+        lean = "" if bias is None else f"; max_ulp = {number(bias)} would"
         return f"no larger tolerance: every error is within it, but they lean one way{lean}"
     if tolerance is None or not (tolerance.a < float("inf") and tolerance.b < float("inf")):
         return "none"
