@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 
 from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
-from tracereplay.cli.options import Log, Settings, assignments, check_file, check_log
+from tracereplay.cli.options import Log, Settings, assignments, check_file, check_log, check_model_at
 from tracereplay.cli.output import progress, stderr
-from tracereplay.cli.replay import check_model_at
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.report import calibration as report_form

@@ -1,6 +1,6 @@
 """Policies as files: TOML, with the line of whatever is wrong in them.
 
-Of the rules the first that fits a tensor decides, yours before those that were calibrated. All of it may be left out::
+Of the rules the first that fits a tensor decides, yours before those that were calibrated. All may be left out::
 
     [tokens]
     differing = 0          # greedy tokens that may differ
