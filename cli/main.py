@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from tracereplay.cli import (
     bisect,
+    calibrate,
     compare,
     demo,
     engine,
@@ -74,6 +75,7 @@ app.command("record")(record.record)
 app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)
 app.add_typer(bisect.app, name="bisect")
+app.command("calibrate")(calibrate.calibrate_)
 app.command("logprobs")(logprobs.logprobs)
 app.command("repro")(repro.repro)
 app.command("show")(show.show)

@@ -30,6 +30,7 @@ __all__ = [
     "TracePath",
     "UseOracle",
     "assignments",
+    "check_file",
     "check_json",
     "check_log",
     "check_model_at",
@@ -71,7 +72,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="An argument of the engine's, such as enforce_eager=false."),
 ]
 PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", metavar="FILE", help="Tolerances, as TOML.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--policy", metavar="FILE", help="Tolerances, as TOML; calibrate writes them.", show_default=False
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Tolerate nothing: every bit must be the same.")]
 UseOracle = Annotated[
@@ -127,16 +131,17 @@ def policy_of(file: Path | None, strict: bool) -> Policy:
 def check_json(file: str | None) -> None:
     """Raises UsageError if ``--json`` cannot be written, before anything slow begins."""
     if file not in (None, "-"):
-        _check_file("--json", Path(str(file)))
+        check_file("--json", Path(str(file)))
 
 
 def check_log(file: Path | None) -> None:
     """Raises UsageError if ``--log`` cannot be written, before anything slow begins."""
     if file is not None:
-        _check_file("--log", file)
+        check_file("--log", file)
 
 
-def _check_file(option: str, path: Path) -> None:
+def check_file(option: str, path: Path) -> None:
+    """Raises UsageError if no file can be written at ``path``."""
     if path.is_dir():
         raise UsageError(f"{option} {path} cannot be written: it is a directory.")
     if not path.absolute().parent.is_dir():

@@ -22,7 +22,7 @@ ROOTS = {"tracereplay": PACKAGE, "tracereplay.cli": PACKAGE.parent / "cli"}
 LAYERS = (
     ("cli",),
     ("report",),
-    ("bisector",),
+    ("bisector", "calibrator"),
     ("environments",),
     ("launch",),
     ("comparator",),
@@ -56,7 +56,7 @@ ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstand
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "report", "bisector", "environments", "launch", "comparator", "trace", "storage",
+    "cli", "report", "bisector", "calibrator", "environments", "launch", "comparator", "trace", "storage",
     "workload", "event", "verdict", "rollout", "bisection", "inside", "isolated", "oracle", "measures", "errors",
     "dtypes", "jsondata", "schemas",
 )  # fmt: skip

@@ -41,7 +41,7 @@ def full() -> Verdict:
     metrics = Metrics(0.5, INF, 0.1, 2.0, 3.0, -0.2, 7, worst)
     divergence = Divergence(
         "edge", "model.norm", "RMSNorm", "exceeds", 0, 1, 2, 4, 1, metrics, Tolerance(2, 3, "bfloat16"),
-        Tolerance(INF, INF, "bfloat16", "passing"),
+        Tolerance(INF, INF, "bfloat16", "passing"), None, 0.25,
     )  # fmt: skip
     return Verdict(
         verdict="diverged",
@@ -52,7 +52,8 @@ def full() -> Verdict:
         candidate=Source({"name": "b"}, "c.trace", None),
         settings_diff=(SettingDifference("dtype", "a", None, "numeric"),),
         first_divergence=divergence,
-        operators=(OperatorFinding("model.norm", "RMSNorm", "rounding", 17, 43, metrics, 1, Tolerance(1, 2)),),
+        operators=(OperatorFinding("model.norm", "RMSNorm", "rounding", 17, 43, metrics, 1, Tolerance(1, 2), None,
+                                   Tolerance(0.5, 1)),),
         edges=(EdgeFinding("model.norm", 1, "exceeds", 43, Metrics()),),
         tokens=TokenFinding(32, TokenDivergence(0, 23, 207, 67), 0.25, 0.125, 32, 1),
         coverage=Coverage(10, 8, (NotCompared("x", 3, "why"),), 1),
@@ -79,7 +80,7 @@ def test_the_keys_are_those_of_schema_1() -> None:
     ]  # fmt: skip
     first = data["first_divergence"]
     expected = {"kind", "site", "operator", "kernel", "class", "request", "sequence", "position", "step", "input",
-                "metrics", "tolerance", "passing_tolerance"}  # fmt: skip
+                "metrics", "tolerance", "passing_tolerance", "passing_bias"}  # fmt: skip
     assert set(first) == expected
     assert {"site", "operator", "class", "calls", "rows", "metrics"} <= set(data["operators"][0])
     assert {"site", "input", "class", "rows", "metrics"} <= set(data["edges"][0])

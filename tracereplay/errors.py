@@ -42,6 +42,11 @@ class TracereplayError(Exception):
 
     exit_code = 2
 
+    @property
+    def brief(self) -> str:
+        """The error in one line, for a list of what did not work."""
+        return str(self)
+
 
 class UsageError(TracereplayError):
     """The request cannot be carried out as given."""
@@ -82,6 +87,13 @@ class EngineFailed(TracereplayError):
     def __init__(self, message: str, last_lines: str = "") -> None:
         super().__init__(message)
         self.last_lines = last_lines
+
+    @property
+    def brief(self) -> str:
+        """The sentence, with the last line that names an error."""
+        lines = [line.strip() for line in self.last_lines.splitlines() if "Error" in line]
+        words = str(self).partition("; its last lines")[0]
+        return f"{words}: {lines[-1]}" if lines and lines[-1] not in words else words
 
 
 class RecordingIncomplete(TracereplayError):

@@ -116,6 +116,7 @@ class Divergence:
         metrics: over that first call.
         tolerance: what was applied.
         passing_tolerance: the smallest multiple of it that would have passed, over all calls.
+        passing_bias: where it leans: the limit on leans, in ulp, that would have let it pass; else None.
     """
 
     kind: Literal["operator", "edge"]
@@ -131,6 +132,7 @@ class Divergence:
     tolerance: Tolerance
     passing_tolerance: Tolerance
     kernel: str | None = None
+    passing_bias: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -139,7 +141,7 @@ class Divergence:
             "position": self.position, "step": self.step,
             ("output" if self.kind == "operator" else "input"): self.index,
             "metrics": self.metrics.as_dict(), "tolerance": self.tolerance.as_dict(),
-            "passing_tolerance": self.passing_tolerance.as_dict(),
+            "passing_tolerance": self.passing_tolerance.as_dict(), "passing_bias": plain(self.passing_bias),
         }  # fmt: skip
 
     @classmethod
@@ -159,12 +161,16 @@ class Divergence:
             tolerance=Tolerance.from_dict(data["tolerance"]),
             passing_tolerance=Tolerance.from_dict(data["passing_tolerance"]),
             kernel=data.get("kernel"),
+            passing_bias=real(data.get("passing_bias")),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorFinding:
-    """What an operator does differently, over all its calls; ``metrics`` are those of its worst output."""
+    """What an operator does differently, over all its calls; ``metrics`` are those of its worst output.
+
+    ``passing_tolerance`` is as in `Divergence`, of that output; None where nothing was compared.
+    """
 
     site: str
     operator: str
@@ -175,12 +181,14 @@ class OperatorFinding:
     output: int = 0
     tolerance: Tolerance | None = None
     reason: str | None = None
+    passing_tolerance: Tolerance | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "site": self.site, "operator": self.operator, "class": self.error_class, "calls": self.calls,
             "rows": self.rows, "metrics": self.metrics.as_dict(), "output": self.output,
             "tolerance": None if self.tolerance is None else self.tolerance.as_dict(), "reason": self.reason,
+            "passing_tolerance": None if self.passing_tolerance is None else self.passing_tolerance.as_dict(),
         }  # fmt: skip
 
     @classmethod
@@ -188,12 +196,13 @@ class OperatorFinding:
         return cls(
             data["site"], data["operator"], data["class"], data["calls"], data["rows"],
             Metrics.from_dict(data["metrics"]), data.get("output", 0), _tolerance(data), data.get("reason"),
+            _tolerance(data, "passing_tolerance"),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeFinding:
-    """How what arrives at an operator's input differs, over all its calls."""
+    """How what arrives at an operator's input differs, over all its calls; see `OperatorFinding`."""
 
     site: str
     input: int
@@ -203,19 +212,21 @@ class EdgeFinding:
     operator: str = ""
     tolerance: Tolerance | None = None
     reason: str | None = None
+    passing_tolerance: Tolerance | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "site": self.site, "input": self.input, "class": self.error_class, "rows": self.rows,
             "metrics": self.metrics.as_dict(), "operator": self.operator,
             "tolerance": None if self.tolerance is None else self.tolerance.as_dict(), "reason": self.reason,
+            "passing_tolerance": None if self.passing_tolerance is None else self.passing_tolerance.as_dict(),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EdgeFinding:
         return cls(
             data["site"], data["input"], data["class"], data["rows"], Metrics.from_dict(data["metrics"]),
-            data.get("operator", ""), _tolerance(data), data.get("reason"),
+            data.get("operator", ""), _tolerance(data), data.get("reason"), _tolerance(data, "passing_tolerance"),
         )  # fmt: skip
 
 
@@ -548,5 +559,5 @@ def _dicts(values: Sequence[Any]) -> list[dict[str, Any]]:
     return [value.as_dict() for value in values]
 
 
-def _tolerance(data: Mapping[str, Any]) -> Tolerance | None:
-    return optional(Tolerance.from_dict, data.get("tolerance"))
+def _tolerance(data: Mapping[str, Any], key: str = "tolerance") -> Tolerance | None:
+    return optional(Tolerance.from_dict, data.get(key))

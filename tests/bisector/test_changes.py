@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tracereplay.bisector.changes import Configured, differences, plan
+from tracereplay.bisector.changes import differences, plan
+from tracereplay.launch import Configured
 
 
 def run(

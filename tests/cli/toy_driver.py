@@ -22,7 +22,10 @@ from tracereplay.engines.selection import Selection
 from tracereplay.errors import TracereplayError, UsageError, WorkloadError
 from tracereplay.workload import Prompt, Workload
 
-KNOWN = ("dtype", "rounding", "flaw", "noise", "dies", "hangs", "loses", "enforce_eager", "max_model_len")
+KNOWN = (
+    "dtype", "rounding", "flaw", "noise", "dies", "hangs", "loses", "enforce_eager", "max_model_len",
+    "max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill",
+)  # fmt: skip
 
 
 class Driver:
@@ -78,6 +81,7 @@ class Driver:
                 options["cancel"] = Path(cancel["injected"]), Selection.from_dict(cancel)
             options["settings"] = self._dtype()
             options["noise"] = self.settings.get("noise", 0.0)
+            options["max_rows"] = self.settings.get("max_num_batched_tokens")
             toy.replay(golden, made, passes=(recording["pass_name"],), model=self.model, **options)
 
     def _dtype(self) -> dict[str, Any]:

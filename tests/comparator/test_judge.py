@@ -371,6 +371,30 @@ def test_an_engine_that_truncates_rounds_otherwise(judge: Judge, golden: Path, t
     assert (first.error_class, first.operator) == ("biased", "RMSNorm")
 
 
+@pytest.mark.parametrize("kind", ["truncate", "slight"])
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+def test_a_systematic_fault_below_tolerance_is_biased(judge: Judge, kind: str, rounding: str) -> None:
+    # one operator that truncates, or is 0.2 % off, between engines that do not: with or without honest differences
+    verdict = judge(flaw=Flaw("model.layers.1.mlp.act_fn", kind), rounding=rounding)
+    first = found(verdict)
+    assert (first.site, first.error_class) == ("model.layers.1.mlp.act_fn", "biased")
+    assert {o.site for o in verdict.operators if o.error_class == "biased"} == {first.site}
+    assert first.metrics.allowance_ratio < 1
+    assert first.passing_bias is not None
+    allowed = judge(
+        Policy(bias_max_ulp=first.passing_bias * 1.001), flaw=Flaw(first.site, kind), rounding=rounding
+    )
+    assert {o.error_class for o in allowed.operators} <= {"identical", "rounding"}
+
+
+def test_a_rule_lets_one_operator_lean(golden: Path, tmp_path: Path) -> None:
+    site = "model.layers.1.mlp.act_fn"
+    candidate = toy.replay(golden, tmp_path / "candidate", flaw=Flaw(site, "truncate"))
+    assert compare_traces(golden, candidate, Policy(rules=(Rule(site, max_ulp=0.6),))).first_divergence is None
+    elsewhere = Policy(rules=(Rule("model.norm", max_ulp=0.6),))
+    assert found(compare_traces(golden, candidate, elsewhere)).site == site
+
+
 def test_a_lean_is_named_only_where_nothing_is_worse(golden: Path, tmp_path: Path) -> None:
     # One engine leans from the first layers on; that must not hide a fault in the last.
     lean = toy.replay(golden, tmp_path / "lean", flaw=Flaw("model.layers.0.mlp.act_fn", "floor"))

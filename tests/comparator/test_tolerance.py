@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule, load_policy, tolerance_for
+from tracereplay.comparator.policy_file import load_policy, policy_text
+from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule, tolerance_for
 from tracereplay.errors import UsageError
 
 
@@ -31,10 +35,78 @@ def test_the_first_rule_that_fits_decides() -> None:
 
 
 def test_a_calibration_never_goes_below_the_defaults() -> None:
-    policy = Policy(calibration=(Rule(operator="RMSNorm", a=0.1, b=9.0),))
+    policy = Policy(calibration=(Rule(operator="RMSNorm", a=0.1, b=9.0, because="measured"),))
     tolerance = tolerance_for(policy, "model.norm", "RMSNorm", "bfloat16", "operator")
     assert tolerance is not None
-    assert (tolerance.a, tolerance.b, tolerance.source) == (3.0, 9.0, "calibration")
+    assert (tolerance.a, tolerance.b) == (3.0, 9.0)
+    assert tolerance.source == "calibration for operator RMSNorm (measured)"
+
+
+@pytest.mark.parametrize("dtype", DEFAULTS)
+def test_neither_factor_of_any_dtype_goes_below_its_default(dtype: str) -> None:
+    a, b = DEFAULTS[dtype]
+    for low, high in ((0.0, 1e3), (1e3, 0.0), (0.0, 0.0)):
+        found = tolerance_for(Policy(calibration=(Rule(a=low, b=high),)), "x", "Y", dtype, "edge")
+        assert found is not None
+        assert (found.a, found.b) == (max(a, low), max(b, high))
+
+
+def test_a_rule_may_speak_of_leans_alone(tmp_path: Path) -> None:
+    policy = load_policy(write(tmp_path, '[[rule]]\noperator = "GeluAndMul"\nmax_ulp = 0.4\n'))
+    tolerance = tolerance_for(policy, "x", "GeluAndMul", "bfloat16", "operator")
+    assert tolerance is not None
+    assert (tolerance.a, tolerance.b) == DEFAULTS["bfloat16"]
+    assert policy.max_lean("x", "GeluAndMul", "bfloat16", "operator") == 0.4
+    assert policy.max_lean("x", "RMSNorm", "bfloat16", "operator") == policy.bias_max_ulp
+
+
+def test_rules_of_yours_come_before_what_was_calibrated_and_may_be_tighter(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        [[calibrated]]
+        operator = "RMSNorm"
+        a = 30
+        b = 30
+        [[rule]]
+        site = "model.norm"
+        a = 1
+        b = 1
+        """,
+    )
+    policy = load_policy(path)
+
+    def a(site: str) -> float:
+        tolerance = tolerance_for(policy, site, "RMSNorm", "bfloat16", "operator")
+        assert tolerance is not None
+        return tolerance.a
+
+    assert (a("model.norm"), a("model.layers.0.input_layernorm")) == (1, 30)
+
+
+numbers = st.floats(0, 1e6, allow_nan=False)
+texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
+rules = st.builds(
+    Rule, site=texts, operator=texts, dtype=texts, kind=st.sampled_from([None, "operator", "edge"]), a=numbers,
+    b=numbers, because=texts, max_ulp=st.none() | numbers,
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.builds(
+        Policy, rules=st.lists(rules, max_size=2).map(tuple),
+        calibration=st.lists(rules.map(lambda rule: replace(rule, max_ulp=None)), max_size=2).map(tuple),
+        logprob_max_abs=numbers, bias_max_ulp=numbers, bias_sign_max_ulp=numbers,
+    ),
+    st.dictionaries(st.sampled_from(["golden", "date"]), texts),
+    st.lists(texts, max_size=2),
+)  # fmt: skip
+def test_reading_a_policy_gives_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, policy: Policy, about: dict[str, str], runs: list[str]
+) -> None:
+    path = write(tmp_path_factory.mktemp("policy"), policy_text(policy, {**about, "runs": runs}))
+    assert load_policy(path) == policy
 
 
 def test_a_policy_file_is_read(tmp_path: Path) -> None:
@@ -83,6 +155,16 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
         ("[[rule]]\na = true\nb = 1\n", "'a' in line 2 .* not of the right type"),
         ('[[rule]]\nkind = "node"\na = 1\nb = 1\n', "kind 'node'"),
         ("[rule]\na = 1\nb = 1\n", "double brackets"),
+        ("[calibrated]\na = 1\nb = 1\n", r"\[\[calibrated\]\], in double brackets"),
+        ("[[calibrated]]\na = 1\nb = 1\nignore = true\n", "'ignore' in line 4 .* is unknown; calibrated knows"),
+        ("[[calibrated]]\na = 1\nb = 1\n[[calibrated]]\nb = 1\n", "line 4 .* must give a and b together"),
+        ('[[rule]]\na = 1\nb = 1\n[[calibrated]]\na = 1\nb = 1\ndtypes = "x"\n', "'dtypes' in line 7"),
+        ('[calibration]\ngolden = "x"\nwhen = "now"\n', "'when' in line 3 .* is unknown"),
+        ("[calibration]\nruns = 3\n", "'runs' in line 2 .* not of the right type"),
+        ("[[calibrated]]\na = 1\nb = 1\nmax_ulp = 1\n", "'max_ulp' in line 4 .* is unknown; calibrated knows"),
+        ("[[rule]]\na = 1\nmax_ulp = 1\n", "line 1 .* must give a and b together, or max_ulp, or ignore"),
+        ("[bias]\nmax_ulps = 1\n", "'max_ulps' in line 2 .* is unknown"),
+        ("[coverage]\nmin = 0.5\n[coverages]\nmin = 1\n", "'coverages' in line 3 .* is unknown"),
         ("tokens = 3\n", "'tokens' in line 1 .* must be a table"),
         ("[tokens\n", "is not TOML"),
     ],

@@ -27,6 +27,9 @@ PLACES = {
     "coarse_weights": ("operator", "model.layers.2.mlp.gate_up_proj"),
     "final_norm": ("operator", "model.norm"),
     "second_choice": ("operator", "sampler"),
+    # every error is below tolerance, and all lean one way
+    "slight_product": ("operator", "model.layers.3.self_attn.o_proj"),
+    "truncated_product": ("operator", "model.layers.1.mlp.down_proj"),
     # what attention gave arrives wrongly at the next norm
     "scaled_residual": ("edge", "model.layers.2.post_attention_layernorm"),
     # positions first arrive at the first rotary embedding
@@ -34,6 +37,7 @@ PLACES = {
     # the layer that runs in the first place is the other one, which gets what was not meant for it
     "swapped_layers": ("edge", "model.layers.1.input_layernorm"),
 }
+BELOW_TOLERANCE = ("slight_product", "truncated_product")
 
 
 def test_v0_to_v1_names_rounding_and_where_tokens_part(v1: Running, golden_v0: Trace) -> None:
@@ -77,6 +81,7 @@ def test_a_fault_is_named_at_its_exact_place_and_nowhere_else(
     assert verdict["verdict"] == "diverged"
     first = verdict["first_divergence"]
     assert (first["kind"], first["site"]) == PLACES[fault]
+    assert (first["class"] == "biased") == (fault in BELOW_TOLERANCE)
     guilty = {o["site"] for o in verdict["operators"] if o["class"] not in ("identical", "incomparable")}
     assert guilty == ({PLACES[fault][1]} if PLACES[fault][0] == "operator" else set())
 
@@ -90,3 +95,4 @@ def test_a_fault_is_named_among_the_honest_differences_to_v0(
     assert verdict["verdict"] == "diverged"
     first = verdict["first_divergence"]
     assert (first["kind"], first["site"]) == PLACES[fault]
+    assert (first["class"] == "biased") == (fault in BELOW_TOLERANCE)

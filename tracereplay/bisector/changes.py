@@ -10,28 +10,17 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tracereplay.bisection import Skipped
 from tracereplay.comparator.settings import argument_of, effect_of, importance_of
-from tracereplay.launch import Launchable
+from tracereplay.launch import Configured, Launchable
 
-__all__ = ["Change", "Configured", "differences", "plan"]
+__all__ = ["Change", "differences", "plan"]
 
 ABSENT = object()  # golden had no such argument or variable
 VARIABLE = "environment."
 _NO_ARGUMENT = "no argument sets it"
-
-
-@dataclass(frozen=True, slots=True)
-class Configured:
-    """An engine with all its arguments and variables: what `EngineProcess` starts."""
-
-    name: str
-    python: Path
-    env: Mapping[str, str]
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

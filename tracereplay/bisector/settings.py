@@ -17,15 +17,15 @@ from typing import Any
 
 from tracereplay.bisection import Bisection, Member, Skipped
 from tracereplay.bisector.bench import Report, begun
-from tracereplay.bisector.changes import Change, Configured, differences, plan
+from tracereplay.bisector.changes import Change, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.rollout import sampled_tokens
 from tracereplay.comparator.tokens import read_generation
-from tracereplay.errors import EngineFailed, TracereplayError
-from tracereplay.launch import EngineProcess, Launchable
+from tracereplay.errors import TracereplayError
+from tracereplay.launch import Configured, EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, run_header
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.verdict import Attribution, Verdict
@@ -223,7 +223,7 @@ class _Study:
             with self._bench.changed(changes) as trace:
                 return effect_of(self._sampled, sampled_tokens(trace, "rerun"), self._generation)
         except TracereplayError as error:
-            return _reason(error)
+            return error.brief
 
     def _attribute(self, names: Sequence[str], effect: Effect) -> None:
         share, interval = explains(self._before, effect)
@@ -265,14 +265,6 @@ def _stages(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
         yield given
     if changes:
         yield changes
-
-
-def _reason(error: TracereplayError) -> str:
-    """Why the engine refused, in its own last words where it died."""
-    lines = [line.strip() for line in getattr(error, "last_lines", "").splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if "Error" in line), "")
-    words = str(error).partition("; its last lines")[0]
-    return f"{words}: {last}" if isinstance(error, EngineFailed) and last and last not in words else words
 
 
 def _why(found: Bisection, changes: Sequence[Change]) -> str:

@@ -178,7 +178,7 @@ def gather_evidence(
         *([computed_again(versions, index, rows)] if mode == "injected" else []),
         of_other_weights(versions, current, rows),
     ]
-    comparison = compare_passes(index, other, rows, policy, exclusions=exclusions)
+    comparison = compare_passes(index, other, rows, policy, exclusions=exclusions, isolated=mode == "injected")
     rerun, free, left_out = None, other, exclusions
     isolated, first = comparison if mode == "injected" else None, comparison.first()
     if mode == "injected" and "rerun" in candidate.passes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tracereplay.comparator.measure import Finding
-from tracereplay.comparator.tolerance import passing_tolerance
-from tracereplay.measures import CLASSES
+from tracereplay.comparator.tolerance import passing_bias, passing_tolerance
+from tracereplay.measures import CLASSES, Tolerance
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Source
 
@@ -35,6 +35,7 @@ def divergence_of(finding: Finding) -> Divergence:
         metrics=event.metrics,
         tolerance=finding.tolerance,
         passing_tolerance=passing_tolerance(finding.tolerance, finding.error_class, finding.metrics),
+        passing_bias=passing_bias(finding.error_class, finding.metrics),
     )
 
 
@@ -52,11 +53,17 @@ def _operator(found: Sequence[Finding]) -> OperatorFinding:
     return OperatorFinding(
         worst.key.site, worst.operator, worst.error_class, max(f.calls for f in found),
         max(f.rows for f in found), worst.metrics, worst.key.index, worst.tolerance, worst.reason,
+        _passing(worst),
     )  # fmt: skip
 
 
 def edge_of(finding: Finding) -> EdgeFinding:
     return EdgeFinding(
         finding.key.site, finding.key.index, finding.error_class, finding.rows, finding.metrics,
-        finding.operator, finding.tolerance, finding.reason,
+        finding.operator, finding.tolerance, finding.reason, _passing(finding),
     )  # fmt: skip
+
+
+def _passing(finding: Finding) -> Tolerance | None:
+    """What would have passed; None where nothing was compared."""
+    return passing_tolerance(finding.tolerance, finding.error_class, finding.metrics) if finding.rows else None

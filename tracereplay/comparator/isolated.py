@@ -17,7 +17,7 @@ from tracereplay.comparator.align import Array
 from tracereplay.comparator.dtypes import coarser, is_float
 from tracereplay.comparator.metrics import Event, Tally, compare_rows
 from tracereplay.comparator.oracle import Duel
-from tracereplay.comparator.tolerance import Policy, passing_tolerance, tolerance_for, unit_factors
+from tracereplay.comparator.tolerance import Policy, passing_bias, passing_tolerance, tolerance_for, unit_factors
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Site, Step, Value
 from tracereplay.isolated import ISOLATED, NOT_ASKED, REFERENCE, Isolated, KernelFinding, NotReplayed
@@ -298,4 +298,5 @@ def _divergence(compared: _Compared, event: Event) -> Divergence:
         error_class=compared.error_class, request=worst.request, sequence=worst.sequence, position=worst.position,
         step=event.step, index=index, metrics=event.metrics, tolerance=compared.tolerance,
         passing_tolerance=passing_tolerance(compared.tolerance, compared.error_class, tally.metrics),
+        passing_bias=passing_bias(compared.error_class, tally.metrics),
     )  # fmt: skip

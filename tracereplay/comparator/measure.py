@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tracereplay.comparator.align import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.dtypes import coarser, is_float
+from tracereplay.comparator.leans import Kind, conventions
 from tracereplay.comparator.metrics import Event, Tally, compare_rows
 from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
 from tracereplay.trace.rows import RowFinder, prefix_digests
@@ -171,6 +172,7 @@ def compare_passes(
     policy: Policy,
     *,
     exclusions: Sequence[Exclusion] = (),
+    isolated: bool = False,
     until_beyond: bool = False,
 ) -> Comparison:
     """Compares every tensor that both passes have.
@@ -180,6 +182,7 @@ def compare_passes(
         rows: what the row numbers stand for.
         policy: tolerances.
         exclusions: rows not to compare, with reasons; the first that names a row gives its reason.
+        isolated: whether every operator had golden inputs, so that what leans is the operator's own doing.
         until_beyond: stop at the first block with a call out of tolerance (to learn only where that is).
     """
     calls = _Calls(golden)
@@ -188,6 +191,7 @@ def compare_passes(
         _plan(plan, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(plan, key, table)
     _stream(plan.jobs, calls, rows, until_beyond=until_beyond)
+    _allow_conventions(plan.jobs, policy, isolated=isolated)
     findings = sorted(map(_finding, plan.jobs), key=lambda f: (calls.first(f.key.site), f.key.rank))
     _note_extra(plan, golden, candidate)
     return Comparison(tuple(findings), calls.coverage(plan), tuple(plan.notes))
@@ -271,14 +275,16 @@ def _plan(
         return
     dtypes = _dtype(table), _dtype(other)
     dtype = coarser(*dtypes) if is_float(dtypes[0]) else dtypes[0]
-    tolerance = tolerance_for(policy, key.site, operator, dtype, "edge" if key.side == "in" else "operator")
+    named = key.site, operator, dtype, "edge" if key.side == "in" else "operator"
+    tolerance = tolerance_for(policy, *named)
     if tolerance is None:
-        rule = policy.rule_for(key.site, operator, dtype, "edge" if key.side == "in" else "operator")
+        rule = policy.rule_for(*named)
         plan.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
         return
     mine, theirs = _paired(plan, calls, table, other, rows, exclusions)
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
-    tally = Tally(limit, policy.bias_max_ulp, policy.bias_sign_max_ulp)
+    lean = policy.max_lean(*named)
+    tally = Tally(limit, lean, lean)
     size = _of_logprobs if operator == "Sampler" and key.side == "out" else np.abs
     plan.jobs.append(_Job(key, operator, table, other, mine, theirs, dtypes, tolerance, size, tally))
 
@@ -381,6 +387,18 @@ def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) 
         job.tally, gather(job.golden, mine), gather(job.candidate, theirs), job.dtypes,
         unit_factors(job.tolerance), job.magnitude, keys, order, calls.step[order],
     )  # fmt: skip
+
+
+def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, isolated: bool) -> None:
+    """Lets tensors lean by more where that is a way of rounding, or where the lean may be inherited."""
+    kinds: dict[Kind, list[_Job]] = {}
+    for job in jobs:
+        kind = Kind(job.operator, job.key.side, job.key.index, job.tolerance.dtype)
+        kinds.setdefault(kind, []).append(job)
+    shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
+    for kind in shared if isolated else kinds:
+        for job in kinds[kind]:
+            job.tally.sign_limit = max(job.tally.bias_limit, policy.bias_sign_max_ulp)
 
 
 def _finding(job: _Job) -> Finding:

@@ -43,8 +43,8 @@ LEAN_CLIP = 2.0  # ulp
 # A lean counts when it is at least 0.1 ulp on average and five standard errors from zero (6e-7 by chance;
 # a comparison asks some thousand times).
 BIAS_ULP = 0.1
-# Along the values' signs more is honest: an engine that truncates leans by half an ulp for each rounding
-# (vLLM 0.8.5 does on CPUs; TOLERANCES.md), and a fused operator rounds twice.
+# Along the values' signs more is honest where most operators show it (leans.py): an engine that truncates leans by
+# half an ulp for each rounding (vLLM 0.8.5 does on CPUs; TOLERANCES.md), and a fused operator rounds twice.
 SIGN_ULP = 1.25
 BIAS_Z = 5.0
 BIAS_ROWS = 12  # fewer distinct rows may all lean one way by chance
@@ -126,9 +126,9 @@ def row_errors(
     ratio[broken] = np.inf
     at = ratio.argmax(axis=1)
     rows = np.arange(len(at))
-    ulp = _ulp(np.maximum(np.abs(g), np.abs(c)), unit)
-    ulps = (c - g) / ulp
-    clipped = np.clip(ulps, -LEAN_CLIP, LEAN_CLIP)
+    ulps = (c - g) / _ulp(np.maximum(np.abs(g), np.abs(c)), unit)
+    counted = ulps if magnitude is np.abs else (c - g) / _ulp(np.maximum(size, magnitude(c)), unit)
+    clipped = np.clip(counted, -LEAN_CLIP, LEAN_CLIP)
     signs = np.sign(g + c)
     sign_lean = (clipped * signs).mean(axis=1, dtype=np.float64)
     return RowErrors(
@@ -236,12 +236,13 @@ class Tally:
     Args:
         limit: largest ratio that passes: 1, or 0 where the tolerance is zero.
         bias_limit: largest mean lean along the axis that passes, in ulp.
-        sign_limit: largest mean lean along the values' signs that passes, in ulp.
+        sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a convention
+            of the engines, which one tensor cannot show.
     """
 
     limit: float = 1.0
     bias_limit: float = BIAS_ULP
-    sign_limit: float = SIGN_ULP
+    sign_limit: float = BIAS_ULP
     rows: int = 0
     elements: int = 0
     equal: int = 0
@@ -304,8 +305,14 @@ class Tally:
         return (*max((axis, sign), key=lambda pair: (abs(pair[1]) >= BIAS_Z, abs(pair[0]))), rows)
 
     @property
+    def sign_lean(self) -> float:
+        """The mean lean along the values' signs, in ulp; zero unless it is real and above what any tensor may."""
+        _, (mean, score), rows = self.leans
+        return mean if rows >= BIAS_ROWS and score >= BIAS_Z and abs(mean) >= self.bias_limit else 0.0
+
+    @property
     def biased(self) -> bool:
-        """Whether a lean is real, and more than a way of rounding."""
+        """Whether a lean is real, and more than it may be."""
         axis, sign, rows = self.leans
         limits = ((axis, self.bias_limit), (sign, self.sign_limit))
         return rows >= BIAS_ROWS and any(s >= BIAS_Z and abs(mean) >= limit for (mean, s), limit in limits)

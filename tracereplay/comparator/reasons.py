@@ -84,7 +84,10 @@ def _why_operator(evidence: Evidence) -> str:
 def _lean(evidence: Evidence, first: Finding) -> str:
     leaning = [f.operator for f in evidence.comparison.findings if f.error_class == "biased" and f.operator]
     kinds = ", ".join(dict.fromkeys(leaning))
-    return f" It leans by {first.metrics.bias_ulp:+.2f} ulp. Operators that lean: {kinds}."
+    return (
+        f" It leans by {first.metrics.bias_ulp:+.2f} ulp. Operators that lean: {kinds}. A way of rounding that an "
+        "engine has would show in most that differ."
+    )
 
 
 def _truncation(within: list[Finding]) -> str:

@@ -1,47 +1,22 @@
-"""What may differ, and by how much: dtype defaults, and the policy file that overrides them.
+"""What may differ, and by how much: dtype defaults, and the policy that overrides them.
 
 The allowance of an element is ``eps(dtype) * (a * |golden| + b * trimmed RMS of its row)``. ``a`` is for
 roundings of the value itself, ``b`` for those of what it was summed from. TOLERANCES.md has the measurements
-behind the defaults.
-
-A policy file is TOML; of its rules the first that fits a tensor decides, and what fits none keeps the default::
-
-    [tokens]
-    differing = 0          # greedy tokens that may differ
-    [logprobs]
-    max_abs = 0.05         # nats, for the golden token
-    [bias]
-    max_ulp = 0.1          # mean lean of a tensor along the axis, units in the last place
-    sign_max_ulp = 1.25    # and along the values' signs; 0.1 lets no truncation pass
-    [coverage]
-    min = 0.9              # share of golden's calls that must have been compared
-    [[rule]]
-    site = "model.layers.*.mlp.*"   # glob; also operator = "RMSNorm", dtype = "bfloat16", kind = "edge"
-    a = 2.0
-    b = 6.0                # or: ignore = true
-    because = "fused kernel of 0.9, checked by hand"
+behind the defaults. Of a policy's rules the first that fits a tensor decides, then of what was calibrated; what
+fits neither keeps the default.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tracereplay.comparator.metrics import BIAS_ULP, SIGN_ULP
-from tracereplay.errors import UsageError
 from tracereplay.measures import ErrorClass, Metrics, Tolerance
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["DEFAULTS", "Policy", "Rule", "load_policy", "passing_tolerance", "tolerance_for", "unit_factors"]
+__all__ = ["DEFAULTS", "Policy", "Rule", "passing_bias", "passing_tolerance", "tolerance_for", "unit_factors"]
 
 # dtype -> (a, b)
 DEFAULTS: Mapping[str, tuple[float, float]] = {
@@ -62,7 +37,8 @@ class Rule:
     """A tolerance for the tensors that fit ``site``, ``operator`` and ``dtype`` (globs) and ``kind``.
 
     Args:
-        a, b: the factors; None with ``ignore``.
+        a, b: the factors; None for the defaults, and with ``ignore``.
+        max_ulp: mean lean that these may show; None for the policy's.
         ignore: do not compare these.
         because: why, for the report.
     """
@@ -75,6 +51,7 @@ class Rule:
     b: float | None = None
     ignore: bool = False
     because: str = ""
+    max_ulp: float | None = None
 
     def fits(self, site: str, operator: str, dtype: str, kind: str) -> bool:
         """Whether the rule speaks of this tensor."""
@@ -85,10 +62,10 @@ class Rule:
             and self.kind in (None, kind)
         )
 
-    def describe(self) -> str:
+    def describe(self, what: str = "rule") -> str:
         """The rule in words, for the report."""
         parts = [f"{k} {v}" for k in ("site", "operator", "dtype") if (v := getattr(self, k)) != "*"]
-        return f"rule for {', '.join(parts) or 'everything'}" + (f" ({self.because})" if self.because else "")
+        return f"{what} for {', '.join(parts) or 'everything'}" + (f" ({self.because})" if self.because else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +78,8 @@ class Policy:
             go below the defaults.
         differing_tokens: greedy tokens that may differ.
         logprob_max_abs: nats by which a golden token's logprob may differ.
-        bias_max_ulp: mean lean along the axis that a tensor may show.
-        bias_sign_max_ulp: mean lean along the values' signs, which truncation shows too.
+        bias_max_ulp: mean lean that a tensor may show, along the axis or along the values' signs.
+        bias_sign_max_ulp: the same along the values' signs where most operators lean so (`comparator.leans`).
         min_coverage: share of golden's calls, 0 to 1, that must have been compared for a match.
         strict: every tolerance is zero.
     """
@@ -119,6 +96,11 @@ class Policy:
     def made_strict(self) -> Policy:
         """The same policy with every tolerance zero; rules that ignore stay."""
         return replace(self, strict=True, differing_tokens=0, logprob_max_abs=0.0)
+
+    def max_lean(self, site: str, operator: str, dtype: str, kind: str) -> float:
+        """The mean lean that a tensor may show where it is not shared, in ulp."""
+        rule = self.rule_for(site, operator, dtype, kind)
+        return self.bias_max_ulp if rule is None or rule.max_ulp is None else rule.max_ulp
 
     def rule_for(self, site: str, operator: str, dtype: str, kind: str) -> Rule | None:
         """The first rule that fits."""
@@ -137,7 +119,8 @@ def tolerance_for(policy: Policy, site: str, operator: str, dtype: str, kind: st
         return Tolerance(_or(rule.a, a), _or(rule.b, b), dtype, rule.describe())
     measured = next((r for r in policy.calibration if r.fits(site, operator, dtype, kind)), None)
     if measured is not None:
-        return Tolerance(max(a, _or(measured.a, a)), max(b, _or(measured.b, b)), dtype, "calibration")
+        known = measured.describe("calibration")
+        return Tolerance(max(a, _or(measured.a, a)), max(b, _or(measured.b, b)), dtype, known)
     return Tolerance(a, b, dtype)
 
 
@@ -158,100 +141,10 @@ def passing_tolerance(tolerance: Tolerance, error_class: ErrorClass, metrics: Me
     return Tolerance(a * factor if a else 0.0, b * factor if b else 0.0, tolerance.dtype, "passing")
 
 
+def passing_bias(error_class: ErrorClass, metrics: Metrics) -> float | None:
+    """The limit on leans, in ulp, that would have passed what leans; None for what does not."""
+    return abs(metrics.bias_ulp) if error_class == "biased" else None
+
+
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-# Reading a policy file.
-
-_NUMBER = (int, float)
-_TABLES: Mapping[str, Mapping[str, Any]] = {
-    "tokens": {"differing": int},
-    "logprobs": {"max_abs": _NUMBER},
-    "bias": {"max_ulp": _NUMBER, "sign_max_ulp": _NUMBER},
-    "coverage": {"min": _NUMBER},
-}
-_RULE: Mapping[str, Any] = {
-    "site": str, "operator": str, "dtype": str, "kind": str, "a": _NUMBER, "b": _NUMBER, "ignore": bool,
-    "because": str,
-}  # fmt: skip
-
-
-def load_policy(path: Path) -> Policy:
-    """The policy in a TOML file.
-
-    Raises:
-        UsageError: the file cannot be read, or holds an unknown key or a wrong value; its line is named.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The policy file {path} cannot be read: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"The policy file {path} is not TOML: {error}.") from error
-    return _policy(document, _Where(path, text))
-
-
-@dataclass(frozen=True)
-class _Where:
-    """Finds the line of a key, since a TOML parser does not tell."""
-
-    path: Path
-    text: str
-
-    def __call__(self, key: str, table: str | None = None, nth: int = 0) -> str:
-        lines = self.text.splitlines()
-        start = 0
-        if table is not None:
-            header = re.compile(rf"^\s*\[+\s*{re.escape(table)}\s*\]+")
-            heads = [i for i, line in enumerate(lines) if header.match(line)]
-            start = heads[nth] if nth < len(heads) else 0
-        wanted = re.compile(rf"""^\s*\[*\s*["']?{re.escape(key)}["']?\s*[=\].]""")
-        number = next((i for i in range(start, len(lines)) if wanted.match(lines[i])), start)
-        return f"line {number + 1} of {self.path}"
-
-
-def _policy(document: Mapping[str, Any], where: _Where) -> Policy:
-    for key in document:
-        if key not in (*_TABLES, "rule"):
-            raise UsageError(f"The key {key!r} in {where(key)} is unknown; known are {[*_TABLES, 'rule']}.")
-    found = {name: _checked(document.get(name, {}), known, where, name) for name, known in _TABLES.items()}
-    rules = document.get("rule", [])
-    if not isinstance(rules, list):
-        raise UsageError(f"A rule in {where('rule')} must be written [[rule]], in double brackets.")
-    base = Policy()
-    return Policy(
-        rules=tuple(_rule(data, where, i) for i, data in enumerate(rules)),
-        differing_tokens=found["tokens"].get("differing", base.differing_tokens),
-        logprob_max_abs=float(found["logprobs"].get("max_abs", base.logprob_max_abs)),
-        bias_max_ulp=float(found["bias"].get("max_ulp", base.bias_max_ulp)),
-        bias_sign_max_ulp=float(found["bias"].get("sign_max_ulp", base.bias_sign_max_ulp)),
-        min_coverage=float(found["coverage"].get("min", base.min_coverage)),
-    )
-
-
-def _rule(data: Any, where: _Where, nth: int) -> Rule:
-    values = _checked(data, _RULE, where, "rule", nth)
-    line = where("rule", "rule", nth)
-    if values.get("kind") not in (None, "operator", "edge"):
-        raise UsageError(f"The rule at {line} has the kind {values['kind']!r}; it must be operator or edge.")
-    if values.get("ignore") is not True and not {"a", "b"} <= set(values):
-        raise UsageError(f"The rule at {line} must give a and b together, or ignore = true.")
-    return Rule(**values)
-
-
-def _checked(data: Any, known: Mapping[str, Any], where: _Where, table: str, nth: int = 0) -> dict[str, Any]:
-    """The table's values, each of its type; numbers are not negative."""
-    if not isinstance(data, dict):
-        raise UsageError(f"{table!r} in {where(table)} must be a table, [{table}].")
-    for key, value in data.items():
-        line = where(key, table, nth)
-        if key not in known:
-            raise UsageError(f"The key {key!r} in {line} is unknown; {table} knows {sorted(known)}.")
-        kind = known[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"The value of {key!r} in {line} is {value!r}, which is not of the right type.")
-        if isinstance(value, _NUMBER) and not 0 <= value < float("inf"):
-            raise UsageError(f"The value of {key!r} in {line} is {value!r}; it must be a number of at least 0.")
-    return dict(data)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from tracereplay.guest.plugin import ENABLED, NO_TAPS
 from tracereplay.launch.overlay import overlay_for
 from tracereplay.launch.places import home
 
-__all__ = ["EngineProcess", "Launchable", "guest_environment"]
+__all__ = ["Configured", "EngineProcess", "Launchable", "guest_environment"]
 
 LAST_LINES = 25
 # set even if the user has other values: without them the plugin is not loaded or the engine talks to the network
@@ -42,6 +43,16 @@ class Launchable(Protocol):
     def env(self) -> Mapping[str, str]: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """An engine with all its arguments and variables: what `EngineProcess` starts."""
+
+    name: str
+    python: Path
+    env: Mapping[str, str]
+    settings: Mapping[str, Any]
 
 
 def process_environment(env: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -144,7 +144,7 @@ def _places(first: Divergence) -> list[tuple[str, Text]]:
         ("class", cell(first.error_class, STYLE[first.error_class])),
         ("error", cell(_error(metrics))),
         ("allowance", cell(allowance(first.tolerance))),
-        ("would pass", cell(passing(first.error_class, first.passing_tolerance))),
+        ("would pass", cell(passing(first.error_class, first.passing_tolerance, first.passing_bias))),
     ]
 
 

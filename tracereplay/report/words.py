@@ -81,10 +81,11 @@ def short_kernel(name: str) -> str:
     return name.removesuffix(".default")
 
 
-def passing(error_class: ErrorClass, tolerance: Tolerance | None) -> str:
-    """The tolerance that would have passed."""
+def passing(error_class: ErrorClass, tolerance: Tolerance | None, bias: float | None = None) -> str:
+    """The tolerance that would have passed, or the limit on leans."""
     if error_class == "biased":
-        return "no larger tolerance: every error is within it, but they lean one way"
+        lean = "" if bias is None else f"; max_ulp = {number(bias)} would"
+        return f"no larger tolerance: every error is within it, but they lean one way{lean}"
     if tolerance is None or not (tolerance.a < float("inf") and tolerance.b < float("inf")):
         return "none"
     return f"a = {number(tolerance.a)}, b = {number(tolerance.b)}" if tolerance.a or tolerance.b else "none"

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 FAULT = "TRACEREPLAY_TEST_FAULT"
 KERNEL_FAULT = "TRACEREPLAY_TEST_KERNEL_FAULT"
@@ -37,6 +38,15 @@ class State:
 
     def __init__(self):
         self.keys = {}
+        self.checkpoint = None
+        self.weights = {}
+
+    def weight(self, name):
+        """A weight in float32, from the checkpoint: the engine repacks its own and drops them."""
+        if name not in self.weights:
+            with safe_open(Path(self.checkpoint) / "model.safetensors", "pt") as file:
+                self.weights[name] = file.get_tensor(name).float()
+        return self.weights[name]
 
 
 STATE = State()
@@ -126,6 +136,19 @@ def biased_keys(run, x, *rest):
 def coarse_weights(run, x, *rest):
     """The result has three bits of mantissa, as after an 8-bit matrix product."""
     return _first(run(x, *rest), lambda y: y.to(torch.float8_e4m3fn).to(y.dtype))
+
+
+def slight_product(run, x, *rest):
+    """A product that is 0.2 % too large before it is rounded: less than half a unit in the last place."""
+    exact = x.float() @ STATE.weight("model.layers.3.self_attn.o_proj.weight").T
+    return _first(run(x, *rest), lambda y: (exact * 1.002).to(y.dtype))
+
+
+def truncated_product(run, x, *rest):
+    """A product whose conversion to bfloat16 drops the lower 16 bits instead of rounding."""
+    exact = x.float() @ STATE.weight("model.layers.1.mlp.down_proj.weight").T
+    cut = (exact.view(torch.int32) & -65536).view(torch.float32)
+    return _first(run(x, *rest), lambda y: cut.to(y.dtype))
 
 
 def scaled_residual(run, *args, **options):
@@ -226,6 +249,8 @@ INSIDE = {
     "biased_keys": ("model.layers.0.self_attn.qkv_proj", biased_keys),
     "coarse_weights": ("model.layers.2.mlp.gate_up_proj", coarse_weights),
     "final_norm": ("model.norm", scale),
+    "slight_product": ("model.layers.3.self_attn.o_proj", slight_product),
+    "truncated_product": ("model.layers.1.mlp.down_proj", truncated_product),
 }
 BETWEEN = {
     "scaled_residual": ("model.layers.2.self_attn", scaled_residual),
@@ -324,8 +349,9 @@ def register():
         return
     load = BaseModelLoader.load_model
 
-    def load_model(self, *args, **options):
-        model = load(self, *args, **options)
+    def load_model(self, vllm_config, *args, **options):
+        model = load(self, vllm_config, *args, **options)
+        STATE.checkpoint = vllm_config.model_config.model
         _plant_all(model)
         TRAINER.model = model
         return model

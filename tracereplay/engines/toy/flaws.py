@@ -15,7 +15,10 @@ from tracereplay.workload import Prompt
 
 __all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted"]
 
-OPERATOR_FLAWS = ("scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor", "second")
+OPERATOR_FLAWS = (
+    "scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor", "truncate", "slight",
+    "second",
+)  # fmt: skip
 EDGE_FLAWS = ("scaled_edge", "positions", "swap")
 
 Decoding: TypeAlias = list[tuple[int, bool]]  # rows of generated tokens; whether each is its sequence's last
@@ -39,6 +42,8 @@ class Flaw:
             - ``wrong_row``: the embedding of another token, at position 1
             - ``coarse``: rounded to three bits of mantissa
             - ``floor``: rounded towards minus infinity instead of to nearest
+            - ``truncate``: rounded towards zero instead of to nearest
+            - ``slight``: 0.2 % too large before it is rounded
             - ``second``: the sampler takes the second-best token
 
             between operators
@@ -128,13 +133,33 @@ def _coarse(x: Array, decoding: Decoding, stored: Stored) -> Array:
 
 def _floor(x: Array, decoding: Decoding, stored: Stored) -> Array:
     """Half a unit in the last place too low on average, as the floor of what was never rounded is."""
-    _, exponent = np.frexp(x)
-    unit = np.ldexp(0.5 * epsilon(stored), exponent)
-    random = np.random.default_rng(x.shape[0])
-    lower: Array = x - unit * (random.random(x.shape) < 0.5)
+    lower: Array = x - _unit(x, stored) * (_draws(x) < 0.5)
     return lower
+
+
+def _truncate(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    """Half a unit in the last place too small on average, as what was cut off and never rounded is."""
+    smaller: Array = x - np.sign(x) * _unit(x, stored) * (_draws(x) < 0.5)
+    return smaller
+
+
+def _slight(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    """A wrong factor on what was not rounded yet: on what was, rounding would take most of it back."""
+    scaled: Array = (x + _unit(x, stored) * (_draws(x) - 0.5)) * 1.002
+    return scaled
+
+
+def _unit(x: Array, stored: Stored) -> Array:
+    """A unit in the last place of each value."""
+    return np.ldexp(0.5 * epsilon(stored), np.frexp(x)[1])
+
+
+def _draws(x: Array) -> Array:
+    """Uniform draws, one for each element, the same each time."""
+    return np.random.default_rng(x.shape[0]).random(x.shape)
 
 
 _SPOIL: Mapping[str, Callable[[Array, Decoding, Stored], Array]] = {
     "scale": _scale, "element": _element, "nan": _nan, "coarse": _coarse, "floor": _floor,
+    "truncate": _truncate, "slight": _slight,
 }  # fmt: skip

@@ -1,0 +1,101 @@
+"""``tracereplay calibrate``: earn tolerances from runs that ought to agree."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
+from tracereplay.cli.options import Log, Settings, assignments, check_file, check_log, check_model_at
+from tracereplay.cli.output import progress, stderr
+from tracereplay.environments import load_engine
+from tracereplay.errors import UsageError
+from tracereplay.report import calibration as report_form
+from tracereplay.trace import open_trace
+
+__all__ = ["calibrate_"]
+
+BY_DEFAULT = "batch,threads,chunks"
+
+
+def calibrate_(
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
+    engine: Annotated[str, typer.Option(help="An engine that is known to be good.", show_default=False)],
+    vary: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="batch: requests alone, not together; threads: another OMP_NUM_THREADS; chunks: prompts in "
+            "chunks; repeat: nothing.",
+        ),
+    ] = BY_DEFAULT,
+    also: Annotated[
+        list[str],
+        typer.Option(
+            metavar="'KEY=VALUE ...'",
+            help="One more run, with these: arguments of the engine's, environment variables (in capitals), and "
+            "engine=NAME for another engine.",
+        ),
+    ] = [],  # noqa: B006
+    runs: Annotated[int, typer.Option(min=1, help="How often each is run.")] = 1,
+    settings: Settings = [],  # noqa: B006
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="POLICY.toml", help="Where the policy goes.", show_default="stdout"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a policy that is there.")] = False,
+    log: Log = None,
+) -> None:
+    """Measure the noise between runs that ought to agree with GOLDEN, and write it as a policy.
+
+    Each run replays GOLDEN with something changed that must not matter. What an operator differs by on golden
+    inputs is its noise; its tolerance becomes the largest noise with a margin, and is never below the default.
+    A variation that the engine refuses is skipped with the reason. replay, compare and bisect take the file as
+    --policy.
+    """
+    known, given = load_engine(engine), assignments(settings)
+    _check_out(out, force)
+    check_log(log)
+    check_model_at(golden, model)
+    with closing(open_trace(golden)) as trace:
+        variations = [named_variation(name.strip(), trace.run) for name in vary.split(",") if name.strip()]
+    variations += [_also(text) for text in also]
+    if not variations:
+        raise UsageError(f"Nothing is varied; give --also, or some of {', '.join(NAMES)} to --vary.")
+    with progress(f"Calibrating {known.name}") as report:
+        found = calibrate(
+            known, golden, variations, runs=runs, settings=given, model=model, log=log, report=report
+        )
+    if out is None:
+        typer.echo(found.text, nl=False)
+        return
+    out.write_text(found.text, encoding="utf-8")
+    report_form.render(found, Console(highlight=False))
+    stderr.print(f"\nThe policy is in {out}.", soft_wrap=True, markup=False)
+
+
+def _also(text: str) -> Variation:
+    """``KEY=VALUE ...``; capitals are environment variables, whose values stay text."""
+    words = text.split()
+    env = dict(word.split("=", 1) for word in words if "=" in word and word.split("=", 1)[0].isupper())
+    settings: dict[str, Any] = assignments((w for w in words if w.split("=", 1)[0] not in env), "--also")
+    engine = settings.pop("engine", None)
+    if not (settings or env or engine):
+        raise UsageError(f"--also {text!r} changes nothing; give KEY=VALUE.")
+    return Variation("also", settings, env, None if engine is None else load_engine(str(engine)))
+
+
+def _check_out(out: Path | None, force: bool) -> None:
+    if out is None:
+        return
+    check_file("--out", out)
+    if out.exists() and not force:
+        raise UsageError(f"There is a file at {out} already; give another path, or --force to replace it.")

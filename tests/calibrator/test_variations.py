@@ -1,0 +1,58 @@
+"""Variations are the opposite of what golden had, and what cannot be varied is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tracereplay.calibrator.variations import NAMES, Variation, named_variation
+from tracereplay.errors import UsageError
+from tracereplay.launch import Configured
+
+ENGINE = Configured("v1", Path("python"), {"OMP_NUM_THREADS": "1", "X": "y"}, {"dtype": "float32"})
+
+
+def golden(threads: int = 1, **settings: Any) -> dict[str, Any]:
+    prompts = [{"prompt_token_ids": list(range(n))} for n in (31, 10, 24)]
+    return {"engine": {"settings": settings, "threads": threads}, "workload": {"prompts": prompts}}
+
+
+def test_requests_run_alone_or_together() -> None:
+    assert named_variation("batch", golden(max_num_seqs=8)).settings == {"max_num_seqs": 1}
+    assert named_variation("batch", golden(max_num_seqs=1)).settings == {"max_num_seqs": 3}
+
+
+def test_threads_are_others_than_goldens() -> None:
+    assert named_variation("threads", golden(1)).env == {"OMP_NUM_THREADS": "2"}
+    assert named_variation("threads", golden(16)).env == {"OMP_NUM_THREADS": "1"}
+
+
+def test_prompts_are_cut_or_whole() -> None:
+    cut = {"enable_chunked_prefill": True, "max_num_batched_tokens": 15, "max_num_seqs": 8}
+    assert named_variation("chunks", golden(max_num_batched_tokens=4096, max_num_seqs=8)).settings == cut
+    assert named_variation("chunks", golden(max_num_seqs=256)).settings["max_num_seqs"] == 15
+    whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 512}
+    assert named_variation("chunks", golden(max_num_batched_tokens=16, max_model_len=512)).settings == whole
+
+
+def test_a_variation_keeps_all_else_of_the_engine() -> None:
+    started = named_variation("threads", golden()).applied(ENGINE)
+    assert started == Configured("v1", Path("python"), {"OMP_NUM_THREADS": "2", "X": "y"}, {"dtype": "float32"})
+    other = Configured("v0", Path("other"), {}, {})
+    varied = Variation("also", {"max_num_seqs": 1}, {"A": "b"}, other)
+    assert varied.applied(ENGINE) == Configured("v0", Path("other"), {"A": "b"}, {})
+    assert varied.words(ENGINE) == "also: v0 max_num_seqs=1 A=b"
+
+
+def test_a_variable_of_the_shell_cannot_be_varied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with pytest.raises(UsageError, match="OMP_NUM_THREADS is set in the shell"):
+        named_variation("threads", golden()).applied(ENGINE)
+
+
+def test_an_unknown_variation_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UsageError, match="no variation 'weather'; there are repeat, batch"):
+        named_variation("weather", golden())
+    assert all(named_variation(name, golden()).name == name for name in NAMES)

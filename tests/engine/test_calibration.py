@@ -1,0 +1,92 @@
+"""Noise between real engines that ought to agree: threads and batches in float32, V0 and V1, one rank and two."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import EAGER, ROOT, TINY, Engines, Launch, find_engine, greedy
+
+from tracereplay.calibrator import Calibration, Variation, calibrate, named_variation
+from tracereplay.comparator import Policy, load_policy
+from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.trace import Trace
+
+pytestmark = pytest.mark.engine
+
+WIDE = ("--layers", "2", "--hidden", "512", "--heads", "8", "--head-dim", "64", "--intermediate", "2048")
+TWO_RANKS = Variation(
+    "two ranks", {"tensor_parallel_size": 2},
+    {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A Llama with random float32 weights, wide enough that a batch of one sums its products in another order."""
+    script = ROOT / "fixtures" / "make_random_model.py"
+    out = tmp_path / "wide"
+    subprocess.run([sys.executable, str(script), "llama", str(out), *WIDE, "--dtype", "float32"], check=True)
+    return out
+
+
+@pytest.fixture
+def v1_alone(engines: Engines, single_process: Mapping[str, str]) -> Launch:
+    """vLLM 0.32.0 to be started by the calibration."""
+    engine = find_engine("v1")
+    return Launch("v1", engine.python, {**engine.env, **single_process}, engine.settings)
+
+
+def noisy(found: Calibration, run: int) -> set[str]:
+    """Operator classes that show noise in a run."""
+    kinds = found.runs[run].noise.sites.items()
+    return {kind.operator for kind, sites in kinds if kind.kind == "operator" and any(sites.values())}
+
+
+def check_earned(found: Calibration, tmp_path: Path) -> Policy:
+    """No tolerance is below its default or below what was measured; the file holds the policy."""
+    assert not found.unfit
+    for earned in found.earned:
+        assert earned.factors >= DEFAULTS[earned.kind.dtype]
+        assert earned.factors[0] >= earned.noise * DEFAULTS[earned.kind.dtype][0]
+    (tmp_path / "policy.toml").write_text(found.text)
+    assert load_policy(tmp_path / "policy.toml") == found.policy
+    return found.policy
+
+
+def test_threads_and_batches_in_float32(
+    engines: Engines, wide: Path, v1_alone: Launch, single_process: Mapping[str, str], tmp_path: Path
+) -> None:
+    settings = {**EAGER, "dtype": "float32"}
+    golden = engines.start("v1", wide, single_process, dtype="float32").record(
+        *greedy(28, 14, 73, 40, max_tokens=8), settings=settings
+    )
+    engines.stop()
+    variations = [named_variation(name, golden.run) for name in ("threads", "batch")]
+    found = calibrate(v1_alone, golden.path, variations)
+    assert not found.skipped
+    assert noisy(found, 0) == {"Attention"}
+    assert noisy(found, 1) == {"RowParallelLinear"}
+    assert {(e.kind.dtype, e.site) for e in found.earned} == {("float32", "*")}
+    assert all(0 < earned.noise < 1 for earned in found.earned)
+    assert check_earned(found, tmp_path).logprob_max_abs == Policy().logprob_max_abs
+
+
+def test_another_version_and_two_ranks_in_bfloat16(
+    engines: Engines, golden_v1: Trace, v1_alone: Launch, tmp_path: Path
+) -> None:
+    engines.stop()
+    v0 = find_engine("v0")
+    versions = Variation("version", engine=Launch("v0", v0.python, v0.env, v0.settings))
+    found = calibrate(v1_alone, golden_v1.path, [versions, TWO_RANKS], model=TINY)
+    assert not found.skipped
+    assert {"RMSNorm", "SiluAndMul", "Attention"} <= noisy(found, 0)
+    assert noisy(found, 1) == {"RowParallelLinear"}
+    policy = check_earned(found, tmp_path)
+    norm = next(e for e in found.earned if e.kind.operator == "RMSNorm" and e.kind.kind == "operator")
+    assert 0.4 < norm.noise < 0.7
+    assert found.logprob_max is not None
+    assert policy.logprob_max_abs >= max(found.logprob_max * 1.5, Policy().logprob_max_abs)

@@ -1,0 +1,163 @@
+"""Runs golden's workload in several ways, and makes a policy of the noise between them and golden.
+
+variations ──replay──▶ traces ──measure_noise──▶ Noise ... ──earn──▶ Policy, and on what it was measured
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tracereplay.bisection import Skipped
+from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, measure_noise, rounded_up
+from tracereplay.calibrator.variations import Variation
+from tracereplay.comparator import Policy
+from tracereplay.comparator.policy_file import policy_text
+from tracereplay.errors import TracereplayError, UsageError
+from tracereplay.launch import Launchable, jobs
+from tracereplay.trace import Trace, open_trace
+
+__all__ = ["Calibration", "Run", "calibrate"]
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run that was made: what was varied, in words, and how it differs from golden."""
+
+    variation: str
+    noise: Noise
+
+    @property
+    def words(self) -> str:
+        """The run in one line."""
+        noise = self.noise
+        drift = "" if noise.logprob_max is None else f", logprobs by {noise.logprob_max:.3g}"
+        tokens = f", {noise.tokens_differ} of {noise.tokens} greedy tokens" if noise.tokens_differ else ""
+        part = "" if noise.share == 1 else f", {noise.share:.0%} of calls compared"
+        return f"{self.variation}; differs by {noise.largest:.3g} of the default{drift}{tokens}{part}"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Noise between runs that ought to agree, and the policy that it earns.
+
+    Args:
+        golden: name of the golden trace.
+        digest: its digest.
+        engine: the engine that golden was recorded under, in words.
+        date: UTC, ISO 8601.
+        runs: what was run.
+        skipped: variations that could not be run, and why.
+        earned: the tolerances.
+        logprob_max: largest logprob difference of all runs, nats; None without logprobs.
+        policy: what to compare with.
+    """
+
+    golden: str
+    digest: str
+    engine: str
+    date: str
+    runs: tuple[Run, ...]
+    skipped: tuple[Skipped, ...]
+    earned: tuple[Earned, ...]
+    logprob_max: float | None
+    policy: Policy
+
+    @property
+    def unfit(self) -> Mapping[str, str]:
+        """Places that differ in a way that no tolerance lets pass, and how."""
+        return {place: why for run in self.runs for place, why in run.noise.unfit.items()}
+
+    @property
+    def text(self) -> str:
+        """As a policy file."""
+        about: dict[str, str | list[str]] = {
+            "tracereplay": version("tracereplay"), "date": self.date, "golden": self.golden, "digest": self.digest,
+            "engine": self.engine, "runs": [run.words for run in self.runs],
+            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.skipped],
+            "noise": [f"{place} {why}; no tolerance lets that pass" for place, why in self.unfit.items()],
+            "margin": MARGIN,
+        }  # fmt: skip
+        return policy_text(self.policy, {key: value for key, value in about.items() if value})
+
+
+def calibrate(
+    engine: Launchable, golden: Path, variations: Sequence[Variation], *, runs: int = 1,
+    settings: Mapping[str, Any] | None = None, model: Path | None = None, log: Path | None = None,
+    report: Report = lambda line: None,
+) -> Calibration:  # fmt: skip
+    """Replays ``golden`` under each variation and earns tolerances from how much that changes.
+
+    Args:
+        engine: one that is known to be good.
+        golden: the golden trace.
+        variations: what to vary; one that the engine refuses is skipped with the reason.
+        runs: how often each is run.
+        settings: engine arguments of all runs, laid over those of the golden workload.
+        model: checkpoint, where it is not where it was recorded.
+        log: file for what the engines print; one run replaces the other's.
+        report: is told what is being done.
+
+    Raises:
+        UsageError: ``golden`` is no recording, or not a single run could be made; the reasons are named.
+    """
+    made: list[Run] = []
+    skipped: list[Skipped] = []
+    with closing(open_trace(golden)) as source:
+        if source.passes != ("record",):
+            raise UsageError(f"{golden} is not a recording; give the golden recording.")
+        for variation in [variation for variation in variations for _ in range(runs)]:
+            name = variation.words(engine)
+            if name in {s.name for s in skipped}:
+                continue
+            report(f"Run {len(made) + 1}, {name}")
+            try:
+                noise = _run(variation, engine, source, golden, {**(settings or {})}, model, log, report)
+            except TracereplayError as error:
+                report(f"Skipped: {error.brief}")
+                skipped.append(Skipped(name, error.brief))
+            else:
+                made.append(Run(name, noise))
+        if not made:
+            raise UsageError(f"No run could be made. {' '.join(f'{s.name}: {s.reason}' for s in skipped)}")
+        return _calibration(golden, source, made, skipped)
+
+
+def _run(
+    variation: Variation, engine: Launchable, source: Trace, golden: Path, settings: Mapping[str, Any],
+    model: Path | None, log: Path | None, report: Report,
+) -> Noise:  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
+        path = Path(folder) / "run.trace"
+        given = {**settings, **variation.settings}
+        jobs.replay(variation.applied(engine), golden, path, settings=given, model=model, log=log, report=report)
+        report("Comparing")
+        with closing(open_trace(path)) as candidate:
+            candidate.offer_base(source)
+            return measure_noise(source, candidate)
+
+
+def _calibration(golden: Path, source: Trace, made: Sequence[Run], skipped: Sequence[Skipped]) -> Calibration:
+    earned = earn([run.noise for run in made])
+    drifts = [run.noise.logprob_max for run in made if run.noise.logprob_max is not None]
+    allowed = max(Policy().logprob_max_abs, rounded_up(bound(drifts)))
+    policy = Policy(calibration=tuple(found.rule for found in earned), logprob_max_abs=allowed)
+    engine = source.run.get("engine") or {}
+    versions, resolved = engine.get("versions") or {}, engine.get("settings") or {}
+    parts = [engine.get("name"), versions.get("vllm"), resolved.get("dtype"), engine.get("device")]
+    return Calibration(
+        golden.name, source.digest(), ", ".join(str(part) for part in parts if part), _now(), tuple(made),
+        tuple(skipped), earned, max(drifts, default=None), policy,
+    )  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

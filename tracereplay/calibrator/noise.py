@@ -1,0 +1,204 @@
+"""How much runs that ought to agree differ, and the tolerances that this earns.
+
+**Noise** of a tensor in one run is the multiple of its dtype's default tolerance that would have passed it: the
+largest quotient of error and default allowance over all rows, as in `comparator.metrics`. In an injected pass it
+is the operator's own, since every operator has golden inputs.
+
+**Margin.** A run that comes later may exceed the largest noise of those that were made: after n runs alike the
+next one does with probability 1 / (n + 1). So what is tolerated is the largest noise m plus four standard
+deviations of the noise of all sites and runs, and at least 1.5 m; with fewer than eight such values, from which
+no spread can be told, 2 m. TOLERANCES.md has how often a further run exceeds it, by simulation. *Why not more?*
+At 1.36 times the bfloat16 default a scale that is 3 % off would pass.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tracereplay.comparator.evidence import gather_evidence
+from tracereplay.comparator.measure import Finding
+from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule
+from tracereplay.errors import UsageError
+from tracereplay.trace import Trace
+
+__all__ = ["MARGIN", "Earned", "Kind", "Noise", "bound", "earn", "measure_noise", "rounded_up"]
+
+SPREAD, AT_LEAST, FEW, WITHOUT_SPREAD = 4.0, 1.5, 8, 2.0
+MARGIN = (
+    f"the largest noise plus {SPREAD:g} standard deviations of it, and at least {AT_LEAST:g} times the largest; "
+    f"{WITHOUT_SPREAD:g} times where fewer than {FEW} values show noise"
+)
+MUCH_NOISIER = 2.0  # times the tolerance of the other sites
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Kind:
+    """What a rule speaks of: outputs of an operator class, or what arrives at it, in one dtype."""
+
+    operator: str
+    kind: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How one run differs from golden.
+
+    Args:
+        sites: of each kind and site the noise, as a multiple of the default tolerance; 0 where bit for bit equal.
+        unfit: places that differ in a way that no tolerance lets pass, and how.
+        logprob_max: largest difference of a golden token's logprob in the rerun, nats; None without logprobs.
+        tokens, tokens_differ: greedy tokens compared, and those that the run would have chosen otherwise.
+        share: of golden's calls that were compared.
+    """
+
+    sites: Mapping[Kind, Mapping[str, float]]
+    unfit: Mapping[str, str]
+    logprob_max: float | None
+    tokens: int
+    tokens_differ: int
+    share: float
+
+    @property
+    def largest(self) -> float:
+        """Of all sites."""
+        return max((noise for found in self.sites.values() for noise in found.values()), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Earned:
+    """A tolerance, and the noise that it was earned by.
+
+    Args:
+        kind: of the tensors.
+        site: ``*``, or the one site that is much noisier than its kind.
+        noise: the largest, as a multiple of the default.
+        at: the site that shows it.
+        sites, runs: that differ, and that were measured.
+        multiple: of the default that is tolerated; below 1 the default stays.
+    """
+
+    kind: Kind
+    site: str
+    noise: float
+    at: str
+    sites: int
+    runs: int
+    multiple: float
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """a and b, never below the dtype's defaults."""
+        a, b = DEFAULTS[self.kind.dtype]
+        times = max(1.0, rounded_up(self.multiple))
+        return float(f"{a * times:.6g}"), float(f"{b * times:.6g}")
+
+    @property
+    def rule(self) -> Rule:
+        """As a policy has it."""
+        a, b = self.factors
+        what = f"noise {self.noise:.3g} of the default at most"
+        where = "" if self.site != "*" else f", at {self.at}, {self.sites} sites differ"
+        because = f"{what}{where}, {self.runs} runs; with its margin {self.multiple:.3g}"
+        kind = "operator" if self.kind.kind == "operator" else "edge"
+        return Rule(self.site, self.kind.operator, self.kind.dtype, kind, a, b, because=because)  # type: ignore[arg-type]
+
+
+def measure_noise(golden: Trace, candidate: Trace) -> Noise:
+    """The noise of one run.
+
+    Args:
+        golden: the recording.
+        candidate: a replay of it, with an injected pass.
+
+    Raises:
+        UsageError: they ran other weights, or the candidate is incomplete.
+    """
+    evidence = gather_evidence(golden, candidate, Policy())
+    if evidence.other_weights:
+        raise UsageError("It ran other weights than golden; nothing can be compared.")
+    if not candidate.complete:
+        raise UsageError("Its trace is incomplete.")
+    sites: dict[Kind, dict[str, float]] = {}
+    unfit: dict[str, str] = {}
+    for finding in evidence.comparison.findings:
+        if not finding.rows:
+            continue
+        if (why := _unfit(finding)) is not None:
+            what = "output" if finding.kind == "operator" else "input"
+            unfit[f"{what} {finding.key.index} of {finding.key.site}"] = why
+        if finding.tolerance.dtype in DEFAULTS and math.isfinite(finding.metrics.allowance_ratio):
+            of = sites.setdefault(Kind(finding.operator, finding.kind, finding.tolerance.dtype), {})
+            of[finding.key.site] = max(of.get(finding.key.site, 0.0), finding.metrics.allowance_ratio)
+    tokens, drift = evidence.tokens, evidence.tokens.logprob_max
+    if drift is not None and not math.isfinite(drift):
+        unfit["a golden token's logprob"], drift = "is not finite on one side", None
+    return Noise(sites, unfit, drift, tokens.compared, tokens.differing, evidence.coverage.share)
+
+
+def _unfit(finding: Finding) -> str | None:
+    if finding.error_class == "biased":
+        return f"leans by {finding.metrics.bias_ulp:+.2g} ulp"
+    if finding.error_class == "nonfinite":
+        return "is not finite on one side"
+    return None if math.isfinite(finding.metrics.allowance_ratio) else "holds other integers"
+
+
+def bound(noise: Sequence[float]) -> float:
+    """What the noise of further runs stays below; see the module.
+
+    Args:
+        noise: of sites and runs, some at least above zero; those that were equal bit for bit are no sample of it.
+    """
+    seen = [value for value in noise if value > 0]
+    most = max(seen, default=0.0)
+    if len(seen) < FEW:
+        return WITHOUT_SPREAD * most
+    return max(AT_LEAST * most, most + SPREAD * statistics.stdev(seen))
+
+
+def earn(runs: Sequence[Noise]) -> tuple[Earned, ...]:
+    """The tolerances that runs earn, of a kind's single sites before that of the kind.
+
+    Kinds that were equal bit for bit in all runs earn none: the default stays.
+    """
+    found: list[Earned] = []
+    for kind in sorted({kind for run in runs for kind in run.sites}):
+        sites: dict[str, list[float]] = {}
+        for run in runs:
+            for site, noise in run.sites.get(kind, {}).items():
+                sites.setdefault(site, []).append(noise)
+        differ = {site: noise for site, noise in sites.items() if max(noise) > 0}
+        if differ:
+            found += _of_kind(kind, differ, len(runs))
+    return tuple(found)
+
+
+def _of_kind(kind: Kind, sites: dict[str, list[float]], runs: int) -> list[Earned]:
+    single: list[Earned] = []
+    while len(sites) > 1:
+        noisiest = max(sites, key=lambda site: max(sites[site]))
+        rest = {site: noise for site, noise in sites.items() if site != noisiest}
+        most, others = max(sites[noisiest]), bound(_all(rest))
+        # A site below the default needs no rule of its own, however quiet the others are.
+        if most <= 1 or most <= MUCH_NOISIER * max(1.0, others):
+            break
+        single.append(Earned(kind, noisiest, most, noisiest, 1, runs, bound(sites[noisiest])))
+        sites = rest
+    at = max(sites, key=lambda site: max(sites[site]))
+    return [*single, Earned(kind, "*", max(sites[at]), at, len(sites), runs, bound(_all(sites)))]
+
+
+def _all(sites: Mapping[str, Sequence[float]]) -> list[float]:
+    return [value for noise in sites.values() for value in noise]
+
+
+def rounded_up(value: float, digits: int = 3) -> float:
+    """The next number of that many significant digits that is not smaller."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")

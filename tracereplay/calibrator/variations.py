@@ -1,0 +1,109 @@
+"""What is varied between runs that ought to agree: how an engine is started, never what it generates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tracereplay.errors import UsageError
+from tracereplay.launch import Configured, Launchable
+
+__all__ = ["NAMES", "Variation", "named_variation"]
+
+THREADS = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One way to run golden's workload again.
+
+    Args:
+        name: for people.
+        settings: engine arguments, laid over golden's.
+        env: environment variables of the engine's process, over the engine's own.
+        engine: another engine than the one that is calibrated, or None.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    engine: Launchable | None = None
+
+    def words(self, engine: Launchable) -> str:
+        """The variation in one line, where ``engine`` is the one that is calibrated."""
+        changed = [f"{key}={value}" for key, value in (*self.settings.items(), *self.env.items())]
+        return f"{self.name}: {' '.join([(self.engine or engine).name, *changed])}"
+
+    def applied(self, engine: Launchable) -> Configured:
+        """What to start.
+
+        Raises:
+            UsageError: a variable is set in the shell, whose value an engine keeps.
+        """
+        chosen = self.engine or engine
+        for name in self.env:
+            if name in os.environ:
+                raise UsageError(f"{name} is set in the shell, whose value an engine keeps; unset it to vary it.")
+        return Configured(chosen.name, chosen.python, {**chosen.env, **self.env}, chosen.settings)
+
+
+def _repeat(run: Mapping[str, Any]) -> Variation:
+    return Variation("repeat")
+
+
+def _batch(run: Mapping[str, Any]) -> Variation:
+    """Each request in a batch of its own; where golden's were, all together."""
+    alone = _resolved(run).get("max_num_seqs") == 1
+    return Variation("batch", {"max_num_seqs": len(_prompts(run)) if alone else 1})
+
+
+def _threads(run: Mapping[str, Any]) -> Variation:
+    """One thread; where golden had one, two."""
+    return Variation("threads", env={THREADS: "2" if run.get("engine", {}).get("threads") == 1 else "1"})
+
+
+def _chunks(run: Mapping[str, Any]) -> Variation:
+    """The longest prompt in two or three chunks; where golden's was cut already, in one."""
+    longest = max((len(p.get("prompt_token_ids") or ()) for p in _prompts(run)), default=0)
+    resolved = _resolved(run)
+    if resolved.get("max_num_batched_tokens", longest) < longest:
+        whole = resolved.get("max_model_len", longest)
+        return Variation("chunks", {"enable_chunked_prefill": False, "max_num_batched_tokens": whole})
+    budget = max(longest // 2, 2)
+    fewer = min(resolved.get("max_num_seqs", budget), budget)  # a batch has at least a token of each request
+    return Variation(
+        "chunks", {"enable_chunked_prefill": True, "max_num_batched_tokens": budget, "max_num_seqs": fewer}
+    )
+
+
+_NAMED: Mapping[str, Callable[[Mapping[str, Any]], Variation]] = {
+    "repeat": _repeat, "batch": _batch, "threads": _threads, "chunks": _chunks,
+}  # fmt: skip
+NAMES = tuple(_NAMED)
+
+
+def named_variation(name: str, run: Mapping[str, Any]) -> Variation:
+    """The variation of that name, as the opposite of what golden had.
+
+    Args:
+        name: one of `NAMES`.
+        run: golden's ``run``.
+
+    Raises:
+        UsageError: there is no such variation.
+    """
+    if name not in _NAMED:
+        raise UsageError(f"There is no variation {name!r}; there are {', '.join(NAMES)}.")
+    return _NAMED[name](run)
+
+
+def _resolved(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings: Mapping[str, Any] = run.get("engine", {}).get("settings") or {}
+    return settings
+
+
+def _prompts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    prompts: list[Mapping[str, Any]] = run.get("workload", {}).get("prompts") or []
+    return prompts

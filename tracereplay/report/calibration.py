@@ -1,0 +1,64 @@
+"""A calibration for people at a terminal: what was run, how much it differs, what that earns."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from tracereplay.calibrator import Calibration
+from tracereplay.calibrator.noise import Earned
+from tracereplay.comparator import Policy
+from tracereplay.report.layout import cell, indented, print_table, section
+from tracereplay.report.words import clean, number, shorten
+
+__all__ = ["render"]
+
+
+def render(found: Calibration, console: Console) -> None:
+    """Prints ``found``."""
+    section(console, "Runs", "  each compared with golden, every operator on golden inputs")
+    for run in found.runs:
+        indented(console, clean(run.words))
+    for skipped in found.skipped:
+        indented(console, clean(f"skipped {skipped.name}: {skipped.reason}"))
+    section(console, "Noise and what is tolerated", "  as multiples of the dtype's default tolerance")
+    if found.earned:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        for name in ("operator", "dtype", "worst at", "noise", "tolerated", "a", "b"):
+            right = name in ("noise", "tolerated", "a", "b")
+            table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        for earned in found.earned:
+            _row(table, earned, console.width)
+        print_table(console, table)
+    else:
+        indented(console, "Every operator and edge is the same bit for bit in all runs; the defaults stay.")
+    _warnings(found, console)
+
+
+def _row(table: Table, earned: Earned, width: int) -> None:
+    a, b = earned.factors
+    name = earned.kind.operator if earned.kind.kind == "operator" else f"edge into {earned.kind.operator}"
+    beyond = "yellow" if earned.noise > 1 else ""
+    table.add_row(
+        cell(shorten(name, 28)), cell(earned.kind.dtype), cell(shorten(earned.at, max(12, width - 84))),
+        cell(number(earned.noise), beyond), cell(number(max(1.0, earned.multiple))), cell(number(a)),
+        cell(number(b)),
+    )  # fmt: skip
+
+
+def _warnings(found: Calibration, console: Console) -> None:
+    allowed = found.policy.logprob_max_abs
+    if found.logprob_max is not None:
+        kept = ", the default" if allowed == Policy().logprob_max_abs else ""
+        console.print()
+        indented(console, f"logprobs differ by {number(found.logprob_max)}; {allowed:g} is tolerated{kept}")
+    tokens = max((run.noise.tokens_differ for run in found.runs), default=0)
+    if tokens:
+        words = f"{tokens} greedy tokens differ in a run; the policy lets none pass: write [tokens] differing = N"
+        indented(console, f"{words} yourself if that is noise to you")
+    for place, why in found.unfit.items():
+        indented(console, clean(f"{place} {why}; no tolerance lets that pass"))
+    beyond = [earned.kind.operator for earned in found.earned if earned.noise > 1]
+    if beyond:
+        names = ", ".join(dict.fromkeys(map(clean, beyond)))
+        indented(console, f"above the default: {names}. Is that noise? Compare such a run before you trust this.")
