@@ -108,21 +108,21 @@ def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameter
     kernels = compare_kernels_alone(golden, candidate, policy) if golden.run.get("level") == "kernel" else None
     broken = [n for n in (*left, *(kernels.isolated.not_replayed if kernels else ())) if _is_broken(n)]
     findings = kernels.oracle if kernels else None
-    ran = any(step.calls for step in candidate.segment(ISOLATED, candidate.ranks(ISOLATED)[0]).steps())
-    if not ran and not left:  # only kernels were asked for
+    any_ran = any(step.calls for step in candidate.segment(ISOLATED, candidate.ranks(ISOLATED)[0]).steps())
+    if not any_ran and not left:  # only kernels were asked for
         found = None if kernels is None else Coverage(kernels.isolated.calls, kernels.isolated.compared)
         return _Alone(None, kernels, tuple(broken), found or Coverage(), findings)
     finder = RowFinder(read_generation(golden, "record").tokens)
     index, other = index_pass(golden, "record", finder.add), index_pass(candidate, ISOLATED, finder.find)
     rows = Rows(finder, {})
     comparison = compare_passes(_outputs(index, other), other, rows, policy)
+    ran = {call.site for call in other.calls}
+    explained = {site for site, _, _, _ in told}
+    of_those = [n for n in comparison.coverage.not_compared if n.site not in explained]
     coverage = replace(
         comparison.coverage,
-        golden_calls=comparison.coverage.golden_calls + sum(n.calls for n in left),
-        not_compared=(
-            *comparison.coverage.not_compared,
-            *(NotCompared(site, rows, why) for site, _, rows, why in told),
-        ),
+        golden_calls=sum(call.site in ran or call.site in explained for call in index.calls),
+        not_compared=(*of_those, *(NotCompared(site, rows, why) for site, _, rows, why in told)),
     )
     if weights is not None:
         oracle = consult(_of_sites(index, other), other, rows, weights, same_inputs=True)

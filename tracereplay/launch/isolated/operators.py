@@ -91,11 +91,13 @@ class Operators:
             return _not_replayable(str(error))
         if failed is not None:
             return failed
-        return self._sandbox.run(HANDLER, {"call": key, "inputs": [_tensor(value) for value in call.inputs]})
+        inputs = [_tensor(value) for value in call.inputs]
+        return self._sandbox.run(HANDLER, {"call": key, "inputs": inputs, "rows": call.rows_in.tolist()})
 
     def _key(self, site: Site) -> int:
         """One number for operators that are the same; without weights, that is one for all layers."""
-        what = [site.operator, sorted(site.config.items()), site.name if site.parameters else ""]
+        alone = site.parameters or "Attention" in site.operator  # which keeps keys and values of its own
+        what = [site.operator, sorted(site.config.items()), site.name if alone else ""]
         return self._keys.setdefault(json.dumps(what, default=str), len(self._keys))
 
     def _keep(self, key: int, site: Site) -> Outcome | None:

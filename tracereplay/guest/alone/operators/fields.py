@@ -54,6 +54,10 @@ class Fields:
             raise self._wrong(name, "true or false")
         return value
 
+    def flag_or_number(self, name: str) -> bool:
+        """Whether a value that is there is anything but False or zero."""
+        return self._values.get(name) not in (False, None, 0)
+
     def choice(self, name: str, among: Sequence[str], default: str | None = None) -> str:
         """One of some words."""
         value = self._value(name, default)

@@ -4,7 +4,7 @@ A request is one of::
 
     {"build": key, "operator": class name, "config": as recorded, "dtype": the recording engine's,
      "parameters": {name: tensor}}     rebuilds an operator and keeps it under a key, a whole number
-    {"call": key, "inputs": [tensor or nil, ...]}     runs it
+    {"call": key, "inputs": [tensor or nil, ...], "rows": [[request, sequence, position], ...]}     runs it
     {"forget": true}     lets all of them go
 
 Inputs are in the order in which a tap numbers them. The answer to a call is ``{"outputs": [tensors],
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.describe import describe_process
+from tracereplay.guest.alone.operators.attention import AttentionAlone
 from tracereplay.guest.alone.operators.build import build
 from tracereplay.guest.alone.operators.known import Plan, plan
 from tracereplay.guest.alone.operators.world import enter
@@ -59,7 +60,7 @@ def run(request: Mapping[str, Any]) -> Any:
     if "build" in request:
         return _build(request)
     made, module = _kept[request["call"]]
-    return _call(made, module, request["inputs"])
+    return _call(made, module, request["inputs"], request["rows"])
 
 
 def _build(request: Mapping[str, Any]) -> None:
@@ -70,7 +71,13 @@ def _build(request: Mapping[str, Any]) -> None:
     parameters: dict[str, TensorBytes] = request["parameters"]
     made = plan(request["operator"], request["config"], request["dtype"], parameters)
     tensors = lay_out([_dense(t) for t in parameters.values()])
-    _kept[int(request["build"])] = made, build(made, dict(zip(parameters, tensors, strict=True)))
+    if made.family == "attention":
+        module: torch.nn.Module = AttentionAlone(
+            made.arguments, getattr(torch, made.dtype), _config, f"model.alone.{request['build']}.attn"
+        )
+    else:
+        module = build(made, dict(zip(parameters, tensors, strict=True)))
+    _kept[int(request["build"])] = made, module
 
 
 def _dense(tensor: TensorBytes) -> TensorBytes:
@@ -82,13 +89,15 @@ def _dense(tensor: TensorBytes) -> TensorBytes:
     return TensorBytes(tensor.dtype, tensor.shape, tuple(reversed(strides)), tensor.data)
 
 
-def _call(made: Plan, module: torch.nn.Module, inputs: Sequence[TensorBytes | None]) -> dict[str, Any]:
+def _call(
+    made: Plan, module: torch.nn.Module, inputs: Sequence[TensorBytes | None], rows: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     made.check(inputs)
     taken = lay_out([x for x in inputs if x is not None])
     _check_values(made, taken)
     before = [x.clone() for x in taken]
     with torch.inference_mode():
-        result = module(*taken)
+        result = module(*taken, rows) if made.family == "attention" else module(*taken)
     found = result if isinstance(result, (tuple, list)) else (result,)
     outputs = [x for x in found if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter)]
     returned = {x.untyped_storage().data_ptr() for x in outputs}  # as the recorder sees it

@@ -278,6 +278,38 @@ def _positions(asked: _Asked, more: dict[str, Any]) -> Plan:
     return Plan("rotary", asked.operator, asked.dtype, {**arguments, **more}, check, positions)
 
 
+# --- attention ---
+
+
+def _attention(asked: _Asked) -> Plan:
+    """Over a key/value cache of its own (`attention`); the rows of each call are needed too."""
+    fields = asked.fields
+    for name in ("sliding_window", "logits_soft_cap", "alibi", "has_sink", "use_mla"):
+        if fields.has(name) and fields.flag_or_number(name):
+            raise NotReplayable(f"attention with {name} is not rebuilt")
+    fields.choice("attn_type", ("decoder",), "decoder")
+    fields.choice("kv_cache_dtype", ("auto",), "auto")
+    heads, head = fields.size("num_heads", most=1 << 12), fields.size("head_size", most=1 << 12)
+    kv_heads = fields.size("num_kv_heads", heads, most=heads)
+    if heads % kv_heads:
+        raise NotReplayable(f"its {heads} heads cannot share {kv_heads}")
+    arguments = {
+        "num_heads": heads, "head_size": head, "scale": fields.number("scale", least=1e-9, most=1e9),
+        "num_kv_heads": kv_heads,
+    }  # fmt: skip
+
+    def check(inputs: Inputs) -> None:
+        query, *both = _tensors(inputs, 3, 3)
+        _float(query, asked.dtype)
+        _last(query, heads * head)
+        for x in both:
+            _float(x, asked.dtype)
+            if tuple(x.shape) != (query.shape[0], kv_heads * head) or len(query.shape) != 2:
+                raise NotReplayable(f"an input has the shape {x.shape}; [rows, kv heads * {head}] was expected")
+
+    return Plan("attention", asked.operator, asked.dtype, arguments, check)
+
+
 # --- what inputs must be ---
 
 
@@ -313,6 +345,7 @@ def _dtype(asked: _Asked) -> str:
 
 
 KNOWN: Mapping[str, Callable[[_Asked], Plan]] = {
+    "Attention": _attention,
     "RMSNorm": _norm,
     "GemmaRMSNorm": _gemma_norm,
     "SiluAndMul": _activation,
