@@ -199,6 +199,23 @@ def test_weights_are_sent_once_and_operators_without_them_are_one(
     assert sent["dtype"] == "bfloat16"
 
 
+def test_of_too_many_weights_none_are_kept_but_what_has_no_weights_is(
+    golden: Trace, operators: Operators, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attention that were forgotten would lose the keys and values of the calls before."""
+    monkeypatch.setattr("tracereplay.launch.isolated.operators.KEPT", 300_000)
+    for _, site, call in operator_requests(golden):
+        operators.run(site, call)
+    built = {r["build"]: r["operator"] for r in fake.asked if "build" in r}
+    forgotten = {built[key] for r in fake.asked for key in r.get("forget", ())}
+    assert "QKVParallelLinear" in forgotten
+    assert not forgotten & {"RotaryEmbedding", "SiluAndMul", "Attention"}
+    kept: set[int] = set()
+    for request in fake.asked:
+        kept = (kept | {request["build"]} if "build" in request else kept) - set(request.get("forget", ()))
+        assert request.get("call", -1) in kept | {-1}
+
+
 def first(golden: Trace, operator: str) -> tuple[Site, Call]:
     return next((site, call) for _, site, call in operator_requests(golden) if site.operator == operator)
 

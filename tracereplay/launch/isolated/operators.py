@@ -115,9 +115,11 @@ class Operators:
             self._refused[key] = _not_replayable(_clause(error))
             return self._refused[key]
         size = sum(weight.nbytes for weight in weights.values())
-        if self._kept and sum(self._kept.values()) + size > KEPT:
-            self._sandbox.run(HANDLER, {"forget": True})
-            self._kept = {}
+        if sum(self._kept.values()) + size > KEPT:
+            # Not those without weights: attention would lose the keys and values that later calls need.
+            heavy = [known for known, weighs in self._kept.items() if weighs]
+            self._sandbox.run(HANDLER, {"forget": heavy})
+            self._kept = {known: 0 for known in self._kept if known not in heavy}
         outcome = self._sandbox.run(HANDLER, {
             "build": key, "operator": site.operator, "config": dict(site.config), "dtype": self._dtype,
             "parameters": tensors,

@@ -71,7 +71,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
         """
         runs = _runs(rows)
         for run in runs:
-            if run.position > self._lengths.get(run.sequence, 0):
+            if not 0 <= run.position <= self._lengths.get(run.sequence, 0):
                 raise NotReplayable("keys and values of earlier rows of its sequence were not recorded before it")
         slots = torch.tensor([self._slot(run, i) for run in runs for i in range(run.stop - run.start)])
         count = len(rows)

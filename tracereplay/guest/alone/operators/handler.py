@@ -5,7 +5,7 @@ A request is one of::
     {"build": key, "operator": class name, "config": as recorded, "dtype": the recording engine's,
      "parameters": {name: tensor}}     rebuilds an operator and keeps it under a key, a whole number
     {"call": key, "inputs": [tensor or nil, ...], "rows": [[request, sequence, position], ...]}     runs it
-    {"forget": true}     lets all of them go
+    {"forget": [key, ...]}     lets operators go
 
 Inputs are in the order in which a tap numbers them. The answer to a call is ``{"outputs": [tensors],
 "written": {index: tensor}}``: outputs in a tap's order, and the inputs that were changed in place and not
@@ -54,8 +54,9 @@ def run(request: Mapping[str, Any]) -> Any:
         NotReplayable: the operator is not rebuilt, or not run on such inputs.
         RuntimeError: the operator raised it.
     """
-    if request.get("forget"):
-        _kept.clear()
+    if "forget" in request:
+        for key in request["forget"]:
+            _kept.pop(key, None)
         return None
     if "build" in request:
         return _build(request)
