@@ -260,7 +260,7 @@ def test_an_unknown_verb_is_wrong_usage(tracereplay: Program) -> None:
 
 
 def test_a_defect_of_ours_asks_to_be_reported(tracereplay: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("tracereplay.cli.compare.compare_traces", broken)
