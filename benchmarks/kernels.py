@@ -28,7 +28,7 @@ from typing import Any
 import sizes
 import tables
 from lock import locked
-from overhead import VARIANTS, Bench, TimedEngine, machine, measure, models, times, workload
+from overhead import VARIANTS, Bench, TimedEngine, arguments, machine, measure, models, times, workload
 
 from tracereplay.environments.registry import Engine, load_engine
 from tracereplay.launch.isolated.constants import Constants
@@ -74,19 +74,7 @@ def isolated(engine: Engine, golden: Path, model: Path, reference: bool) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--engine", default="v1", help="a registered engine; V0 or V1 of vLLM")
-    parser.add_argument("--model", action="append", help="tiny, 200m or a directory; by default the first two")
-    parser.add_argument("--batch", action="append", type=int, help="by default 1")
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
-    parser.add_argument("--decode", type=int, default=16, help="decode steps after the prefill")
-    parser.add_argument("--rounds", type=int, default=5, help="of every variant once")
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds that are not counted")
-    parser.add_argument("--variants", nargs="+", default=KINDS, choices=VARIANTS, metavar="VARIANT")
-    parser.add_argument("--lock", type=Path, help="a file to hold locked while an engine runs")
-    parser.add_argument("--scratch", type=Path, help="where traces go; several GB")
-    parser.add_argument("--json", type=Path, help="where everything measured goes")
-    given = parser.parse_args()
+    given = arguments(__doc__.split("\n", 1)[0], KINDS, rounds=5).parse_args()
     engine = load_engine(given.engine)
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
     found["engine"] = dict(engine.versions)

@@ -266,20 +266,26 @@ def one(engine: Engine, model: Path, batch: int, given: argparse.Namespace, scra
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def arguments(description: str, variants: Sequence[str], rounds: int) -> argparse.ArgumentParser:
+    """What all benchmarks that time an engine are told."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--engine", default="v1", help="a registered engine; V0 or V1 of vLLM")
     parser.add_argument("--model", action="append", help="tiny, 200m or a directory; by default the first two")
-    parser.add_argument("--batch", action="append", type=int, help="by default 1 and 8")
+    parser.add_argument("--batch", action="append", type=int, help="requests at once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--decode", type=int, default=16, help="decode steps after the prefill")
-    parser.add_argument("--rounds", type=int, default=7, help="of every variant once, in each engine process")
+    parser.add_argument("--rounds", type=int, default=rounds, help="of every variant once, in each engine process")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds that are not counted")
-    parser.add_argument("--starts", type=int, default=1, help="engine processes, results pooled")
-    parser.add_argument("--variants", nargs="+", default=USUAL, choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", default=variants, choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--lock", type=Path, help="a file to hold locked while an engine runs")
     parser.add_argument("--scratch", type=Path, help="where traces go; several GB")
     parser.add_argument("--json", type=Path, help="where everything measured goes")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__.split("\n", 1)[0], USUAL, rounds=7)
+    parser.add_argument("--starts", type=int, default=1, help="engine processes, results pooled")
     given = parser.parse_args()
     engine = load_engine(given.engine)
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
