@@ -29,9 +29,8 @@ def render(found: Isolated, console: Console, *, everything: bool = False) -> No
     if not everything:
         more(console, len(shown) - DIFFERING)
         if same:
-            calls = sum(f.calls for f in same)
             names = ", ".join(dict.fromkeys(clean(short_kernel(f.kernel)) for f in same))
-            indented(console, f"identical ({calls} calls): {names}")
+            indented(console, f"identical: {names}")
     _left_out(found.not_replayed, console, everything)
 
 

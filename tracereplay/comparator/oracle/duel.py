@@ -92,7 +92,7 @@ class Duel:
 
 def _add(side: _Side, result: Floats, exact: Floats, dtype: str) -> None:
     finite = np.isfinite(result) & np.isfinite(exact)
-    error = np.where(finite, result - exact, 0.0)
+    error = np.subtract(result, exact, out=np.zeros_like(exact), where=finite)
     broken = ~finite & ~((result == exact) | (np.isnan(result) & np.isnan(exact)))
     size = np.where(finite, np.abs(exact), 0.0)
     norm, off = (np.square(x).sum(axis=1) for x in (size, error))
