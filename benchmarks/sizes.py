@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from tracereplay.dtypes import nbytes
-from tracereplay.event import Argument, Call, Named, Step, Value
+from tracereplay.event import Call, Named, Step, Value, flatten
 from tracereplay.storage.checkpoint import entries
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.codec import PLANES, RAW
@@ -50,7 +50,7 @@ def of_kernels(path: Path, steps: int | None = None) -> dict[str, int]:
     for step in all_steps(path)[:steps]:
         for kernel in step.kernels:
             calls += 1
-            for argument in flat((*kernel.arguments, *kernel.keywords.values(), *kernel.outputs)):
+            for argument in flatten((*kernel.given, *kernel.outputs)):
                 if isinstance(argument, Named):
                     named += nbytes(argument.dtype, argument.shape)
                 elif isinstance(argument, Value):
@@ -58,14 +58,6 @@ def of_kernels(path: Path, steps: int | None = None) -> dict[str, int]:
             values += sum(nbytes(v.dtype, v.shape) for v in kernel.written.values())
     size = disk(path) if steps is None else up_to(path, steps)
     return {"calls": calls, "trace": size, "values": values, "values and parameters": values + named}
-
-
-def flat(arguments: Iterable[Argument]) -> Iterator[Argument]:
-    for argument in arguments:
-        if isinstance(argument, tuple):
-            yield from flat(argument)
-        else:
-            yield argument
 
 
 def up_to(path: Path, steps: int) -> int:

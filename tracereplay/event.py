@@ -7,7 +7,7 @@ a map shorter than its tensor means that the remaining rows are padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.dtypes import numpy_dtype
+from tracereplay.schemas import schema_arguments
 
 __all__ = [
     "Argument",
@@ -33,6 +34,7 @@ __all__ = [
     "Site",
     "Step",
     "Value",
+    "flatten",
     "make_rows",
 ]
 
@@ -264,6 +266,29 @@ class Kernel:
     written: Mapping[int, Value] = field(default_factory=dict)
     undeclared: tuple[int, ...] = ()
     failed: str = ""
+
+    @property
+    def given(self) -> tuple[Argument, ...]:
+        """All arguments: by position, then by name."""
+        return *self.arguments, *self.keywords.values()
+
+    def by_name(self) -> dict[str, Argument]:
+        """All arguments by the schema's names; by their place where a schema, a stranger's, does not say."""
+        try:
+            names = [argument.name for argument in schema_arguments(self.schema)]
+        except ValueError:
+            names = []
+        names += [str(place) for place in range(len(names), len(self.arguments))]
+        return {**dict(zip(names, self.arguments, strict=False)), **self.keywords}
+
+
+def flatten(arguments: Iterable[Argument]) -> Iterator[Argument]:
+    """Arguments with lists taken apart, in order."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from flatten(argument)
+        else:
+            yield argument
 
 
 @dataclass(frozen=True, slots=True)

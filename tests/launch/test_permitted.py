@@ -11,7 +11,7 @@ import pytest
 
 from tracereplay import open_trace
 from tracereplay.event import Kernel, LeftOut, Named, Opaque, Value
-from tracereplay.launch.isolated.permitted import changed, named_arguments, refusal, shapes_of
+from tracereplay.launch.isolated.permitted import changed, refusal, shapes_of
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "tiny-llama-v0-kernels.trace"
 ADD = "aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"
@@ -125,10 +125,16 @@ def test_what_a_rotary_embedding_takes(changes: Mapping[str, Any], words: str | 
 @pytest.mark.parametrize(("positions", "inside"), [((0, 15), True), ((0, 16), False), ((-1, 3), False)])
 def test_positions_lie_in_the_table(positions: tuple[int, int], inside: bool) -> None:
     call = rotary()
-    arguments = {**named_arguments(call), "positions": integers(*positions)}
+    arguments = {**call.by_name(), "positions": integers(*positions)}
     shapes = shapes_of(call)
     assert shapes is not None
     assert (shapes.wrong_values(arguments) is None) is inside
+
+
+def test_arguments_have_the_schemas_names_or_their_places() -> None:
+    assert kernel("aten.add.Tensor", ADD, 1, 2, alpha=3).by_name() == {"self": 1, "other": 2, "alpha": 3}
+    assert kernel("x", "no schema", 1, 2, y=3).by_name() == {"0": 1, "1": 2, "y": 3}
+    assert kernel("x", "x::y(int a) -> ()", 1, 2).by_name() == {"a": 1, "1": 2}
 
 
 def test_a_renamed_kernel_is_known_by_its_new_name() -> None:

@@ -6,7 +6,7 @@ needs to be aligned. A result's rows run along its last dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
@@ -19,11 +19,10 @@ from tracereplay.comparator.metrics import Event, Tally, compare_rows
 from tracereplay.comparator.oracle import Duel
 from tracereplay.comparator.tolerance import Policy, passing_bias, passing_tolerance, tolerance_for, unit_factors
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Site, Step, Value
+from tracereplay.event import Kernel, LeftOut, Named, Opaque, Site, Step, Value, flatten
 from tracereplay.isolated import ISOLATED, NOT_ASKED, REFERENCE, Isolated, KernelFinding, NotReplayed
 from tracereplay.measures import ErrorClass, Tolerance
 from tracereplay.oracle import NotCovered, Oracle, OracleFinding
-from tracereplay.schemas import schema_arguments
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence
 
@@ -204,19 +203,14 @@ def _name(kernel: Kernel) -> str:
 
 def draws(kernel: Kernel) -> bool:
     """Whether a kernel draws random numbers: it has a generator, and is no attention without dropout."""
-    given = {**dict(zip(_argument_names(kernel), kernel.arguments, strict=False)), **kernel.keywords}
-    random = any(isinstance(a, Opaque) and a.kind == "Generator" for a in _flat((*given.values(),)))
-    return random and not ("scaled_dot_product" in kernel.name and given.get("dropout_p", 0.0) == 0)
-
-
-def _argument_names(kernel: Kernel) -> list[str]:
-    return [argument.name for argument in schema_arguments(kernel.schema)] if kernel.schema else []
+    random = any(isinstance(a, Opaque) and a.kind == "Generator" for a in flatten(kernel.given))
+    return random and not ("scaled_dot_product" in kernel.name and kernel.by_name().get("dropout_p", 0.0) == 0)
 
 
 def _nothing_to_compare(kernel: Kernel) -> str | None:
     """Why golden has nothing that a result could be compared with."""
     name = kernel.name.split(".")[1]
-    results = [*_flat(kernel.outputs), *kernel.written.values()]
+    results = [*flatten(kernel.outputs), *kernel.written.values()]
     if name in _UNWRITTEN:
         return "nothing to compare: its result is memory that nobody has written yet"
     if not any(isinstance(r, Value | bool | int | float) for r in results):
@@ -243,16 +237,8 @@ def _words(form: tuple[str, tuple[int, ...]]) -> str:
 
 def _all(kernel: Kernel) -> list[Any]:
     """Its results that can be compared: tensors and numbers, returned or written."""
-    results = [*_flat(kernel.outputs), *(kernel.written[i] for i in sorted(kernel.written))]
+    results = [*flatten(kernel.outputs), *(kernel.written[i] for i in sorted(kernel.written))]
     return [r for r in results if isinstance(r, Value | bool | int | float)]
-
-
-def _flat(results: Sequence[Argument]) -> Iterator[Argument]:
-    for result in results:
-        if isinstance(result, tuple):
-            yield from _flat(result)
-        else:
-            yield result
 
 
 def _form(result: Value | float) -> tuple[str, tuple[int, ...]]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracereplay.comparator.inside.sequence import align, arguments_by_name, computing, flat, results
+from tracereplay.comparator.inside.sequence import align, computing, results
 from tracereplay.comparator.inside.values import Difference, Values, described, worst
 from tracereplay.comparator.tolerance import Policy
-from tracereplay.event import Call, Kernel, RowKey, Step, Value
+from tracereplay.event import Call, Kernel, RowKey, Step, Value, flatten
 from tracereplay.inside import Inside, KernelRow, SharedValue, Why
 from tracereplay.trace import Trace
 from tracereplay.trace.select import step_of
@@ -127,8 +127,8 @@ def _name(kernel: Kernel | None) -> str | None:
 
 def _tensors(kernel: Kernel) -> list[Value]:
     """Its tensor arguments but for those it only writes: what is in them before means nothing."""
-    read = [argument for name, argument in arguments_by_name(kernel).items() if name not in ONLY_WRITTEN]
-    return [argument for argument in flat(read) if isinstance(argument, Value)]
+    read = [argument for name, argument in kernel.by_name().items() if name not in ONLY_WRITTEN]
+    return [argument for argument in flatten(read) if isinstance(argument, Value)]
 
 
 def _worst(mine: Sequence[Value], theirs: Sequence[Value], kernel: str, values: Values) -> Difference | None:

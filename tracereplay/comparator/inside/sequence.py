@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from tracereplay.event import Argument, Kernel, LeftOut, Named, Value
-from tracereplay.schemas import schema_arguments
+from tracereplay.event import Kernel, LeftOut, Named, Value, flatten
 
-__all__ = ["align", "arguments_by_name", "computing", "flat", "results"]
+__all__ = ["align", "computing", "results"]
 
 # Results that are memory nobody has written, or a look at memory that is there.
 _NO_VALUE = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
@@ -34,7 +33,7 @@ def _computes(kernel: Kernel) -> bool:
 
 def results(kernel: Kernel) -> dict[str, Value]:
     """What a kernel gives, by name: tensors that it returns (``0``), else those that it writes (``residual``)."""
-    returned = [value for value in flat(kernel.outputs) if isinstance(value, Value)]
+    returned = [value for value in flatten(kernel.outputs) if isinstance(value, Value)]
     if returned:  # one that works in place returns what it wrote
         return {str(i): value for i, value in enumerate(returned)}
     names = tensor_names(kernel)
@@ -43,26 +42,8 @@ def results(kernel: Kernel) -> dict[str, Value]:
 
 def tensor_names(kernel: Kernel) -> list[str]:
     """The schema's names of a kernel's tensor arguments, in order."""
-    return [name for name, argument in arguments_by_name(kernel).items() for _ in _tensors(argument)]
-
-
-def arguments_by_name(kernel: Kernel) -> dict[str, Argument]:
-    """Its arguments by the schema's names."""
-    names = [argument.name for argument in schema_arguments(kernel.schema)] if kernel.schema else []
-    return {**dict(zip(names, kernel.arguments, strict=False)), **kernel.keywords}
-
-
-def _tensors(argument: Argument) -> list[Argument]:
-    return [a for a in flat((argument,)) if isinstance(a, Value | Named | LeftOut)]
-
-
-def flat(arguments: Sequence[Argument]) -> Iterator[Argument]:
-    """Arguments with lists taken apart."""
-    for argument in arguments:
-        if isinstance(argument, tuple):
-            yield from flat(argument)
-        else:
-            yield argument
+    tensors = (Value, Named, LeftOut)
+    return [name for name, given in kernel.by_name().items() for a in flatten([given]) if isinstance(a, tensors)]
 
 
 def align(golden: Sequence[Kernel], candidate: Sequence[Kernel]) -> list[tuple[int | None, int | None]]:

@@ -10,7 +10,7 @@ from tracereplay.dtypes import nbytes
 from tracereplay.errors import MissingWeights
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value
 from tracereplay.launch.isolated.constants import Constants
-from tracereplay.launch.isolated.permitted import changed, named_arguments, refusal, shapes_of
+from tracereplay.launch.isolated.permitted import changed, refusal, shapes_of
 from tracereplay.launch.sandbox import Outcome, Sandbox
 from tracereplay.trace import TensorBytes
 
@@ -42,11 +42,11 @@ class KernelRunner:
         if reason is not None:
             return _not_replayable(reason)
         shapes = shapes_of(kernel)
-        wrong = None if shapes is None else shapes.wrong_values(named_arguments(kernel))
+        wrong = None if shapes is None else shapes.wrong_values(kernel.by_name())
         if wrong is not None:
             return _not_replayable(wrong)
         try:
-            self._keep({name for argument in _everything(kernel) for name in _names(argument)})
+            self._keep({name for argument in kernel.given for name in _names(argument)})
         except MissingWeights as error:
             return _not_replayable(str(error)[:1].lower() + str(error)[1:].rstrip("."))
         return self._sandbox.run(HANDLER, self._request(kernel))
@@ -116,10 +116,6 @@ def plain_argument(argument: Argument) -> Any:
 
 def _tensor(value: Value) -> TensorBytes:
     return TensorBytes(value.dtype, value.shape, value.strides, value.load(), value.storage, value.start)
-
-
-def _everything(kernel: Kernel) -> tuple[Argument, ...]:
-    return (*kernel.arguments, *kernel.keywords.values())
 
 
 def _names(argument: Argument) -> set[str]:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from tracereplay.dtypes import itemsize, nbytes
-from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value
+from tracereplay.event import Kernel, LeftOut, Named, Opaque, Value, flatten
 from tracereplay.launch.isolated.shapes import Shapes
-from tracereplay.schemas import outside_of_tensors, schema_arguments
+from tracereplay.schemas import outside_of_tensors
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -111,19 +111,13 @@ def _base(name: str) -> str:
 
 
 def _shapes(kernel: Kernel, shapes: Shapes | None) -> str | None:
-    return None if shapes is None else shapes.wrong(named_arguments(kernel))
-
-
-def named_arguments(kernel: Kernel) -> dict[str, Argument]:
-    """The arguments by the schema's names."""
-    names = [argument.name for argument in schema_arguments(kernel.schema)]
-    return {**dict(zip(names, kernel.arguments, strict=False)), **kernel.keywords}
+    return None if shapes is None else shapes.wrong(kernel.by_name())
 
 
 def _arguments(kernel: Kernel) -> str | None:
     """What is wrong with the recorded arguments, if anything."""
     total = 0
-    for argument in _flat((*kernel.arguments, *kernel.keywords.values())):
+    for argument in flatten(kernel.given):
         if isinstance(argument, LeftOut):
             return f"{argument.reason} was not recorded"
         if isinstance(argument, Opaque) and argument.kind not in KINDS:
@@ -145,20 +139,12 @@ def _span(tensor: Value | Named) -> int:
     return (tensor.start + last + 1) * itemsize(tensor.dtype)
 
 
-def _flat(arguments: Argument) -> Iterator[Argument]:
-    if isinstance(arguments, tuple):
-        for argument in arguments:
-            yield from _flat(argument)
-    else:
-        yield arguments
-
-
 def _asked(kernel: Kernel) -> int:
     """Bytes that its largest list of whole numbers would take as sizes, and its largest number as a length."""
-    everything = (*kernel.arguments, *kernel.keywords.values())
+    everything = kernel.given
     lists = [[n for n in a if type(n) is int] for a in everything if isinstance(a, tuple)]
     largest: float = max((math.prod(max(abs(n), 1) for n in numbers) for numbers in lists), default=0)
     if re.sub(r"_$", "", _base(kernel.name).split(".")[1]) in _LENGTHS:
-        numbers = [n for a in everything for n in _flat(a) if isinstance(n, int | float) and n == n]
+        numbers = [n for a in everything for n in flatten([a]) if isinstance(n, int | float) and n == n]
         largest = max([largest, *map(abs, numbers)])
     return int(min(largest, MAX_BYTES)) * _WIDEST

@@ -103,7 +103,7 @@ class _Script:
         self.inputs: dict[str, TensorBytes] = {}
         self.tensors: list[str] = []
         self._constants = constants
-        self._memories = Memories([*kernel.arguments, *kernel.keywords.values()])
+        self._memories = Memories(kernel.given)
         names = [_variable(a.name) for a in schema_arguments(kernel.schema)]
         for index, argument in enumerate(kernel.arguments):
             self.call.append(self._argument(names[index] if index < len(names) else f"argument_{index}", argument))

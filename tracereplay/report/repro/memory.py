@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from tracereplay.dtypes import itemsize
-from tracereplay.event import Argument, Value
+from tracereplay.event import Argument, Value, flatten
 from tracereplay.trace import TensorBytes
 
 __all__ = ["Memories", "row_major"]
@@ -23,7 +23,7 @@ class Memories:
 
     def __init__(self, arguments: Sequence[Argument]) -> None:
         groups: dict[tuple[int, str], list[Value]] = {}
-        for value in _values(arguments):
+        for value in [a for a in flatten(arguments) if isinstance(a, Value)]:
             groups.setdefault((value.storage, value.dtype), []).append(value)
         self._shared = {
             key: values
@@ -63,14 +63,6 @@ def _memory(values: Sequence[Value], start: int) -> TensorBytes:
             there = np.lib.stride_tricks.as_strided(words[value.start - start :], value.shape, strides)
             there[...] = np.frombuffer(value.load(), words.dtype).reshape(value.shape)
     return TensorBytes(dtype, (size,), (1,), words.tobytes())
-
-
-def _values(arguments: Sequence[Argument]) -> Iterator[Value]:
-    for argument in arguments:
-        if isinstance(argument, Value):
-            yield argument
-        elif isinstance(argument, tuple):
-            yield from _values(argument)
 
 
 def _extent(value: Value) -> int:
