@@ -115,6 +115,17 @@ def test_v1s_kernels_give_what_they_gave(kernels_v1: Trace, tmp_path: Path) -> N
     assert "metadata" in reasons["vllm.unified_attention_with_output.default"]
 
 
+def test_arguments_that_an_older_version_lacks_are_left_out_where_they_mean_nothing(
+    kernels_v1: Trace, tmp_path: Path
+) -> None:
+    """Rotary embeddings of 0.32.0 have an offset and a direction; those of 0.18.1 have neither."""
+    selection = Selection("*rotary*", "_C.rotary_embedding")
+    out = replay_isolated(find_engine("v1-0.18"), Path(kernels_v1.path), tmp_path / "a.trace", selection=selection)
+    verdict = compare_traces(kernels_v1, out)
+    assert classes(verdict) == {"_C.rotary_embedding.default": {"identical"}}
+    assert isolated(verdict).not_replayed == ()
+
+
 def test_a_reference_is_the_call_on_float64_inputs(under_v1: Trace) -> None:
     """Checked here in numpy, for a matrix product over weights that the trace holds by name only."""
     golden = open_trace(KERNELS)

@@ -141,3 +141,4 @@ def test_a_renamed_kernel_is_known_by_its_new_name() -> None:
     old = kernel("_C_cpu.mla_decode_kvcache.default", "")
     assert changed(old).now == "_C.mla_decode_kvcache.default"
     assert changed(kernel("aten.mm.default", "")).now == "aten.mm.default"
+    assert changed(rotary()).without == {"rope_dim_offset": 0, "inverse": False}

@@ -4,7 +4,8 @@ A request is one of::
 
     {"keep": {name: tensor}}     constants of the model, for later calls; {"forget": true} lets all of them go
     {"name": "aten.mm.default", "schema": as recorded, "renamed": {old argument name: new one},
-     "arguments": [...], "keywords": {...}, "want": [numbers of the tensors wanted after the call],
+     "without": [names of arguments that may be left out], "arguments": [...], "keywords": {...},
+     "want": [numbers of the tensors wanted after the call],
      "reference": whether the same call on float64 inputs is wanted too}
 
 Arguments are plain data and tensors; a map among them is something else::
@@ -20,6 +21,7 @@ reference was wanted, ``reference`` and ``reference_written`` likewise, or ``no_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,8 @@ def run(request: Mapping[str, Any]) -> Any:
         _constants.update({name: lay_out([tensor])[0] for name, tensor in request["keep"].items()})
         return None
     op = _operator(request["name"])
-    _check_schema(op, request["schema"], request["renamed"])
+    request = _without(op, request)
+    _check_schema(op, request["schema"], request["renamed"], request.get("without", ()))
     answer = {"schema": str(op._schema), **_execute(op, request, exact=False)}
     if request.get("reference"):
         answer.update(_reference(op, request))
@@ -105,13 +108,27 @@ def _operator(name: str) -> Any:
     return getattr(packet, overload)
 
 
-def _check_schema(op: Any, recorded: str, renamed: Mapping[str, str]) -> None:
+def _without(op: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request without arguments that this kernel does not know and can do without."""
+    known = {argument.name for argument in op._schema.arguments}
+    left_out = set(request.get("without", ())) - known
+    names = [argument.name for argument in schema_arguments(request["schema"])]
+    placed = zip_longest(names[: len(request["arguments"])], request["arguments"])
+    return {
+        **request,
+        "without": sorted(left_out),
+        "arguments": [value for name, value in placed if name not in left_out],
+        "keywords": {name: value for name, value in request["keywords"].items() if name not in left_out},
+    }
+
+
+def _check_schema(op: Any, recorded: str, renamed: Mapping[str, str], without: Sequence[str]) -> None:
     """Refuses where the recorded arguments would mean something else to the candidate's kernel."""
     schema = str(op._schema)
     outside = outside_of_tensors(schema)
     if outside:
         raise NotReplayable(outside)
-    before = [renamed.get(a.name, a.name) for a in schema_arguments(recorded)]
+    before = [renamed.get(a.name, a.name) for a in schema_arguments(recorded) if a.name not in without]
     now = schema_arguments(schema)
     if [a.name for a in now[: len(before)]] != before or not all(a.default for a in now[len(before) :]):
         raise NotReplayable(f"its schema is another here: {schema}")

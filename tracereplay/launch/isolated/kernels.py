@@ -68,10 +68,13 @@ class KernelRunner:
 
     def _request(self, kernel: Kernel) -> dict[str, Any]:
         now = changed(kernel)
+        given = kernel.by_name()
         return {
             "name": now.now,
             "schema": kernel.schema,
             "renamed": dict(now.arguments),
+            # One that was not given had its default.
+            "without": [n for n, v in now.without.items() if n not in given or repr(given[n]) == repr(v)],
             "arguments": [plain_argument(a) for a in kernel.arguments],
             "keywords": {name: plain_argument(a) for name, a in kernel.keywords.items()},
             "want": sorted(kernel.written),

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -44,10 +44,12 @@ class Changed:
     Args:
         now: its name.
         arguments: new names of its arguments, by the old ones.
+        without: values with which an argument may be left out, where the candidate has none of its name.
     """
 
     now: str
     arguments: Mapping[str, str] = field(default_factory=dict)
+    without: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,18 @@ def _rules() -> _Rules:
         if space != "aten"
         for name, forms in kernels.items()
     }
-    renamed = {c["kernel"]: Changed(c.get("now", c["kernel"]), c.get("arguments", {})) for c in data["changed"]}
+    renamed = {
+        c["kernel"]: Changed(c.get("now", c["kernel"]), c.get("arguments", {}), c.get("without", {}))
+        for c in data["changed"]
+    }
     return _Rules(frozenset(f"aten.{name}" for name in allowed["aten"].split()), shaped, data["refused"], renamed)
 
 
 def changed(kernel: Kernel) -> Changed:
-    """Under which name, and with which argument names, newer versions have it."""
+    """Under which name, and with which arguments, other versions have it."""
     base = _base(kernel.name)
     found = _rules().changed.get(base, Changed(base))
-    return Changed(kernel.name.replace(base, found.now, 1), found.arguments)
+    return replace(found, now=kernel.name.replace(base, found.now, 1))
 
 
 def shapes_of(kernel: Kernel) -> Shapes | None:
