@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from tracereplay.jsondata import plain
 
-__all__ = ["CLASSES", "ErrorClass", "Metrics", "Tolerance", "Worst"]
+__all__ = ["CLASSES", "ErrorClass", "Metrics", "Tolerance", "Worst", "rounded_up"]
 
 ErrorClass: TypeAlias = Literal["identical", "rounding", "biased", "exceeds", "nonfinite", "incomparable"]
 
@@ -119,3 +120,16 @@ class Tolerance:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Tolerance:
         return cls(float(data["a"]), float(data["b"]), data["dtype"], data["source"])
+
+
+def rounded_up(value: float, digits: int = 3) -> float:
+    """The next number of that many significant digits that is not smaller; what is not finite is as it is.
+
+    Args:
+        value: at least 0.
+        digits: significant ones, in decimal.
+    """
+    if not math.isfinite(value) or value < 1e-300:  # below, a unit in the last digit is no number any more
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")

@@ -175,5 +175,5 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, message: st
 
 
 def test_a_missing_policy_file_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"There is no policy file .*; give the path of one"):
         load_policy(tmp_path / "none.toml")

@@ -60,11 +60,15 @@ def test_a_report_fits_its_terminal(verdicts: dict[str, Verdict], name: str, wid
     ("name", "begin", "contained"),
     [
         ("same", "MATCH  every operator, edge and token is within tolerance", ["176 of 176 calls compared"]),
-        ("rounding", "DIVERGED  small rounding differences add up", ["versions.toy", "2.0 → 1.0", "SiluAndMul"]),
-        ("operator", "DIVERGED  RMSNorm at model.layers.1.input_layernorm", ["would pass", "exceeds"]),
+        (
+            "rounding",
+            "DIVERGED  small rounding differences add up",
+            ["versions.toy", "2.0 → 1.0", "SiluAndMul"],
+        ),
+        ("operator", "DIVERGED  RMSNorm at model.layers.1.input_layernorm", ["would pass  a = ", "exceeds"]),
         ("edge", "DIVERGED  the edge into model.layers.1.post_attention_layernorm", ["Edges that differ"]),
         ("nan", "DIVERGED  RowParallelLinear at model.layers.1.mlp.down_proj", ["nonfinite", "3 not finite"]),
-        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["lean one way"]),
+        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["lean one way; max_ulp = "]),
         ("weights", "INCONCLUSIVE  The two engines ran other weights", ["semantic"]),
     ],
 )
@@ -132,3 +136,13 @@ def test_routers_that_send_rows_elsewhere_are_shown(verdicts: dict[str, Verdict]
     assert "model.layers.1.mlp.experts  40 rows  2 flips  3 near ties" in text
     assert "model.layers.0.mlp.experts" not in text
     assert "Routing" not in printed(verdicts["rounding"])
+
+
+def test_limits_on_tokens_and_logprobs_that_are_stated_would_pass(verdicts: dict[str, Verdict]) -> None:
+    tokens = verdicts["rounding"].tokens
+    assert tokens.logprob_max
+    line = next(line for line in printed(verdicts["rounding"], 120).splitlines() if "would pass: [tokens]" in line)
+    stated = [float(part.split()[-1]) for part in line.split("would pass:")[1].replace("=", "").split(",")]
+    assert stated[0] == tokens.differing
+    assert tokens.logprob_max <= stated[1] <= tokens.logprob_max * 1.01
+    assert "would pass: [tokens]" not in printed(verdicts["same"])

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisection import Skipped
-from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, measure_noise, rounded_up
+from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, measure_noise
 from tracereplay.calibrator.variations import Variation
 from tracereplay.comparator import Policy
 from tracereplay.comparator.policy_file import policy_text
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch import Launchable, jobs
+from tracereplay.measures import rounded_up
 from tracereplay.trace import Trace, open_trace
 
 __all__ = ["Calibration", "Run", "calibrate"]

@@ -22,9 +22,10 @@ from tracereplay.comparator.evidence import gather_evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule
 from tracereplay.errors import UsageError
+from tracereplay.measures import rounded_up
 from tracereplay.trace import Trace
 
-__all__ = ["MARGIN", "Earned", "Kind", "Noise", "bound", "earn", "measure_noise", "rounded_up"]
+__all__ = ["MARGIN", "Earned", "Kind", "Noise", "bound", "earn", "measure_noise"]
 
 SPREAD, AT_LEAST, FEW, WITHOUT_SPREAD = 4.0, 1.5, 8, 2.0
 MARGIN = (
@@ -194,11 +195,3 @@ def _of_kind(kind: Kind, sites: dict[str, list[float]], runs: int) -> list[Earne
 
 def _all(sites: Mapping[str, Sequence[float]]) -> list[float]:
     return [value for noise in sites.values() for value in noise]
-
-
-def rounded_up(value: float, digits: int = 3) -> float:
-    """The next number of that many significant digits that is not smaller."""
-    if value <= 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return float(f"{math.ceil(value / unit - 1e-9) * unit:.{digits}g}")

@@ -177,7 +177,9 @@ class _Comparison:
         known = self._compared.get((kernel.name, tolerance.dtype))
         if known is None:
             limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
-            tally = Tally(limit, self._policy.bias_max_ulp, self._policy.bias_sign_max_ulp)
+            lean = self._policy.max_lean(site.name, kernel.name, tolerance.dtype, "operator")
+            # Some kernels may have been chosen, which cannot show whether most of the engine's lean alike.
+            tally = Tally(limit, lean, max(lean, self._policy.bias_sign_max_ulp))
             known = self._compared[kernel.name, tolerance.dtype] = _Compared(
                 kernel.name, tolerance, tally, draws(kernel)
             )

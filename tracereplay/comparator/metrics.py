@@ -40,7 +40,7 @@ TOGETHER = 0.4
 TOGETHER_WIDTH = 32  # elements; fewer do not average out
 LEAN_CLIP = 2.0  # ulp
 
-# A lean counts when it is at least 0.1 ulp on average and five standard errors from zero (6e-7 by chance;
+# A lean counts when it is more than 0.1 ulp on average and five standard errors from zero (6e-7 by chance;
 # a comparison asks some thousand times).
 BIAS_ULP = 0.1
 # Along the values' signs more is honest where most operators show it (leans.py): an engine that truncates leans by
@@ -308,14 +308,14 @@ class Tally:
     def sign_lean(self) -> float:
         """The mean lean along the values' signs, in ulp; zero unless it is real and above what any tensor may."""
         _, (mean, score), rows = self.leans
-        return mean if rows >= BIAS_ROWS and score >= BIAS_Z and abs(mean) >= self.bias_limit else 0.0
+        return mean if rows >= BIAS_ROWS and score >= BIAS_Z and abs(mean) > self.bias_limit else 0.0
 
     @property
     def biased(self) -> bool:
         """Whether a lean is real, and more than it may be."""
         axis, sign, rows = self.leans
         limits = ((axis, self.bias_limit), (sign, self.sign_limit))
-        return rows >= BIAS_ROWS and any(s >= BIAS_Z and abs(mean) >= limit for (mean, s), limit in limits)
+        return rows >= BIAS_ROWS and any(s >= BIAS_Z and abs(mean) > limit for (mean, s), limit in limits)
 
     @property
     def error_class(self) -> ErrorClass:

@@ -74,6 +74,8 @@ def load_policy(path: Path) -> Policy:
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no policy file {path}; give the path of one, or none.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The policy file {path} cannot be read: {error}.") from error
     except tomllib.TOMLDecodeError as error:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from tracereplay.comparator.metrics import BIAS_ULP, SIGN_ULP
-from tracereplay.measures import ErrorClass, Metrics, Tolerance
+from tracereplay.measures import ErrorClass, Metrics, Tolerance, rounded_up
 
 __all__ = ["DEFAULTS", "Policy", "Rule", "passing_bias", "passing_tolerance", "tolerance_for", "unit_factors"]
 
@@ -132,18 +132,20 @@ def unit_factors(tolerance: Tolerance) -> tuple[float, float]:
 
 
 def passing_tolerance(tolerance: Tolerance, error_class: ErrorClass, metrics: Metrics) -> Tolerance:
-    """The smallest multiple of a tolerance, never below itself, that would have passed what was measured.
+    """The smallest multiple of a tolerance that would have passed what was measured, to three digits, rounded up.
 
-    The factors are infinite where none would: for a NaN, for an integer, or for a lean.
+    Rounded up, so that the number that a report shows passes. The factors are infinite where none would: for a
+    NaN, for an integer, or for a lean.
     """
     a, b = unit_factors(tolerance)
     factor = float("inf") if error_class in ("nonfinite", "biased") else metrics.allowance_ratio
-    return Tolerance(a * factor if a else 0.0, b * factor if b else 0.0, tolerance.dtype, "passing")
+    times_a, times_b = (rounded_up(f * factor) if f else 0.0 for f in (a, b))
+    return Tolerance(times_a, times_b, tolerance.dtype, "passing")
 
 
 def passing_bias(error_class: ErrorClass, metrics: Metrics) -> float | None:
-    """The limit on leans, in ulp, that would have passed what leans; None for what does not."""
-    return abs(metrics.bias_ulp) if error_class == "biased" else None
+    """The limit on leans, in ulp, that would have passed what leans, rounded up; None for what does not."""
+    return rounded_up(abs(metrics.bias_ulp)) if error_class == "biased" else None
 
 
 def _or(value: float | None, default: float) -> float:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.measures import rounded_up
 from tracereplay.report import bisection, inside, isolated, oracle, rollout
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
@@ -30,6 +31,8 @@ __all__ = ["render"]
 
 # Rows of each list; the whole report stays under 50 lines.
 SETTINGS, OPERATORS, EDGES, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 3, 4, 3, 4
+
+TIMES = "; 0.5x: half the tolerance would pass"  # what the column of errors says
 
 
 def render(verdict: Verdict, console: Console, *, everything: bool = False) -> None:
@@ -104,7 +107,7 @@ def _end(value: object, width: int) -> str:
 def _tokens(tokens: TokenFinding, console: Console) -> None:
     if not tokens.compared and tokens.logprob_max is None:
         return
-    section(console, "Tokens")
+    section(console, "Tokens", _limits(tokens))
     first = tokens.first_divergence
     words = f"{tokens.compared} greedy tokens compared, "
     words += f"{tokens.differing} differ" if tokens.differing else "all the same"
@@ -117,6 +120,14 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
         same = "logprobs of golden tokens are the same"
         words = f"logprobs of golden tokens differ by {most} at most, {mean} on average"
         indented(console, words if tokens.logprob_max else same)
+
+
+def _limits(tokens: TokenFinding) -> str:
+    """The limits of a policy that would have passed; nothing where all is the same."""
+    if not (tokens.differing or tokens.logprob_max):
+        return ""
+    drift = number(rounded_up(tokens.logprob_max or 0.0))
+    return f"  would pass: [tokens] differing = {tokens.differing}, [logprobs] max_abs = {drift}"
 
 
 def _divergence(verdict: Verdict, first: Divergence, console: Console) -> None:
@@ -176,7 +187,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
         kinds.setdefault(finding.site if everything else finding.operator, []).append(finding)
     differ = [found for found in kinds.values() if everything or found[0].error_class != "identical"]
     inputs = _INPUTS.get(verdict.mode, "with what they inherited")
-    section(console, "Operators", f"  {inputs}, worst first")
+    section(console, "Operators", f"  {inputs}, worst first{TIMES if differ else ''}")
     if differ:
         table = _measures(console, "operator", "differ")
         for found in differ if everything else differ[:OPERATORS]:
