@@ -51,6 +51,10 @@ def calibrate_(
         Path | None,
         typer.Option("-o", "--out", metavar="POLICY.toml", help="Where the policy goes.", show_default="stdout"),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the runs' traces there, for compare.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a policy that is there.")] = False,
     log: Log = None,
 ) -> None:
@@ -70,9 +74,10 @@ def calibrate_(
     variations += [_also(text) for text in also]
     if not variations:
         raise UsageError(f"Nothing is varied; give --also, or some of {', '.join(NAMES)} to --vary.")
+    _make_room(keep)
     with progress(f"Calibrating {known.name}") as report:
         found = calibrate(
-            known, golden, variations, runs=runs, settings=given, model=model, log=log, report=report
+            known, golden, variations, runs=runs, settings=given, model=model, log=log, keep=keep, report=report
         )
     if out is None:
         typer.echo(found.text, nl=False)
@@ -99,3 +104,15 @@ def _check_out(out: Path | None, force: bool) -> None:
     check_file("--out", out)
     if out.exists() and not force:
         raise UsageError(f"There is a file at {out} already; give another path, or --force to replace it.")
+
+
+def _make_room(folder: Path | None) -> None:
+    """Makes the directory; runs are not mixed with what is there."""
+    if folder is None:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--keep {folder} is not an empty directory; give another path.")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--keep {folder} cannot be made: {error.strerror}.") from error

@@ -35,6 +35,8 @@ def test_prompts_are_cut_or_whole() -> None:
     assert named_variation("chunks", golden(max_num_seqs=256)).settings["max_num_seqs"] == 15
     whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 512}
     assert named_variation("chunks", golden(max_num_batched_tokens=16, max_model_len=512)).settings == whole
+    unset = named_variation("chunks", golden(max_num_batched_tokens=None, max_num_seqs=None))
+    assert unset.settings["max_num_batched_tokens"] == 15
 
 
 def test_a_variation_keeps_all_else_of_the_engine() -> None:

@@ -34,10 +34,11 @@ def test_a_noisy_engine_passes_its_own_policy_and_a_fault_does_not(
     tracereplay: Program, golden: Path, tmp_path: Path
 ) -> None:
     out, words = tmp_path / "policy.toml", (golden, "--engine", "toy", "--set", NOISY)
+    kept = tmp_path / "kept"
     diverged = tracereplay("replay", *words)
     assert (diverged.code, "exceeds" in diverged.out) == (1, True)
 
-    ended = tracereplay("calibrate", *words, "--vary", "repeat", "--runs", 3, "-o", out)
+    ended = tracereplay("calibrate", *words, "--vary", "repeat", "--runs", 3, "-o", out, "--keep", kept)
     assert ended.code == 0, ended.err
     assert "above the default: " in ended.out
     policy = load_policy(out)
@@ -50,6 +51,12 @@ def test_a_noisy_engine_passes_its_own_policy_and_a_fault_does_not(
     policy_file = write(tmp_path / "mine.toml", "[tokens]\ndiffering = 9\n" + out.read_text())
     again = tracereplay("replay", *words, "--policy", policy_file)
     assert again.code == 0, again.out
+    runs = sorted(kept.iterdir())
+    assert [run.name for run in runs] == [f"{i}-repeat.trace" for i in (1, 2, 3)]
+    assert tracereplay("compare", golden, runs[0]).code == 1
+    assert tracereplay("compare", golden, runs[0], "--policy", policy_file).code == 0
+    refused = tracereplay("calibrate", *words, "--keep", kept)
+    assert (refused.code, "is not an empty directory" in refused.err) == (2, True)
     faulty = tracereplay(
         "replay", golden, "--engine", "toy", "--set", f"{NOISY}", "--set", "flaw=model.norm:coarse", "--policy",
         policy_file,
@@ -92,6 +99,7 @@ def test_another_engine_and_variables_can_be_varied(tracereplay: Program, golden
         (("--also", "engine=gremlin"), "no engine named 'gremlin'"),
         (("--vary", "", "--also", "dies=loading"), "No run could be made. also: toy dies=loading: "),
         (("-o", "policy.toml/x"), "cannot be written"),
+        (("--keep", "no/such/place"), "cannot be made"),
     ],
 )
 def test_a_mistake_is_a_sentence(tracereplay: Program, golden: Path, words: tuple[str, ...], message: str) -> None:

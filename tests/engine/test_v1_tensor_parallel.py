@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import pytest
 from engine_support import Engines, Running
 
-from tracereplay.comparator import Policy
+from tracereplay.calibrator.noise import earn, measure_noise
+from tracereplay.comparator import Policy, compare_traces
+from tracereplay.comparator.tolerance import DEFAULTS
 from tracereplay.trace import Trace
 from tracereplay.workload import Workload
 
@@ -29,13 +31,18 @@ def by_class(verdict: Mapping[str, object]) -> dict[str, set[str]]:
 
 
 def test_one_rank_to_two_blames_only_what_is_summed_over_ranks(golden_v1: Trace, two: Running) -> None:
-    verdict = two.verdict(golden_v1).as_dict()
+    candidate = two.replay(golden_v1)
+    verdict = compare_traces(golden_v1, candidate).as_dict()
     found = by_class(verdict)
     assert verdict["first_divergence"] is None
     for exact in ("QKVParallelLinear", "MergedColumnParallelLinear", "Attention", "RMSNorm", "SiluAndMul"):
         assert found[exact] == {"identical"}
     assert found["RowParallelLinear"] == {"rounding"}
     assert {e["class"] for e in verdict["edges"]} == {"identical"}
+    # as noise, which a calibration would measure, it is below the default
+    earned = earn([measure_noise(golden_v1, candidate)])
+    assert [(e.kind.operator, e.factors) for e in earned] == [("RowParallelLinear", DEFAULTS["bfloat16"])]
+    assert 0.1 < earned[0].noise < 1
 
 
 def test_what_is_summed_over_ranks_explains_all_of_it(golden_v1: Trace, two: Running) -> None:

@@ -6,9 +6,10 @@ variations ──replay──▶ traces ──measure_noise──▶ Noise ... �
 from __future__ import annotations
 
 import datetime
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -93,7 +94,7 @@ class Calibration:
 def calibrate(
     engine: Launchable, golden: Path, variations: Sequence[Variation], *, runs: int = 1,
     settings: Mapping[str, Any] | None = None, model: Path | None = None, log: Path | None = None,
-    report: Report = lambda line: None,
+    keep: Path | None = None, report: Report = lambda line: None,
 ) -> Calibration:  # fmt: skip
     """Replays ``golden`` under each variation and earns tolerances from how much that changes.
 
@@ -105,6 +106,7 @@ def calibrate(
         settings: engine arguments of all runs, laid over those of the golden workload.
         model: checkpoint, where it is not where it was recorded.
         log: file for what the engines print; one run replaces the other's.
+        keep: an empty directory for the runs' traces, ``1-batch.trace`` and so on; None for not keeping them.
         report: is told what is being done.
 
     Raises:
@@ -120,8 +122,16 @@ def calibrate(
             if name in {s.name for s in skipped}:
                 continue
             report(f"Run {len(made) + 1}, {name}")
+            path = None if keep is None else keep / f"{len(made) + 1}-{variation.name}.trace"
+            given = {**(settings or {}), **variation.settings}
             try:
-                noise = _run(variation, engine, source, golden, {**(settings or {})}, model, log, report)
+                with _room(path) as out:
+                    started = variation.applied(engine)
+                    jobs.replay(started, golden, out, settings=given, model=model, log=log, report=report)
+                    report("Comparing")
+                    with closing(open_trace(out)) as candidate:
+                        candidate.offer_base(source)
+                        noise = measure_noise(source, candidate)
             except TracereplayError as error:
                 report(f"Skipped: {error.brief}")
                 skipped.append(Skipped(name, error.brief))
@@ -132,18 +142,16 @@ def calibrate(
         return _calibration(golden, source, made, skipped)
 
 
-def _run(
-    variation: Variation, engine: Launchable, source: Trace, golden: Path, settings: Mapping[str, Any],
-    model: Path | None, log: Path | None, report: Report,
-) -> Noise:  # fmt: skip
+@contextmanager
+def _room(path: Path | None) -> Iterator[Path]:
+    """Where a run's trace goes; without ``path`` it is removed again, and with one if the run fails."""
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
-        path = Path(folder) / "run.trace"
-        given = {**settings, **variation.settings}
-        jobs.replay(variation.applied(engine), golden, path, settings=given, model=model, log=log, report=report)
-        report("Comparing")
-        with closing(open_trace(path)) as candidate:
-            candidate.offer_base(source)
-            return measure_noise(source, candidate)
+        try:
+            yield path or Path(folder) / "run.trace"
+        except BaseException:
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def _calibration(golden: Path, source: Trace, made: Sequence[Run], skipped: Sequence[Skipped]) -> Calibration:

@@ -100,8 +100,9 @@ def named_variation(name: str, run: Mapping[str, Any]) -> Variation:
 
 
 def _resolved(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Golden's engine arguments that are known; an engine may say of one that it has none."""
     settings: Mapping[str, Any] = run.get("engine", {}).get("settings") or {}
-    return settings
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _prompts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -47,6 +47,9 @@ else:
 __all__ = ["load_policy", "policy_text"]
 
 _NUMBER = (int, float)
+_KINDS: Mapping[Any, str] = {
+    str: "text, in quotes", int: "a whole number", bool: "true or false", list: "a list", _NUMBER: "a number",
+}  # fmt: skip
 _TABLES: Mapping[str, Mapping[str, Any]] = {
     "tokens": {"differing": int},
     "logprobs": {"max_abs": _NUMBER},
@@ -148,7 +151,7 @@ def _checked(data: Any, known: Mapping[str, Any], where: _Where, table: str, nth
             raise UsageError(f"The key {key!r} in {line} is unknown; {table} knows {sorted(known)}.")
         kind = known[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"The value of {key!r} in {line} is {value!r}, which is not of the right type.")
+            raise UsageError(f"The value of {key!r} in {line} is {value!r}; it must be {_KINDS[kind]}.")
         if isinstance(value, _NUMBER) and not 0 <= value < float("inf"):
             raise UsageError(f"The value of {key!r} in {line} is {value!r}; it must be a number of at least 0.")
     return dict(data)

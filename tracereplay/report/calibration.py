@@ -61,4 +61,5 @@ def _warnings(found: Calibration, console: Console) -> None:
     beyond = [earned.kind.operator for earned in found.earned if earned.noise > 1]
     if beyond:
         names = ", ".join(dict.fromkeys(map(clean, beyond)))
-        indented(console, f"above the default: {names}. Is that noise? Compare such a run before you trust this.")
+        words = "Is that noise? Compare such a run (--keep DIR) before you trust this."
+        indented(console, f"above the default: {names}. {words}")

@@ -72,7 +72,8 @@ class Values:
         if tolerance is None:
             return None
         limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
-        tally = Tally(limit, self.policy.bias_max_ulp, self.policy.bias_sign_max_ulp)
+        lean = self.policy.max_lean(self.site, kernel, dtype, "operator")
+        tally = Tally(limit, lean, max(lean, self.policy.bias_sign_max_ulp))
         rows = len(self.keys)
         compare_rows(
             tally, self._rows(mine, self.golden, 0), self._rows(theirs, self.candidate, 1),
