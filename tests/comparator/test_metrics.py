@@ -103,6 +103,17 @@ def test_a_scale_of_2_in_1000_is_biased_and_within_tolerance(dtype: str, rows: i
         assert (result.error_class, result.ratio < 1) == ("biased", True)
 
 
+@pytest.mark.parametrize(("factor", "lean", "expected"), [(1.002, 0.024, "rounding"), (1.003, 0.6, "biased")])
+def test_a_scale_of_what_was_rounded_already_is_mostly_taken_back(
+    factor: float, lean: float, expected: str
+) -> None:
+    golden, _, _ = scaled(np.random.default_rng(0), 64, 512, 1.0, "bfloat16")
+    exact = golden.astype(np.float64)
+    result = tally(pair(exact, exact * factor, "bfloat16"))
+    assert result.error_class == expected
+    assert result.bias[0] == pytest.approx(lean, rel=0.2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @quick
 @given(seed=seeds, width=st.sampled_from([128, 1024]))
