@@ -48,6 +48,16 @@ def test_a_variation_keeps_all_else_of_the_engine() -> None:
     assert varied.words(ENGINE) == "also: v0 max_num_seqs=1 A=b"
 
 
+def test_what_would_vary_nothing_is_refused_with_the_reason() -> None:
+    single = golden()
+    single["workload"]["prompts"] = [{"prompt_token_ids": [1, 2]}]
+    with pytest.raises(UsageError, match="Golden has 1 prompt; batches"):
+        named_variation("batch", single).applied(ENGINE)
+    with pytest.raises(UsageError, match="longest prompt has 2 tokens"):
+        named_variation("chunks", single).applied(ENGINE)
+    assert not named_variation("threads", single).idle
+
+
 def test_a_variable_of_the_shell_cannot_be_varied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with pytest.raises(UsageError, match="OMP_NUM_THREADS is set in the shell"):

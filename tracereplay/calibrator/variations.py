@@ -24,12 +24,14 @@ class Variation:
         settings: engine arguments, laid over golden's.
         env: environment variables of the engine's process, over the engine's own.
         engine: another engine than the one that is calibrated, or None.
+        idle: why it would vary nothing of what golden has; empty where it does.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     engine: Launchable | None = None
+    idle: str = ""
 
     def words(self, engine: Launchable) -> str:
         """The variation in one line, where ``engine`` is the one that is calibrated."""
@@ -40,8 +42,10 @@ class Variation:
         """What to start.
 
         Raises:
-            UsageError: a variable is set in the shell, whose value an engine keeps.
+            UsageError: it would vary nothing, or a variable is set in the shell, whose value an engine keeps.
         """
+        if self.idle:
+            raise UsageError(self.idle)
         chosen = self.engine or engine
         for name in self.env:
             if name in os.environ:
@@ -55,8 +59,9 @@ def _repeat(run: Mapping[str, Any]) -> Variation:
 
 def _batch(run: Mapping[str, Any]) -> Variation:
     """Each request in a batch of its own; where golden's were, all together."""
-    alone = _resolved(run).get("max_num_seqs") == 1
-    return Variation("batch", {"max_num_seqs": len(_prompts(run)) if alone else 1})
+    alone, count = _resolved(run).get("max_num_seqs") == 1, len(_prompts(run))
+    idle = "" if count > 1 else f"Golden has {count} prompt; batches are composed otherwise from two on."
+    return Variation("batch", {"max_num_seqs": count if alone else 1}, idle=idle)
 
 
 def _threads(run: Mapping[str, Any]) -> Variation:
@@ -72,9 +77,12 @@ def _chunks(run: Mapping[str, Any]) -> Variation:
         whole = resolved.get("max_model_len", longest)
         return Variation("chunks", {"enable_chunked_prefill": False, "max_num_batched_tokens": whole})
     budget = max(longest // 2, 2)
+    idle = "" if longest > budget else f"Golden's longest prompt has {longest} tokens, which is not cut in chunks."
     fewer = min(resolved.get("max_num_seqs", budget), budget)  # a batch has at least a token of each request
     return Variation(
-        "chunks", {"enable_chunked_prefill": True, "max_num_batched_tokens": budget, "max_num_seqs": fewer}
+        "chunks",
+        {"enable_chunked_prefill": True, "max_num_batched_tokens": budget, "max_num_seqs": fewer},
+        idle=idle,
     )
 
 
