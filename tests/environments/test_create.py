@@ -39,9 +39,12 @@ create.create_engine(name, [requirement], uv=uv, report=lambda line: print(line,
 
 
 def start(uv: FakeUv, name: str = "e", die_at: str = "") -> subprocess.Popen[str]:
-    """A creation in a process of its own."""
+    """A creation in a process of its own, which hears of Ctrl-C even where the tests run in the background."""
     command = [sys.executable, "-c", CREATE, str(uv.path), name, "thing==1", die_at]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
