@@ -30,6 +30,7 @@ LAYERS = (
     ("replayer", "recorder"),
     ("engines",),
     ("hooks", "trace"),
+    ("device",),
     ("storage",),
     ("workload", "event", "verdict"),
     ("rollout", "bisection", "inside", "isolated", "oracle"),
@@ -41,6 +42,7 @@ LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 ENGINE_SIDE = (
     "hooks",
     "trace",
+    "device",
     "storage",
     "recorder",
     "replayer",

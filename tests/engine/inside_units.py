@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
+from tracereplay.device import Cpu
 from tracereplay.engines.numbering import Numbering
 from tracereplay.engines.operators import layouts
 from tracereplay.engines.selection import Selection
@@ -50,7 +51,7 @@ def _tables(values, dtype, own=False):
     writer.step(0, rows, [PendingCall(site.slot, 0, rows, rows, {}, {0: kept})], [], [])
     writer.close({})
     directory.complete()
-    return RowTables(open_trace(path), name, {}, [site], 0, 1, torch.device("cpu"), own=own)
+    return RowTables(open_trace(path), name, {}, [site], 0, 1, Cpu(), own=own)
 
 
 def _without_error(actual, injected, golden, selection, dtype=torch.bfloat16, places=None):
@@ -152,7 +153,7 @@ def _recording(module, **options):
     """A session that has begun to record ``module``, and its segment."""
     slot = slot_of("site")
     tap(module, slot)
-    session = Session(0, torch.device("cpu"))
+    session = Session(0, Cpu())
     session.sites = [Site("site", type(module).__name__, slot)]
     listen(session)
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"

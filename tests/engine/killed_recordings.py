@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from tracereplay.device import Cpu
 from tracereplay.event import Site, Step, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.session import Session
@@ -61,7 +62,7 @@ def record(path: Path, seed: int, out: int) -> None:
     parent, slot = os.getppid(), slot_of("site")
     module = Double()
     tap(module, slot)
-    session = Session(0, torch.device("cpu"))
+    session = Session(0, Cpu())
     session.sites = [Site("site", "Double", slot, ("x",))]
     listen(session)
     try:

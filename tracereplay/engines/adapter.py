@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tracereplay.device import Device
 from tracereplay.engines.numbering import Numbering
 from tracereplay.engines.operators import tap_operators
 from tracereplay.event import Request, RowKey, RowMap, Site
@@ -28,6 +29,7 @@ class Recorder(Protocol):
     """What an adapter tells of the engine's steps (`recorder.session.Session`)."""
 
     sites: list[Site]
+    device: Device
 
     @property
     def recording(self) -> bool: ...
@@ -121,7 +123,9 @@ class Adapter:
         if not self.forced or not self.recorder.recording:
             return chosen
         tokens = [self.forced.get(key, -1) for key in keys]
-        wanted = torch.tensor(tokens, dtype=chosen.dtype, device=chosen.device)
+        wanted = torch.tensor(tokens, dtype=chosen.dtype)
+        if chosen.device.type != "cpu":
+            wanted = self.recorder.device.upload(wanted)
         return torch.where(wanted >= 0, wanted, chosen)
 
     def report_sampler(

@@ -149,10 +149,14 @@ class V1Adapter(Adapter):
         return output
 
     def _report(self, output: Any, choice: torch.Tensor) -> None:
-        kept = np.flatnonzero(~self._discarded)
-        at = torch.from_numpy(kept).to(choice.device)
         tensors = output.logprobs_tensors
         tokens = output.sampled_token_ids.view(-1).to(torch.int64)
-        logprobs = None if tensors is None else tensors.logprobs[:, 0].to(torch.float32)[at]
-        keys = [self._keys[i] for i in kept]
-        self.report_sampler(self._last_rows[kept], keys, tokens[at], choice[at], logprobs)
+        logprobs = None if tensors is None else tensors.logprobs[:, 0].to(torch.float32)
+        rows, keys = self._last_rows, self._keys
+        if self._discarded.any():
+            kept = np.flatnonzero(~self._discarded)
+            at = self.recorder.device.upload(torch.from_numpy(kept))
+            tokens, choice = tokens[at], choice[at]
+            logprobs = None if logprobs is None else logprobs[at]
+            rows, keys = rows[kept], [keys[i] for i in kept]
+        self.report_sampler(rows, keys, tokens, choice, logprobs)

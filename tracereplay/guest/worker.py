@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tracereplay.device import device_of
 from tracereplay.engines.adapter import Adapter, wrap_method
 from tracereplay.engines.choose import adapt
 from tracereplay.engines.describe import describe
@@ -65,7 +66,7 @@ class GuestWorker:
         """Taps the model; whatever goes wrong is kept to be told, and the engine starts as usual."""
         worker = self._worker
         try:
-            session = Session(worker.rank, worker.model_runner.device)
+            session = Session(worker.rank, device_of(worker.model_runner.device))
             self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
             _watch_weights(self._adapter.model(), session)
             self._session = session
@@ -177,7 +178,7 @@ class GuestWorker:
     ) -> RowTables:
         assert self._session is not None
         sites, rank = self._session.sites, self._session.rank
-        return RowTables(trace, name, tokens, sites, rank, self._world(), self._device(), own=own)
+        return RowTables(trace, name, tokens, sites, rank, self._world(), self._session.device, own=own)
 
     def _do_end(self) -> dict[str, Any]:
         return {} if self._session is None else self._session.end_pass()
@@ -189,9 +190,6 @@ class GuestWorker:
 
     def _world(self) -> int:
         return int(self._worker.vllm_config.parallel_config.tensor_parallel_size)
-
-    def _device(self) -> Any:
-        return self._worker.model_runner.device
 
 
 def _watch_weights(model: Any, session: Session) -> None:

@@ -1,7 +1,9 @@
 """Memory for one step's copies, shared with the writer process.
 
-Copies go to an arena (page-locked on CUDA, so that they run beside the computation); at the end of a step the
-arena is handed over by its number, and another one is taken. Its pages are allocated once.
+On the CPU tensors are copied straight into an arena. On a device that computes beside the host they are copied into
+a staging area there, one after the other, and the area's used part goes to the arena in one copy at the end of the
+step. Offsets in the area are offsets in the arena. At the end of a step the arena is handed over by its number, and
+another one is taken. Its pages are allocated once.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import mmap
 import os
 from itertools import accumulate
 from operator import mul
-from typing import Any
 
 import torch
 
-__all__ = ["Arena"]
+from tracereplay.device import DONE, Device, Mark
+
+__all__ = ["Arena", "Staging"]
 
 _ALIGN = 64
 _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
@@ -23,6 +26,40 @@ _memmove = ctypes.memmove
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 SIZE = 32 << 20  # bytes of a new arena; pages that are not touched take no memory
+AREAS = 2  # one is filled while the other is on its way to the host
+
+
+class _Area:
+    """Bytes of the device's memory."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.memory = memory
+        self.views = {torch.uint8: memory}
+        self.mark: Mark = DONE  # of the last copy out of it
+
+
+class Staging:
+    """The staging areas of one recording, taken in turn.
+
+    Args:
+        device: where they lie.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._areas: list[_Area] = []
+        self._turn = 0
+
+    def take(self, size: int) -> _Area:
+        """An area of at least ``size`` bytes. What is copied to it waits, on the device, for what still leaves it."""
+        turn, self._turn = self._turn, (self._turn + 1) % AREAS
+        if turn == len(self._areas):
+            self._areas.append(_Area(self._device.area(size)))
+        area = self._areas[turn]
+        if area.memory.numel() < size:
+            area = self._areas[turn] = _Area(self._device.area(size))
+        self._device.hold(area.mark)
+        return area
 
 
 class Arena:
@@ -30,15 +67,27 @@ class Arena:
 
     Args:
         number: by which the writer knows it.
-        stream: the CUDA stream on which copies run; None on the CPU.
+        device: where the tensors come from.
+        staging: its areas; None where tensors are copied straight from the device.
     """
 
-    def __init__(self, number: int, stream: torch.cuda.Stream | None) -> None:
+    def __init__(self, number: int, device: Device, staging: Staging | None) -> None:
         self.number = number
         self.fd = os.memfd_create(f"tracereplay-{number}", os.MFD_CLOEXEC)
         self.size = self.used = self._address = 0
-        self._stream = stream
+        self.trouble: str | None = None
+        self._device = device
+        self._staging = staging
+        self._area: _Area | None = None
+        self._mark: Mark = DONE
         self._map(SIZE)
+
+    def begin(self) -> None:
+        """It is filled anew."""
+        self.used = 0
+        self._mark = DONE
+        if self._staging is not None:
+            self._area = self._staging.take(self.size)
 
     def fits(self, size: int) -> bool:
         """Whether ``size`` more bytes have room."""
@@ -47,10 +96,12 @@ class Arena:
     def grow(self, size: int) -> None:
         """Makes room for ``size`` bytes; only while the arena is empty."""
         if size > self.size:
+            self._unmap()
             self._map(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+            self.begin()
 
     def copy(self, x: torch.Tensor, size: int) -> int:
-        """Copies ``x`` contiguously and returns where its bytes begin. On CUDA they are there once the stream is.
+        """Copies ``x`` contiguously and returns where its bytes will begin; they are there after `flush`.
 
         Args:
             x: any tensor; ``size`` bytes must fit.
@@ -58,56 +109,83 @@ class Arena:
         """
         offset = self.used
         self.used = offset + (size + _ALIGN - 1 & -_ALIGN)
-        if self._stream is not None and x.is_cuda and size:
-            self._copy_aside(x, offset, size)
+        area = self._area
+        if area is not None:
+            if size:
+                _target(area.views, x, offset).copy_(x)
         elif _plain(x):
             _memmove(self._address + offset, x.data_ptr(), size)
         else:
-            self._target(x, offset, size).copy_(x)
+            _target(self._views, x, offset).copy_(x)
         return offset
 
     def holds(self, x: torch.Tensor, offset: int, size: int) -> bool:
-        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: it is not known)."""
-        return self._stream is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
+        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: it is not known).
 
-    def bytes(self, offset: int, size: int) -> memoryview:
-        """What was copied."""
+        Never waits for a device.
+        """
+        return self._area is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
+
+    def changed(self, x: torch.Tensor, offset: int, size: int) -> bool:
+        """Whether ``x``, copied to ``offset`` since `begin`, has other bytes now. Waits for the device."""
+        if self._area is not None:
+            now = x.detach().contiguous().flatten().view(torch.uint8)
+            return not torch.equal(now, self._area.memory[offset : offset + size].to(now.device))
+        now = x.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return memoryview(now.numpy()) != self._bytes(offset, size)
+
+    def differ(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
+        """Whether two pieces (offset and size), copied since `begin`, have other bytes. Waits for the device."""
+        if self._area is not None:
+            first, second = (self._area.memory[offset : offset + size] for offset, size in (one, other))
+            return not torch.equal(first, second)
+        return self._bytes(*one) != self._bytes(*other)
+
+    def flush(self) -> None:
+        """All that shall be copied is; it may be on its way still (`arrived`)."""
+        area, self._area = self._area, None
+        if area is not None and self.used:
+            self._mark = area.mark = self._device.copy_out(area.memory[: self.used], self._tensor[: self.used])
+
+    def arrived(self) -> bool:
+        """Whether the bytes are there."""
+        return self._mark.reached()
+
+    def wait(self) -> None:
+        """Waits until the bytes are there."""
+        self._mark.wait()
+
+    def close(self) -> None:
+        """The memory is given back; the writer may have its own hold of it."""
+        self.wait()
+        self._unmap()
+        os.close(self.fd)
+
+    def _bytes(self, offset: int, size: int) -> memoryview:
         return memoryview(self._memory)[offset : offset + size]
 
-    def _copy_aside(self, x: torch.Tensor, offset: int, size: int) -> None:
-        """Copies on the side stream, from a clone: the engine may write ``x`` again before the copy has run."""
-        assert self._stream is not None
-        clone = x.clone(memory_format=torch.contiguous_format)
-        self._stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(self._stream):
-            self._target(clone, offset, size).copy_(clone, non_blocking=True)
-        clone.record_stream(self._stream)
-
-    def _target(self, x: torch.Tensor, offset: int, size: int) -> torch.Tensor:
-        typed = self._typed.get(x.dtype)
-        if typed is None:
-            typed = self._typed[x.dtype] = self._tensor.view(x.dtype)
-        strides = tuple(accumulate(reversed(x.shape[1:]), mul, initial=1))[::-1]
-        return typed.as_strided(x.shape, strides, offset // x.element_size())
+    def _unmap(self) -> None:
+        self._device.unlock(self._address)
 
     def _map(self, size: int) -> None:
-        if self._stream is not None and self.size:
-            _runtime().cudaHostUnregister(self._address)
         os.ftruncate(self.fd, size)
         self._memory = mmap.mmap(self.fd, size)
         self._tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._typed: dict[torch.dtype, torch.Tensor] = {}
+        self._views = {torch.uint8: self._tensor}
         self._address = self._tensor.data_ptr()
         self.size = size
-        if self._stream is not None:
-            # Where it cannot be page-locked, copies are slower and right all the same.
-            _runtime().cudaHostRegister(self._address, size, 0)
+        self.trouble = self._device.lock(self._address, size)
+
+
+def _target(views: dict[torch.dtype, torch.Tensor], x: torch.Tensor, offset: int) -> torch.Tensor:
+    """Memory at ``offset`` in the shape of ``x``, contiguous."""
+    typed = views.get(x.dtype)
+    if typed is None:
+        typed = views[x.dtype] = views[torch.uint8].view(x.dtype)
+    strides = tuple(accumulate(reversed(x.shape[1:]), mul, initial=1))[::-1] if x.shape else ()
+    return typed.as_strided(x.shape, strides, offset // x.element_size())
 
 
 def _plain(x: torch.Tensor) -> bool:
     """Whether the memory of ``x`` holds its elements one after the other, as they are."""
     return x.is_contiguous() and not x.is_neg() and (x.dtype not in _COMPLEX or not x.is_conj())
-
-
-def _runtime() -> Any:
-    return torch.cuda.cudart()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +21,10 @@ from typing import Any, Protocol
 
 import torch
 
+from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
+from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.idle import IdleThread
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
@@ -76,19 +80,14 @@ class Options:
         return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
 
 
-def _changed(before: Mapping[int, memoryview], taken: Sequence[Any], outputs: Sequence[Any]) -> set[int]:
-    """Indices of inputs whose bytes are no longer those ``before`` the call, and that no output shows."""
+def _hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
+    """Indices of the inputs that no output shows."""
     returned = {x.untyped_storage().data_ptr() for x in outputs if _has_memory(x)}
-    hidden = [i for i in before if taken[i].untyped_storage().data_ptr() not in returned]
-    return {i for i in hidden if before[i] != _bytes(taken[i])}
+    return [i for i, x in enumerate(taken) if _has_memory(x) and x.untyped_storage().data_ptr() not in returned]
 
 
 def _has_memory(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.layout is torch.strided
-
-
-def _bytes(x: torch.Tensor) -> memoryview:
-    return memoryview(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 class Session:
@@ -99,15 +98,19 @@ class Session:
         device: where the model lives.
     """
 
-    def __init__(self, rank: int, device: torch.device) -> None:
+    def __init__(self, rank: int, device: Device) -> None:
         self.rank = rank
         self.sites: list[Site] = []
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.device = device
         self._options = Options()
         self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
         self._step: PendingStep | None = None
-        self._waiting: deque[tuple[PendingStep, torch.cuda.Event]] = deque()
+        # Steps whose bytes are on their way from the device, oldest first. Whoever touches them, or the writer, holds
+        # the lock: the engine's thread, and the one that hands over while the engine idles.
+        self._waiting: deque[PendingStep] = deque()
+        self._lock = threading.RLock()
+        self._idle: IdleThread | None = None
         self._steps = self._dropped = self._weights = 0
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
@@ -146,9 +149,11 @@ class Session:
         self._steps = self._dropped = self._weights = 0
         self._ended = None
         self._writer = WriterClient(
-            path, meta, self._stream, codec_id=self._options.codec, max_bytes=self._options.max_bytes
+            path, meta, self.device, codec_id=self._options.codec, max_bytes=self._options.max_bytes
         )
         self._errors.update(self._writer.errors)
+        if self.device.asynchronous:
+            self._idle = IdleThread(self._hand_over_arrived)
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
@@ -161,9 +166,14 @@ class Session:
         """Waits for the writer and closes the segment; returns what went wrong, if anything."""
         writer, self._replacement = self._writer, None
         self._kernels = self.scope = None
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.stop()
         if writer is not None:
+            self._give_up_step()
             with self._guarded():
                 self._hand_over(writer, 0)
+            self._waiting.clear()
             self._writer = None
             summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weights}
             with self._guarded():
@@ -199,21 +209,34 @@ class Session:
             return
         self._rows.clear()
         try:
-            wait = self._options.when_behind == "block" or self._replacement is not None
-            arena = writer.take(wait=wait)
+            with self._lock:
+                arena = self._arena(writer)
             if writer.spent:
                 self._ended = "max_bytes"
                 writer.give_back([arena] if arena is not None else [])
             elif arena is None:
                 self._dropped += 1
             else:
-                self._step = PendingStep(self._steps + self._dropped, rows, arena, writer, self._weights)
-                self._step.notes += self._options.told() if self._steps == 0 else []
+                number = self._steps + self._dropped
+                self._step = PendingStep(number, rows, arena, writer, self._weights, self._drain)
+                self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
                 if self._kernels is not None:
                     self._kernels.begin_step(self._step)
         except Exception as error:
             self._failed(error)
+
+    def _arena(self, writer: WriterClient) -> Arena | None:
+        """An empty arena; None where the step shall be left out."""
+        wait = self._options.when_behind == "block" or self._replacement is not None
+        self._hand_over(writer, IN_FLIGHT)
+        if wait and writer.starved():
+            self._hand_over(writer, 0)  # the writer cannot give back what it was not given
+        return writer.take(wait=wait)
+
+    def _told(self, writer: WriterClient) -> list[str]:
+        trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
+        return [*self._options.told(), *(f"{text}, so that recording slowed the engine." for text in trouble)]
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
         """The calls of ``slot`` have other rows than the model's forward, until said otherwise."""
@@ -243,14 +266,12 @@ class Session:
         if self._kernels is not None:
             self._end_kernels(step, self._kernels)
         self._steps += 1
-        with self._guarded():
-            if self._stream is None:
-                step.hand_over(writer)
-                return
-            event = torch.cuda.Event()
-            event.record(self._stream)
-            self._waiting.append((step, event))
-            self._hand_over(writer, IN_FLIGHT)
+        with self._guarded(), self._lock:
+            step.close()
+            self._waiting.append(step)
+            self._hand_over(writer, IN_FLIGHT if self.device.asynchronous else 0)
+            if self._waiting and self._idle is not None:
+                self._idle.wake()
 
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():
@@ -261,18 +282,31 @@ class Session:
             step.kernels = kernels.end_step()
 
     def _hand_over(self, writer: WriterClient, leave: int) -> None:
-        """Hands over the steps whose copies have arrived, and waits for those beyond ``leave``."""
-        while self._waiting and (len(self._waiting) > leave or self._waiting[0][1].query()):
-            step, event = self._waiting.popleft()
-            event.synchronize()
-            step.hand_over(writer)
+        """Hands over the steps whose bytes have arrived, and waits for those beyond ``leave``."""
+        with self._lock:
+            while self._waiting and (len(self._waiting) > leave or self._waiting[0].arrived()):
+                self._waiting.popleft().hand_over(writer)
+
+    def _drain(self) -> None:
+        if self._writer is not None:
+            self._hand_over(self._writer, 0)
+
+    def _hand_over_arrived(self) -> bool:
+        """What the idle thread does; whether steps are left."""
+        with self._guarded(), self._lock:
+            # A step that is larger than all arenas is handed over in pieces; nothing may come between them, and
+            # nothing does: all steps before it were handed over first.
+            if self._writer is not None:
+                self._hand_over(self._writer, len(self._waiting))
+        return bool(self._waiting)
 
     def _give_up_step(self) -> None:
         """The engine began another step before it ended the last one; its arenas would be missing for ever."""
         step, self._step = self._step, None
         self.watched = frozenset()
         if step is not None and self._writer is not None:
-            with self._guarded():
+            with self._guarded(), self._lock:
+                self._hand_over(self._writer, 0)  # the writer would take what is given up for theirs
                 step.give_up(self._writer)
 
     def _note_silence(self, step: PendingStep) -> None:
@@ -371,7 +405,9 @@ class Session:
             found = self._unsettled.setdefault(call.slot, set())
             if checked < CHECKED_CALLS:
                 self._checked[call.slot] = checked + 1
-                found.update(_changed(step.recorded(call), taken, outputs))
+                found.update(
+                    i for i in _hidden(taken, outputs) if i in call.inputs and step.changed(call, i, taken[i])
+                )
             if checked + 1 >= CHECKED_CALLS:
                 self._writes[call.slot] = found
             for index in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -46,9 +47,13 @@ class PendingStep:
         arena: an empty one; more are taken as they are needed.
         writer: where they come from.
         weights: how often the weights had been updated.
+        drain: hands over all steps before this one. The writer knows one step at a time.
     """
 
-    def __init__(self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weights: int) -> None:
+    def __init__(
+        self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weights: int,
+        drain: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.number = number
         self.rows = rows
         self.both = (rows, rows)
@@ -58,6 +63,7 @@ class PendingStep:
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self._weights = weights
         self._writer = writer
+        self._drain = drain
         self._arena = arena
         self._full: list[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = []
         self._tensors: list[tuple[Any, ...]] = []  # `Descriptor`s
@@ -109,23 +115,27 @@ class PendingStep:
             SampledBytes([(*k,) for k in keys], self._aside(tokens), self._aside(choices), values)
         )
 
-    def recorded(self, call: OpenCall) -> dict[int, memoryview]:
-        """Of a call that is under way, the inputs' bytes as they were recorded, by index.
+    def changed(self, call: OpenCall, index: int, x: torch.Tensor) -> bool:
+        """Whether an input of a call that is under way has other bytes than when it was recorded.
 
-        Those of a very large call that lie in an arena before the current one are left out.
+        False for inputs of a very large call that lie in an arena before the current one. Waits for the device.
         """
-        places = {i: n - self._before[0] for i, n in call.inputs.items()}
-        found = {i: Descriptor(*self._tensors[n]) for i, n in places.items() if n >= 0}
-        return {i: self._arena.bytes(d.offset, d.size) for i, d in found.items()}
+        place = call.inputs[index] - self._before[0]
+        if place < 0:
+            return False
+        d = Descriptor(*self._tensors[place])
+        return self._arena.changed(x, d.offset, d.size)
 
     def differ(self, one: int, other: int) -> bool:
-        """Whether two recorded tensors are known to have other bytes: not if one lies in an arena before."""
+        """Whether two recorded tensors are known to have other bytes: not if one lies in an arena before.
+
+        Waits for the device.
+        """
         places = [number - self._before[0] for number in (one, other)]
         if one == other or min(places) < 0:
             return False
-        found = [Descriptor(*self._tensors[place]) for place in places]
-        first, second = (self._arena.bytes(d.offset, d.size) for d in found)
-        return first != second
+        first, second = (Descriptor(*self._tensors[place]) for place in places)
+        return self._arena.differ((first.offset, first.size), (second.offset, second.size))
 
     def compiled(self) -> set[int]:
         """Slots of the calls that a compiled graph made."""
@@ -194,6 +204,7 @@ class PendingStep:
 
     def _make_room(self, size: int) -> None:
         if self._arena.used:
+            self._arena.flush()
             self._full.append((self._arena, self._tensors, self._asides))
             self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
             self._tensors, self._asides = [], []
@@ -203,24 +214,29 @@ class PendingStep:
 
     def _another(self) -> Arena:
         if self._writer.starved():
-            # All arenas are full of steps that are not written yet; waiting for one is all that can be done, and
-            # if # they are this step's own, the writer must let go of them before the step is whole.
-            self._hand_full()
+            # All arenas are full of steps that are not written yet; waiting for one is all that can be done. Those
+            # of steps before this one come first; if they are this step's own, the writer must let go of them
+            # before the step is whole.
+            self._drain()
+            for arena, tensors, asides in self._full:
+                self._writer.hand(arena, tensors, asides)
+            self._full.clear()
             self._writer.release()
         arena = self._writer.take(wait=True)
         assert arena is not None
         return arena
 
-    def _hand_full(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        for arena, tensors, asides in self._full:
-            self._writer.hand(arena, tensors, asides)
-        self._full.clear()
+    def close(self) -> None:
+        """Nothing more is recorded in it."""
+        self._forget_storages()
+        self._arena.flush()
+
+    def arrived(self) -> bool:
+        """Whether all its bytes are there, so that `hand_over` need not wait for the device."""
+        return self._arena.arrived() and all(arena.arrived() for arena, _, _ in self._full)
 
     def hand_over(self, writer: WriterClient) -> None:
-        """Gives all of it to the writer."""
-        self._forget_storages()
+        """Gives all of it to the writer, once it is closed."""
         for arena, tensors, asides in (*self._full, (self._arena, self._tensors, self._asides)):
             writer.hand(arena, tensors, asides)
         writer.step(self._message())

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from tracereplay.device import Device
 from tracereplay.event import Site
-from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.arena import Arena, Staging
 from tracereplay.recorder.protocol import Inbox, StepMessage, send
 from tracereplay.trace import codec, records
 
@@ -38,7 +37,7 @@ class WriterClient:
     Args:
         path: of the segment; must not exist.
         meta: plain data about this process.
-        stream: the CUDA stream on which copies run; None on the CPU.
+        device: where the tensors come from.
         codec_id: how chunks are stored.
         max_bytes: of the segment.
 
@@ -47,10 +46,11 @@ class WriterClient:
     """
 
     def __init__(
-        self, path: Path, meta: Mapping[str, Any], stream: torch.cuda.Stream | None, *,
+        self, path: Path, meta: Mapping[str, Any], device: Device, *,
         codec_id: int = codec.PLANES, max_bytes: int | None = None,
     ) -> None:  # fmt: skip
-        self.arenas = [Arena(i, stream) for i in range(ARENAS)]
+        staging = Staging(device) if device.asynchronous else None
+        self.arenas = [Arena(i, device, staging) for i in range(ARENAS)]
         self._free = list(self.arenas)
         self.errors: dict[str, int] = {}
         self.spent = False
@@ -90,20 +90,27 @@ class WriterClient:
                 return None
             self._wait()
         arena = self._free.pop()
-        arena.used = 0
+        arena.begin()
         return arena
 
     def starved(self) -> bool:
-        """Whether every arena is either with the writer or with the step that is under way."""
+        """Whether every arena is with the writer or with a step that was not handed over."""
         self.poll()
         return not self._free
 
     def give_back(self, arenas: Iterable[Arena]) -> None:
         """Takes back arenas of a step that was not handed over."""
-        self._free += arenas
+        for arena in arenas:
+            arena.flush()
+            arena.wait()  # what is still on its way must not arrive in the next step
+            self._free.append(arena)
 
     def hand(self, arena: Arena, tensors: list[tuple[Any, ...]], asides: list[tuple[int, int]]) -> None:
-        """Hands an arena over with `Descriptor`s; it comes back when its step is written, or after `release`."""
+        """Hands an arena over with `Descriptor`s; it comes back when its step is written, or after `release`.
+
+        Waits for its bytes to arrive.
+        """
+        arena.wait()
         self._send("tensors", arena.number, arena.size, tensors, asides)
 
     def release(self) -> None:
@@ -139,7 +146,7 @@ class WriterClient:
         os.close(self._inbox.fd)
         self._process.wait()
         for arena in self.arenas:
-            os.close(arena.fd)
+            arena.close()
 
     def _send(self, *message: Any) -> None:
         try:

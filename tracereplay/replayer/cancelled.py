@@ -15,16 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from tracereplay.engines.selection import Selection
 from tracereplay.event import RowMap
-from tracereplay.replayer.tables import Found, Ints, RowTables
+from tracereplay.replayer.tables import BITS, RowTables, laid_out
 
 __all__ = ["CancelledRows"]
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class CancelledRows:
@@ -49,18 +46,16 @@ class CancelledRows:
         injected = self._injected.find(slot, side, index, rows, like)
         if golden is None or injected is None:
             return None
-        known = np.flatnonzero((golden[1] >= 0) & (injected[1] >= 0))
-        if not len(known):
+        known = (golden[1] >= 0) & (injected[1] >= 0)
+        if not known.any():
             return None
-        at = torch.from_numpy(known).to(like.device)
+        at = self._golden.targets(known)
         g, b = (
-            data[torch.from_numpy(places[known]).to(data.device)].to(like.dtype)
-            for data, places in (golden, injected)
+            tables.picked(data, places[known], like.dtype)
+            for tables, (data, places) in ((self._golden, golden), (self._injected, injected))
         )
-        given = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-        given.copy_(like)
-        given[at] = cancelled(like[at], b, g)
-        return given
+        given = laid_out(like, like)
+        return given.index_copy_(0, at, cancelled(like[at], b, g))
 
 
 def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
@@ -74,10 +69,5 @@ def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor
     return torch.where(same, golden, without)
 
 
-def _picked(found: Found, known: Ints) -> torch.Tensor:
-    data, places = found
-    return data[torch.from_numpy(places[known]).to(data.device)]
-
-
 def _bits(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous().view(_BITS[x.element_size()])
+    return x.contiguous().view(BITS[x.element_size()])

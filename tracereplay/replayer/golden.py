@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from tracereplay.event import RowKey, RowMap
-from tracereplay.replayer.tables import Found, RowTables
+from tracereplay.replayer.tables import RowTables, laid_out
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import Tokens
 
@@ -49,23 +48,17 @@ class GoldenRows:
 
     def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
         found = self._golden.find(slot, side, index, rows, like)
-        return None if found is None else _laid_over(like, found)
-
-
-def _laid_over(like: torch.Tensor, found: Found) -> torch.Tensor | None:
-    """``like`` with row i replaced by ``data[at[i]]`` where ``at[i] >= 0``; strides are kept."""
-    data, at = found
-    known = at >= 0
-    if not known.any():
-        return None
-    given = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    if known.all() and len(at) == len(like):
-        given.copy_(data[torch.from_numpy(at).to(data.device)])
+        if found is None:
+            return None
+        data, at = found
+        known = at >= 0
+        if not known.any():
+            return None
+        if known.all() and len(at) == len(like):
+            return laid_out(self._golden.picked(data, at, like.dtype), like)
+        given = laid_out(like, like)
+        given.index_copy_(0, self._golden.targets(known), self._golden.picked(data, at[known], like.dtype))
         return given
-    given.copy_(like)
-    targets = torch.from_numpy(np.flatnonzero(known)).to(data.device)
-    given[targets] = data[torch.from_numpy(at[known]).to(data.device)].to(like.dtype)
-    return given
 
 
 def forced_tokens(tokens: Tokens, prompts: Sequence[int]) -> Mapping[RowKey, int]:

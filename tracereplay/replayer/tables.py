@@ -1,6 +1,7 @@
 """All rows of a recorded pass inside the candidate's process, ready to be looked up.
 
-For each tap the rows are gathered in one tensor, so that a step's rows are one indexed read.
+For each tap the rows are gathered in one tensor of the host's memory, so that a step's rows are one indexed read. The
+device holds a step's rows only: a whole golden trace has no room beside a key/value cache.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tracereplay.device import Device
 from tracereplay.event import Call, Layout, RowMap, Site, Value
 from tracereplay.trace import Trace, shards
 from tracereplay.trace.rows import RowFinder, Tokens
 
-__all__ = ["Found", "Ints", "RowTables"]
+__all__ = ["BITS", "Found", "Ints", "RowTables", "laid_out"]
 
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 Key = tuple[int, str, int]  # slot, "in" or "out", index
 Array = npt.NDArray[np.generic]
@@ -32,11 +35,10 @@ class _Table:
         self.numbers: list[Ints] = []
         self.dtype = ""
 
-    def freeze(self, device: torch.device, alike: Ints) -> Found:
+    def freeze(self, alike: Ints) -> Found:
         """The rows as one tensor, and for each row number its place in it (-1: none).
 
         Args:
-            device: where the tensor shall live.
             alike: see `RowFinder.alike`. A row that this tap never saw is served by one with the same prefix:
                 golden may know a place at its sampler whose row another sample's prompt computed.
         """
@@ -46,7 +48,7 @@ class _Table:
         places = places[alike]
         places[numbers] = np.arange(len(numbers))
         data = torch.from_numpy(np.concatenate(self.pieces)).view(getattr(torch, self.dtype))
-        return data.to(device), places
+        return data, places
 
 
 class RowTables:
@@ -59,23 +61,25 @@ class RowTables:
         sites: the candidate's sites on this rank.
         rank: this rank.
         world: number of tensor-parallel ranks of the candidate.
-        device: where the candidate's tensors live.
+        device: where the candidate computes.
         own: the pass is one of this very engine, so that this rank's own segment has its tensors as they are.
             Otherwise all ranks' are joined and cut as this rank holds them.
     """
 
     def __init__(
         self, trace: Trace, name: str, tokens: Tokens, sites: Sequence[Site], rank: int, world: int,
-        device: torch.device, *, own: bool = False,
+        device: Device, *, own: bool = False,
     ) -> None:  # fmt: skip
+        self._device = device
         self._shard = (rank, world)
         self._own = own
         self._sites = {site.name: site for site in sites}
         self._finder = RowFinder(tokens)
         tables = self._read(trace, name)
         alike = self._finder.alike()
-        self._tables = {key: table.freeze(device, alike) for key, table in tables.items()}
+        self._tables = {key: table.freeze(alike) for key, table in tables.items()}
         self._last: tuple[RowMap, Ints] | None = None
+        self._places: dict[bytes, torch.Tensor] = {}
 
     def find(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> Found | None:
         """The rows of a tap, and where in them each of ``rows`` is; None if it has none of this shape."""
@@ -87,6 +91,23 @@ class RowTables:
             return None
         numbers = self._numbers(rows)
         return data, np.where(numbers >= 0, places[numbers], -1)
+
+    def picked(self, data: torch.Tensor, places: Ints, dtype: torch.dtype) -> torch.Tensor:
+        """Rows of ``data`` (see `find`) on the device, as ``dtype``; a new tensor. The host does not wait."""
+        bits = BITS[data.element_size()]
+        rows = self._device.pinned((len(places), *data.shape[1:]), data.dtype)
+        torch.index_select(data.view(bits), 0, torch.from_numpy(places), out=rows.view(bits))
+        return self._device.upload(rows).to(dtype)
+
+    def targets(self, known: npt.NDArray[np.bool_]) -> torch.Tensor:
+        """Indices of the rows that are known, on the device. Most taps of a step ask for the same."""
+        key = known.tobytes()
+        found = self._places.get(key)
+        if found is None:
+            if len(self._places) > 64:
+                self._places.clear()
+            found = self._places[key] = self._device.upload(torch.from_numpy(np.flatnonzero(known)))
+        return found
 
     def _numbers(self, rows: RowMap) -> Ints:
         if self._last is None or self._last[0] is not rows:
@@ -127,6 +148,14 @@ class RowTables:
         whole = _joined(pieces, theirs.get(name))
         layout = mine.get(name)
         return whole if layout is None else shards.cut(whole, layout, *self._shard)
+
+
+def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``x`` with the strides of ``like``, in memory that is not that of ``like``."""
+    if x is not like and x.stride() == like.stride():
+        return x
+    given = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    return given.copy_(x)
 
 
 def _calls(trace: Trace, name: str, ranks: Sequence[int]) -> Iterator[list[Call]]:

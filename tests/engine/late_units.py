@@ -1,0 +1,216 @@
+"""The recorder on a device whose copies are late: what a GPU would do, without one."""
+
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from late_device import LateDevice
+from tracereplay.event import Site, make_rows
+from tracereplay.hooks.taps import listen, slot_of, tap
+from tracereplay.recorder import arena
+from tracereplay.recorder.session import Options, Session
+from tracereplay.trace.reader import SegmentReader
+
+SEEDS = range(12)
+SMALL = 1 << 16  # bytes of an arena in these tests
+
+
+class Doubler(torch.nn.Module):
+    """Doubles its input, and zeroes its second argument without returning it."""
+
+    def forward(self, x, scratch):
+        scratch.zero_()
+        return x * 2
+
+
+class Keeper(torch.nn.Module):
+    """Changes nothing."""
+
+    def forward(self, x, other):
+        return x + other
+
+
+def _session(device, *modules):
+    session = Session(0, device)
+    for i, module in enumerate(modules):
+        slot = slot_of(f"site{i}")
+        tap(module, slot)
+        session.sites.append(Site(f"site{i}", type(module).__name__, slot))
+    listen(session)
+    return session
+
+
+def _path(name="record"):
+    return Path(tempfile.mkdtemp()) / f"{name}-rank0.seg"
+
+
+def _pass(session, module, sizes, path, first=0, **options):
+    """Calls ``module`` once a step with ``[size, 8]`` floats; what it wrote is checked against what was given."""
+    session.begin_pass(path, {}, None, Options(codec=0, **options))
+    for step, size in enumerate(sizes):
+        x = torch.arange(size * 8.0).view(size, 8) + 1000 * (first + step)
+        session.begin_step(make_rows([(0, 0, i) for i in range(size)]))
+        module(x, torch.ones(size, 8))
+        session.end_step()
+    return session.end_pass()
+
+
+def _check(path, sizes, first=0):
+    steps = list(SegmentReader(path).steps())
+    assert [len(s.rows) for s in steps] == list(sizes), [len(s.rows) for s in steps]
+    for step, size in zip(steps, sizes, strict=True):
+        x = torch.arange(size * 8.0).view(size, 8) + 1000 * (first + step.number)
+        call = step.calls[0]
+        assert torch.equal(_tensor(call.inputs[0]), x), step.number
+        assert torch.equal(_tensor(call.inputs[1]), torch.ones(size, 8)), step.number
+        assert torch.equal(_tensor(call.outputs[0]), 2 * x), step.number
+        assert torch.equal(_tensor(call.written[1]), torch.zeros(size, 8)), step.number
+
+
+def _tensor(value):
+    return torch.frombuffer(bytearray(value.load()), dtype=getattr(torch, value.dtype)).view(value.shape)
+
+
+def steps_of_every_size_arrive_whole_and_in_order():
+    """Also those larger than an arena, and than all of them (bugs 1 and 2: hang, and steps mixed)."""
+    for seed in SEEDS:
+        arena.SIZE = SMALL
+        module, device, path = Doubler(), LateDevice(seed, seed / len(SEEDS)), _path()
+        session = _session(device, module)
+        sizes = [3, 400, 3, 3, 900, 5000, 1, 1, 700, 700, 700, 700, 2, 9000, 9000, 1]
+        summary = _pass(session, module, sizes, path)
+        assert summary["errors"] == {}, (seed, summary)
+        _check(path, sizes)
+
+
+def many_calls_in_a_step_take_one_copy():
+    module, device, path = Keeper(), LateDevice(1, 0.0), _path()
+    session = _session(device, module)
+    session.begin_pass(path, {}, None, Options(codec=0))
+    waits = []
+    for _ in range(6):
+        session.begin_step(make_rows([(0, 0, 0)]))
+        before = device.host_waits
+        for _ in range(50):
+            module(torch.ones(1, 8), torch.ones(1, 8))
+        waits.append(device.host_waits - before)
+        session.end_step()
+    assert waits == [0] * 6, waits
+    assert device.copies == 6, device.copies
+    assert session.end_pass()["errors"] == {}
+
+
+def a_pass_after_a_pass_finds_no_locked_memory():
+    """Bug 4: memory that stayed locked made the next pass read zeros."""
+    module, device = Doubler(), LateDevice(2)
+    session = _session(device, module)
+    for number in range(3):
+        path = _path()
+        assert _pass(session, module, [3, 4, 5], path, first=10 * number)["errors"] == {}
+        _check(path, [3, 4, 5], first=10 * number)
+        assert device.locked == {}, number
+
+
+def what_cannot_be_locked_is_said():
+    """Bug 5: an ignored code."""
+
+    class Mean(LateDevice):
+        def lock(self, address, size):
+            return "4096 bytes of host memory could not be page-locked (CUDA error 2)"
+
+        def unlock(self, address):
+            pass
+
+    module, path = Doubler(), _path()
+    summary = _pass(_session(Mean(3), module), module, [3], path)
+    assert summary["errors"] == {}
+    _check(path, [3])
+    assert any("page-locked" in note for note in next(iter(SegmentReader(path).steps())).notes)
+
+
+def an_argument_that_is_not_written_is_not_taken_for_written():
+    """Bug 6: the arena was compared before the copy had arrived."""
+    module, path = Keeper(), _path()
+    session = _session(LateDevice(4, 0.0), module)
+    _pass(session, module, [3] * 4, path)
+    for step in SegmentReader(path).steps():
+        assert step.calls[0].written == {}, step.calls[0].written
+
+
+def dropping_ends_when_there_is_room_again():
+    """Bug 3: once a step was dropped, all were."""
+    for seed in SEEDS:
+        arena.SIZE = SMALL
+        module, device, path = Doubler(), LateDevice(seed, 0.2), _path()
+        session = _session(device, module)
+        session.begin_pass(path, {}, None, Options(codec=0, when_behind="drop"))
+        recorded = 0
+        for step in range(60):
+            size = 900 if step < 20 else 2
+            x = torch.full((size, 8), float(step))
+            session.begin_step(make_rows([(0, 0, i) for i in range(size)]))
+            module(x, torch.ones(size, 8))
+            session.end_step()
+            time.sleep(0.002)
+        summary = session.end_pass()
+        assert summary["errors"] == {}, (seed, summary)
+        steps = list(SegmentReader(path).steps())
+        recorded = [s.number for s in steps]
+        assert len(recorded) + summary["dropped"] == 60, (seed, recorded, summary)
+        assert recorded and recorded[-1] >= 55, (seed, recorded)
+        for step in steps:
+            assert (_tensor(step.calls[0].inputs[0]) == step.number).all(), (seed, step.number)
+
+
+def a_step_that_is_given_up_takes_nothing_with_it():
+    """Bug 7: arenas were free while copies into them ran, and steps before were thrown away."""
+    for seed in SEEDS:
+        arena.SIZE = SMALL
+        module, device, path = Doubler(), LateDevice(seed, 0.1), _path()
+        session = _session(device, module)
+        session.begin_pass(path, {}, None, Options(codec=0))
+        kept = []
+        for step in range(20):
+            size = 900 if step % 5 == 3 else 4
+            session.begin_step(make_rows([(0, 0, i) for i in range(size)]))
+            module(torch.full((size, 8), float(step)), torch.ones(size, 8))
+            if step % 4 != 1:
+                session.end_step()
+                kept.append(float(step))
+        assert session.end_pass()["errors"] == {}, seed
+        found = [_tensor(s.calls[0].inputs[0])[0, 0].item() for s in SegmentReader(path).steps()]
+        assert found == kept, (seed, found, kept)
+
+
+def an_idle_engine_has_handed_everything_over():
+    """Bug 8: the last two steps waited for a next one."""
+    module, device, path = Doubler(), LateDevice(5, 1.0), _path()
+    session = _session(device, module)
+    session.begin_pass(path, {}, None, Options(codec=0))
+    device._eagerness = 0.0
+    for step in range(3):
+        session.begin_step(make_rows([(0, 0, 0)]))
+        module(torch.full((1, 8), float(step)), torch.ones(1, 8))
+        session.end_step()
+    device._eagerness = 1.0  # the device goes on; the engine has nothing to do
+    ends = time.monotonic() + 10
+    while session._waiting and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert not session._waiting
+    session.end_pass()
+    assert threading.active_count() == 1, threading.enumerate()
+
+
+UNITS = [value for name, value in list(globals().items()) if callable(value) and value.__module__ == "__main__"
+         and name[0] not in "_" and isinstance(value, type(_check))]  # fmt: skip
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for unit in UNITS:
+        if len(sys.argv) < 2 or sys.argv[1] in unit.__name__:
+            unit()
+            print("passed", unit.__name__, flush=True)

@@ -1,0 +1,48 @@
+"""Hands finished steps over while the engine idles.
+
+A step whose bytes are still on their way from the device is handed over when the next one ends. After the last one
+of a while there is none, and an engine that is killed then would lose what it had finished.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+__all__ = ["IdleThread"]
+
+PAUSE = 0.05  # seconds: the engine's own thread is quicker as long as it has work
+
+
+class IdleThread:
+    """A thread that sleeps unless it was woken.
+
+    Args:
+        work: called from time to time after `wake`, until it returns False. Must not raise.
+    """
+
+    def __init__(self, work: Callable[[], bool]) -> None:
+        self._work = work
+        self._woken = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracereplay-idle", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something to hand over."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._woken.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._woken.wait()
+            if self._stopped.wait(PAUSE):
+                return
+            self._woken.clear()
+            if self._work():
+                self._woken.set()
