@@ -69,7 +69,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
             self._listener.end(kernel, None, error)
             raise
         self._listener.end(kernel, result, None)
-        return result
+        return _returnable(result)
 
     def _run(self, func: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func.namespace not in _LOOKED_INTO or not backend or not _has_computed_kernel(func.name(), backend):
@@ -77,6 +77,22 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         # Past the key at which this mode listens, straight to the function: the mode sees what that calls.
         with self:
             return func._op_dk(getattr(torch._C.DispatchKey, backend), *args, **kwargs)
+
+
+def _returnable(result: Any) -> Any:
+    """``result`` with an empty tensor for each undefined one in a list.
+
+    C++ kernels may leave members of a ``Tensor[]`` undefined (FlashAttention 3 does, with two of its four). Python
+    sees None, which PyTorch cannot turn back when a dispatch mode returns it.
+    """
+    if (
+        type(result) is list
+        and any(x is None for x in result)
+        and any(isinstance(x, torch.Tensor) for x in result)
+    ):
+        like = next(x for x in result if isinstance(x, torch.Tensor))
+        return [like.new_empty(0) if x is None else x for x in result]
+    return result
 
 
 def _backend(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

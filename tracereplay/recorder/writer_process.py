@@ -67,7 +67,7 @@ class _Server:
 
     def _open(self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int]) -> None:
         self._fds = fds
-        self._writer = SegmentWriter(Path(path), meta, codec, max_bytes)
+        self._writer = SegmentWriter(Path(path), meta, codec, max_bytes, workers=_spare_cores())
         # Whoever wants to know whether the segment is still being written asks for this lock.
         fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
         self._tell("wrote", 0, self._writer.size)
@@ -156,6 +156,12 @@ def _words(error: Exception) -> str:
         return f"{os.strerror(error.errno)} (while writing the trace)"
     traceback.print_exc()
     return f"{type(error).__name__}: {error}"
+
+
+def _spare_cores() -> int:
+    """Threads that compress: most machines with an accelerator have cores to spare, and one core alone would make the
+    engine wait. On a small machine they would take the engine's own."""
+    return max(0, min(6, (os.cpu_count() or 1) // 2 - 1))
 
 
 def main() -> None:

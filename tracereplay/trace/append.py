@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import xxhash
@@ -22,19 +25,25 @@ class Appender:
     Args:
         fd: the file, opened for appending.
         encoder: how chunks are stored.
+        workers: threads that encode chunks (compressing lets go of the interpreter); 0: the caller does.
 
+    Chunks are written in order, but as their encoding is done: whoever asks for ``size`` after `chunk` calls `settle`.
     The public attributes: ``size`` (bytes of whole frames), ``index`` (what the next INDEX frame will say),
         ``content``
     (running xxh3-128 over kind and xxh3-128 of each decoded META, SITES, DATA and STEP payload) and ``failed``.
     """
 
-    def __init__(self, fd: int, encoder: Encoder) -> None:
+    def __init__(self, fd: int, encoder: Encoder, workers: int = 0) -> None:
         self.size = 0
         self.failed = False
         self.index = IndexBuilder()
         self.content = xxhash.xxh3_128()
         self._fd = fd
         self._encoder = encoder
+        self._pool = ThreadPoolExecutor(workers, "tracereplay-encode") if workers else None
+        self._ahead = workers + 1  # chunks whose encoding may be under way
+        self._own = threading.local()  # each thread's encoder
+        self._pending: deque[tuple[Future[Sequence[Bytes]], int]] = deque()
 
     def magic(self) -> None:
         """Begins a new segment."""
@@ -46,6 +55,7 @@ class Appender:
 
     def packed(self, kind: Kind, data: bytes, *, counted: bool = True) -> tuple[int, int]:
         """Writes msgpack bytes as a frame; see `record`."""
+        self.settle()
         if counted:
             self.content.update(bytes([kind]) + xxhash.xxh3_128_digest(data))
         payload, codec = encode_record(data)
@@ -66,7 +76,29 @@ class Appender:
             state.update(data)
         self.content.update(bytes([Kind.DATA]) + state.digest())
         size = len(start) + sum(memoryview(data).nbytes for _, data in buffers)
-        pieces = self._encoder.encode(start, buffers, references)
+        if self._pool is None:
+            self._chunk(self._encoder.encode(start, buffers, references), size)
+            return
+        self._pending.append((self._pool.submit(self._encode, start, buffers, references), size))
+        while len(self._pending) > self._ahead or (self._pending and self._pending[0][0].done()):
+            self._settle_one()
+
+    def settle(self) -> None:
+        """Writes the chunks that are being encoded still."""
+        while self._pending:
+            self._settle_one()
+
+    def _settle_one(self) -> None:
+        found, size = self._pending.popleft()
+        self._chunk(found.result(), size)
+
+    def _encode(self, *chunk: Any) -> Sequence[Bytes]:
+        encoder = getattr(self._own, "encoder", None)
+        if encoder is None:
+            encoder = self._own.encoder = self._encoder.fellow()
+        return encoder.encode(*chunk)
+
+    def _chunk(self, pieces: Sequence[Bytes], size: int) -> None:
         self.index.chunks.append((*self._frame(Kind.DATA, self._encoder.codec, pieces, size), size))
 
     def write_index(self) -> int:
@@ -85,8 +117,14 @@ class Appender:
 
     def cut(self, size: int) -> None:
         """Takes back what was written after ``size`` bytes."""
+        self._pending.clear()
         os.ftruncate(self._fd, size)
         self.size = size
+
+    def close(self) -> None:
+        """Ends the threads; the file stays the caller's."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def _frame(self, kind: Kind, codec: int, pieces: Sequence[Bytes], size: int) -> tuple[int, int]:
         state = xxhash.xxh3_64()

@@ -78,11 +78,15 @@ class Encoder:
     """
 
     def __init__(self, codec: int, level: int = 19) -> None:
-        self.codec = codec
+        self.codec, self._level = codec, level
         fast = codec in (PLANES, DELTA)
         self._compressor = (
             zstandard.ZstdCompressor(compression_params=_FAST) if fast else zstandard.ZstdCompressor(level=level)
         )
+
+    def fellow(self) -> Encoder:
+        """One of the same kind, for another thread: a compressor serves one at a time."""
+        return Encoder(self.codec, self._level)
 
     def encode(
         self, start: bytes, buffers: Sequence[tuple[int, Bytes]], references: Sequence[Reference | None] = (),

@@ -73,13 +73,15 @@ class SegmentWriter:
         meta: plain data about this process (rank, world size, pass name).
         codec: how chunks are stored.
         max_bytes: of the whole file; a step that does not fit is refused.
+        workers: threads that compress; 0: the caller does.
     """
 
     def __init__(
-        self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None
-    ) -> None:
+        self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None,
+        workers: int = 0,
+    ) -> None:  # fmt: skip
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._to = Appender(self._fd, Encoder(codec))
+        self._to = Appender(self._fd, Encoder(codec), workers)
         self._max_bytes = max_bytes
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None
@@ -198,10 +200,12 @@ class SegmentWriter:
         """Writes the index and the end mark; a segment without one is incomplete."""
         self.rollback()
         self._to.end(summary)
+        self._to.close()
         os.close(self._fd)
 
     def abandon(self) -> None:
         """Closes the file as it is, without an end mark."""
+        self._to.close()
         os.close(self._fd)
 
 
