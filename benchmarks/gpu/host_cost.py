@@ -1,6 +1,6 @@
 """What a recorded tensor costs the engine's own thread, without an engine: host microseconds, on the real device.
 
-    python host_cost.py            prints one JSON object; needs torch and tracereplay on the path
+python host_cost.py            prints one JSON object; needs torch and tracereplay on the path
 """
 
 import json

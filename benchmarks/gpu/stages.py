@@ -8,6 +8,7 @@ KIT holds site/ (unpacked parts), and gets tr/ (the product, laid out for import
 work/ (traces). OUT gets results.json, rewritten after every stage, and logs/. A stage is a function below; it returns a
 dict that must hold "ok". Stages that need what another makes name it in NEEDS and are skipped if it failed.
 """
+
 import argparse
 import concurrent.futures
 import contextlib
@@ -24,15 +25,44 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SMALL = {"layers": 4, "hidden": 1024, "heads": 16, "kv-heads": 8, "head-dim": 64, "intermediate": 3072, "vocab": 8192}
-BIG = {"layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64, "intermediate": 8192, "vocab": 32000}
+SMALL = {
+    "layers": 4,
+    "hidden": 1024,
+    "heads": 16,
+    "kv-heads": 8,
+    "head-dim": 64,
+    "intermediate": 3072,
+    "vocab": 8192,
+}
+BIG = {
+    "layers": 16,
+    "hidden": 2048,
+    "heads": 32,
+    "kv_heads": 8,
+    "head_dim": 64,
+    "intermediate": 8192,
+    "vocab": 32000,
+}
 TINY = {"layers": 3, "hidden": 256, "heads": 4, "kv-heads": 2, "head-dim": 64, "intermediate": 512, "vocab": 1024}
-TINY_BIG = {"layers": 3, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "intermediate": 512, "vocab": 1024}
+TINY_BIG = {
+    "layers": 3,
+    "hidden": 256,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 64,
+    "intermediate": 512,
+    "vocab": 1024,
+}
 LENGTHS = (5, 17, 64, 300, 33, 120)
 # What no flashinfer, deep_gemm, network or usage report asks for. The product sets some of these itself.
 GPU_ENV = {
-    "VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_USE_DEEP_GEMM": "0", "VLLM_DEEP_GEMM_WARMUP": "skip",
-    "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_USE_DEEP_GEMM": "0",
+    "VLLM_DEEP_GEMM_WARMUP": "skip",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 RECORD_BLOCKS = {"sites": ["*norm*", "*.o_proj", "*.down_proj"], "sides": ["out"]}
@@ -57,14 +87,23 @@ class Box:
         self.first = a.vllm
         self.second = a.second
         if self.cpu:
-            self.python, env, settings = self.cpu["python"], dict(self.cpu["env"]), dict(self.cpu.get("settings", {}))
+            self.python, env, settings = (
+                self.cpu["python"],
+                dict(self.cpu["env"]),
+                dict(self.cpu.get("settings", {})),
+            )
         else:
             self.python = sys.executable
             env = {**GPU_ENV, "PYTHONPATH": self.site(self.first)}
             settings = {"kv_cache_memory_bytes": 2 << 30, "gpu_memory_utilization": 0.2}
         self.env = env
-        self.settings = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "max_num_batched_tokens": 1024,
-                         **settings}
+        self.settings = {
+            "enforce_eager": True,
+            "max_model_len": 1024,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 1024,
+            **settings,
+        }
         self.processes = set()
 
     def site(self, version):
@@ -82,7 +121,13 @@ class Box:
             file.write(f"$ {' '.join(map(str, command))}\n".encode())
             file.flush()
             process = subprocess.Popen(
-                [str(c) for c in command], stdout=subprocess.PIPE, stderr=file, env=env, start_new_session=True, cwd="/tmp")
+                [str(c) for c in command],
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=env,
+                start_new_session=True,
+                cwd="/tmp",
+            )
             self.processes.add(process.pid)
             try:
                 out, _ = process.communicate(timeout=limit)
@@ -118,7 +163,13 @@ class Box:
 
     def probe(self, name, limit=120, env=None, **ask):
         """Plain generation in the engine's Python, no tracereplay."""
-        ask = {"model": str(self.model()), "settings": self.settings, "prompts": self.prompts(), "max_tokens": 12, **ask}
+        ask = {
+            "model": str(self.model()),
+            "settings": self.settings,
+            "prompts": self.prompts(),
+            "max_tokens": 12,
+            **ask,
+        }
         merged = {**os.environ, **self.env, **(env or {})}
         code, out, seconds = self.run(name, [self.python, HERE / "probe.py", json.dumps(ask)], merged, limit)
         lines = [x for x in out.splitlines() if x.startswith("{")]
@@ -141,27 +192,61 @@ class Box:
 
     def prompt_file(self):
         path = self.work / "prompts.jsonl"
-        path.write_text("".join(
-            json.dumps({"prompt_token_ids": ids, "max_tokens": 12, "temperature": 0.0, "ignore_eos": True, "logprobs": 1}) + "\n"
-            for ids in self.prompts()))
+        path.write_text(
+            "".join(
+                json.dumps(
+                    {
+                        "prompt_token_ids": ids,
+                        "max_tokens": 12,
+                        "temperature": 0.0,
+                        "ignore_eos": True,
+                        "logprobs": 1,
+                    }
+                )
+                + "\n"
+                for ids in self.prompts()
+            )
+        )
         return path
 
     def sets(self, **settings):
-        return [x for k, v in settings.items() for x in ("--set", f"{k}={json.dumps(v) if not isinstance(v, str) else v}")]
+        return [
+            x
+            for k, v in settings.items()
+            for x in ("--set", f"{k}={json.dumps(v) if not isinstance(v, str) else v}")
+        ]
 
     def record(self, name, engine="gpu", observer=False, limit=120, codes=(0,), extra=(), **settings):
         trace = self.work / f"{name}.trace"
         code, out, seconds = self.cli(
-            name, "record", "-o", trace, "--engine", engine, "--model", self.model(), "--prompts", self.prompt_file(),
-            "--log", self.logs / f"{name}-engine.log", "--force", *(["--check-observer"] if observer else []), *extra,
-            *self.sets(**settings), limit=limit, codes=codes)
+            name,
+            "record",
+            "-o",
+            trace,
+            "--engine",
+            engine,
+            "--model",
+            self.model(),
+            "--prompts",
+            self.prompt_file(),
+            "--log",
+            self.logs / f"{name}-engine.log",
+            "--force",
+            *(["--check-observer"] if observer else []),
+            *extra,
+            *self.sets(**settings),
+            limit=limit,
+            codes=codes,
+        )
         found = {"code": code, "seconds": seconds}
         with contextlib.suppress(OSError, ValueError, KeyError):
             run = json.loads((trace / "manifest.json").read_text())["run"]
             found["observer"] = run.get("observer")
             found["notes"] = run.get("notes", [])[:5]
-            found["settings"] = {k: run["engine"]["settings"].get(k) for k in
-                                 ("attention_backend", "async_scheduling", "compilation_mode", "cudagraph_mode")}
+            found["settings"] = {
+                k: run["engine"]["settings"].get(k)
+                for k in ("attention_backend", "async_scheduling", "compilation_mode", "cudagraph_mode")
+            }
         if trace.exists():
             found["mib"] = round(sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) / 2**20, 2)
         return found
@@ -169,8 +254,22 @@ class Box:
     def replay(self, name, golden, engine="gpu", limit=150, **settings):
         verdict = self.logs / f"{name}.json"
         code, out, seconds = self.cli(
-            name, "replay", golden, "--engine", engine, "--json", verdict, "--log", self.logs / f"{name}-engine.log",
-            "-o", self.work / f"{name}.trace", "--force", *self.sets(**settings), limit=limit, codes=(0, 1, 2, 3, 4, 5, 6))
+            name,
+            "replay",
+            golden,
+            "--engine",
+            engine,
+            "--json",
+            verdict,
+            "--log",
+            self.logs / f"{name}-engine.log",
+            "-o",
+            self.work / f"{name}.trace",
+            "--force",
+            *self.sets(**settings),
+            limit=limit,
+            codes=(0, 1, 2, 3, 4, 5, 6),
+        )
         found = {"code": code, "seconds": seconds}
         if not verdict.exists():
             return {**found, "verdict": None, "said": self.tail(name)}
@@ -178,10 +277,18 @@ class Box:
         first = said.get("first_divergence")
         operators = said.get("operators") or []
         return {
-            **found, "verdict": said["verdict"], "cause": said.get("cause"), "reasons": said.get("reasons", [])[:3],
+            **found,
+            "verdict": said["verdict"],
+            "cause": said.get("cause"),
+            "reasons": said.get("reasons", [])[:3],
             "first": first and {k: first.get(k) for k in ("site", "operator", "step", "position")},
-            "classes": {c: sum(o.get("class") == c for o in operators) for c in dict.fromkeys(o.get("class") for o in operators)},
-            "tokens": said.get("tokens"), "coverage": said.get("coverage"), "notes": said.get("notes", [])[:4],
+            "classes": {
+                c: sum(o.get("class") == c for o in operators)
+                for c in dict.fromkeys(o.get("class") for o in operators)
+            },
+            "tokens": said.get("tokens"),
+            "coverage": said.get("coverage"),
+            "notes": said.get("notes", [])[:4],
         }
 
 
@@ -190,14 +297,18 @@ class Box:
 
 def facts(box):
     """A0: the machine, in words."""
-    code = "import json,sys,importlib.metadata as m\n" \
-        "names=['torch','triton','transformers','numpy','numba','vllm','protobuf','pydantic','xgrammar','msgpack','xxhash','ml-dtypes']\n" \
-        "v={}\nfor n in names:\n  try: v[n]=m.version(n)\n  except Exception: v[n]=None\n" \
-        "import torch\nv['cuda']=torch.version.cuda\nv['gpu']=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None\n" \
+    code = (
+        "import json,sys,importlib.metadata as m\n"
+        "names=['torch','triton','transformers','numpy','numba','vllm','protobuf','pydantic','xgrammar','msgpack','xxhash','ml-dtypes']\n"
+        "v={}\nfor n in names:\n  try: v[n]=m.version(n)\n  except Exception: v[n]=None\n"
+        "import torch\nv['cuda']=torch.version.cuda\nv['gpu']=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None\n"
         "v['free']=torch.cuda.mem_get_info()[0]>>30 if torch.cuda.is_available() else None\nprint(json.dumps(v))"
+    )
     code, out, seconds = box.run("facts", [box.python, "-c", code], {**os.environ, **box.env}, 60)
     found = json.loads(out.strip().splitlines()[-1])
-    memlock = subprocess.run(["sh", "-c", "ulimit -l; nproc; df -BG --output=avail /dev/shm | tail -1"], capture_output=True, text=True)
+    memlock = subprocess.run(
+        ["sh", "-c", "ulimit -l; nproc; df -BG --output=avail /dev/shm | tail -1"], capture_output=True, text=True
+    )
     return {"ok": code == 0, **found, "memlock_nproc_shm": memlock.stdout.split()}
 
 
@@ -218,7 +329,10 @@ def plain_eager(box):
 def register(box):
     """B0: the engines get their names."""
     pairs = [x for k, v in box.env.items() for x in ("--env", f"{k}={v}")]
-    faulty = {**box.env, "PYTHONPATH": os.pathsep.join(p for p in (str(HERE / "fault"), box.env.get("PYTHONPATH")) if p)}
+    faulty = {
+        **box.env,
+        "PYTHONPATH": os.pathsep.join(p for p in (str(HERE / "fault"), box.env.get("PYTHONPATH")) if p),
+    }
     engines = {"gpu": box.env, "gpu-fault": faulty}
     if not box.cpu:
         engines["gpu-v2"] = {**box.env, "VLLM_USE_V2_MODEL_RUNNER": "1"}
@@ -226,7 +340,17 @@ def register(box):
             engines["gpu-second"] = {**box.env, "PYTHONPATH": box.site(box.second)}
     for name, env in engines.items():
         pairs = [x for k, v in env.items() for x in ("--env", f"{k}={v}")]
-        box.cli(f"add-{name}", "engine", "add", name, "--python", box.python, *pairs, *box.sets(**box.settings), limit=60)
+        box.cli(
+            f"add-{name}",
+            "engine",
+            "add",
+            name,
+            "--python",
+            box.python,
+            *pairs,
+            *box.sets(**box.settings),
+            limit=60,
+        )
     code, out, seconds = box.cli("list", "engine", "list")
     return {"ok": True, "engines": sorted(engines), "seconds": seconds}
 
@@ -279,7 +403,12 @@ def names_of_kernels(box, name):
     trace = open_trace(box.work / f"{name}.trace")
     names = Counter(k.name for step in trace.steps("record") for k in step.kernels)
     launched = {n: c for n, c in names.items() if n.startswith("triton.")}
-    return {"kernels": sum(names.values()), "kinds": len(names), "triton": launched, "most": dict(names.most_common(12))}
+    return {
+        "kernels": sum(names.values()),
+        "kinds": len(names),
+        "triton": launched,
+        "most": dict(names.most_common(12)),
+    }
 
 
 def record_triton(box):
@@ -297,13 +426,19 @@ def record_compiled(box):
 
 def replay_compiled(box):
     """C2: eager golden replayed compiled."""
-    found = box.replay("to-compiled", box.work / "eager.trace", limit=240, enforce_eager=False, compilation_config=NO_GRAPHS)
+    found = box.replay(
+        "to-compiled", box.work / "eager.trace", limit=240, enforce_eager=False, compilation_config=NO_GRAPHS
+    )
     return {"ok": found["verdict"] is not None, **found}
 
 
 def graphs_plain(box):
     """D1: vLLM's default, with CUDA graphs, without tracereplay."""
-    settings = {**box.settings, "enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8]}}
+    settings = {
+        **box.settings,
+        "enforce_eager": False,
+        "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8]},
+    }
     found = box.probe("graphs", settings=settings, repeat=2, limit=240)
     eager = json.loads((box.work / "plain.json").read_text())[0]
     mine = found.pop("runs")[0]
@@ -313,8 +448,13 @@ def graphs_plain(box):
 
 def graphs_record(box):
     """D2: the product refuses CUDA graphs, with the way out."""
-    found = box.record("graphs-recorded", enforce_eager=False, compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8]},
-                       limit=240, codes=None)
+    found = box.record(
+        "graphs-recorded",
+        enforce_eager=False,
+        compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8]},
+        limit=240,
+        codes=None,
+    )
     said = box.tail("graphs-recorded")
     return {"ok": found["code"] == 2 and "CUDA graphs" in said if not box.cpu else True, **found, "said": said}
 
@@ -344,14 +484,33 @@ def golden_cpu(box):
     trace = box.tree / "fixtures" / "tiny-llama-v0.trace"
     verdict = box.logs / "cpu-golden.json"
     code, out, seconds = box.cli(
-        "cpu-golden", "replay", trace, "--engine", "gpu", "--model", box.tree / "fixtures" / "tiny-llama", "--json", verdict,
-        "--log", box.logs / "cpu-golden-engine.log", limit=150, codes=(0, 1, 2, 3, 4, 5, 6))
+        "cpu-golden",
+        "replay",
+        trace,
+        "--engine",
+        "gpu",
+        "--model",
+        box.tree / "fixtures" / "tiny-llama",
+        "--json",
+        verdict,
+        "--log",
+        box.logs / "cpu-golden-engine.log",
+        limit=150,
+        codes=(0, 1, 2, 3, 4, 5, 6),
+    )
     if not verdict.exists():
         return {"ok": False, "code": code, "seconds": seconds, "said": box.tail("cpu-golden")}
     said = json.loads(verdict.read_text())
-    return {"ok": True, "code": code, "seconds": seconds, "verdict": said["verdict"], "cause": said.get("cause"),
-            "first": said.get("first_divergence") and said["first_divergence"].get("site"), "reasons": said.get("reasons", [])[:4],
-            "tokens": said.get("tokens")}
+    return {
+        "ok": True,
+        "code": code,
+        "seconds": seconds,
+        "verdict": said["verdict"],
+        "cause": said.get("cause"),
+        "first": said.get("first_divergence") and said["first_divergence"].get("site"),
+        "reasons": said.get("reasons", [])[:4],
+        "tokens": said.get("tokens"),
+    }
 
 
 def other_attention(box):
@@ -396,8 +555,15 @@ class Guest:
         self._log = (box.logs / f"{name}.log").open("wb")
         engine, env = guest(box)
         self.process = subprocess.Popen(
-            [str(engine.python), str(HERE / "bench_guest.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, env=env, start_new_session=True, text=True, cwd="/tmp")
+            [str(engine.python), str(HERE / "bench_guest.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=env,
+            start_new_session=True,
+            text=True,
+            cwd="/tmp",
+        )
         self._timer = threading.Timer(max(1, min(limit, box.left())), self.kill)
         self._timer.start()
         self.ask("start", model=str(model), settings={**engine.settings, **settings})
@@ -439,13 +605,20 @@ def overhead(box):
     batches = (1, 8, 64) if not box.cpu else (1, 4)
     decode, prompt = (24, 64) if not box.cpu else (6, 16)
     room = {} if box.cpu else {"kv_cache_memory_bytes": 8 << 30, "gpu_memory_utilization": 0.4}
-    settings = {**room, "max_num_seqs": 4 if box.cpu else 64, "max_num_batched_tokens": 1024 if box.cpu else 8192, "async_scheduling": False}
+    settings = {
+        **room,
+        "max_num_seqs": 4 if box.cpu else 64,
+        "max_num_batched_tokens": 1024 if box.cpu else 8192,
+        "async_scheduling": False,
+    }
     guest = Guest(box, "overhead", model, settings, 240)
     try:
         for batch in batches:
             sampling = {"temperature": 0.0, "max_tokens": decode + 1, "ignore_eos": True, "logprobs": 1}
-            prompts = [{"prompt_token_ids": [(7 * i + 13 * j) % 251 for j in range(prompt)], "sampling": sampling}
-                       for i in range(batch)]
+            prompts = [
+                {"prompt_token_ids": [(7 * i + 13 * j) % 251 for j in range(prompt)], "sampling": sampling}
+                for i in range(batch)
+            ]
             rows, tokens = {}, {}
             order = ("bare", "idle", "blocks", "all", "memory", "raw", "bare", "all")
             for number, kind in enumerate(order):
@@ -458,17 +631,27 @@ def overhead(box):
                 elif kind != "bare":
                     shutil.rmtree(trace, ignore_errors=True)
                     trace.mkdir(parents=True)
-                    recording = {"trace": str(trace), "pass_name": "record", "golden": None, "inject": False,
-                                 "options": RECORD_BLOCKS if kind == "blocks" else {"codec": 0} if kind == "raw" else {}}
+                    recording = {
+                        "trace": str(trace),
+                        "pass_name": "record",
+                        "golden": None,
+                        "inject": False,
+                        "options": RECORD_BLOCKS if kind == "blocks" else {"codec": 0} if kind == "raw" else {},
+                    }
                 profile_at = 6 if (number == len(order) - 1 and batch == 8) or (box.cpu and number == 7) else None
                 result = guest.ask("generate", prompts=prompts, recording=recording, profile_at=profile_at)
                 steps = result["steps"]
                 size = sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) if trace.exists() else 0
                 errors = {t: n for r in result.get("ranks", []) if r for t, n in r.get("errors", {}).items()}
-                row = {"prefill_ms": round(1e3 * steps[0], 2), "decode_ms": round(1e3 * median(steps[2:]), 3),
-                       "decode_mean_ms": round(1e3 * sum(steps[1:]) / max(1, len(steps) - 1), 3),
-                       "whole_s": round(result["whole_s"], 2), "mib": round(size / 2**20, 1),
-                       "peak_mib": result["peak_mib"], **({"errors": errors} if errors else {})}
+                row = {
+                    "prefill_ms": round(1e3 * steps[0], 2),
+                    "decode_ms": round(1e3 * median(steps[2:]), 3),
+                    "decode_mean_ms": round(1e3 * sum(steps[1:]) / max(1, len(steps) - 1), 3),
+                    "whole_s": round(result["whole_s"], 2),
+                    "mib": round(size / 2**20, 1),
+                    "peak_mib": result["peak_mib"],
+                    **({"errors": errors} if errors else {}),
+                }
                 if profile_at is None:
                     rows.setdefault(kind, []).append(row)
                 else:
@@ -526,10 +709,15 @@ def make_small(box):
     size = TINY if box.cpu else SMALL
     if not (box.model() / "model.safetensors").exists():
         options = [x for k, v in size.items() for x in (f"--{k}", str(v))]
-        subprocess.run([sys.executable, box.tree / "fixtures" / "make_random_model.py", "llama", box.model(), *options],
-                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, box.tree / "fixtures" / "make_random_model.py", "llama", box.model(), *options],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (box.model() / name).unlink(missing_ok=True)  # prompts are token ids; an engine then starts without a tokenizer
+        (box.model() / name).unlink(
+            missing_ok=True
+        )  # prompts are token ids; an engine then starts without a tokenizer
 
 
 def make_big(box, path):
@@ -538,12 +726,27 @@ def make_big(box, path):
         return
     s = TINY_BIG if box.cpu else BIG
     path.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": s["hidden"],
-              "num_hidden_layers": s["layers"], "num_attention_heads": s["heads"], "num_key_value_heads": s["kv_heads"],
-              "head_dim": s["head_dim"], "intermediate_size": s["intermediate"], "vocab_size": s["vocab"],
-              "max_position_embeddings": 2048, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-              "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
-              "attention_bias": False, "mlp_bias": False}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": s["hidden"],
+        "num_hidden_layers": s["layers"],
+        "num_attention_heads": s["heads"],
+        "num_key_value_heads": s["kv_heads"],
+        "head_dim": s["head_dim"],
+        "intermediate_size": s["intermediate"],
+        "vocab_size": s["vocab"],
+        "max_position_embeddings": 2048,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
     (path / "config.json").write_text(json.dumps(config))
     code = f"""
 import torch
@@ -559,7 +762,7 @@ for i in range(s['layers']):
         p+'self_attn.v_proj.weight':r(k,h,std=h**-.5),p+'self_attn.o_proj.weight':r(h,q,std=q**-.5),
         p+'mlp.gate_proj.weight':r(f,h,std=h**-.5),p+'mlp.up_proj.weight':r(f,h,std=h**-.5),
         p+'mlp.down_proj.weight':r(h,f,std=f**-.5),p+'input_layernorm.weight':one(),p+'post_attention_layernorm.weight':one()}}
-save_file(t, {str(path / 'model.safetensors')!r})
+save_file(t, {str(path / "model.safetensors")!r})
 """
     code, out, seconds = box.run("make-big", [box.python, "-c", code], {**os.environ, **box.env}, 90)
     if code:
@@ -588,7 +791,11 @@ def ready(name, done):
         if state is None:
             return None
         # "B2?": the recording need only be there, whatever was found in it
-        if not (state.get("code") == 0 if need.endswith("?") else state.get("ok") or state.get("repeatable") is not None):
+        if not (
+            state.get("code") == 0
+            if need.endswith("?")
+            else state.get("ok") or state.get("repeatable") is not None
+        ):
             return False
     return True
 
@@ -626,7 +833,9 @@ def main():
     done, lock = {}, threading.Lock()
 
     def save():
-        text = json.dumps({"seconds": round(time.monotonic() - box.started, 1), "stages": done}, indent=1, default=str)
+        text = json.dumps(
+            {"seconds": round(time.monotonic() - box.started, 1), "stages": done}, indent=1, default=str
+        )
         (box.out / "results.json").write_text(text)
 
     def work(name):
@@ -642,7 +851,10 @@ def main():
         with lock:
             done[name] = found
             save()
-            print(f"[{time.monotonic() - box.started:5.0f} s] {name}: {'ok' if found['ok'] else 'NOT OK'}  {brief(found)}", flush=True)
+            print(
+                f"[{time.monotonic() - box.started:5.0f} s] {name}: {'ok' if found['ok'] else 'NOT OK'}  {brief(found)}",
+                flush=True,
+            )
 
     running = {}
     with concurrent.futures.ThreadPoolExecutor(a.jobs) as pool:
@@ -654,9 +866,17 @@ def main():
                 alone = STAGES[name][3]
                 if state is False or box.left() < 15:
                     todo.remove(name)
-                    done[name] = {"ok": False, "failed": "skipped: what it needs failed" if state is False else "no time left"}
+                    done[name] = {
+                        "ok": False,
+                        "failed": "skipped: what it needs failed" if state is False else "no time left",
+                    }
                     save()
-                elif state and len(running) < a.jobs and not (alone and running) and not any(STAGES[r][3] for r in running):
+                elif (
+                    state
+                    and len(running) < a.jobs
+                    and not (alone and running)
+                    and not any(STAGES[r][3] for r in running)
+                ):
                     todo.remove(name)
                     running[name] = pool.submit(work, name)
                 elif alone:
@@ -676,8 +896,29 @@ def main():
 
 
 def brief(found):
-    keys = ("failed", "verdict", "cause", "first", "classes", "observer", "mib", "ratio_1", "ratio_8", "ratio_64", "generate_s",
-            "start_s", "import_s", "kernels", "triton", "rows_1", "rows_64", "cudagraph_mode", "tokens_as_eager", "said", "gpu")
+    keys = (
+        "failed",
+        "verdict",
+        "cause",
+        "first",
+        "classes",
+        "observer",
+        "mib",
+        "ratio_1",
+        "ratio_8",
+        "ratio_64",
+        "generate_s",
+        "start_s",
+        "import_s",
+        "kernels",
+        "triton",
+        "rows_1",
+        "rows_64",
+        "cudagraph_mode",
+        "tokens_as_eager",
+        "said",
+        "gpu",
+    )
     return "  ".join(f"{k}={str(found[k])[:260]}" for k in keys if found.get(k) not in (None, "", {}))
 
 

@@ -20,6 +20,7 @@ from tracereplay.engines.selection import Selection
 from tracereplay.engines.vllm_v1 import refuse_v1
 from tracereplay.errors import Unsupported
 from tracereplay.event import Site, make_rows
+from tracereplay.hooks.kernels import _returnable
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
 from tracereplay.recorder.session import Options, Session
@@ -376,6 +377,31 @@ def a_writer_that_is_killed_costs_the_trace_and_not_the_operator():
     steps = list(SegmentReader(path).steps())
     assert [s.number for s in steps] == list(range(len(steps)))
     assert len(steps) <= 3
+
+
+class Partly(torch.nn.Module):
+    """Calls a kernel that returns a list with an undefined tensor, as FlashAttention 3 does."""
+
+    library = torch.library.Library("tracereplay_partly", "DEF")
+    library.define("fwd(Tensor x) -> Tensor?[]")
+
+    def forward(self, x):
+        return torch.ops.tracereplay_partly.fwd(x)[0]
+
+
+Partly.library.impl("fwd", lambda x: [x * 2, None], "CPU")
+
+
+def an_undefined_tensor_in_a_list_does_not_end_the_engine():
+    found = _returnable([torch.ones(2), None, 3])
+    assert (found[1].numel(), found[1].dtype, found[2]) == (0, torch.float32, 3)
+    assert _returnable([None]) == [None]
+    assert _returnable((torch.ones(1), None))[1] is None
+    steps, summary = _recorded(Partly(), (torch.ones(2),), level="kernel")
+    assert summary["errors"] == {}, summary
+    (kernel,) = [k for k in steps[0].kernels if k.name.startswith("tracereplay_partly")]
+    assert torch.equal(_tensor(kernel.outputs[0]), torch.full((2,), 2.0)), kernel
+    assert kernel.outputs[1] is None, kernel
 
 
 def fused_layers_are_cut_by_their_parts():

@@ -61,7 +61,6 @@ class LateDevice:
     def lock(self, address, size):
         assert address not in self.locked, f"memory at {address:#x} was locked twice (seed {self.seed})"
         self.locked[address] = size
-        return None
 
     def unlock(self, address):
         end = address + self.locked.pop(address)

@@ -15,22 +15,31 @@ from tracereplay.launch.process import guest_environment
 
 pytestmark = pytest.mark.engine
 
-UNITS = Path(__file__).parent / "inside_units.py"
-NAMES = [n.name for n in ast.parse(UNITS.read_text()).body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+HERE = Path(__file__).parent
+
+
+def names(file: str) -> list[str]:
+    tree = ast.parse((HERE / file).read_text())
+    return [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
 
 
 @functools.cache
-def raised(engine: str) -> dict[str, str | None]:
+def raised(engine: str, file: str) -> dict[str, str | None]:
     """What each unit raised under this engine's interpreter; one process for all, since torch loads slowly."""
     found = find_engine(engine)
-    command = [str(found.python), str(UNITS), *NAMES]
+    command = [str(found.python), str(HERE / file), *names(file)]
     done = subprocess.run(command, env=guest_environment(found), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
     return results
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("inside_units.py"))
 @pytest.mark.parametrize("engine", ["v0", "v1"])
 def test_inside_the_engine(engine: str, name: str) -> None:
-    assert raised(engine)[name] is None, raised(engine)[name]
+    assert raised(engine, "inside_units.py")[name] is None, raised(engine, "inside_units.py")[name]
+
+
+@pytest.mark.parametrize("name", names("late_units.py"))
+def test_on_a_device_whose_copies_are_late(name: str) -> None:
+    assert raised("v1", "late_units.py")[name] is None, raised("v1", "late_units.py")[name]

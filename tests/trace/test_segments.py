@@ -50,6 +50,27 @@ def write(path: Path, steps: list[list[bytes]], close: bool = True) -> Path:
     return path
 
 
+def test_threads_that_compress_change_no_byte(tmp_path: Path) -> None:
+    written = []
+    for workers in (0, 3):
+        random = np.random.default_rng(0)
+        path = tmp_path / f"{workers}.seg"
+        writer = SegmentWriter(path, {"rank": 0}, workers=workers)
+        writer.sites([SITE])
+        for number in range(6):
+            rows = make_rows([(0, 0, number)])
+            values = [random.standard_normal(300_000).astype(np.float32).tobytes() for _ in range(7)]
+            inputs = {i: TensorBytes("float32", (300_000,), (1,), v) for i, v in enumerate(values)}
+            writer.step(number, rows, [PendingCall(77, 0, rows, rows, inputs)], [], [])
+            if number == 3:
+                writer.add(TensorBytes("float32", (300_000,), (1,), values[0][::-1]))
+                writer.rollback()
+        writer.close({})
+        written.append(path.read_bytes())
+    assert len(written[0]) > 6 << 20
+    assert written[0] == written[1]
+
+
 def contents(steps: list[Step]) -> list[list[bytes]]:
     return [[v.load() for v in step.calls[0].inputs] for step in steps]
 

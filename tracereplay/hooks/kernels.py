@@ -85,12 +85,8 @@ def _returnable(result: Any) -> Any:
     C++ kernels may leave members of a ``Tensor[]`` undefined (FlashAttention 3 does, with two of its four). Python
     sees None, which PyTorch cannot turn back when a dispatch mode returns it.
     """
-    if (
-        type(result) is list
-        and any(x is None for x in result)
-        and any(isinstance(x, torch.Tensor) for x in result)
-    ):
-        like = next(x for x in result if isinstance(x, torch.Tensor))
+    like = next((x for x in result if isinstance(x, torch.Tensor)), None) if type(result) is list else None
+    if like is not None:
         return [like.new_empty(0) if x is None else x for x in result]
     return result
 

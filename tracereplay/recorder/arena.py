@@ -1,9 +1,9 @@
 """Memory for one step's copies, shared with the writer process.
 
-On the CPU tensors are copied straight into an arena. On a device that computes beside the host they are copied into
-a staging area there, one after the other, and the area's used part goes to the arena in one copy at the end of the
-step. Offsets in the area are offsets in the arena. At the end of a step the arena is handed over by its number, and
-another one is taken. Its pages are allocated once.
+On the CPU tensors are copied straight into an arena. On a device that computes beside the host they are copied
+into a staging area there, one after the other, and the area's used part goes to the arena in one copy at the
+end of the step. Offsets in the area are offsets in the arena. At the end of a step the arena is handed over by
+its number, and another one is taken. Its pages are allocated once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Staging:
         self._turn = 0
 
     def take(self, size: int) -> _Area:
-        """An area of at least ``size`` bytes. What is copied to it waits, on the device, for what still leaves it."""
+        """An area of at least ``size`` bytes; the device fills it only once what it held has left it."""
         turn, self._turn = self._turn, (self._turn + 1) % AREAS
         if turn == len(self._areas):
             self._areas.append(_Area(self._device.area(size)))

@@ -106,8 +106,8 @@ class Session:
         self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
         self._step: PendingStep | None = None
-        # Steps whose bytes are on their way from the device, oldest first. Whoever touches them, or the writer, holds
-        # the lock: the engine's thread, and the one that hands over while the engine idles.
+        # Steps whose bytes are on their way from the device, oldest first. Whoever touches them, or the writer,
+        # holds the lock: the engine's thread, and the one that hands over while the engine idles.
         self._waiting: deque[PendingStep] = deque()
         self._lock = threading.RLock()
         self._idle: IdleThread | None = None

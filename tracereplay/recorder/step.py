@@ -218,8 +218,8 @@ class PendingStep:
             # of steps before this one come first; if they are this step's own, the writer must let go of them
             # before the step is whole.
             self._drain()
-            for arena, tensors, asides in self._full:
-                self._writer.hand(arena, tensors, asides)
+            for piece in self._full:
+                self._writer.hand(*piece)
             self._full.clear()
             self._writer.release()
         arena = self._writer.take(wait=True)
@@ -237,8 +237,8 @@ class PendingStep:
 
     def hand_over(self, writer: WriterClient) -> None:
         """Gives all of it to the writer, once it is closed."""
-        for arena, tensors, asides in (*self._full, (self._arena, self._tensors, self._asides)):
-            writer.hand(arena, tensors, asides)
+        for piece in (*self._full, (self._arena, self._tensors, self._asides)):
+            writer.hand(*piece)
         writer.step(self._message())
 
     def give_up(self, writer: WriterClient) -> None:

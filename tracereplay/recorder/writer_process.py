@@ -159,8 +159,8 @@ def _words(error: Exception) -> str:
 
 
 def _spare_cores() -> int:
-    """Threads that compress: most machines with an accelerator have cores to spare, and one core alone would make the
-    engine wait. On a small machine they would take the engine's own."""
+    """Threads that compress: most machines with an accelerator have cores to spare, and one core alone would make
+    the engine wait. On a small machine they would take the engine's own."""
     return max(0, min(6, (os.cpu_count() or 1) // 2 - 1))
 
 

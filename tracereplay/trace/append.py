@@ -27,10 +27,11 @@ class Appender:
         encoder: how chunks are stored.
         workers: threads that encode chunks (compressing lets go of the interpreter); 0: the caller does.
 
-    Chunks are written in order, but as their encoding is done: whoever asks for ``size`` after `chunk` calls `settle`.
+    Chunks are written in order, as their encoding is done: ``size`` counts them all only after `settle`.
+
     The public attributes: ``size`` (bytes of whole frames), ``index`` (what the next INDEX frame will say),
-        ``content``
-    (running xxh3-128 over kind and xxh3-128 of each decoded META, SITES, DATA and STEP payload) and ``failed``.
+    ``content`` (running xxh3-128 over kind and xxh3-128 of each decoded META, SITES, DATA and STEP payload) and
+    ``failed``.
     """
 
     def __init__(self, fd: int, encoder: Encoder, workers: int = 0) -> None:
