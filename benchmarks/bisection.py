@@ -29,10 +29,10 @@ from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
 from tracereplay.bisector.versions import bisect_versions
 from tracereplay.comparator import Policy
 from tracereplay.environments.registry import load_engine
+from tracereplay.gate import workload_of
 from tracereplay.launch import jobs
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
-from tracereplay.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, GOLDEN = ROOT / "fixtures" / "tiny-llama", ROOT / "fixtures" / "tiny-llama-v0.trace"
@@ -100,9 +100,8 @@ def versions(folder: Path) -> dict[str, Any]:
 
 def _golden(folder: Path) -> Path:
     """The committed workload, recorded under vLLM 0.32.0."""
-    work = Workload.from_dict(open_trace(GOLDEN).run["workload"])
-    workload = Workload(str(MODEL), work.prompts, work.settings)
-    return jobs.record(load_engine("v1"), workload, folder / "golden.trace")
+    work = workload_of(open_trace(GOLDEN), {}, MODEL)
+    return jobs.record(load_engine("v1"), work, folder / "golden.trace")
 
 
 def _found(verdict: Verdict, clock: Clock) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from tracereplay.cli.options import (
     Settings,
     Strict,
     assignments,
+    check_golden,
     check_json,
     check_log,
-    check_model_at,
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, stderr
@@ -65,7 +65,7 @@ def operators(
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)
     check_log(log)
-    check_model_at(golden, model)
+    check_golden(golden, given, model)
     with _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
         verdict = bisect_operators(
             candidate, golden, folder, policy=rules, settings=given, model=model, max_passes=max_passes, log=log,
@@ -101,7 +101,7 @@ def settings_(
     like = None if from_ is None else load_engine(from_)
     check_json(json_file)
     check_log(log)
-    check_model_at(golden, model)
+    check_golden(golden, given, model)
     with _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
         verdict = bisect_settings(
             candidate, golden, folder, like=like, policy=rules, settings=given, model=model,
@@ -135,7 +135,7 @@ def versions(
     rules, given = policy_of(policy, strict), assignments(settings)
     check_json(json_file)
     check_log(log)
-    check_model_at(golden, model)
+    check_golden(golden, given, model)
     named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
     with _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:
         verdict = bisect_versions(

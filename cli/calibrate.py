@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
-from tracereplay.cli.options import Log, Settings, assignments, check_file, check_log, check_model_at
+from tracereplay.cli.options import Log, Settings, assignments, check_file, check_golden, check_log
 from tracereplay.cli.output import progress, stderr
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
@@ -68,7 +68,7 @@ def calibrate_(
     known, given = load_engine(engine), assignments(settings)
     _check_out(out, force)
     check_log(log)
-    check_model_at(golden, model)
+    check_golden(golden, given, model)
     with closing(open_trace(golden)) as trace:
         variations = [named_variation(name.strip(), trace.run) for name in vary.split(",") if name.strip()]
     variations += [_also(text) for text in also]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ import typer
 
 from tracereplay.comparator import Policy, load_policy
 from tracereplay.errors import UsageError
+from tracereplay.gate import check_request
 from tracereplay.trace import Trace, open_trace
 
 __all__ = [
@@ -31,9 +32,9 @@ __all__ = [
     "UseOracle",
     "assignments",
     "check_file",
+    "check_golden",
     "check_json",
     "check_log",
-    "check_model_at",
     "opened",
     "policy_of",
 ]
@@ -148,9 +149,8 @@ def check_file(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path} cannot be written: there is no directory {path.absolute().parent}.")
 
 
-def check_model_at(golden: Path, model: Path | None) -> None:
-    """Raises UsageError if golden's model is gone and ``--model`` does not say where it is now."""
+def check_golden(golden: Path, given: Mapping[str, Any], model: Path | None) -> None:
+    """Raises what is wrong with a golden trace's requests, before anything slow begins (`gate.check_request`)."""
     with closing(open_trace(golden)) as trace:
-        recorded = trace.run.get("workload", {}).get("model")
-    if model is None and recorded is not None and not Path(recorded).is_dir():
-        raise UsageError(f"The model was at {recorded} when it was recorded; say with --model where it is now.")
+        if "record" in trace.passes:  # what is no recording, the verb itself refuses
+            check_request(trace, given, model)

@@ -147,7 +147,7 @@ def _tell(out: Path) -> bool:
     trace = open_trace(out)
     try:
         stderr.print(f"Recorded {summary(trace)}: {out}", soft_wrap=True, markup=False)
-        if observer := trace.run.get("observer"):
+        if observer := trace.run.observer:
             stderr.print(f"Recording changed {observer_words(observer)}.", soft_wrap=True, markup=False)
         return trace.complete
     finally:

@@ -22,9 +22,9 @@ from tracereplay.cli.options import (
     Strict,
     UseOracle,
     assignments,
+    check_golden,
     check_json,
     check_log,
-    check_model_at,
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, without_empty
@@ -88,7 +88,7 @@ def replay(
     else:
         if site or kernel:
             raise UsageError("--site and --kernel choose what is replayed alone; give --mode isolated with them.")
-        check_model_at(golden, model)
+        check_golden(golden, given, model)
         options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
         work = _whole(candidate, golden, force=force, **options)
     judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)

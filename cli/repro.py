@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tracereplay.cli.options import BaseTrace, Model, TracePath, opened
 from tracereplay.cli.output import stderr
+from tracereplay.gate import weights_directory
 from tracereplay.launch.isolated.constants import Constants
 from tracereplay.report.repro import (
     choose_call,
@@ -43,15 +44,16 @@ def repro(
 ) -> None:
     """Write one recorded call as inputs, expected outputs and a script that needs only torch (or vllm)."""
     with closing(opened(trace, base)) as source:
+        weights = weights_directory(source, model)
         if kernel is not None:
             chosen, count = choose_kernel(source, site, kernel, step, occurrence)
             name = chosen.name
-            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks("record")[0], model))
+            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks("record")[0], weights))
         else:
             call, count = choose_call(source, site, step, occurrence)
             operator = source.sites("record")[site]
             name = f"{operator.operator} at {site}"
-            found = reproduce_operator(source, step, operator, call, Parameters(source, model))
+            found = reproduce_operator(source, step, operator, call, Parameters(source, weights))
         write_reproducer(found, out)
     several = f" ({occurrence + 1} of {count} such calls)" if count > 1 else ""
     stderr.print(Text(f"Wrote {name}{several}; run it with: python {out / 'repro.py'}"), soft_wrap=True)

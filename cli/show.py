@@ -112,21 +112,20 @@ def _order(name: str) -> int:
 
 def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
     run = trace.run
-    engine, workload = run.get("engine", {}), run.get("workload", {})
-    versions = ", ".join(f"{k} {v}" for k, v in (engine.get("versions") or {}).items() if v)
-    prompts = workload.get("prompts", [])
-    lengths = [len(p.get("prompt_token_ids") or ()) for p in prompts]
-    yield "trace", f"{run.get('kind', 'trace')}, {summary(trace)}"
-    yield "engine", ": ".join(filter(None, (engine.get("name", "unknown"), versions)))
-    yield "model", f"{workload.get('model')} (weights {workload.get('weights') or 'unknown'})"
-    if prompts:
-        yield "prompts", f"{len(prompts)}, of {min(lengths)} to {max(lengths)} tokens"
-    if workload.get("settings"):
-        yield "settings", ", ".join(f"{k}={v}" for k, v in workload["settings"].items())
-    if run.get("observer"):
-        yield "observer", f"recording changed {observer_words(run['observer'])}"
-    for note in run.get("notes") or ():
-        yield "note", str(note)
+    asked = {} if run.requested is None else run.requested.words()
+    versions = ", ".join(f"{k} {v}" for k, v in run.engine_facts("versions").items() if v)
+    lengths = [len(p.token_ids or ()) for p in run.prompts]
+    yield "trace", f"{run.kind}, {summary(trace)}"
+    yield "engine", ": ".join(filter(None, (run.engine.get("name", "unknown"), versions)))
+    yield "model", f"{asked.get('model')} (weights {run.weights or 'unknown'})"
+    if lengths:
+        yield "prompts", f"{len(lengths)}, of {min(lengths)} to {max(lengths)} tokens"
+    if asked.get("settings"):
+        yield "settings", asked["settings"]
+    if run.observer:
+        yield "observer", f"recording changed {observer_words(run.observer)}"
+    for note in run.notes:
+        yield "note", note
     for name in sorted(trace.passes, key=_order):
         steps = trace.steps(name, trace.ranks(name)[0])
         rows = sum(len(step.rows) for step in steps)

@@ -11,7 +11,8 @@
     ├── RecordingIncomplete   exit 4   the engine finished, the trace lacks steps
     └── TraceError            exit 5   a trace cannot be read, or is unsafe to read
         ├── DamagedTrace               bytes are not what was written
-        └── NotATrace                  this is something else
+        ├── NotATrace                  this is something else
+        └── UnsafeRequest              it asks for what only the user may give
 
 Every message is a sentence: what was found, what was expected, what to do. ``exit_code`` is what the
 command line ends with.
@@ -29,6 +30,7 @@ __all__ = [
     "RecordingIncomplete",
     "TraceError",
     "TracereplayError",
+    "UnsafeRequest",
     "Unsupported",
     "UsageError",
     "WorkloadError",
@@ -113,6 +115,10 @@ class TraceError(TracereplayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
+
+
+class UnsafeRequest(TraceError):
+    """A trace asks for what only its user may give: code, classes, files, libraries, addresses, credentials."""
 
 
 class DamagedTrace(TraceError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracereplay.bisector.changes import differences, plan
+from tracereplay.bisector.changes import Told, differences, plan
 from tracereplay.launch import Configured
 
 
@@ -16,10 +16,9 @@ def run(
     given: Mapping[str, Any] | None = None,
     resolved: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """``run`` of a trace."""
-    engine = {"settings": dict(resolved or {}), "environment": dict(environment or {})}
-    return {"workload": {"settings": dict(given or {})}, "engine": engine}
+) -> Told:
+    """What a trace tells."""
+    return Told(dict(given or {}), dict(resolved or {}), dict(environment or {}))
 
 
 def engine(env: Mapping[str, str] | None = None) -> Configured:
@@ -66,12 +65,12 @@ def test_what_follows_from_the_engine_is_skipped_and_what_changes_nothing_is_not
 
 def test_variables_are_set_unset_or_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_IN_THE_SHELL", "2")
-    golden = run(environment={"VLLM_WANTED": "1", "VLLM_IN_THE_SHELL": "1"})
+    golden = run(environment={"VLLM_FLASH_ATTN_VERSION": "1", "VLLM_IN_THE_SHELL": "1"})
     theirs = run(environment={"VLLM_UNWANTED": "1", "VLLM_IN_THE_SHELL": "2", "NCCL_OF_THE_ENGINE": "0"})
     candidate = engine({"VLLM_UNWANTED": "1"})
     changes, skipped = differences(golden, theirs, candidate, {})
-    assert {c.argument for c in changes} == {"env VLLM_WANTED=1", "env -u VLLM_UNWANTED"}
-    assert plan(candidate, {}, changes).env == {"VLLM_WANTED": "1"}
+    assert {c.argument for c in changes} == {"env VLLM_FLASH_ATTN_VERSION=1", "env -u VLLM_UNWANTED"}
+    assert plan(candidate, {}, changes).env == {"VLLM_FLASH_ATTN_VERSION": "1"}
     assert {s.name: s.reason for s in skipped} == {
         "environment.VLLM_IN_THE_SHELL": "it is set in the shell, whose value an engine keeps",
         "environment.NCCL_OF_THE_ENGINE": "the engine sets it itself",

@@ -100,6 +100,7 @@ def bisect(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
         given = {"good": NAMES[0], "bad": NAMES[-1], "versions": NAMES, **options}
         folder = options.pop("folder", tmp_path / f"work{len(list(tmp_path.iterdir()))}")
         given.pop("folder", None)
+        given.setdefault("model", golden.parent / "model")
         verdict = bisect_versions(golden, folder, build=lambda version, report: Toy(version), **given)
         run.tried = tried  # type: ignore[attr-defined]
         return verdict

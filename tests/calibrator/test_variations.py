@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from tracereplay.calibrator.variations import NAMES, Variation, named_variation
 from tracereplay.errors import UsageError
 from tracereplay.launch import Configured
+from tracereplay.trace.run import RecordedPrompt, Run
 
 ENGINE = Configured("v1", Path("python"), {"OMP_NUM_THREADS": "1", "X": "y"}, {"dtype": "float32"})
 
 
-def golden(threads: int = 1, **settings: Any) -> dict[str, Any]:
-    prompts = [{"prompt_token_ids": list(range(n))} for n in (31, 10, 24)]
-    return {"engine": {"settings": settings, "threads": threads}, "workload": {"prompts": prompts}}
+def golden(threads: int = 1, lengths: Sequence[int] = (31, 10, 24), **settings: Any) -> Run:
+    prompts = tuple(RecordedPrompt(tuple(range(n)), None, {}) for n in lengths)
+    return Run(engine={"settings": settings, "threads": threads}, prompts=prompts)
 
 
 def test_requests_run_alone_or_together() -> None:
@@ -49,8 +51,7 @@ def test_a_variation_keeps_all_else_of_the_engine() -> None:
 
 
 def test_what_would_vary_nothing_is_refused_with_the_reason() -> None:
-    single = golden()
-    single["workload"]["prompts"] = [{"prompt_token_ids": [1, 2]}]
+    single = golden(lengths=[2])
     with pytest.raises(UsageError, match="Golden has 1 prompt; batches"):
         named_variation("batch", single).applied(ENGINE)
     with pytest.raises(UsageError, match="longest prompt has 2 tokens"):

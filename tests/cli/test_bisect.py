@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from cli_support import Program, make_model, moved, write
 
-from tracereplay.trace.manifest import write_manifest
-
 Bisect = Callable[..., dict[str, Any]]
 
 FIRST, SECOND = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
@@ -231,11 +229,10 @@ def test_arguments_that_an_engine_was_registered_with_count(bisect: Bisect, home
     assert [m["name"] for m in verdict["bisection"]["minimal"]] == ["flaw"]
 
 
-def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, long_golden: Path) -> None:
-    manifest = json.loads((long_golden / "manifest.json").read_text())
-    manifest["run"]["workload"]["settings"]["flaw"] = "model.norm:coarse"
-    (long_golden / "manifest.json").write_bytes(write_manifest(manifest))
-    verdict = bisect(by="settings")
+def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, home: Path) -> None:
+    engine = json.loads((home / "engines" / "toy.json").read_text())
+    write(home / "engines" / "toy.json", json.dumps({**engine, "settings": {"flaw": "model.norm:coarse"}}))
+    verdict = bisect("--from", "toy", by="settings")
     assert verdict["bisection"]["minimal"] is None
     assert "The two differ in no setting that could be changed." in verdict["reasons"]
 

@@ -17,7 +17,7 @@ from tracereplay.trace import Trace, open_trace
 def test_record_says_what_it_recorded(tracereplay: Program, golden: Path) -> None:
     trace = open_trace(golden)
     assert trace.complete
-    assert [p["prompt_token_ids"] for p in trace.run["workload"]["prompts"]] == [[5, 6, 7, 8], [*b"hello"]]
+    assert [p.token_ids for p in trace.run.prompts] == [(5, 6, 7, 8), tuple(b"hello")]
     assert len(trace.results["record"]["requests"][0]["token_ids"]) == 4
     assert len(trace.results["record"]["requests"][1]["token_ids"]) == 6
 
@@ -36,13 +36,13 @@ def record(tracereplay: Program, model: Path, tmp_path: Path) -> Callable[..., T
 
 
 def test_recording_is_greedy_with_logprobs_unless_told_otherwise(record: Callable[..., Trace]) -> None:
-    sampling = record().run["workload"]["prompts"][0]["sampling"]
+    sampling = record().run.prompts[0].sampling
     assert sampling == {"max_tokens": 16, "temperature": 0.0, "logprobs": 0}
 
 
 def test_options_reach_the_workload(record: Callable[..., Trace]) -> None:
     words = ("--max-tokens", 3, "--temperature", 0.7, "--seed", 11, "--logprobs", 2, "--n", 2)
-    workload = record(*words, "--set", "enforce_eager=true").run["workload"]
+    workload = record(*words, "--set", "enforce_eager=true").manifest["run"]["workload"]
     assert workload["prompts"][0]["sampling"] == {
         "max_tokens": 3, "temperature": 0.7, "seed": 11, "logprobs": 2, "n": 2,
     }  # fmt: skip
@@ -53,7 +53,7 @@ def test_what_recording_changed_is_measured_and_stated(
     record: Callable[..., Trace], tracereplay: Program, tmp_path: Path
 ) -> None:
     trace = record("--check-observer", "--max-tokens", 2)
-    assert trace.run["observer"]["tokens_differ"] == 0
+    assert (trace.run.observer or {})["tokens_differ"] == 0
     assert "recording changed the tokens of 0 of 1 sequences" in tracereplay("show", trace.path).out
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from tracereplay.comparator.settings import compare_settings, effect_of, explains
+from tracereplay.trace.run import Run
 from tracereplay.verdict import SettingDifference
 
 
-def run(weights: str = "w", versions: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
+def run(weights: str = "w", versions: dict[str, str] | None = None, **settings: Any) -> Run:
     engine = {"versions": versions or {"vllm": "1"}, "settings": settings, "device": "cpu", "environment": {}}
-    return {"engine": engine, "workload": {"weights": weights}}
+    return Run(engine=engine, weights=weights)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_what_changes_meaning_is_said_first() -> None:
 
 def test_equal_runs_do_not_differ() -> None:
     assert compare_settings(run(dtype="float16"), run(dtype="float16")) == ()
-    assert compare_settings({}, {}) == ()
+    assert compare_settings(Run(), Run()) == ()
 
 
 def test_only_a_semantic_setting_explains_an_operator() -> None:

@@ -14,7 +14,7 @@ from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDire
 def without_first_step(source: Path, path: Path) -> Path:
     """A copy of a recording that lacks its first step."""
     trace = open_trace(source)
-    directory = TraceDirectory(path, dict(trace.run))
+    directory = TraceDirectory(path, dict(trace.manifest["run"]))
     writer = SegmentWriter(segment_path(path, "record", 0), {})
     sites = trace.sites("record")
     writer.sites(sites.values())

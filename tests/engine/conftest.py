@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running, token_ids
+from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running, prompts_of, token_ids
 
 from tracereplay.trace import Trace, open_trace
-from tracereplay.workload import Prompt, Workload
+from tracereplay.workload import Prompt
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def golden_v0(engines: Engines, committed: Trace) -> Trace:
     Why not the committed trace: on a processor with other vector instructions kernels sum in another order, and
     matrix products differ too.
     """
-    return engines.start("v0").record(*Workload.from_dict(committed.run["workload"]).prompts)
+    return engines.start("v0").record(*prompts_of(committed))
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +97,7 @@ def golden_v1(request: pytest.FixtureRequest, committed: Trace, recordings: dict
     """The committed workload, recorded under vLLM 0.32.0, which is started for it only if it must be."""
     if "v1" not in recordings:
         v1: Running = request.getfixturevalue("v1")
-        recordings["v1"] = v1.record(*Workload.from_dict(committed.run["workload"]).prompts)
+        recordings["v1"] = v1.record(*prompts_of(committed))
     return recordings["v1"]
 
 

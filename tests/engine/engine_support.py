@@ -17,6 +17,7 @@ from tracereplay.bisector.operators import bisect_operators
 from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
+from tracereplay.gate import workload_of
 from tracereplay.launch.jobs import level_of, record_pass, replay_passes, run_header
 from tracereplay.launch.process import EngineProcess
 from tracereplay.storage.checkpoint import read_checkpoint
@@ -39,6 +40,11 @@ class Launch:
     python: Path
     env: Mapping[str, str]
     settings: Mapping[str, Any]
+
+
+def prompts_of(trace: Trace) -> tuple[Prompt, ...]:
+    """The requests of a trace of ours, to be served again."""
+    return tuple(Prompt(p.token_ids, p.text, p.sampling) for p in trace.run.prompts)
 
 
 class Running:
@@ -71,8 +77,8 @@ class Running:
         return open_trace(directory.path)
 
     def replay(self, golden: Trace) -> Trace:
-        workload = Workload.from_dict(golden.run["workload"])
-        directory = self._directory("replay", workload, golden=golden.digest(), level=level_of(golden.run))
+        workload = workload_of(golden, {}, self._model)
+        directory = self._directory("replay", workload, golden=golden.digest(), level=golden.run.level)
         replay_passes(self.process, directory, golden, workload)
         directory.complete()
         return open_trace(directory.path)

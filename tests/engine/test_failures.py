@@ -145,9 +145,9 @@ def test_a_server_is_recorded_as_it_is(
     assert record_command(["python", str(program)], out, engine=launch, options={"level": "kernel"}) == 0
     trace = open_trace(out)
     assert trace.complete
-    assert trace.run["level"] == "kernel"
+    assert trace.run.level == "kernel"
     assert all(step.kernels for step in trace.steps("record"))
-    prompts = trace.run["workload"]["prompts"]
+    prompts = trace.manifest["run"]["workload"]["prompts"]
     assert [len(p["prompt_token_ids"]) for p in prompts] == [11, 15]
     assert prompts[0]["sampling"]["max_tokens"] == 5
     assert len([s for step in trace.steps("record") for s in step.sampled]) == 10

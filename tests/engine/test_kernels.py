@@ -49,7 +49,7 @@ def test_a_norm_is_one_kernel_in_v0_and_eleven_in_v1(recorded: Any) -> None:
     trace = recorded[0]
     names = [k.name for k in kernels_of(trace, 1, "model.layers.1.input_layernorm")]
     computing = [name for name in names if name != "aten.detach.default"]
-    if trace.run["engine"]["name"] == "v0" or "_C.fused_add_rms_norm.default" in names:
+    if trace.run.engine["name"] == "v0" or "_C.fused_add_rms_norm.default" in names:
         assert computing == ["_C.fused_add_rms_norm.default"]
     else:
         assert len(computing) == 11

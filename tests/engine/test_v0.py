@@ -52,6 +52,6 @@ def test_the_committed_golden_trace_is_what_this_engine_records(v0: Running, com
     verdict = v0.verdict(committed).as_dict()
     assert verdict["first_divergence"] is None
     assert {e["class"] for e in verdict["edges"]} == {"identical"}
-    if v0.process.info["device"] == committed.run["engine"]["device"]:
+    if v0.process.info["device"] == committed.run.engine["device"]:
         assert verdict["verdict"] == "match"
         assert {o["class"] for o in verdict["operators"]} == {"identical"}

@@ -78,7 +78,7 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
     model = ROOT / "fixtures" / "tiny-llama" if family == "tiny" else gemma
     workload = Workload(str(model), tuple(greedy(20, 7)), COMPILED)
     trace = open_trace(record(launch, workload, tmp_path / "compiled.trace", check_observer=True))
-    observer = trace.run["observer"]
+    observer = trace.run.observer
     assert observer["sequences"] == 2
     drift = observer["logprob_abs_diff"]["max"]
     assert observer["tokens_differ"] == 0

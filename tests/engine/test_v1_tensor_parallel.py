@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from engine_support import Engines, Running
+from engine_support import Engines, Running, prompts_of
 
 from tracereplay.calibrator.noise import earn, measure_noise
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.tolerance import DEFAULTS
 from tracereplay.trace import Trace
-from tracereplay.workload import Workload
 
 pytestmark = pytest.mark.engine
 
@@ -56,7 +55,7 @@ def test_what_is_summed_over_ranks_explains_all_of_it(golden_v1: Trace, two: Run
 
 
 def test_two_ranks_recorded_give_two_segments_and_match_themselves(committed: Trace, two: Running) -> None:
-    golden = two.record(*Workload.from_dict(committed.run["workload"]).prompts)
+    golden = two.record(*prompts_of(committed))
     assert golden.ranks("record") == (0, 1)
     qkv = "model.layers.0.self_attn.qkv_proj"
     assert golden.sites("record", 1)[qkv].layouts["out0"].parts == (2, 1, 1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from engine_support import Engines, Running
+from engine_support import Engines, Running, prompts_of
 
 from tracereplay.trace import Trace
-from tracereplay.workload import Workload
 
 pytestmark = pytest.mark.engine
 
@@ -30,7 +29,7 @@ def test_a_v1_golden_replays_under_v0(golden_v1: Trace, v0: Running) -> None:
 
 
 def test_0_31_to_0_32_matches(engines: Engines, committed: Trace, single_process: Mapping[str, str]) -> None:
-    prompts = Workload.from_dict(committed.run["workload"]).prompts
+    prompts = prompts_of(committed)
     golden = engines.start("v1-0.31", env=single_process).record(*prompts)
     verdict = engines.start("v1", env=single_process).verdict(golden).as_dict()
     assert verdict["verdict"] == "match"

@@ -21,7 +21,7 @@ from tracereplay.trace.verify import values_of, verify
 
 def everything(trace: Trace) -> list[object]:
     """All that a trace holds, tensors included."""
-    found: list[object] = [dict(trace.run), dict(trace.results)]
+    found: list[object] = [dict(trace.manifest["run"]), dict(trace.results)]
     for name, rank in trace.parts:
         segment = trace.segment(name, rank)
         found += [name, rank, segment.meta, dict(segment.sites), segment.complete]

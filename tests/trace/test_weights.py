@@ -26,7 +26,7 @@ def test_weights_are_stored_bit_for_bit_and_are_no_pass_of_the_generation(tmp_pa
     assert sorted(found) == sorted(tensors)
     for name, tensor in tensors.items():
         assert np.array_equal(found[name].numpy(), tensor)
-        assert trace.run["checkpoint"][name][2] == xxhash.xxh3_128_hexdigest(tensor.tobytes())
+        assert trace.run.checkpoint[name][2] == xxhash.xxh3_128_hexdigest(tensor.tobytes())
 
 
 def test_the_digest_of_a_checkpoint_is_that_of_its_tensors_and_not_of_its_files(tmp_path: Path) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tracereplay.bisector.journal import Journal
 from tracereplay.engines.selection import Selection
 from tracereplay.errors import UsageError
+from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, replay_passes, run_header
-from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Workload
 
@@ -33,21 +32,19 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     """
     if "record" not in golden.passes:
         raise UsageError(f"{golden.path} is not a recording; give the golden recording.")
-    work = Workload.from_dict(golden.run["workload"]).with_settings(settings)
-    work = replace(work, model=str(model or work.model))
-    check_model(Path(work.model))
-    weights = read_checkpoint(Path(work.model)).digest
-    if work.weights not in (None, weights):
+    work = workload_of(golden, settings, model)
+    if golden.run.weights not in (None, work.weights):
         raise UsageError(
             f"The model at {work.model} holds other weights than the golden trace was recorded with (digest "
-            f"{weights}, golden {work.weights}); every operator would differ. Say with --model where golden's are."
+            f"{work.weights}, golden {golden.run.weights}); every operator would differ. Say with --model where "
+            "golden's are."
         )
     sampled = (s for step in golden.steps("record") for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(
             f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
         )
-    return replace(work, weights=weights)
+    return work
 
 
 @contextlib.contextmanager
@@ -164,7 +161,7 @@ class Bench:
         if not self.candidate.exists():
             return
         with contextlib.closing(open_trace(self.candidate)) as trace:
-            before = trace.run.get("engine") or {}
+            before = trace.run.engine
             if not trace.complete:
                 return
         changed = [k for k in ("versions", "settings", "device", "environment") if before.get(k) != info.get(k)]

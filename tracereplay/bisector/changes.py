@@ -14,9 +14,11 @@ from typing import Any
 
 from tracereplay.bisection import Skipped
 from tracereplay.comparator.settings import argument_of, effect_of, importance_of
+from tracereplay.gate import applied_settings, setting_refusal, variable_refusal
 from tracereplay.launch import Configured, Launchable
+from tracereplay.trace import Trace
 
-__all__ = ["Change", "differences", "plan"]
+__all__ = ["Change", "Told", "differences", "plan"]
 
 ABSENT = object()  # golden had no such argument or variable
 VARIABLE = "environment."
@@ -55,21 +57,58 @@ class Change:
         return f"--set {head}={json.dumps({key: self.value} if key else self.value, separators=(',', ':'))}"
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An engine's settings, as it, or a trace of it, tells them.
+
+    Args:
+        arguments: those that somebody gave.
+        resolved: what became of them and of the defaults.
+        environment: variables.
+        trusted: by the user's own engine, and not by a trace, which may be a stranger's.
+    """
+
+    arguments: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    trusted: bool = False
+
+    @classmethod
+    def by_trace(cls, trace: Trace) -> Told:
+        """What a trace tells, without arguments that it may not ask for."""
+        facts = trace.run.engine_facts
+        return cls(applied_settings(trace), facts("settings"), facts("environment"))
+
+    @classmethod
+    def by_engine(cls, arguments: Mapping[str, Any], info: Mapping[str, Any]) -> Told:
+        """What an engine of the user's tells."""
+        return cls(arguments, info.get("settings") or {}, info.get("environment") or {}, trusted=True)
+
+    def refusal(self, change: Change) -> str | None:
+        """Why this value is not taken over; None if it may be."""
+        if self.trusted or change.value is ABSENT:
+            return None
+        if change.name.startswith(VARIABLE):
+            return variable_refusal(change.name.removeprefix(VARIABLE), change.value)
+        head, _, key = (argument_of(change.name) or change.name).partition(".")
+        return setting_refusal(head, {key: change.value} if key else change.value)
+
+
 def differences(
-    golden: Mapping[str, Any], theirs: Mapping[str, Any], engine: Launchable, arguments: Mapping[str, Any]
+    golden: Told, theirs: Told, engine: Launchable, arguments: Mapping[str, Any]
 ) -> tuple[list[Change], list[Skipped]]:
     """What could be changed to golden's, given arguments first, then by importance; and what could not be.
 
     Args:
-        golden: ``run`` of the golden trace, or of the engine to compare with.
+        golden: what the golden trace tells, or the engine to compare with.
         theirs: the same of the candidate.
         engine: the candidate, for its variables.
         arguments: all of the candidate's engine arguments.
     """
     changes: dict[str, Change] = {}
     skipped: list[Skipped] = []
-    mine = golden.get("workload", {}).get("settings") or {}
-    resolved = (golden.get("engine", {}).get("settings") or {}, theirs.get("engine", {}).get("settings") or {})
+    mine = golden.arguments
+    resolved = golden.resolved, theirs.resolved
     for name in dict.fromkeys([*arguments, *mine]):
         wanted = mine.get(name, resolved[0].get(name, ABSENT))
         if _matters(name) and arguments.get(name, resolved[1].get(name, ABSENT)) != wanted:
@@ -83,15 +122,18 @@ def differences(
         elif wanted is not ABSENT:
             changes[name] = Change(name, wanted, False)
     _add_variables(changes, skipped, golden, theirs, engine)
+    for name, change in list(changes.items()):
+        if (why := golden.refusal(change)) is not None:
+            skipped.append(Skipped(name, f"golden's value is not taken from a trace: it {why}"))
+            del changes[name]
     ordered = sorted(changes.values(), key=lambda change: (not change.given, importance_of(change.name)))
     return ordered, skipped
 
 
 def _add_variables(
-    changes: dict[str, Change], skipped: list[Skipped], golden: Mapping[str, Any], theirs: Mapping[str, Any],
-    engine: Launchable,
+    changes: dict[str, Change], skipped: list[Skipped], golden: Told, theirs: Told, engine: Launchable,
 ) -> None:  # fmt: skip
-    mine, other = (run.get("engine", {}).get("environment") or {} for run in (golden, theirs))
+    mine, other = golden.environment, theirs.environment
     for variable in dict.fromkeys([*mine, *other]):
         name = VARIABLE + variable
         if mine.get(variable) == other.get(variable) or not _matters(name) or variable == "LD_PRELOAD":

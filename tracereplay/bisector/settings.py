@@ -17,7 +17,7 @@ from typing import Any
 
 from tracereplay.bisection import Bisection, Member, Skipped
 from tracereplay.bisector.bench import Report, begun
-from tracereplay.bisector.changes import Change, differences, plan
+from tracereplay.bisector.changes import Change, Told, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
@@ -25,6 +25,7 @@ from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.rollout import sampled_tokens
 from tracereplay.comparator.tokens import read_generation
 from tracereplay.errors import TracereplayError
+from tracereplay.gate import applied_settings
 from tracereplay.launch import Configured, EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, run_header
 from tracereplay.trace import Trace, TraceDirectory, open_trace
@@ -73,12 +74,8 @@ def bisect_settings(
         if verdict.verdict != "diverged":
             return verdict
         with closing(open_trace(candidate)) as trace:
-            run = (
-                dict(source.run)
-                if like is None
-                else {"engine": bench.describe(like), "workload": {"settings": like.settings}}
-            )
-            changes, skipped = differences(run, trace.run, engine, bench.arguments)
+            wanted = Told.by_trace(source) if like is None else bench.describe(like)
+            changes, skipped = differences(wanted, Told.by_trace(trace), engine, bench.arguments)
             study = _Study(bench, journal, source, trace, rules, max_starts, report)
             return study.of(verdict, changes, skipped)
 
@@ -115,12 +112,12 @@ class _Starts:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def describe(self, engine: Launchable) -> Mapping[str, Any]:
-        """The ``run`` of another engine, started with golden's arguments over its own."""
+    def describe(self, engine: Launchable) -> Told:
+        """What another engine tells, started with golden's arguments over its own."""
         self._report(f"Starting the engine {engine.name}, to learn its settings")
-        settings = {**engine.settings, **Workload.from_dict(self._golden.run["workload"]).settings}
+        settings = {**engine.settings, **applied_settings(self._golden)}
         with self._process(Configured(engine.name, engine.python, engine.env, settings)) as process:
-            return {"engine": process.info, "workload": {"settings": settings}}
+            return Told.by_engine(engine.settings, process.info)
 
     def _rerun(self, configured: Configured, path: Path) -> None:
         header = {**run_header("replay", configured, self._workload), "golden": self._golden.digest()}

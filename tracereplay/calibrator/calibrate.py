@@ -159,8 +159,8 @@ def _calibration(golden: Path, source: Trace, made: Sequence[Run], skipped: Sequ
     drifts = [run.noise.logprob_max for run in made if run.noise.logprob_max is not None]
     allowed = max(Policy().logprob_max_abs, rounded_up(bound(drifts)))
     policy = Policy(calibration=tuple(found.rule for found in earned), logprob_max_abs=allowed)
-    engine = source.run.get("engine") or {}
-    versions, resolved = engine.get("versions") or {}, engine.get("settings") or {}
+    engine = source.run.engine
+    versions, resolved = source.run.engine_facts("versions"), source.run.engine_facts("settings")
     parts = [engine.get("name"), versions.get("vllm"), resolved.get("dtype"), engine.get("device")]
     return Calibration(
         golden.name, source.digest(), ", ".join(str(part) for part in parts if part), _now(), tuple(made),

@@ -9,6 +9,7 @@ from typing import Any
 
 from tracereplay.errors import UsageError
 from tracereplay.launch import Configured, Launchable
+from tracereplay.trace.run import Run
 
 __all__ = ["NAMES", "Variation", "named_variation"]
 
@@ -53,25 +54,25 @@ class Variation:
         return Configured(chosen.name, chosen.python, {**chosen.env, **self.env}, chosen.settings)
 
 
-def _repeat(run: Mapping[str, Any]) -> Variation:
+def _repeat(run: Run) -> Variation:
     return Variation("repeat")
 
 
-def _batch(run: Mapping[str, Any]) -> Variation:
+def _batch(run: Run) -> Variation:
     """Each request in a batch of its own; where golden's were, all together."""
-    alone, count = _resolved(run).get("max_num_seqs") == 1, len(_prompts(run))
+    alone, count = _resolved(run).get("max_num_seqs") == 1, len(run.prompts)
     idle = "" if count > 1 else f"Golden has {count} prompt; batches are composed otherwise from two on."
     return Variation("batch", {"max_num_seqs": count if alone else 1}, idle=idle)
 
 
-def _threads(run: Mapping[str, Any]) -> Variation:
+def _threads(run: Run) -> Variation:
     """One thread; where golden had one, two."""
-    return Variation("threads", env={THREADS: "2" if run.get("engine", {}).get("threads") == 1 else "1"})
+    return Variation("threads", env={THREADS: "2" if run.engine.get("threads") == 1 else "1"})
 
 
-def _chunks(run: Mapping[str, Any]) -> Variation:
+def _chunks(run: Run) -> Variation:
     """The longest prompt in two or three chunks; where golden's was cut already, in one."""
-    longest = max((len(p.get("prompt_token_ids") or ()) for p in _prompts(run)), default=0)
+    longest = max((len(p.token_ids or ()) for p in run.prompts), default=0)
     resolved = _resolved(run)
     if resolved.get("max_num_batched_tokens", longest) < longest:
         whole = resolved.get("max_model_len", longest)
@@ -86,13 +87,13 @@ def _chunks(run: Mapping[str, Any]) -> Variation:
     )
 
 
-_NAMED: Mapping[str, Callable[[Mapping[str, Any]], Variation]] = {
+_NAMED: Mapping[str, Callable[[Run], Variation]] = {
     "repeat": _repeat, "batch": _batch, "threads": _threads, "chunks": _chunks,
 }  # fmt: skip
 NAMES = tuple(_NAMED)
 
 
-def named_variation(name: str, run: Mapping[str, Any]) -> Variation:
+def named_variation(name: str, run: Run) -> Variation:
     """The variation of that name, as the opposite of what golden had.
 
     Args:
@@ -107,12 +108,6 @@ def named_variation(name: str, run: Mapping[str, Any]) -> Variation:
     return _NAMED[name](run)
 
 
-def _resolved(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Golden's engine arguments that are known; an engine may say of one that it has none."""
-    settings: Mapping[str, Any] = run.get("engine", {}).get("settings") or {}
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _prompts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    prompts: list[Mapping[str, Any]] = run.get("workload", {}).get("prompts") or []
-    return prompts
+def _resolved(run: Run) -> Mapping[str, int]:
+    """Golden's lengths that are known; an engine may say of one that it has none."""
+    return {name: value for name, value in run.engine_facts("settings").items() if type(value) is int}

@@ -207,7 +207,7 @@ def gather_evidence(
         rerun=rerun,
         tokens=tokens,
         unstable=_unstable(candidate, other, finder, rows),
-        other_golden=candidate.run.get("golden") not in (None, digest) and golden.complete,
+        other_golden=candidate.run.golden not in (None, digest) and golden.complete,
         notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
         rollout=rollout,
         versions=(versions, current),
@@ -222,7 +222,7 @@ def _look_inside(
     golden: Trace, candidate: Trace, name: str, comparison: Comparison, policy: Policy
 ) -> Inside | None:
     """What ran inside the operator that matters most, if kernels were recorded on both sides."""
-    if {golden.run.get("level"), candidate.run.get("level")} != {"kernel"} or name == "rerun":
+    if {golden.run.level, candidate.run.level} != {"kernel"} or name == "rerun":
         return None
     first = comparison.first()
     why: Why = "largest error" if first is None else "first divergence"
@@ -282,7 +282,7 @@ def _unstable(candidate: Trace, index: PassIndex, finder: RowFinder, rows: Rows)
 
 
 def _trace_notes(golden: Trace, candidate: Trace, index: PassIndex, other: PassIndex) -> list[str]:
-    notes = [str(note) for trace in (golden, candidate) for note in trace.run.get("notes") or ()]
+    notes = [note for trace in (golden, candidate) for note in trace.run.notes]
     notes += [*index.notes, *other.notes]
     if index.schedule != other.schedule:
         notes.append(

@@ -14,7 +14,7 @@ __all__ = ["divergence_of", "edge_of", "operators_of", "source_of"]
 
 
 def source_of(trace: Trace, digest: str) -> Source:
-    return Source(dict(trace.run.get("engine") or {}), str(trace.path), digest)
+    return Source(dict(trace.run.engine), str(trace.path), digest)
 
 
 def divergence_of(finding: Finding) -> Divergence:

@@ -17,6 +17,7 @@ from tracereplay.comparator.judge_isolated import judge_isolated
 from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
 from tracereplay.comparator.settings import explains
 from tracereplay.comparator.tolerance import Policy
+from tracereplay.gate import weights_directory
 from tracereplay.isolated import ISOLATED
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.parameters import Parameters
@@ -47,7 +48,7 @@ def compare_traces(
     theirs = candidate if isinstance(candidate, Trace) else open_trace(candidate)
     theirs.offer_base(mine)
     try:
-        weights = Parameters(mine, model) if oracle else None
+        weights = Parameters(mine, weights_directory(mine, model)) if oracle else None
         if ISOLATED in theirs.passes:
             return judge_isolated(mine, theirs, policy or Policy(), weights)
         return _judge(gather_evidence(mine, theirs, policy or Policy(), weights))

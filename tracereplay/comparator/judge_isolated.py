@@ -5,9 +5,7 @@ There was no engine and no generation: settings that differ are those of the env
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tracereplay.comparator.align import PassIndex, index_pass
 from tracereplay.comparator.findings import divergence_of, operators_of, source_of
@@ -24,6 +22,7 @@ from tracereplay.oracle import Oracle
 from tracereplay.trace import Trace
 from tracereplay.trace.parameters import Parameters
 from tracereplay.trace.rows import RowFinder
+from tracereplay.trace.run import Run
 from tracereplay.verdict import Cause, Coverage, Divergence, NotCompared, Outcome, Verdict
 
 __all__ = ["judge_isolated"]
@@ -76,7 +75,7 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Par
         raise UsageError(f"{golden.path} is a replay, not a recording; give the golden recording first.")
     digest = golden.digest()
     mine, theirs = source_of(golden, digest), source_of(candidate, candidate.digest())
-    if candidate.run.get("golden") != digest:
+    if candidate.run.golden != digest:
         return Verdict("inconclusive", "isolated", None, (OTHER_GOLDEN,), mine, theirs)
     alone = _compare(golden, candidate, policy, weights)
     outcome, cause, reasons = _outcome(golden, candidate, alone)
@@ -93,19 +92,18 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Par
         coverage=alone.coverage,
         isolated=None if alone.kernels is None else alone.kernels.isolated,
         oracle=alone.oracle,
-        notes=tuple(map(str, [*(golden.run.get("notes") or ()), *(candidate.run.get("notes") or ())])),
+        notes=(*golden.run.notes, *candidate.run.notes),
     )
 
 
-def _process(run: Mapping[str, Any]) -> dict[str, Any]:
-    engine = run.get("engine") or {}
-    return {"engine": {name: engine.get(name) for name in _OF_PROCESS}}
+def _process(run: Run) -> Run:
+    return Run(engine={name: run.engine.get(name) for name in _OF_PROCESS})
 
 
 def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None) -> _Alone:
-    told = list(candidate.run.get("not_replayed") or ())
+    told = list(candidate.run.not_replayed)
     left = [NotReplayed(site, calls, why, site) for site, calls, _, why in told]
-    kernels = compare_kernels_alone(golden, candidate, policy) if golden.run.get("level") == "kernel" else None
+    kernels = compare_kernels_alone(golden, candidate, policy) if golden.run.level == "kernel" else None
     broken = [n for n in (*left, *(kernels.isolated.not_replayed if kernels else ())) if _is_broken(n)]
     findings = kernels.oracle if kernels else None
     any_ran = any(step.calls for step in candidate.segment(ISOLATED, candidate.ranks(ISOLATED)[0]).steps())

@@ -46,7 +46,7 @@ def find_reported(
         sampled, other: what was sampled at each place.
         places: of the tokens to look at.
     """
-    parameters = [p["sampling"] for p in golden[0].run["workload"]["prompts"]]
+    parameters = [p.sampling for p in golden[0].run.prompts]
     telling = {request for request, sampling in enumerate(parameters) if _tells(sampling)}
     wanted = {key for key in places if key.request in telling and key in other}
     if not wanted:

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from tracereplay.comparator.staleness import Versions
+from tracereplay.trace.run import Run
 from tracereplay.verdict import Effect, SettingDifference
 
 if sys.version_info >= (3, 11):
@@ -83,7 +84,7 @@ def explains(difference: SettingDifference, operator: str) -> bool:
 
 
 def compare_settings(
-    golden: Mapping[str, Any], candidate: Mapping[str, Any], *, drawn: bool = True,
+    golden: Run, candidate: Run, *, drawn: bool = True,
     also: Sequence[SettingDifference] = (),
 ) -> tuple[SettingDifference, ...]:  # fmt: skip
     """What differs between two traces' runs, what can change meaning or numbers first.
@@ -111,12 +112,10 @@ def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDiffe
     return (SettingDifference(WEIGHTS_UPDATE, *values, effect_of(WEIGHTS_UPDATE)),)
 
 
-def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(run: Run) -> dict[str, Any]:
     """Weights, versions, settings, device and environment under one name each."""
-    engine = run.get("engine") or {}
-    work = run.get("workload") or {}
-    flat: dict[str, Any] = {"weights": work.get("weights"), "device": engine.get("device")}
-    flat |= {f"versions.{k}": v for k, v in (engine.get("versions") or {}).items()}
-    flat |= dict(engine.get("settings") or {})
-    flat |= {f"environment.{k}": v for k, v in (engine.get("environment") or {}).items()}
+    flat: dict[str, Any] = {"weights": run.weights, "device": run.engine.get("device")}
+    flat |= {f"versions.{k}": v for k, v in run.engine_facts("versions").items()}
+    flat |= run.engine_facts("settings")
+    flat |= {f"environment.{k}": v for k, v in run.engine_facts("environment").items()}
     return flat

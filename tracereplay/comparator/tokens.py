@@ -13,7 +13,6 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.event import RowKey, Sampled
 from tracereplay.trace import Trace
 from tracereplay.verdict import TokenDivergence, TokenFinding
-from tracereplay.workload import Workload
 
 __all__ = ["Generation", "compare_tokens", "first_differences", "read_generation"]
 
@@ -39,24 +38,23 @@ class Generation:
 
 def read_generation(trace: Trace, name: str) -> Generation:
     """The sequences of a pass, from its results or, where it was cut off, from its steps."""
-    try:
-        work = Workload.from_dict(trace.run["workload"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedTrace(f"{trace.path} has no workload that can be read: {error!r}.") from error
-    prompts = tuple(prompt.token_ids or () for prompt in work.prompts)
+    run = trace.run
+    if run.requested is None:
+        raise DamagedTrace(f"{trace.path} has no workload: it does not say what was generated.")
+    prompts = tuple(prompt.token_ids or () for prompt in run.prompts)
     results = trace.results.get(name, {}).get("requests")
     try:
         found = _from_steps(trace, name) if results is None else _from_results(results)
     except (KeyError, TypeError) as error:
         raise DamagedTrace(f"{trace.path} has results of {name} that cannot be read: {error!r}.") from error
     # A prompt whose tokens are not known cannot tell where its sequence's tokens are.
-    known = [request for request, prompt in enumerate(work.prompts) if prompt.token_ids]
+    known = [request for request, prompt in enumerate(run.prompts) if prompt.token_ids]
     tokens = {key: (*prompts[key[0]], *ids) for key, ids in found.items() if key[0] in known}
     for request in known:
-        for sequence in range(work.prompts[request].sequences):
+        for sequence in range(run.prompts[request].sequences):
             tokens.setdefault((request, sequence), prompts[request])
     logprobs = {_key(r): r["prompt_logprobs"] for r in results or () if r.get("prompt_logprobs")}
-    return Generation(prompts, tuple(p.greedy for p in work.prompts), tokens, logprobs)
+    return Generation(prompts, tuple(p.greedy for p in run.prompts), tokens, logprobs)
 
 
 def _key(result: Mapping[str, Any]) -> tuple[int, int]:

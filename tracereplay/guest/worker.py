@@ -137,7 +137,7 @@ class GuestWorker:
         replacement: Replacement | None = None
         if golden is not None:
             source = self._open(golden)
-            prompts = [len(p["prompt_token_ids"]) for p in source.run["workload"]["prompts"]]
+            prompts = [len(p.token_ids or ()) for p in source.run.prompts]
             forced = forced_tokens(golden_tokens(source), prompts)
             if inject:
                 replacement = GoldenRows(self._rows_of(source, "record", golden_tokens(source)))

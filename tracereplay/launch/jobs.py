@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
+from tracereplay.gate import workload_of
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
-from tracereplay.storage.checkpoint import check_model, read_checkpoint
+from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -51,7 +52,10 @@ def record(
     check_model(model)
     checkpoint = read_checkpoint(model)
     workload = replace(workload, weights=checkpoint.digest)
-    header = {**run_header("recording", engine, workload, level_of(options)), "checkpoint": checkpoint.tensors}
+    header = {
+        **run_header("recording", engine, workload, level_of(options)), "checkpoint": checkpoint.tensors,
+        "model_files": model_files(model),
+    }  # fmt: skip
     directory = TraceDirectory(out, header, force=force)
     if weights:
         report("Copying the weights")
@@ -95,11 +99,9 @@ def replay(
         report: is told what is being done.
     """
     source = open_trace(golden)
-    workload = Workload.from_dict(source.run["workload"]).with_settings(settings or {})
-    workload = replace(workload, model=str(model or workload.model))
-    check_model(Path(workload.model))
-    workload = replace(workload, weights=read_checkpoint(Path(workload.model)).digest)
-    run = {**run_header("replay", engine, workload, level_of(source.run)), "golden": source.digest()}
+    _check_recording(source)
+    workload = workload_of(source, settings or {}, model)
+    run = {**run_header("replay", engine, workload, source.run.level), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
     with (
@@ -112,6 +114,11 @@ def replay(
         replay_passes(process, directory, source, workload, injected=injected, report=report)
     directory.complete()
     return out
+
+
+def _check_recording(trace: Trace) -> None:
+    if trace.passes != ("record",):
+        raise TraceError(f"{trace.path} is not a recording: it has the passes {list(trace.passes)}.")
 
 
 @contextlib.contextmanager
@@ -131,14 +138,13 @@ def replay_passes(
 
     Where golden has kernels, the injected pass has them too; in the rerun they would be judged on other inputs.
     """
-    if golden.passes != ("record",):
-        raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
+    _check_recording(golden)
     report("Generating again with golden tokens forced (rerun)")
     source = str(golden.local_path())
     record_pass(process, directory, workload, "rerun", source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        options = {"level": level_of(golden.run)}
+        options = {"level": golden.run.level}
         record_pass(process, directory, workload, "injected", source, inject=True, options=options)
 
 
@@ -213,9 +219,9 @@ def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mappi
     return {"sequences": len(plain), "tokens_differ": differing, "logprob_abs_diff": stated}
 
 
-def level_of(said: Mapping[str, Any] | None) -> str:
-    """``operator`` or ``kernel``, by what a run says of itself or by options of a recording."""
-    return str((said or {}).get("level", OPERATOR))
+def level_of(options: Mapping[str, Any] | None) -> str:
+    """``operator`` or ``kernel``, by the options of a recording."""
+    return str((options or {}).get("level", OPERATOR))
 
 
 def run_header(kind: str, engine: Launchable, workload: Workload, level: str = OPERATOR) -> dict[str, Any]:

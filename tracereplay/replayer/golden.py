@@ -20,7 +20,7 @@ def golden_tokens(trace: Trace, pass_name: str = "record") -> dict[tuple[int, in
     From what the engine returned, since a recording may have ended before the generation; where nothing was
     returned (a command of the user's, an engine that died), from the steps, up to the first that is missing.
     """
-    prompts = [list(prompt["prompt_token_ids"]) for prompt in trace.run["workload"]["prompts"]]
+    prompts = [list(prompt.token_ids or ()) for prompt in trace.run.prompts]
     results = trace.results.get(pass_name, {}).get("requests")
     if results is not None:
         return {(r["request"], r["sequence"]): prompts[r["request"]] + list(r["token_ids"]) for r in results}

@@ -16,10 +16,14 @@ import xxhash
 
 from tracereplay.errors import WorkloadError
 
-__all__ = ["Checkpoint", "check_model", "entries", "read_checkpoint"]
+__all__ = ["Checkpoint", "check_model", "entries", "model_files", "read_checkpoint"]
 
 MAX_HEADER = 100 << 20  # safetensors' own limit
 _BLOCK = 4 << 20
+# What decides beside the tensors how a model computes and how text becomes tokens: configuration, tokenizer,
+# defaults of generation, and code that comes with it.
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+_INDEX = ".safetensors.index.json"  # says only which file holds which tensor
 
 
 def check_model(model: Path) -> None:
@@ -66,6 +70,13 @@ def read_checkpoint(model: Path) -> Checkpoint:
             start, end = entry["data_offsets"]
             tensors[name] = (entry["dtype"], tuple(entry["shape"]), _digest(path, base + start, end - start))
     return Checkpoint(tensors)
+
+
+def model_files(model: Path) -> dict[str, str]:
+    """The xxh3-128 of each file beside a model's tensors that decides what it computes, by name."""
+    found = {path for glob in _BESIDE for path in model.glob(glob) if path.is_file()}
+    named = sorted((path.name, path) for path in found if not path.name.endswith(_INDEX))
+    return {name: _digest(path, 0, path.stat().st_size) for name, path in named}
 
 
 def _digest(path: Path, start: int, left: int) -> str:

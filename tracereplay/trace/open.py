@@ -20,6 +20,7 @@ from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.pack import packed_parts
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.run import Run, read_run
 
 __all__ = ["Trace", "open_trace"]
 
@@ -46,7 +47,7 @@ class Trace:
         self.path = path
         self.packed = packed
         self.manifest = manifest
-        self.run: Mapping[str, Any] = manifest["run"]
+        self.run = _run_of(manifest, path)
         self.results: Mapping[str, Mapping[str, Any]] = manifest["passes"]
         self._complete = bool(manifest["state"] == "complete")
         self._files = segments
@@ -150,7 +151,7 @@ class Trace:
 
     def offer_base(self, base: Trace) -> None:
         """Takes ``base`` if it is the trace that this one is stored as a difference from."""
-        described = self.run.get("base")
+        described = self.run.base
         if self._base is None and isinstance(described, dict) and described.get("digest") == base.digest():
             self._base = base
 
@@ -168,7 +169,7 @@ class Trace:
         return self.segment(match["pass"], int(match["rank"])).tensor(chunk, number)
 
     def _find_base(self) -> Trace:
-        described = self.run.get("base")
+        described = self.run.base
         name = described.get("name") if isinstance(described, dict) else None
         if not isinstance(described, dict) or not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
             raise DamagedTrace(
@@ -185,8 +186,15 @@ class Trace:
         return base
 
 
+def _run_of(manifest: Mapping[str, Any], path: Path | str) -> Run:
+    try:
+        return read_run(manifest["run"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedTrace(f"{path} has a run or a workload that cannot be read: {error!r}.") from error
+
+
 def _check_base(base: Trace, described: Mapping[str, Any], path: Path | str) -> None:
-    if base.run.get("base") is not None:
+    if base.run.base is not None:
         raise TraceError(f"{base.path} is itself stored as a difference; {path} cannot be read from it.")
     found = base.digest()
     if found != described.get("digest"):

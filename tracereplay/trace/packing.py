@@ -37,12 +37,12 @@ def pack_trace(
     remove_trace(out, force=force)
     manifest = {k: v for k, v in trace.manifest.items() if k != "check"}
     if base is not None:
-        if base.run.get("base"):
+        if base.run.base:
             raise UsageError(f"{base.path} is itself stored as a difference; give the trace that it differs from.")
         named = {"name": Path(str(base.path)).name, "digest": base.digest()}
-        manifest["run"] = {**trace.run, "base": named}
+        manifest["run"] = {**trace.manifest["run"], "base": named}
     elif level is not None:
-        manifest["run"] = {k: v for k, v in trace.run.items() if k != "base"}
+        manifest["run"] = {k: v for k, v in trace.manifest["run"].items() if k != "base"}
     with tempfile.TemporaryDirectory(prefix="tracereplay-pack-") as scratch:
         segments = {
             segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base) for key in trace.parts

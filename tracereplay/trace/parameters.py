@@ -48,8 +48,8 @@ class Parameters:
 
     Args:
         trace: a recording.
-        model: the checkpoint's directory, where it is not where it was recorded. Without need of it where the
-            weights are in the trace (``record --with-weights``).
+        model: the checkpoint's directory (`gate.weights_directory`). Not needed where the weights are in the trace
+            (``record --with-weights``).
     """
 
     def __init__(self, trace: Trace, model: Path | None = None) -> None:
@@ -79,7 +79,7 @@ class Parameters:
 
     def _part(self, name: str) -> npt.NDArray[Any]:
         dtype, shape, data = self._read(name)
-        known = (self._trace.run.get("checkpoint") or {}).get(name)
+        known = self._trace.run.checkpoint.get(name)
         if known is None or known[2] != xxhash.xxh3_128_hexdigest(data):
             raise MissingWeights(
                 f"{name} is not what {self._trace.path} was recorded with"
@@ -104,8 +104,9 @@ class Parameters:
 
     @cached_property
     def _directory(self) -> Path:
-        recorded = (self._trace.run.get("workload") or {}).get("model")
-        return self._model or Path(str(recorded))
+        if self._model is None:
+            raise MissingWeights("It is not known where the checkpoint is; give it with --model.")
+        return self._model
 
     @cached_property
     def _stored(self) -> Mapping[str, _Stored]:
@@ -116,6 +117,7 @@ class Parameters:
         return {
             name: _Stored(path, dtype, tuple(entry["shape"]), base + entry["data_offsets"][0])
             for path in sorted(self._directory.glob("*.safetensors"))
+            if path.is_file()
             for name, base, entry in entries(path)
             if (dtype := DTYPE_NAMES.get(entry["dtype"])) in DTYPES
         }

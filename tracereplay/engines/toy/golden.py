@@ -115,8 +115,8 @@ def _same(x: Array, y: Array) -> Array:
 
 
 def _all_tokens(trace: Trace, name: str) -> dict[tuple[int, int], list[int]]:
-    prompts = trace.run["workload"]["prompts"]
-    return {key: prompts[key[0]]["prompt_token_ids"] + ids for key, ids in golden_tokens(trace, name).items()}
+    prompts = trace.run.prompts
+    return {key: [*(prompts[key[0]].token_ids or ()), *ids] for key, ids in golden_tokens(trace, name).items()}
 
 
 def _joiner(trace: Trace, name: str) -> Callable[[Step, str, str, int], Array]:

@@ -14,6 +14,7 @@ from tracereplay.engines.toy.golden import Cancelled, Golden, Source, golden_tok
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.weights import Update
+from tracereplay.gate import applied_settings
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -97,7 +98,9 @@ def replay(
     The other arguments are those of `record`.
     """
     trace = open_trace(golden)
-    work = Workload.from_dict(trace.run["workload"]).with_settings(settings or {})
+    prompts = tuple(Prompt(p.token_ids, p.text, p.sampling) for p in trace.run.prompts)
+    name = "toy" if trace.run.requested is None else trace.run.requested.words()["model"]
+    work = Workload(name, prompts, {**applied_settings(trace), **(settings or {})}, trace.run.weights)
     if model is not None:
         work = replace(work, model=model)
     engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise, update)

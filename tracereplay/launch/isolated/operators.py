@@ -64,7 +64,7 @@ class Operators:
         self._sandbox = sandbox
         self._parameters = Parameters(golden, model)
         self._ranks = len(golden.ranks("record"))
-        self._dtype = str((golden.run.get("engine") or {}).get("settings", {}).get("dtype"))
+        self._dtype = str(golden.run.engine_facts("settings").get("dtype"))
         self._keys: dict[str, int] = {}
         self._refused: dict[int, Outcome] = {}
         self._plans: dict[int, Plan] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import Any
 
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.event import Call, Kernel, Site, Step
+from tracereplay.gate import weights_directory
 from tracereplay.isolated import ISOLATED, NOT_ASKED, REFERENCE
 from tracereplay.launch.isolated.constants import Constants
 from tracereplay.launch.isolated.kernels import KernelRunner, needs_vllm, why_no_reference
 from tracereplay.launch.isolated.operators import Operators, operator_requests, setup_for
-from tracereplay.launch.jobs import KERNEL, level_of, run_header
+from tracereplay.launch.jobs import KERNEL, run_header
 from tracereplay.launch.process import Launchable
 from tracereplay.launch.sandbox import Limits, Outcome, Sandbox
 from tracereplay.trace import (
@@ -91,9 +92,9 @@ def replay_isolated(
     """
     with closing(open_trace(golden)) as source:
         _check(source, selection)
-        workload = Workload.from_dict(source.run["workload"])
-        workload = replace(workload, model=str(model or workload.model))
-        run = {**run_header("replay", engine, workload, level_of(source.run)), "golden": source.digest()}
+        weights = weights_directory(source, model)
+        workload = Workload(str(weights), (), {}, None)  # nothing is generated
+        run = {**run_header("replay", engine, workload, source.run.level), "golden": source.digest()}
         report(f"Starting a process for single calls under {engine.name}")
         setup = {
             "kernel": {"vllm": any(map(needs_vllm, _kernels(source, selection)))},
@@ -104,8 +105,8 @@ def replay_isolated(
             directory.update_run(engine={"name": engine.name, **sandbox.info["kernel"]})
             left: Left = {}
             for rank in source.ranks("record"):
-                operators = Operators(sandbox, source, model) if selection.kernel is None else None
-                kernels = KernelRunner(sandbox, Constants(source, rank, model), reference=reference)
+                operators = Operators(sandbox, source, weights) if selection.kernel is None else None
+                kernels = KernelRunner(sandbox, Constants(source, rank, weights), reference=reference)
                 _Rank(source, rank, directory, selection, operators, kernels, report).replay(left)
             directory.update_run(not_replayed=[[site, *n, reason] for (site, reason), n in left.items()])
             for name in (ISOLATED, REFERENCE)[: 1 + reference]:
@@ -121,7 +122,7 @@ def _check(golden: Trace, selection: Selection) -> None:
         calls = operator_requests(golden, selection.site, golden.ranks("record")[0])
         if not any(True for _ in chain(calls, _kernels(golden, selection))):
             raise UsageError(f"{golden.path} holds no call of an operator at {selection.site!r}.")
-    elif level_of(golden.run) != KERNEL:
+    elif golden.run.level != KERNEL:
         raise UsageError(f"{golden.path} holds no kernels; record it with --level kernel.")
     elif not any(True for _ in _kernels(golden, selection)):
         raise UsageError(f"{golden.path} holds no kernel {selection.kernel!r} at {selection.site!r}.")

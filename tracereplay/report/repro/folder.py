@@ -81,7 +81,6 @@ def quoted(text: str) -> str:
 
 def engine_line(trace: Trace) -> str:
     """Versions and device of the engine that was recorded, in words."""
-    engine = trace.run.get("engine") or {}
-    versions = engine.get("versions") or {}
+    versions = trace.run.engine_facts("versions")
     named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
-    return ", ".join([*named, str(engine.get("device") or "a device that is not known")])
+    return ", ".join([*named, str(trace.run.engine.get("device") or "a device that is not known")])

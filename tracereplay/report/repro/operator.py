@@ -40,7 +40,7 @@ def reproduce_operator(trace: Trace, step: int, site: Site, call: Call, paramete
     if len(trace.ranks("record")) > 1:
         raise UsageError(f"{site.name} was recorded on several tensor-parallel ranks, and is not reproduced.")
     weights = {p.name: _weight(p.dtype, parameters.load(p)) for p in site.parameters}
-    dtype = str((trace.run.get("engine") or {}).get("settings", {}).get("dtype"))
+    dtype = str(trace.run.engine_facts("settings").get("dtype"))
     try:
         made = plan(site.operator, site.config, dtype, weights)
         made.check(call.inputs)

@@ -1,0 +1,201 @@
+"""The one place where what a trace asks for is decided: a trace is a stranger's, and asks; it does not order.
+
+    golden trace ── Run.requested ──▶ gate ──▶ Workload, a model's directory ──▶ an engine
+                                        │
+                                        └────▶ UnsafeRequest: all that it asks for and may not, in one sentence
+
+Applied by itself is what is known to be a plain number or choice (gate.toml, with the reason of each). What the
+user gives by the same name takes its place, and is not asked about. Nothing here starts or loads anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tracereplay.errors import TraceError, UnsafeRequest, UsageError
+from tracereplay.gate.rules import sampling_refusal, setting_refusal, variable_refusal
+from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
+from tracereplay.trace import Trace
+from tracereplay.trace.run import Asked, RecordedPrompt, asked_of
+from tracereplay.workload import Prompt, Workload
+
+__all__ = [
+    "applied_settings",
+    "check_request",
+    "model_directory",
+    "setting_refusal",
+    "variable_refusal",
+    "weights_directory",
+    "workload_of",
+]
+
+_SHOWN = 80  # characters of a value in a message
+
+
+def check_request(trace: Trace, given: Mapping[str, Any], model: Path | None) -> None:
+    """Raises what `workload_of` raises, but for what takes long to know (the checkpoint's digest)."""
+    _workload(trace, given)
+    _directory(trace, _asked(trace), model)
+
+
+def workload_of(trace: Trace, given: Mapping[str, Any], model: Path | None) -> Workload:
+    """What a trace asks to be generated, as an engine may be given it.
+
+    Args:
+        trace: a recording.
+        given: engine arguments of the user's, each in place of the trace's.
+        model: the user's checkpoint, in place of the trace's.
+
+    Returns:
+        The workload, ``weights`` being those of the model that is used.
+
+    Raises:
+        UnsafeRequest: it asks for what only the user may give.
+        UsageError: the model that it names is not the one that was recorded, so that the user has to say.
+        WorkloadError: there is no model.
+    """
+    work = _workload(trace, given)
+    directory, digest = _identified(trace, model)
+    return Workload(str(directory), work.prompts, work.settings, digest)
+
+
+def model_directory(trace: Trace, model: Path | None) -> Path:
+    """The checkpoint of a trace's generation, as `workload_of` chooses it."""
+    return _identified(trace, model)[0]
+
+
+def weights_directory(trace: Trace, model: Path | None) -> Path | None:
+    """Where to look for a recorded operator's weights, each of which is then known by its digest; None: nowhere.
+
+    Only safetensors files are read from there, so that it need not be the whole model that was recorded.
+    """
+    if model is not None or trace.run.requested is None:
+        return model
+    path = Path(_asked(trace).model)
+    _refuse_inside(path, trace)
+    return path
+
+
+def applied_settings(trace: Trace) -> dict[str, Any]:
+    """The engine arguments of a trace that are applied by themselves; others are left out."""
+    requested = trace.run.requested
+    settings = {} if requested is None else asked_of(requested).settings
+    return {name: value for name, value in settings.items() if setting_refusal(name, value) is None}
+
+
+def _asked(trace: Trace) -> Asked:
+    if trace.run.requested is None:
+        raise TraceError(f"{trace.path} does not say what was generated, so that it cannot be generated again.")
+    return asked_of(trace.run.requested)
+
+
+def _workload(trace: Trace, given: Mapping[str, Any]) -> Workload:
+    asked = _asked(trace)
+    refused = [
+        f"{name}={_short(value)}, which {why}"
+        for name, value in asked.settings.items()
+        if name not in given and (why := setting_refusal(name, value)) is not None
+    ]
+    hint = f"Give --set {refused[0].partition('=')[0]}=... yourself if you trust it." if refused else ""
+    sampling = _refused_sampling(asked.prompts)
+    _refuse(trace, [*refused, *sampling], hint)
+    prompts = tuple(Prompt(p.token_ids, p.text, dict(p.sampling)) for p in asked.prompts)
+    return Workload(asked.model, prompts, {**asked.settings, **given})
+
+
+def _refused_sampling(prompts: Sequence[RecordedPrompt]) -> list[str]:
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        for name, value in prompt.sampling.items():
+            why = sampling_refusal(name, value)
+            if why is not None:
+                found.setdefault(name, f"the sampling parameter {_short(name)}={_short(value)}, which {why}")
+    return list(found.values())
+
+
+def _refuse(trace: Trace, refused: Sequence[str], hint: str) -> None:
+    if refused:
+        raise UnsafeRequest(f"{trace.path} asks for what only you may give: {'; '.join(refused)}. {hint}".strip())
+
+
+def _identified(trace: Trace, model: Path | None) -> tuple[Path, str | None]:
+    """The model's directory, and the digest of its weights."""
+    directory = _directory(trace, _asked(trace), model)
+    check_model(directory)
+    digest = read_checkpoint(directory).digest
+    if model is None and (digest is None or digest != trace.run.weights):
+        raise UsageError(
+            f"The model at {directory} is not known to be the one that was recorded: "
+            + (
+                "it holds no safetensors files"
+                if digest is None
+                else f"its weights have the digest {digest}, and {trace.run.weights} was recorded"
+            )
+            + ". Say with --model which to use."
+        )
+    return directory, digest
+
+
+def _directory(trace: Trace, asked: Asked, model: Path | None) -> Path:
+    """The directory of the model that an engine shall load."""
+    if model is not None:
+        return model
+    path = Path(asked.model)
+    _refuse_inside(path, trace)
+    if not _is_directory(path):
+        raise UsageError(
+            f"The model was at {_short(asked.model)} when it was recorded; say with --model where it is now."
+        )
+    check_model(path)
+    _check_files(trace, path)
+    return path
+
+
+def _refuse_inside(path: Path, trace: Trace) -> None:
+    if _inside(path, trace):
+        raise UnsafeRequest(
+            f"{trace.path} asks for a model that came with it, {_short(str(path))}. "
+            "Say with --model where yours is, or copy that one elsewhere if you trust it."
+        )
+
+
+def _check_files(trace: Trace, path: Path) -> None:
+    recorded = trace.run.model_files
+    if not recorded or trace.run.weights is None:
+        what = "configuration and tokenizer" if trace.run.weights is not None else "weights"
+        raise UsageError(
+            f"{trace.path} holds no digest of its model's {what}, so that the model at {path} is not known "
+            f"to be the same; give --model {path} if you trust it."
+        )
+    found = model_files(path)
+    changed = sorted(name for name in {*recorded, *found} if recorded.get(name) != found.get(name))
+    if changed:
+        raise UsageError(
+            f"The model at {path} is not the one that was recorded: its {', '.join(changed[:5])} "
+            f"{'differ' if len(changed) > 1 else 'differs'}; give --model {path} if that is meant."
+        )
+
+
+def _inside(path: Path, trace: Trace) -> bool:
+    if isinstance(trace.path, str):
+        return False
+    try:
+        return path.resolve().is_relative_to(trace.path.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a zero in it
+        return False
+
+
+def _short(value: Any) -> str:
+    """A stranger's value on one line, without control characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,146 @@
+"""What a trace says of its run: facts, which anybody may read, and requests, which only the gate may open.
+
+A trace is a stranger's. What it says happened (versions, resolved settings, tokens) is for comparing and showing.
+What it asks for (engine arguments, a model's path, sampling parameters) would be carried out, so that it lies in a
+`Requested`, which nothing but `tracereplay.gate` opens; a test over the syntax tree holds that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Asked", "RecordedPrompt", "Requested", "Run", "asked_of", "read_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedPrompt:
+    """A request as it was served; not something to serve.
+
+    Args:
+        token_ids: the prompt; None while only its text was known.
+        text: its text, if it was given as text.
+        sampling: its sampling parameters, for comparing and showing.
+    """
+
+    token_ids: tuple[int, ...] | None
+    text: str | None
+    sampling: Mapping[str, Any]
+
+    @property
+    def sequences(self) -> int:
+        """How many samples were drawn (``n``)."""
+        return int(self.sampling.get("n", 1))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one."""
+        return float(self.sampling.get("temperature", 1.0)) == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a trace asks for. Only the gate sees one."""
+
+    model: str
+    settings: Mapping[str, Any]
+    prompts: Sequence[RecordedPrompt]
+
+
+class Requested:
+    """What a trace asks for, closed.
+
+    Args:
+        asked: what it is.
+    """
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+
+    def words(self) -> dict[str, str]:
+        """The model's path and the settings as text, for people; never for an engine."""
+        settings = ", ".join(f"{name}={value}" for name, value in self._asked.settings.items())
+        return {"model": self._asked.model, "settings": settings}
+
+
+def asked_of(requested: Requested) -> Asked:
+    """What a trace asks for. For `tracereplay.gate` alone."""
+    return requested._asked
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a trace says of its run.
+
+    Args:
+        kind: ``recording`` or ``replay``.
+        level: ``operator`` or ``kernel``.
+        engine: what the engine said of itself: ``name``, ``versions``, ``settings``, ``environment``, ``device``
+        weights: digest of the checkpoint's tensors.
+        checkpoint: of each tensor its dtype, shape and digest.
+        model_files: digest of each file of the model beside its tensors, by name; older traces have none.
+        prompts: the requests.
+        requested: what replaying it would carry out; None if it says nothing of a workload.
+        notes: sentences for whoever reads it.
+        observer: what recording changed, if that was measured.
+        golden: of a replay, the digest of its golden trace.
+        base: the trace that parts of it are stored as a difference from.
+        not_replayed: of an isolated replay, site, calls, rows and reason of what was left out.
+    """
+
+    kind: str = "trace"
+    level: str = "operator"
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    prompts: tuple[RecordedPrompt, ...] = ()
+    requested: Requested | None = None
+    notes: tuple[str, ...] = ()
+    observer: Mapping[str, Any] | None = None
+    golden: str | None = None
+    base: Mapping[str, Any] | None = None
+    not_replayed: tuple[Any, ...] = ()
+
+    def engine_facts(self, name: str) -> Mapping[str, Any]:
+        """A part of what the engine said of itself, such as ``settings``."""
+        found = self.engine.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+
+def read_run(said: Mapping[str, Any]) -> Run:
+    """The ``run`` of a manifest whose shape was checked (`manifest.read_manifest`).
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not what a recording says.
+    """
+    work = said.get("workload")
+    prompts = () if work is None else tuple(map(_prompt, work["prompts"]))
+    requested = None
+    if work is not None:
+        requested = Requested(Asked(str(work["model"]), dict(work.get("settings") or {}), prompts))
+    return Run(
+        kind=str(said.get("kind", Run.kind)),
+        level=str(said.get("level", Run.level)),
+        engine=said.get("engine") or {},
+        weights=None if work is None else work.get("weights"),
+        checkpoint=said.get("checkpoint") or {},
+        model_files=dict(said.get("model_files") or {}),
+        prompts=prompts,
+        requested=requested,
+        notes=tuple(map(str, said.get("notes") or ())),
+        observer=said.get("observer"),
+        golden=said.get("golden"),
+        base=said.get("base"),
+        not_replayed=tuple(said.get("not_replayed") or ()),
+    )
+
+
+def _prompt(said: Mapping[str, Any]) -> RecordedPrompt:
+    ids = said["prompt_token_ids"]
+    return RecordedPrompt(
+        None if ids is None else tuple(ids), said.get("prompt"), dict(said.get("sampling") or {})
+    )
