@@ -57,3 +57,4 @@ def repro(
         write_reproducer(found, out)
     several = f" ({occurrence + 1} of {count} such calls)" if count > 1 else ""
     stderr.print(Text(f"Wrote {name}{several}; run it with: python {out / 'repro.py'}"), soft_wrap=True)
+    stderr.print(Text(found.loads), soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,6 @@ class Prompt:
         ids = None if self.token_ids is None else list(self.token_ids)
         return {"prompt_token_ids": ids, "prompt": self.text, "sampling": dict(self.sampling)}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Prompt:
-        ids = data["prompt_token_ids"]
-        return cls(None if ids is None else tuple(ids), data.get("prompt"), dict(data["sampling"]))
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -84,15 +79,6 @@ class Workload:
             "settings": dict(self.settings),
             "weights": self.weights,
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Workload:
-        prompts = tuple(Prompt.from_dict(p) for p in data["prompts"])
-        return cls(data["model"], prompts, dict(data["settings"]), data.get("weights"))
-
-    def with_settings(self, settings: Mapping[str, Any]) -> Workload:
-        """The same workload with other engine settings laid over its own."""
-        return replace(self, settings={**self.settings, **settings})
 
 
 def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:

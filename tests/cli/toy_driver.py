@@ -73,7 +73,7 @@ class Driver:
         if flaw := self.settings.get("flaw"):
             options["flaw"] = [toy.Flaw(*one.split(":")) for one in flaw.split(",")]
         if recording is None or recording["golden"] is None:
-            work = Workload(self.model, tuple(Prompt.from_dict(p) for p in prompts), self._dtype())
+            work = Workload(self.model, tuple(map(_prompt, prompts)), self._dtype())
             toy.record(work, made, **options)
         else:
             golden = Path(recording["golden"])
@@ -102,6 +102,10 @@ class Driver:
             partial.rename(hangs)
             sys.stdin.read()
             sys.exit(0)
+
+
+def _prompt(said: dict[str, Any]) -> Prompt:
+    return Prompt(tuple(said["prompt_token_ids"]), said["prompt"], said["sampling"])
 
 
 def main() -> None:

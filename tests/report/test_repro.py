@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tracereplay import open_trace
-from tracereplay.errors import UsageError
+from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.event import Kernel, Opaque, Value
 from tracereplay.launch.isolated.constants import Constants
 from tracereplay.report.repro import (
@@ -80,9 +80,9 @@ def test_arguments_are_what_they_were(golden: Trace, tmp_path: Path) -> None:
     write_reproducer(found, tmp_path / "repro")
     memory = load_file(tmp_path / "repro" / "inputs.safetensors")["memory 9 of float32"]
     assert memory.tolist() == [1, 2, 7, 8, 3, 4]
-    assert 'self = inputs["memory 9 of float32"].as_strided((2, 2), (4, 1), 0)' in found.script
-    assert 'other = inputs["memory 9 of float32"].as_strided((2,), (1,), 2)' in found.script
-    assert "alpha=2.5," in found.script
+    assert '    inputs["memory 9 of float32"].as_strided((2, 2), (4, 1), 0),' in found.script
+    assert '    inputs["memory 9 of float32"].as_strided((2,), (1,), 2),' in found.script
+    assert '"alpha": 2.5,' in found.script
     assert load_file(tmp_path / "repro" / "expected.safetensors")["output 0"].tolist() == [3]
 
 
@@ -94,15 +94,14 @@ def test_other_kinds_of_arguments(golden: Trace) -> None:
                generator=Opaque("Generator", "cpu", state), device=Opaque("device", "cuda:0"), text="a\"b\n"),
     )  # fmt: skip
     lines = {line.strip() for line in script.splitlines()}
-    passed = "[other_0, None, other_2],", 'float("-inf"),', "(1-2j),", "torch.bfloat16,", "text='a\"b\\n',"
-    assert lines >= {*passed, 'device=torch.device("cuda:0"),'}
+    passed = '[inputs["other 0"], None, inputs["other 2"]],', 'float("-inf"),', "(1-2j),", "torch.bfloat16,"
+    assert lines >= {*passed, '"device": torch.device("cuda:0"),', """"text": 'a"b\\n',"""}
     assert 'torch.default_generator.set_state(inputs["state of generator"])' in lines
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "aten.add.Tensor(); import os; os"}, "its schema is that of another|none of an operator"),
         ({"name": "aten.from_file.default"}, "it opens a file"),
         ({"name": "x.y.z", "schema": "x::y.z(int data_ptr) -> ()"}, "'data_ptr' stands for"),
         ({"name": "triton.k", "schema": ""}, "launched past the dispatcher"),
@@ -125,10 +124,37 @@ def test_what_a_stranger_wrote_is_text_and_no_code(golden: Trace) -> None:
     ast.parse(script_of(golden, kernel(tensor([1]), tensor([2]), schema=schema)))
 
 
-def test_a_kernel_that_nobody_knows_comes_with_a_warning(golden: Trace) -> None:
-    own = kernel(tensor([1]), name="mine.scale.default", schema="mine::scale(Tensor x) -> Tensor")
-    assert "not among those that are known to be safe" in script_of(golden, own)
-    assert "known to be safe" not in script_of(golden, kernel(tensor([1]), tensor([2])))
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        ("mine.scale.default", "mine::scale(Tensor x) -> Tensor"),
+        ("load_library.__call__.__call__", "load_library::__call__(str path) -> Tensor"),
+        ("load_library.__call__.__call__", "load_library::__call__(Tensor x) -> Tensor"),
+        ("_ops.import_module.x", "_ops::import_module(Tensor x) -> Tensor"),
+        ("aten.add.Tensor(); import os; os", ADD),
+    ],
+)
+def test_a_kernel_that_nobody_knows_is_refused(golden: Trace, name: str, schema: str) -> None:
+    with pytest.raises(TracereplayError, match=r"known to be safe|another kernel|stands for|a file") as raised:
+        script_of(golden, kernel(tensor([1]), name=name, schema=schema))
+    assert raised.value.exit_code in (2, 5)
+
+
+def test_names_in_a_trace_never_become_names_in_a_script(golden: Trace) -> None:
+    evil = 'x\\"] + __import__("os").system("touch y") #'
+    schema = "aten::add.Tensor(Tensor self, Tensor eval, *, Scalar exec=1) -> Tensor"
+    call = kernel(tensor([1]), tensor([2]), schema=schema, exec=2)
+    script = script_of(golden, replace(call, written={0: tensor([5])}, site=evil))
+    plain = {node.id for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Name)}
+    assert not plain & {"self", "eval", "exec", "__import__"}
+    assert '"exec": 2,' in script
+
+
+def test_what_a_script_loads_and_runs_stands_at_its_top(golden: Trace) -> None:
+    found = reproduce_kernel(golden, 0, kernel(tensor([1]), tensor([2])), Constants(golden))
+    head = found.script.partition('"""\n\nimport json')[0]
+    assert "What it loads: inputs.safetensors and expected.safetensors" in head
+    assert "runs PyTorch's operator aten.add.Tensor." in found.loads
 
 
 @pytest.mark.parametrize(

@@ -55,20 +55,20 @@ class Requested:
         asked: what it is.
     """
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_sealed",)
 
     def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+        self._sealed = asked
 
     def words(self) -> dict[str, str]:
         """The model's path and the settings as text, for people; never for an engine."""
-        settings = ", ".join(f"{name}={value}" for name, value in self._asked.settings.items())
-        return {"model": self._asked.model, "settings": settings}
+        settings = ", ".join(f"{name}={value}" for name, value in self._sealed.settings.items())
+        return {"model": self._sealed.model, "settings": settings}
 
 
 def asked_of(requested: Requested) -> Asked:
     """What a trace asks for. For `tracereplay.gate` alone."""
-    return requested._asked
+    return requested._sealed
 
 
 @dataclass(frozen=True)

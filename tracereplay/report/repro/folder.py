@@ -27,11 +27,18 @@ class Reproducer:
     Args:
         script: text of ``repro.py``.
         inputs, expected: tensors by name, row-major.
+        runs: what of torch's and vLLM's the script calls, in words.
     """
 
     script: str
     inputs: Mapping[str, TensorBytes]
     expected: Mapping[str, TensorBytes]
+    runs: str
+
+    @property
+    def loads(self) -> str:
+        """What the script loads and runs, in a sentence."""
+        return f"It loads inputs.safetensors and expected.safetensors beside it, and runs {self.runs}."
 
 
 def write_reproducer(found: Reproducer, folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import keyword
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
-from tracereplay.errors import UsageError
+from tracereplay.dtypes import DTYPES
+from tracereplay.errors import UnsafeRequest, UsageError
 from tracereplay.event import Argument, Kernel, Named, Opaque, Value
 from tracereplay.launch.isolated.constants import Constants
 from tracereplay.launch.isolated.permitted import UNKNOWN, refusal
@@ -20,6 +21,14 @@ from tracereplay.trace import TensorBytes, Trace
 __all__ = ["reproduce_kernel"]
 
 _NAME = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
+_KEYWORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_DEVICE = re.compile(r"(cpu|cuda|meta)(:[0-9]{1,3})?", re.ASCII)
+# What torch has of each kind, so that a trace's text is looked up and not made a name.
+_CONSTANTS: Mapping[str, Container[str]] = {
+    "dtype": DTYPES,
+    "layout": ("strided",),
+    "memory_format": ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d"),
+}
 
 
 def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constants) -> Reproducer:
@@ -32,13 +41,17 @@ def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constan
         constants: what it takes by name.
 
     Raises:
+        UnsafeRequest: the kernel is none that is known to be safe.
         UsageError: it cannot be made again: an argument was not recorded, or belongs to the recording process.
         MissingWeights: see `Constants.load`.
     """
     reason = refusal(kernel)
-    if (reason is not None and reason != UNKNOWN) or not _NAME.fullmatch(kernel.name):
-        raise UsageError(
-            f"{clean(kernel.name)} cannot be reproduced: {reason or 'its name is none of an operator'}."
+    if reason not in (None, UNKNOWN):
+        raise UsageError(f"{clean(kernel.name)} cannot be reproduced: {reason}.")
+    if reason == UNKNOWN or not _NAME.fullmatch(kernel.name):
+        raise UnsafeRequest(
+            f"{clean(kernel.name)[:80]} cannot be reproduced: it is not among the kernels that are known to be "
+            "safe, and a script would call whatever has that name."
         )
     script = _Script(kernel, constants)
     compared, expected = _expected(kernel, script)
@@ -51,17 +64,17 @@ def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constan
         [*script.inputs.values(), *expected.values()],
         title=quoted(f"{kernel.name} in {operator} at {kernel.site}, step {step} of a recording."),
         engine=quoted(engine_line(trace)),
-        notes=[_WARNING] if reason == UNKNOWN else [],
         vllm=not kernel.name.startswith("aten."),
-        operator=kernel.name,
-        arguments=script.lines,
-        call=script.call,
-        compared=compared,
+        operator=json.dumps(kernel.name.split(".")),
+        lines=script.lines,
+        arguments=script.arguments,
+        keywords=script.keywords,
+        compared=[(json.dumps(name), expression) for name, expression in compared],
     )
-    return Reproducer(text, script.inputs, expected)
-
-
-_WARNING = "This operator is not among those that are known to be safe: read what it does before running this.\n"
+    runs = f"PyTorch's operator {kernel.name}" + (
+        "" if kernel.name.startswith("aten.") else ", which vllm registers"
+    )
+    return Reproducer(text, script.inputs, expected, runs)
 
 
 def _expected(kernel: Kernel, script: _Script) -> tuple[list[tuple[str, str]], dict[str, TensorBytes]]:
@@ -73,8 +86,9 @@ def _expected(kernel: Kernel, script: _Script) -> tuple[list[tuple[str, str]], d
         compared.append((name, expression))
         expected[name] = plain(value)
     for number, value in sorted(kernel.written.items()):
-        name = f"{script.tensors[number]} after the call"
-        compared.append((name, script.tensors[number]))
+        label, expression = script.tensors[number]
+        name = f"{label} after the call"
+        compared.append((name, expression))
         expected[name] = plain(value)
     return compared, expected
 
@@ -88,79 +102,82 @@ def _outputs(results: Sequence[Argument], expression: str) -> Iterator[tuple[str
 
 
 class _Script:
-    """The script's lines for one call.
+    """The script's lines for one call. Names in a trace become texts and keys in it, never names.
 
     Attributes:
-        lines: statements that make the arguments.
-        call: the arguments as they are passed.
+        lines: statements before the call.
+        arguments: an expression for each.
+        keywords: names, quoted, with their expressions.
         inputs: tensors of the inputs' file, by name.
-        tensors: names of the tensors among the arguments, in order.
+        tensors: of those among the arguments, in order, a label and an expression.
     """
 
     def __init__(self, kernel: Kernel, constants: Constants) -> None:
         self.lines: list[str] = []
-        self.call: list[str] = []
+        self.arguments: list[str] = []
+        self.keywords: list[tuple[str, str]] = []
         self.inputs: dict[str, TensorBytes] = {}
-        self.tensors: list[str] = []
+        self.tensors: list[tuple[str, str]] = []
         self._constants = constants
         self._memories = Memories(kernel.given)
-        names = [_variable(a.name) for a in schema_arguments(kernel.schema)]
+        names = [argument.name for argument in schema_arguments(kernel.schema)]
         for index, argument in enumerate(kernel.arguments):
-            self.call.append(self._argument(names[index] if index < len(names) else f"argument_{index}", argument))
+            name = names[index] if index < len(names) else f"argument {index}"
+            self.arguments.append(self._argument(name, f"arguments[{index}]", argument))
         for name, argument in kernel.keywords.items():
             if name == "generator" and "generator" not in names:
                 self.lines.append(f"torch.default_generator.set_state({self._state(name, argument)})")
                 continue
-            if not name.isidentifier():
+            if not _KEYWORD.fullmatch(name):
                 raise UsageError(f"{kernel.name} cannot be reproduced: an argument is named {clean(name)!r}.")
-            self.call.append(f"{name}={self._argument(_variable(name), argument)}")
+            key = json.dumps(name)
+            self.keywords.append((key, self._argument(name, f"keywords[{key}]", argument)))
 
-    def _argument(self, name: str, argument: Argument) -> str:
+    def _argument(self, name: str, place: str, argument: Argument) -> str:
+        """An expression for an argument that the call has at ``place``."""
         if isinstance(argument, Value):
-            return self._tensor(name, self._memories.place(name, argument, self.inputs))
+            return self._tensor(name, place, self._memories.place(self._free(name), argument, self.inputs))
         if isinstance(argument, Named):
-            return self._tensor(name, self._named(argument))
+            return self._tensor(name, place, self._named(argument))
         if isinstance(argument, Opaque):
             return self._opaque(name, argument)
         if isinstance(argument, tuple):
-            return f"[{', '.join(self._argument(f'{name}_{i}', item) for i, item in enumerate(argument))}]"
+            items = (self._argument(f"{name} {i}", f"{place}[{i}]", item) for i, item in enumerate(argument))
+            return f"[{', '.join(items)}]"
         if isinstance(argument, float) and not math.isfinite(argument):
             return f'float("{argument}")'
         return repr(argument)
 
-    def _tensor(self, name: str, expression: str) -> str:
-        while name in self.tensors:
+    def _tensor(self, name: str, place: str, expression: str) -> str:
+        self.tensors.append((name, place))
+        return expression
+
+    def _free(self, name: str) -> str:
+        while name in self.inputs:
             name += "_"
-        self.lines.append(f"{name} = {expression}")
-        self.tensors.append(name)
         return name
 
     def _named(self, named: Named) -> str:
-        key = clean(named.name).replace('"', "'")
+        key = clean(named.name)
         constant = self._constants.load(named.name)
         self.inputs[key] = TensorBytes(constant.dtype, constant.shape, constant.strides, constant.data)
-        whole = f'inputs["{key}"]'
+        whole = f"inputs[{json.dumps(key)}]"
         if (named.shape, named.strides, named.start) == (constant.shape, constant.strides, 0):
             return whole
         return f"{whole}.as_strided({named.shape}, {named.strides}, {named.start})"
 
     def _opaque(self, name: str, opaque: Opaque) -> str:
         if opaque.kind == "Generator":
-            self.lines.append(f"{name} = torch.Generator()")
-            self.lines.append(f"{name}.set_state({self._state(name, opaque)})")
-            return name
-        if not opaque.text.replace(":", "").isidentifier():
-            raise UsageError(
-                f"An argument is the {opaque.kind} {clean(opaque.text)!r}, which torch does not have."
-            )
-        return f'torch.device("{opaque.text}")' if opaque.kind == "device" else f"torch.{opaque.text}"
+            return f"generator({self._state(name, opaque)})"
+        if opaque.kind == "device" and _DEVICE.fullmatch(opaque.text):
+            return f'torch.device("{opaque.text}")'
+        if opaque.text in _CONSTANTS.get(opaque.kind, ()):
+            return f"torch.{opaque.text}"
+        raise UsageError(f"An argument is the {opaque.kind} {clean(opaque.text)!r}, which torch does not have.")
 
     def _state(self, name: str, generator: Argument) -> str:
         assert isinstance(generator, Opaque)
         assert generator.state is not None
-        self.inputs[f"state of {name}"] = plain(generator.state)
-        return f'inputs["state of {name}"]'
-
-
-def _variable(name: str) -> str:
-    return f"{name}_" if keyword.iskeyword(name) or name in ("inputs", "expected", "torch", "result") else name
+        key = f"state of {name}"
+        self.inputs[key] = plain(generator.state)
+        return f"inputs[{json.dumps(key)}]"

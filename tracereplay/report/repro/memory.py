@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ class Memories:
         shared = self._shared.get((value.storage, value.dtype))
         if shared is None:
             inputs[name] = plain(value)
-            return f'inputs["{name}"]'
+            return f"inputs[{json.dumps(name)}]"
         key = f"memory {value.storage} of {value.dtype}"
         start = min(one.start for one in shared)
         inputs.setdefault(key, _memory(shared, start))

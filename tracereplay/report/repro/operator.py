@@ -72,7 +72,7 @@ def reproduce_operator(trace: Trace, step: int, site: Site, call: Call, paramete
         call=", ".join(names),
         compared=compared,
     )
-    return Reproducer(script, inputs, expected)
+    return Reproducer(script, inputs, expected, f"vLLM's layer {made.operator}")
 
 
 def _inputs(call: Call) -> tuple[dict[str, TensorBytes], list[str], list[str]]:

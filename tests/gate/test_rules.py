@@ -1,0 +1,163 @@
+"""What a trace may ask for, by the lists; and that nothing but the gate opens what it asks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tracereplay
+from tracereplay.bisector.changes import Told, differences, plan
+from tracereplay.errors import UsageError
+from tracereplay.gate import setting_refusal, variable_refusal, workload_of
+from tracereplay.gate.rules import sampling_refusal
+from tracereplay.launch import Configured
+from tracereplay.storage.checkpoint import model_files
+from tracereplay.trace import open_trace
+from tracereplay.trace.manifest import write_manifest
+from tracereplay.workload import SAMPLING
+
+LISTS = tomllib.loads((files("tracereplay.gate") / "gate.toml").read_text(encoding="utf-8"))
+PACKAGE = Path(tracereplay.__file__).parent
+ROOT = PACKAGE.parent
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("enforce_eager", True), ("dtype", "bfloat16"), ("max_model_len", 4096), ("gpu_memory_utilization", 0.9),
+        ("attention_backend", "TRITON_ATTN"),
+        ("compilation_config", {"mode": 3, "custom_ops": ["none", "+rms_norm"]}),
+        ("compilation_config", {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4]}), ("seed", None),
+        ("hf_overrides", {"head_dtype": "float32"}), ("quantization", "fp8"), ("worker_cls", None),
+    ],
+)  # fmt: skip
+def test_plain_numbers_and_choices_may_be_asked_for(name: str, value: Any) -> None:
+    found = setting_refusal(name, value)
+    assert (found is None) == (name != "worker_cls"), found
+
+
+@given(name=st.text(min_size=1, max_size=12), value=json_values)
+def test_what_is_not_listed_is_refused_whatever_it_is(name: str, value: Any) -> None:
+    if name not in LISTS["settings"] and name not in ("compilation_config", "hf_overrides"):
+        assert setting_refusal(name, value)
+    if name not in LISTS["environment"]:
+        assert variable_refusal(name, value)
+    if name not in LISTS["sampling"]:
+        assert sampling_refusal(name, value)
+
+
+@given(name=st.sampled_from(sorted(LISTS["settings"])), value=json_values)
+def test_what_is_applied_is_a_number_a_flag_or_a_listed_text(name: str, value: Any) -> None:
+    if setting_refusal(name, value) is not None or value is None:
+        return
+    kind = LISTS["settings"][name][0]
+    assert isinstance(value, bool | int | float) or value in kind or (kind == "word" and value.isupper())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PATH", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "VLLM_PLUGINS",
+     "VLLM_WORKER_CLS", "VLLM_CACHE_ROOT", "HF_HOME", "HF_TOKEN", "CUDA_PATH", "TRITON_CACHE_DIR", "CC", "CXX",
+     "VLLM_NCCL_SO_PATH", "http_proxy", "BASH_ENV", "GCONV_PATH", "MALLOC_CONF", "TRACEREPLAY_RECORD"],
+)  # fmt: skip
+def test_variables_that_can_load_something_are_never_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert variable_refusal(name, "1")
+    engine = Configured("v1", Path("python"), {name: "mine"}, {})
+    golden, theirs = Told({}, {}, {name: "evil.so"}), Told({}, {}, {name: "mine"})
+    changes, skipped = differences(golden, theirs, engine, {})
+    assert plan(engine, {}, changes).env == {name: "mine"}
+    assert not changes
+    assert all("not taken from a trace" in s.reason for s in skipped)
+
+
+def test_a_bisection_takes_no_setting_that_a_trace_may_not_ask_for() -> None:
+    engine = Configured("v1", Path("python"), {}, {})
+    evil = {"worker_cls": "evil.W", "quantization": "evil", "kv_cache_dtype": "fp8", "OMP": "1"}
+    changes, skipped = differences(Told({}, evil, {"OMP_NUM_THREADS": "1; rm"}), Told({}, {}, {}), engine, {})
+    assert [c.name for c in changes] == ["kv_cache_dtype"]
+    assert {s.name for s in skipped} == {"worker_cls", "quantization", "OMP", "environment.OMP_NUM_THREADS"}
+    trusted = Told({}, {"quantization": "mine"}, {}, trusted=True)
+    assert [c.name for c in differences(trusted, Told({}, {}, {}), engine, {})[0]] == ["quantization"]
+
+
+def test_every_entry_says_why() -> None:
+    for table in ("settings", "compilation_config", "hf_overrides", "environment", "sampling"):
+        for name, (kind, why) in LISTS[table].items():
+            assert kind, name
+            assert isinstance(why, str), name
+            assert why, name
+    assert set(LISTS["sampling"]) == SAMPLING
+    assert not set(LISTS["settings"]) & (set(LISTS["refused"]) - {"compilation_config"})
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_model_is_used_only_if_it_is_the_one_that_was_recorded(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    golden = tmp_path / "golden.trace"
+    shutil.copytree(ROOT / "fixtures" / "hostile" / "meaning" / "kernel-of-a-stranger.trace", golden)
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "fixtures" / "tiny-llama", model)
+    manifest = json.loads((golden / "manifest.json").read_text())
+    manifest["run"]["workload"]["model"] = str(model)
+    manifest["run"]["model_files"] = model_files(model)
+    (golden / "manifest.json").write_bytes(write_manifest(manifest))
+    with closing(open_trace(golden)) as trace:
+        assert workload_of(trace, {}, None).model == str(model)
+        (model / file).write_text('{"changed": true}')
+        with pytest.raises(UsageError, match=f"{file} differs"):
+            workload_of(trace, {}, None)
+        assert workload_of(trace, {}, model).model == str(model)
+
+
+# -- nobody else opens it ------------------------------------------------------------------------------------
+
+
+def _nodes() -> Iterator[tuple[str, ast.AST]]:
+    for root in (PACKAGE, PACKAGE.parent / "cli"):
+        for path in sorted(root.rglob("*.py")):
+            name = str(path.relative_to(PACKAGE.parent))
+            yield from ((name, node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def test_only_the_gate_opens_what_a_trace_asks_for() -> None:
+    own = ("tracereplay/trace/run.py", "tracereplay/gate/__init__.py")
+    for file, node in _nodes():
+        if file in own:
+            continue
+        names = {getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)}
+        assert not names & {"asked_of", "Asked", "_sealed"}, f"{file} opens what a trace asks for"
+
+
+def test_nobody_reads_a_manifest_past_the_typed_header() -> None:
+    for file, node in _nodes():
+        if file.startswith("tracereplay/trace/"):
+            continue
+        assert not (isinstance(node, ast.Attribute) and node.attr == "manifest"), f"{file} reads a raw manifest"
+
+
+def test_a_workload_is_made_from_a_trace_by_the_gate_alone() -> None:
+    for file, node in _nodes():
+        if isinstance(node, ast.Attribute) and node.attr == "from_dict":
+            base = node.value
+            assert not (isinstance(base, ast.Name) and base.id in ("Workload", "Prompt")), (
+                f"{file} reads a workload"
+            )
