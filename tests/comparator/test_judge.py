@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -442,7 +443,90 @@ def test_dtypes_may_differ(tmp_path: Path) -> None:
     verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=9.0))
     tolerances = {o.tolerance.dtype for o in verdict.operators if o.tolerance and o.operator != "Sampler"}
     assert tolerances == {"float16"}
-    assert {d.name for d in verdict.settings_diff} >= {"dtype", "weights"}
+    assert [d.name for d in verdict.settings_diff] == ["dtype"]
+
+
+def given(tmp_path: Path, before: dict[str, Any], after: dict[str, Any], *flaws: Flaw, **options: Any) -> Verdict:
+    """Golden recorded with the settings ``before``, its candidate replayed with ``after`` and with flaws."""
+    golden = toy.record(toy.workload(max_tokens=4, **before), tmp_path / "golden")
+    return compare_traces(golden, toy.replay(golden, tmp_path / "c", settings=after, flaw=flaws, **options))
+
+
+ATTENTION = Flaw("model.layers.0.self_attn.attn", "stale")
+QKV = Flaw("model.layers.1.self_attn.qkv_proj", "scale")
+NORM = Flaw("model.norm", "scale")
+
+
+def test_another_dtype_is_the_cause_whatever_it_shows_in(tmp_path: Path) -> None:
+    verdict = given(tmp_path, {"dtype": "float32"}, {"dtype": "bfloat16", "enforce_eager": False}, ATTENTION)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert found(verdict).site == ATTENTION.site  # where it shows is not lost
+    assert verdict.reasons[0] == (
+        "A setting differs: dtype is 'float32' in golden and 'bfloat16' in the candidate. That changes what "
+        "Attention at model.layers.0.self_attn.attn computes, which exceeds the tolerance. Replay with "
+        "--set dtype=float32 to learn whether anything else differs."
+    )
+
+
+def test_another_dtype_is_the_cause_where_only_tokens_or_logprobs_part(tmp_path: Path) -> None:
+    golden = toy.record(toy.workload(dtype="float32"), tmp_path / "golden")
+    candidate = toy.replay(golden, tmp_path / "candidate", settings={"dtype": "float16"})
+    verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=0.0))
+    assert (verdict.verdict, verdict.cause, verdict.first_divergence) == ("diverged", "setting", None)
+    assert "dtype is 'float32' in golden" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("passes", [("record",), ("rerun",)])
+def test_settings_are_the_cause_without_an_injected_pass_too(tmp_path: Path, passes: tuple[str, ...]) -> None:
+    golden = toy.record(toy.workload(dtype="float32"), tmp_path / "golden")
+    if passes == ("record",):
+        other = toy.record(toy.workload(dtype="bfloat16"), tmp_path / "other", flaw=NORM)
+    else:
+        other = toy.replay(golden, tmp_path / "other", settings={"dtype": "bfloat16"}, flaw=NORM, passes=passes)
+    verdict = compare_traces(golden, other)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert "dtype is 'float32' in golden" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        {"attention_backend": "FLEX", "enforce_eager": False, "compilation_mode": "DYNAMO_TRACE_ONCE"},
+        {"logprobs_mode": "processed_logprobs", "max_num_seqs": 3, "unheard_of": 1},
+        {"kv_cache_dtype": "bfloat16"},  # golden's "auto" means it
+    ],
+)
+@pytest.mark.parametrize("flaw", [ATTENTION, NORM, Flaw("sampler", "second"), EDGE_FLAWS[0]], ids=name)
+def test_an_innocent_setting_swallows_no_fault(tmp_path: Path, innocent: dict[str, Any], flaw: Flaw) -> None:
+    before = {"attention_backend": "SDPA", "enforce_eager": True, "kv_cache_dtype": "auto"}
+    verdict = given(tmp_path, before, innocent, flaw)
+    assert (verdict.cause, found(verdict).site) == ("edge" if flaw in EDGE_FLAWS else "operator", flaw.site)
+
+
+def test_a_setting_is_blamed_only_where_the_operator_that_it_touches_differs(tmp_path: Path) -> None:
+    quantized = {"quantization": "fp8"}
+    (norm, linear, edge, both) = (tmp_path / n for n in ("norm", "linear", "edge", "both"))
+    assert given(norm, {}, quantized, NORM).cause == "operator"
+    assert given(linear, {}, quantized, QKV).cause == "setting"
+    assert given(edge, {}, quantized, Flaw("model.layers.0.self_attn.qkv_proj", "scaled_edge", 0)).cause == "edge"
+    verdict = given(both, {}, quantized, QKV, NORM)
+    assert (verdict.cause, found(verdict).site) == ("setting", QKV.site)
+    assert "quantization is not set in golden and 'fp8' in the candidate" in verdict.reasons[0]
+    assert verdict.reasons[1] == (
+        "No setting explains RMSNorm at model.norm, which exceeds the tolerance on golden inputs besides."
+    )
+
+
+def test_weights_that_are_not_known_explain_nothing(golden: Path, tmp_path: Path) -> None:
+    candidate = toy.replay(golden, tmp_path / "candidate", flaw=NORM)
+    manifest = json.loads((candidate / "manifest.json").read_text())
+    manifest["run"]["workload"]["weights"] = None  # a checkpoint without safetensors
+    (candidate / "manifest.json").write_bytes(write_manifest(manifest))
+    verdict = compare_traces(golden, candidate)
+    assert (verdict.cause, [(d.name, d.effect) for d in verdict.settings_diff]) == (
+        "operator",
+        [("weights", "unknown")],
+    )
 
 
 def test_an_attention_row_without_fed_context_is_not_compared(golden: Path, tmp_path: Path) -> None:

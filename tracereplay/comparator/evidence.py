@@ -18,7 +18,7 @@ from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows,
 from tracereplay.comparator.oracle import consult
 from tracereplay.comparator.rollout import rollout_numbers
 from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
-from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates
+from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates, explains
 from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
@@ -85,6 +85,27 @@ class Evidence:
         return any(d.name == "weights" and None not in (d.golden, d.candidate) for d in self.settings)
 
     @property
+    def explaining(self) -> tuple[SettingDifference, ...]:
+        """Settings that explain what is seen, by what they change at the place where it begins.
+
+        That place is the first divergence where it is to blame, else the first difference of all, before which
+        everything is identical. Where tokens part and no place is out of tolerance, it is any that differs.
+        """
+        first = self.comparison.first()
+        if first is not None:
+            begins = first if self.provable else self.comparison.first_different()
+            places = [] if begins is None else [begins]
+        else:  # what the sampler computes is no reason to part: its tokens come of the logits that it is given
+            places = [f for f in self.comparison.findings if f.first_different and f.operator != "Sampler"]
+        return tuple(d for d in self.settings if any(_explains(d, place) for place in places))
+
+    @property
+    def besides(self) -> Finding | None:
+        """In the injected pass: the first place out of tolerance of which no setting is the reason."""
+        beyond = (f for f in self.comparison.findings if f.blamed is not None and self.mode == "injected")
+        return next((f for f in beyond if not any(_explains(d, f) for d in self.settings)), None)
+
+    @property
     def other_update(self) -> bool:
         """Whether weights were updated under way at other places, or with the cache kept on one side alone."""
         return any(d.name == WEIGHTS_UPDATE for d in self.settings)
@@ -114,6 +135,12 @@ class Evidence:
         """Whether the two report different quantities as logprobs, and the logprobs agree but for that."""
         reported = None if self.rollout is None else self.rollout.reported
         return reported is not None and reported.differ and reported.raw_max_diff <= self.policy.logprob_max_abs
+
+    @property
+    def only_quantity(self) -> bool:
+        """Whether that is all there is: no token differs, and nothing before the sampler is out of tolerance."""
+        first = self.comparison.first()
+        return self.other_quantity and not self.tokens_part and (first is None or first.operator == "Sampler")
 
     @property
     def blamed(self) -> Finding | None:
@@ -216,6 +243,10 @@ def gather_evidence(
         inside=_look_inside(golden, candidate, name, comparison, policy),
         tie=first is not None and isolated is not None and turned_by_a_tie(index, isolated, first, rows),
     )
+
+
+def _explains(difference: SettingDifference, place: Finding) -> bool:
+    return explains(difference, place.operator, place.key.index, edge=place.kind == "edge")
 
 
 def _look_inside(

@@ -15,7 +15,6 @@ from tracereplay.comparator.evidence import Evidence, gather_evidence
 from tracereplay.comparator.findings import divergence_of, edge_of, operators_of, source_of
 from tracereplay.comparator.judge_isolated import judge_isolated
 from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
-from tracereplay.comparator.settings import explains
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.isolated import ISOLATED
 from tracereplay.trace import Trace, open_trace
@@ -115,22 +114,20 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
 
 
 def _cause(evidence: Evidence) -> Cause | None:
-    """What the difference comes from, as far as it is known; None where only a replay could tell."""
+    """What the difference comes from, as far as it is known; None where only a replay could tell.
+
+    Settings come first: where one changes what the place computes at which the difference begins, the place does
+    what it was told to.
+    """
     first = evidence.comparison.first()
-    if evidence.other_quantity and not evidence.tokens_part and (first is None or first.operator == "Sampler"):
-        return "setting"
-    if evidence.update_explains:
+    if evidence.only_quantity or evidence.update_explains or evidence.explaining:
         return "setting"
     if first is not None and evidence.provable:
-        if any(explains(d, first.operator) for d in evidence.settings):
-            return "setting"
         return "edge" if first.kind == "edge" else "operator"
     if evidence.mode != "injected":
         return None
     if _unobserved(evidence):
         return "unobserved"
-    if any(d.name == "dtype" for d in evidence.settings):
-        return "setting"
     return "structure" if evidence.unmatched else "rounding"
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 from tracereplay.comparator.evidence import Evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.metrics import BIAS_ROWS
-from tracereplay.comparator.settings import explains
+from tracereplay.comparator.settings import argument_of, explains
 from tracereplay.comparator.staleness import Versions
 from tracereplay.rollout import Quantity
-from tracereplay.verdict import Cause
+from tracereplay.verdict import Cause, SettingDifference
 
 __all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
 
@@ -49,6 +50,8 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
 def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
     """The cause in words, then what it did to tokens and logprobs."""
     reasons = [_CAUSES[cause](evidence)] if cause else _why_visible(evidence)
+    if cause == "setting" and (besides := _besides(evidence)) is not None:
+        reasons.append(besides)
     if evidence.other_quantity and cause != "setting":
         reasons.append(_other_quantity(evidence))
     if evidence.other_update and (update := _other_update(evidence)) not in reasons:
@@ -160,17 +163,60 @@ QUANTITIES: dict[Quantity, str] = {
 
 
 def _why_setting(evidence: Evidence) -> str:
-    first = evidence.comparison.first()
-    if evidence.other_quantity:
-        said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in evidence.settings if explains(d, "Sampler")]
+    if evidence.only_quantity:
+        told = [d for d in evidence.settings if d.effect == "semantic" and explains(d, "Sampler", 1)]
+        said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in told]
         return _other_quantity(evidence) + (f" A setting says so: {'; '.join(said)}." if said else "")
-    if evidence.update_explains:
+    if evidence.update_explains and not evidence.explaining:
         return _other_update(evidence)
-    operator = first.operator if first is not None else ""
-    named = [d for d in evidence.settings if explains(d, operator) or (first is None and d.name == "dtype")]
-    words = "; ".join(f"{d.name} is {d.golden!r} in golden and {d.candidate!r} in the candidate" for d in named)
-    where = f" That changes what {operator} at {first.key.site} computes." if first is not None else ""
-    return f"A setting differs: {words}.{where}"
+    named = evidence.explaining
+    words = "; ".join(
+        f"{d.name} is {_value(d.golden)} in golden and {_value(d.candidate)} in the candidate" for d in named
+    )
+    begin = "A setting differs" if len(named) == 1 else "Settings differ"
+    return f"{begin}: {words}.{_changed(evidence)}{_same_again(named)}"
+
+
+def _changed(evidence: Evidence) -> str:
+    """What the settings changed that explain the difference."""
+    first = evidence.comparison.first()
+    if first is None:
+        return " That changes what is computed, though every operator and edge is within tolerance."
+    where = f"{first.operator or 'the operator'} at {first.key.site}"
+    if not evidence.provable:
+        return f" That changes what is computed; the first place that shows it beyond tolerance is {where}."
+    does = f"which {DOES[first.error_class]}"
+    if first.kind == "edge":
+        return f" That changes what arrives at input {first.key.index} of {where}, {does}."
+    return f" That changes what {where} computes, {does}."
+
+
+def _same_again(named: Sequence[SettingDifference]) -> str:
+    """How to learn whether anything else differs."""
+    arguments = [(argument_of(d.name), d.golden) for d in named]
+    if any(name is None or value is None for name, value in arguments):
+        return ""
+    given = " ".join(f"--set {name}={_argument(value)}" for name, value in arguments)
+    return f" Replay with {given} to learn whether anything else differs."
+
+
+def _argument(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _besides(evidence: Evidence) -> str | None:
+    """The first place out of tolerance that no setting explains, where a setting explains the first of all."""
+    place = evidence.besides
+    if place is None:
+        return None
+    what = f"what arrives at input {place.key.index} of {place.key.site}" if place.kind == "edge" else (
+        f"{place.operator or 'the operator'} at {place.key.site}"
+    )  # fmt: skip
+    return f"No setting explains {what}, which {DOES[place.error_class]} on golden inputs besides."
 
 
 def _why_structure(evidence: Evidence) -> str:
