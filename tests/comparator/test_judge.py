@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +561,92 @@ def test_a_verdict_survives_json(judge: Judge) -> None:
     again = Verdict.from_dict(json.loads(text))
     assert again.as_dict() == verdict.as_dict()
     assert again.exit_code == verdict.exit_code
+
+
+# -- what is known before any number --------------------------------------------------------------------------
+
+LAYER = "model.layers.1."
+INTO_NORM = Flaw("model.norm", "scaled_edge", 1)
+
+
+def test_an_edge_behind_operators_that_golden_alone_runs_is_another_structure(
+    golden: Path, tmp_path: Path
+) -> None:
+    from tests_support import without_sites
+
+    candidate = toy.replay(golden, tmp_path / "candidate", flaw=INTO_NORM)
+    assert compare_traces(golden, candidate).cause == "edge"
+    fewer = without_sites(candidate, tmp_path / "fewer", "injected", LAYER)
+    verdict = compare_traces(golden, fewer)
+    assert (verdict.cause, found(verdict).site) == ("structure", "model.norm")
+    assert verdict.reasons[0] == (
+        "The two do not run the same operators: right before input 1 of model.norm, where what arrives exceeds "
+        "the tolerance, golden alone runs 9 operators up to model.layers.1.mlp.down_proj."
+    )
+
+
+def test_an_edge_behind_operators_that_the_candidate_alone_runs_is_too(golden: Path, tmp_path: Path) -> None:
+    from tests_support import without_sites
+
+    fewer = without_sites(golden, tmp_path / "fewer", "record", LAYER)
+    verdict = compare_traces(fewer, toy.replay(fewer, tmp_path / "candidate", flaw=INTO_NORM))
+    assert verdict.cause == "structure"
+    assert "the candidate alone runs 9 operators up to model.layers.1.mlp.down_proj." in verdict.reasons[0]
+
+
+def test_sites_that_are_not_shared_elsewhere_excuse_no_edge_and_no_operator(golden: Path, tmp_path: Path) -> None:
+    from tests_support import without_sites
+
+    for flaw in (EDGE_FLAWS[1], NORM):
+        candidate = toy.replay(golden, tmp_path / f"{flaw.kind}", flaw=flaw)
+        fewer = without_sites(candidate, tmp_path / f"{flaw.kind}-fewer", "injected", LAYER)
+        verdict = compare_traces(golden, fewer)
+        assert (verdict.cause, found(verdict).site) == ("edge" if flaw in EDGE_FLAWS else "operator", flaw.site)
+
+
+def test_what_an_operator_was_built_with_is_said_where_it_differs(golden: Path, tmp_path: Path) -> None:
+    from tests_support import without_sites
+
+    mine = without_sites(golden, tmp_path / "mine", "record", "nothing", {"model.norm": {"eps": 1e-5, "size": 64}})
+    candidate = toy.replay(mine, tmp_path / "candidate", flaw=NORM)
+    theirs = without_sites(candidate, tmp_path / "theirs", "injected", "nothing", {"model.norm": {"eps": 1e-6}})
+    verdict = compare_traces(mine, theirs)
+    assert "It was built otherwise: eps is 1e-05 in golden and 1e-06 here." in verdict.reasons[0]
+    assert "built otherwise" not in compare_traces(mine, candidate).reasons[0]
+
+
+def recorded(path: Path, *prompts: tuple[int, ...], texts: tuple[str, ...] = (), **sampling: Any) -> Path:
+    work = toy.workload(prompts, max_tokens=3, sampling=sampling)
+    named = [replace(p, text=text) for p, text in zip(work.prompts, texts, strict=False)]
+    return toy.record(replace(work, prompts=tuple(named) or work.prompts), path)
+
+
+def test_other_prompts_are_said_and_are_no_match(tmp_path: Path) -> None:
+    golden = recorded(tmp_path / "golden", (5, 6, 7, 8), (9, 10, 11), (20, 21), texts=("a", "b", "c"))
+    others = {
+        "part": ((5, 6, 7, 8), (9, 10, 12), (20, 21)),
+        "order": ((20, 21), (5, 6, 7, 8), (9, 10, 11)),
+        "few": ((5, 6, 7, 8), (9, 10, 11)),
+    }
+    words = {
+        "part": "1 of 3 requests differ, request 1 from position 2 on.",
+        "order": "the same ones in another order.",
+        "few": "1 of 3 requests differ, the first that the candidate lacks being request 2.",
+    }
+    for name_, prompts in others.items():
+        verdict = compare_traces(golden, recorded(tmp_path / name_, *prompts), Policy(min_coverage=0.0))
+        assert (verdict.verdict, verdict.cause) == ("inconclusive", None), name_
+        assert verdict.reasons[0].startswith(f"The two were given other prompts: {words[name_]}"), verdict.reasons
+    tokenized = recorded(tmp_path / "tokenized", (5, 6, 7, 8), (9, 10, 12), (20, 21), texts=("a", "b", "c"))
+    assert "another tokenizer made other tokens of it" in compare_traces(golden, tokenized).reasons[0]
+
+
+def test_other_sampling_parameters_are_a_setting_and_no_fault_of_the_sampler(tmp_path: Path) -> None:
+    golden = recorded(tmp_path / "golden", (5, 6, 7, 8), (9, 10, 11), temperature=0.0)
+    hot = recorded(tmp_path / "hot", (5, 6, 7, 8), (9, 10, 11), temperature=5.0, seed=3, top_p=1.0)
+    verdict = compare_traces(golden, hot)
+    assert (verdict.verdict, verdict.cause, found(verdict).site) == ("diverged", "setting", "sampler")
+    assert [d.name for d in verdict.settings_diff] == ["sampling.seed", "sampling.temperature"]
+    assert "sampling.temperature is 0.0 in golden and 5.0 in the candidate" in verdict.reasons[0]
+    same = recorded(tmp_path / "same", (5, 6, 7, 8), (9, 10, 11), temperature=0.0, seed=3, top_k=-1, top_p=1.0)
+    assert compare_traces(golden, same).settings_diff == ()

@@ -123,6 +123,8 @@ def _cause(evidence: Evidence) -> Cause | None:
     if evidence.only_quantity or evidence.update_explains or evidence.explaining:
         return "setting"
     if first is not None and evidence.provable:
+        if evidence.unshared:
+            return "structure"
         return "edge" if first.kind == "edge" else "operator"
     if evidence.mode != "injected":
         return None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from tracereplay.comparator.evidence import Evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.metrics import BIAS_ROWS
+from tracereplay.comparator.requests import OtherPrompts
 from tracereplay.comparator.settings import argument_of, explains
 from tracereplay.comparator.staleness import Versions
 from tracereplay.rollout import Quantity
@@ -27,6 +28,8 @@ OTHER_GOLDEN = (
 def why_inconclusive(evidence: Evidence) -> list[str]:
     """What keeps the evidence from being enough; empty where nothing does."""
     found = []
+    if evidence.prompts is not None:
+        found.append(_other_prompts(evidence.prompts))
     if not evidence.golden.complete:
         found.append("The golden recording is incomplete; only what it holds was compared.")
     if not evidence.candidate.complete:
@@ -45,6 +48,19 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
             f"on the same inputs, the first at {sites}."
         )
     return found
+
+
+def _other_prompts(found: OtherPrompts) -> str:
+    """That the two were not asked for the same."""
+    some = f"{found.requests} of {found.of} requests differ"
+    if found.reordered:
+        where = "the same ones in another order"
+    elif found.position is None:
+        where = f"{some}, the first that the candidate lacks being request {found.request}"
+    else:
+        where = f"{some}, request {found.request} from position {found.position} on"
+    why = " Its text is the same: another tokenizer made other tokens of it." if found.same_text else ""
+    return f"The two were given other prompts: {where}.{why} Only what has the same tokens before it was compared."
 
 
 def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
@@ -81,6 +97,11 @@ def _why_operator(evidence: Evidence) -> str:
             " Its worst row nearly ties: the logits of the last expert chosen and of the next are no further "
             "apart than the router's own error, so the two may have taken other experts there (a routing flip)."
         )
+    if evidence.built:
+        said = "; ".join(
+            f"{name} is {mine!r} in golden and {theirs!r} here" for name, mine, theirs in evidence.built
+        )
+        words += f" It was built otherwise: {said}."
     return words + (_lean(evidence, first) if first.error_class == "biased" else "")
 
 
@@ -220,8 +241,30 @@ def _besides(evidence: Evidence) -> str | None:
 
 
 def _why_structure(evidence: Evidence) -> str:
+    if evidence.unshared:
+        return _why_unshared(evidence)
     sites = evidence.unmatched
     return f"{len(sites)} of golden's sites have no counterpart that can be compared, the first {sites[0]}."
+
+
+def _why_unshared(evidence: Evidence) -> str:
+    first = evidence.comparison.first()
+    assert first is not None
+    assert evidence.unshared is not None
+    mine, theirs = evidence.unshared.golden, evidence.unshared.candidate
+    sides = [
+        f"{side} alone runs {_few(sites)}"
+        for sites, side in ((mine, "golden"), (theirs, "the candidate"))
+        if sites
+    ]
+    return (
+        f"The two do not run the same operators: right before input {first.key.index} of {first.key.site}, where "
+        f"what arrives {DOES[first.error_class]}, {' and '.join(sides)}."
+    )
+
+
+def _few(sites: Sequence[str]) -> str:
+    return ", ".join(sites[-3:]) if len(sites) <= 3 else f"{len(sites)} operators up to {sites[-1]}"
 
 
 def _why_unobserved(evidence: Evidence) -> str:

@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "SAMPLING",
     "WEIGHTS_UPDATE",
     "argument_of",
     "compare_settings",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 WEIGHTS_UPDATE = "weights_update"  # not a setting that anybody gave: it is read off the steps
+SAMPLING = "sampling"  # sampling.temperature and so on: parameters of requests
 
 _ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none": 3}
 

@@ -103,7 +103,9 @@ def _first(config: Any, paths: tuple[str, ...]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None:
+        return None
+    if isinstance(value, (bool, int, float, str)):
         return str(value.name) if hasattr(value, "name") else value
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
