@@ -247,9 +247,11 @@ def test_a_recording_cut_off_before_its_results_is_read_from_its_steps(golden: P
 
 def test_other_weights_are_said_first(judge: Judge) -> None:
     verdict = judge(model="another")
-    assert (verdict.verdict, verdict.cause) == ("inconclusive", None)
+    assert (verdict.verdict, verdict.cause) == ("inconclusive", "setting")
     assert "other weights" in verdict.reasons[0]
     assert verdict.settings_diff[0].name == "weights"
+    assert verdict.first_divergence is None  # nobody is to blame
+    assert any(o.error_class == "exceeds" for o in verdict.operators)
 
 
 def test_a_candidate_that_does_not_repeat_itself_is_inconclusive(judge: Judge) -> None:

@@ -14,7 +14,7 @@ from tracereplay.engines.selection import Selection
 from tracereplay.errors import UsageError
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, replay_passes, run_header
-from tracereplay.storage.checkpoint import check_model, read_checkpoint
+from tracereplay.storage.checkpoint import check_model, check_weights, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Workload
 
@@ -28,7 +28,8 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     """Golden's workload as the candidate shall run it, its weights checked.
 
     Raises:
-        UsageError: golden is no recording, has no logprobs, or the model at hand has other weights.
+        UsageError: golden is no recording, or has no logprobs.
+        OtherWeights: the model at hand is another than golden's.
         WorkloadError: there is no model.
     """
     if "record" not in golden.passes:
@@ -37,11 +38,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     work = replace(work, model=str(model or work.model))
     check_model(Path(work.model))
     weights = read_checkpoint(Path(work.model)).digest
-    if work.weights not in (None, weights):
-        raise UsageError(
-            f"The model at {work.model} holds other weights than the golden trace was recorded with (digest "
-            f"{weights}, golden {work.weights}); every operator would differ. Say with --model where golden's are."
-        )
+    check_weights(work.weights, Path(work.model), weights)
     sampled = (s for step in golden.steps("record") for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(

@@ -16,7 +16,9 @@ from tracereplay.verdict import Cause, SettingDifference
 
 __all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
 
-OTHER_WEIGHTS = "The two engines ran other weights; nothing can be compared."
+OTHER_WEIGHTS = (
+    "The two engines ran other weights: what differs is a difference between two models, and blames no operator."
+)
 
 # A golden trace that was packed has another digest and the same content; then nothing differs, and it matches.
 OTHER_GOLDEN = (

@@ -12,7 +12,7 @@ from typing import Any
 from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
-from tracereplay.storage.checkpoint import check_model, read_checkpoint
+from tracereplay.storage.checkpoint import check_model, check_weights, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -78,8 +78,8 @@ def record(
 
 def replay(
     engine: Launchable, golden: Path, out: Path, *, settings: Mapping[str, Any] | None = None,
-    model: Path | None = None, injected: bool = True, force: bool = False, log: Path | None = None,
-    report: Report = lambda line: None,
+    model: Path | None = None, injected: bool = True, other_weights: bool = False, force: bool = False,
+    log: Path | None = None, report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Replays a golden trace under ``engine`` into a new trace at ``out``: the rerun and the injected pass.
 
@@ -90,15 +90,22 @@ def replay(
         settings: engine arguments laid over those of the golden workload.
         model: checkpoint, where it is not where it was recorded.
         injected: whether to make the injected pass too.
+        other_weights: whether to go on where the checkpoint holds other weights than golden's.
         force: replace what is at ``out``.
         log: file for what the engine prints.
         report: is told what is being done.
+
+    Raises:
+        OtherWeights: the checkpoint is another than golden's.
     """
     source = open_trace(golden)
     workload = Workload.from_dict(source.run["workload"]).with_settings(settings or {})
     workload = replace(workload, model=str(model or workload.model))
     check_model(Path(workload.model))
-    workload = replace(workload, weights=read_checkpoint(Path(workload.model)).digest)
+    weights = read_checkpoint(Path(workload.model)).digest
+    if not other_weights:
+        check_weights(workload.weights, Path(workload.model), weights)
+    workload = replace(workload, weights=weights)
     run = {**run_header("replay", engine, workload, level_of(source.run)), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")
