@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tracereplay.comparator.compiled import compilation_of
 from tracereplay.comparator.settings import compare_settings, effect_of, explains
 from tracereplay.verdict import SettingDifference
 
@@ -51,6 +52,22 @@ def test_what_changes_meaning_is_said_first() -> None:
         ("swap_space", "none"),
     ]
     assert (found[3].golden, found[3].candidate) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"enforce_eager": False, "compilation_mode": "DYNAMO_TRACE_ONCE"}, "compilation_mode DYNAMO_TRACE_ONCE"),
+        ({"enforce_eager": False, "compilation_mode": 3}, "compilation_mode 3"),
+        ({"enforce_eager": False, "compilation_mode": 0}, None),  # V0 without a compiler: CUDA graphs at most
+        ({"enforce_eager": False, "compilation_mode": "NONE"}, None),
+        ({"enforce_eager": True, "compilation_mode": 3}, None),
+        ({}, None),
+    ],
+)
+def test_a_compiled_engine_is_known_by_its_settings(settings: dict[str, Any], mode: str | None) -> None:
+    assert compilation_of(run(**settings)) == mode
+    assert compilation_of({}) is None
 
 
 def test_equal_runs_do_not_differ() -> None:
