@@ -30,6 +30,22 @@ def classes(verdict: Mapping[str, object]) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.usefixtures("golden_v1")  # made first, so that the compiled engine starts once for all that follow
+def test_another_dtype_is_the_cause_and_not_the_operator_that_shows_it(
+    engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    eager: Running = engines.start("v1", env=single_process, dtype="float32")
+    golden = eager.record(*greedy(20, 7, 12), settings={**EAGER, "dtype": "float32"})
+    compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
+    verdict = compiled.verdict(golden)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert "dtype is 'float32' in golden and 'bfloat16' in the candidate" in verdict.reasons[0]
+    assert "--set dtype=float32" in verdict.reasons[0]
+    assert not [
+        d for d in verdict.settings_diff if d.name.startswith(("model_config.", "weights", "architecture"))
+    ]
+
+
 def test_an_eager_golden_replayed_compiled_names_what_the_compiler_fused(
     engines: Engines, golden_v1: Trace, single_process: Mapping[str, str]
 ) -> None:
