@@ -147,4 +147,16 @@ def test_arguments_that_no_engine_describes_are_read_as_they_were_given() -> Non
     found = differ(
         run(), run(given={"hf_overrides": {"rope_theta": 5}, "gpu_memory_utilization": 0.5, "device": "x"})
     )
-    assert found == [("hf_overrides", "semantic")]
+    assert found == [("hf_overrides.rope_theta", "semantic")]
+
+
+def test_what_is_laid_over_a_models_configuration_explains_what_its_keys_do() -> None:
+    def overridden(**keys: Any) -> SettingDifference:
+        (found,) = compare_settings(run(), run(hf_overrides=keys))
+        return found
+
+    head, rope, unknown = overridden(head_dtype="float32"), overridden(rope_theta=5), overridden(scale=2)
+    assert (head.name, head.effect) == ("hf_overrides.head_dtype", "numeric")
+    assert not explains(head, "RMSNorm")
+    assert (explains(rope, "RotaryEmbedding"), explains(rope, "RMSNorm")) == (True, False)
+    assert explains(unknown, "RMSNorm")

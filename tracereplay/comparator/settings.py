@@ -36,6 +36,7 @@ _ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none
 
 
 _MODEL_CONFIG = "model_config"
+_OVERRIDES = "hf_overrides"  # laid over the model's configuration, and known by its keys
 
 # One value under several names.
 _ALIKE = ({"fp8", "fp8_e4m3"},)
@@ -71,6 +72,8 @@ def _entry(entry: Mapping[str, Any]) -> _Known:
 
 
 def _known(name: str) -> _Known:
+    if name.startswith(f"{_OVERRIDES}."):
+        name = f"{_MODEL_CONFIG}.{name.removeprefix(f'{_OVERRIDES}.')}"
     return next((k for k in _table() if fnmatchcase(name, k.name)), _Known(name, "unknown"))
 
 
@@ -154,6 +157,9 @@ def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
     flat |= {f"versions.{k}": v for k, v in (engine.get("versions") or {}).items()}
     flat |= dict(engine.get("settings") or {})
     flat |= {f"{_MODEL_CONFIG}.{k}": v for k, v in (engine.get(_MODEL_CONFIG) or {}).items()}
+    if isinstance(overrides := flat.get(_OVERRIDES), Mapping):
+        del flat[_OVERRIDES]
+        flat |= {f"{_OVERRIDES}.{k}": v for k, v in overrides.items()}
     flat |= {f"environment.{k}": v for k, v in (engine.get("environment") or {}).items()}
     return flat
 
