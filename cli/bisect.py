@@ -27,7 +27,7 @@ from tracereplay.cli.options import (
     check_log,
     policy_of,
 )
-from tracereplay.cli.output import deliver, progress, stderr
+from tracereplay.cli.output import deliver, progress, stderr, weights_first
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.verdict import Verdict
@@ -66,7 +66,8 @@ def operators(
     check_json(json_file)
     check_log(log)
     check_golden(golden, given, model)
-    with _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
+    first = weights_first(golden, candidate.name, json_file)
+    with first, _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
         verdict = bisect_operators(
             candidate, golden, folder, policy=rules, settings=given, model=model, max_passes=max_passes, log=log,
             report=report,
@@ -102,7 +103,8 @@ def settings_(
     check_json(json_file)
     check_log(log)
     check_golden(golden, given, model)
-    with _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
+    first = weights_first(golden, candidate.name, json_file)
+    with first, _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
         verdict = bisect_settings(
             candidate, golden, folder, like=like, policy=rules, settings=given, model=model,
             max_starts=max_starts, log=log, report=report,
@@ -137,7 +139,8 @@ def versions(
     check_log(log)
     check_golden(golden, given, model)
     named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
-    with _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:
+    first = weights_first(golden, package, json_file)
+    with first, _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:
         verdict = bisect_versions(
             golden, folder, good=good, bad=bad, package=package, versions=named, policy=rules, settings=given,
             model=model, log=log, report=report,

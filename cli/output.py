@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from tracereplay.comparator.judge import judge_unrun
+from tracereplay.errors import OtherWeights
 from tracereplay.report import json as json_form
 from tracereplay.report import terminal
-from tracereplay.verdict import Verdict
+from tracereplay.trace import open_trace
+from tracereplay.verdict import Mode, Verdict
 
-__all__ = ["deliver", "progress", "stderr", "without_empty"]
+__all__ = ["deliver", "progress", "stderr", "weights_first", "without_empty"]
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -44,6 +47,17 @@ def deliver(verdict: Verdict, json_file: str | None) -> int:
         Path(json_file).write_text(json_form.render(verdict), encoding="utf-8")
     terminal.render(verdict, Console(highlight=False))
     return verdict.exit_code
+
+
+@contextmanager
+def weights_first(golden: Path, engine: str, json_file: str | None, mode: Mode = "injected") -> Iterator[None]:
+    """Delivers a verdict of its own, and ends, if what follows finds that the weights are others than golden's."""
+    try:
+        yield
+    except OtherWeights as found:
+        with closing(open_trace(golden)) as trace:
+            verdict = judge_unrun(trace, engine, found, mode)
+        raise typer.Exit(deliver(verdict, json_file)) from None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tracereplay.cli.options import (
     check_log,
     policy_of,
 )
-from tracereplay.cli.output import deliver, progress, without_empty
+from tracereplay.cli.output import deliver, progress, weights_first, without_empty
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
 from tracereplay.errors import UsageError
@@ -71,6 +71,13 @@ def replay(
     policy: PolicyFile = None,
     strict: Strict = False,
     oracle: UseOracle = False,
+    other_weights: Annotated[
+        bool,
+        typer.Option(
+            "--other-weights",
+            help="Go on with a checkpoint that is another than golden's; nothing is blamed then.",
+        ),
+    ] = False,
     json_file: JsonFile = None,
     log: Log = None,
     force: Force = False,
@@ -82,6 +89,8 @@ def replay(
     if mode is Mode.isolated:
         if given or log:
             raise UsageError("Isolated replay starts no engine: leave out --set and --log.")
+        if other_weights:
+            raise UsageError("Isolated replay needs golden's own weights: leave out --other-weights.")
         work = _alone(
             candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle, force=force
         )
@@ -90,9 +99,10 @@ def replay(
             raise UsageError("--site and --kernel choose what is replayed alone; give --mode isolated with them.")
         check_golden(golden, given, model)
         options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
-        work = _whole(candidate, golden, force=force, **options)
+        work = _whole(candidate, golden, force=force, other_weights=other_weights, **options)
     judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)
-    verdict = _judged(work, judge, out, f"Replaying under {candidate.name}", force=force)
+    with weights_first(golden, candidate.name, json_file, mode.value):
+        verdict = _judged(work, judge, out, f"Replaying under {candidate.name}", force=force)
     raise typer.Exit(deliver(verdict, json_file))
 
 

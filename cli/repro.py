@@ -20,6 +20,7 @@ from tracereplay.report.repro import (
     reproduce_operator,
     write_reproducer,
 )
+from tracereplay.report.words import clean
 from tracereplay.trace.parameters import Parameters
 
 __all__ = ["repro"]
@@ -58,3 +59,5 @@ def repro(
     several = f" ({occurrence + 1} of {count} such calls)" if count > 1 else ""
     stderr.print(Text(f"Wrote {name}{several}; run it with: python {out / 'repro.py'}"), soft_wrap=True)
     stderr.print(Text(found.loads), soft_wrap=True)
+    if found.caution is not None:
+        stderr.print(Text(clean(found.caution)), soft_wrap=True)

@@ -4,6 +4,7 @@
     ├── UsageError            exit 2   the request cannot be carried out as given
     │   ├── WorkloadError              a prompt, sampling parameter or model directory is wrong
     │   ├── MissingWeights             an operator's weights cannot be had, or are others than those recorded
+    │   ├── OtherWeights               the checkpoint is another than golden's: a verdict, where one is asked for
     │   └── EngineNotFound             no engine of that name is registered
     ├── EnvironmentFailed     exit 4   an engine's environment could not be built
     ├── EngineFailed          exit 4   the engine did not start, or died
@@ -27,6 +28,7 @@ __all__ = [
     "EnvironmentFailed",
     "MissingWeights",
     "NotATrace",
+    "OtherWeights",
     "RecordingIncomplete",
     "TraceError",
     "TracereplayError",
@@ -60,6 +62,19 @@ class WorkloadError(UsageError):
 
 class MissingWeights(UsageError):
     """An operator's weights cannot be had, or are others than those that the golden generation used."""
+
+
+class OtherWeights(UsageError):
+    """The checkpoint at hand holds other weights than golden's, which is known before an engine starts.
+
+    Args:
+        message: a sentence.
+        golden, candidate: digests of the weights.
+    """
+
+    def __init__(self, message: str, golden: str, candidate: str) -> None:
+        super().__init__(message)
+        self.golden, self.candidate = golden, candidate
 
 
 class EngineNotFound(UsageError):

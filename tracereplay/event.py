@@ -18,6 +18,7 @@ from tracereplay.dtypes import numpy_dtype
 from tracereplay.schemas import schema_arguments
 
 __all__ = [
+    "COMPILED",
     "Argument",
     "Call",
     "Constant",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 RowMap: TypeAlias = npt.NDArray[np.int32]
+
+COMPILED = "compiled.region"  # the kernel that stands for all that a compiled graph ran in a step
 
 
 class RowKey(NamedTuple):

@@ -14,6 +14,7 @@ from cli_support import Ended, Program, make_model, write
 
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.manifest import write_manifest
+from tracereplay.verdict import Verdict
 
 
 @pytest.fixture
@@ -187,11 +188,62 @@ def test_replaying_a_replay(tracereplay: Program, golden: Path, tmp_path: Path) 
     check(tracereplay("replay", candidate, "--engine", "toy"), 5, "is not a recording")
 
 
-def test_replaying_with_other_weights_is_inconclusive(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
+OTHERS = "holds other weights than the golden trace was recorded with"
+
+
+@pytest.mark.parametrize("mode", ["injected", "rerun"])
+def test_other_weights_are_found_before_an_engine_starts(
+    tracereplay: Program, golden: Path, tmp_path: Path, mode: str
+) -> None:
     other = make_model(tmp_path / "other", "other weights")
-    ended = tracereplay("replay", golden, "--engine", "toy", "--model", other)
+    out, told = tmp_path / "out.trace", tmp_path / "verdict.json"
+    ended = tracereplay(
+        "replay", golden, "--engine", "toy", "--model", other, "-o", out, "--json", told, "--mode", mode
+    )
     assert ended.code == 3
-    assert "other weights" in ended.out
+    assert OTHERS in ended.out.replace("\n", " ")
+    assert "replay --other-weights" in ended.out.replace("\n", " ")
+    assert "Starting" not in ended.err
+    assert not out.exists()
+    verdict = json.loads(told.read_text())
+    assert (verdict["verdict"], verdict["cause"], verdict["mode"]) == ("inconclusive", "setting", mode)
+    assert [(d["name"], d["effect"]) for d in verdict["settings_diff"]] == [("weights", "semantic")]
+    assert Verdict.from_dict(verdict).as_dict() == verdict
+    again = tracereplay("report", told)
+    assert OTHERS in again.out.replace("\n", " ")
+
+
+def test_other_weights_that_are_meant_are_measured_and_blame_nobody(
+    tracereplay: Program, golden: Path, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", "other weights")
+    ended = tracereplay("replay", golden, "--engine", "toy", "--model", other, "--other-weights", "--json", "-")
+    verdict = json.loads(ended.out)
+    assert (ended.code, verdict["verdict"], verdict["cause"]) == (3, "inconclusive", "setting")
+    assert "blames no operator" in verdict["reasons"][0]
+    assert verdict["tokens"]["logprob_abs_diff"]["max"] > 0
+    assert verdict["first_divergence"] is None
+    alone = tracereplay("replay", golden, "--engine", "toy", "--mode", "isolated", "--other-weights")
+    check(alone, 2, "leave out --other-weights")
+
+
+def test_weights_without_a_digest_are_no_others(tracereplay: Program, golden: Path, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    ended = tracereplay("replay", golden, "--engine", "toy", "--json", "-")
+    verdict = json.loads(ended.out)
+    assert (ended.code, [(d["name"], d["effect"]) for d in verdict["settings_diff"]]) == (
+        0,
+        [("weights", "unknown")],
+    )
+
+
+def test_calibrating_with_other_weights_is_refused_once(
+    tracereplay: Program, golden: Path, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", "other weights")
+    ended = tracereplay("calibrate", golden, "--engine", "toy", "--model", other, "--vary", "batch,chunks")
+    check(ended, 2, OTHERS)
+    assert (ended.err.count(OTHERS), "Starting" in ended.err) == (1, False)
 
 
 def test_a_golden_whose_model_has_moved(tracereplay: Program, golden: Path, model: Path, tmp_path: Path) -> None:

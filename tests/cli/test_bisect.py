@@ -174,13 +174,24 @@ def test_an_engine_that_changed_since_does_not_go_on_from_what_was_measured(
     assert "its settings changed" in ended.err
 
 
-def test_other_weights_are_refused_before_the_engine_starts(
-    tracereplay: Program, long_golden: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("operators", "--engine", "toy"),
+        ("settings", "--engine", "toy"),
+        ("versions", "--good", "1.0", "--bad", "2.0", "--versions", "1.0,2.0"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_other_weights_are_found_before_the_engine_starts(
+    tracereplay: Program, long_golden: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
+    kind, *rest = words
     other = make_model(tmp_path / "other", "other weights")
-    ended = tracereplay("bisect", "operators", long_golden, "--engine", "toy", "--model", other)
-    assert ended.code == 2
-    assert "holds other weights than the golden trace" in ended.err
+    ended = tracereplay("bisect", kind, long_golden, *rest, "--model", other, "--json", "-")
+    verdict = json.loads(ended.out)
+    assert (ended.code, verdict["verdict"], verdict["cause"]) == (3, "inconclusive", "setting")
+    assert "holds other weights than the golden trace" in verdict["reasons"][0]
     assert "Starting" not in ended.err
 
 

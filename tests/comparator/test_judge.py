@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,9 +247,11 @@ def test_a_recording_cut_off_before_its_results_is_read_from_its_steps(golden: P
 
 def test_other_weights_are_said_first(judge: Judge) -> None:
     verdict = judge(model="another")
-    assert (verdict.verdict, verdict.cause) == ("inconclusive", None)
+    assert (verdict.verdict, verdict.cause) == ("inconclusive", "setting")
     assert "other weights" in verdict.reasons[0]
     assert verdict.settings_diff[0].name == "weights"
+    assert verdict.first_divergence is None  # nobody is to blame
+    assert any(o.error_class == "exceeds" for o in verdict.operators)
 
 
 def test_a_candidate_that_does_not_repeat_itself_is_inconclusive(judge: Judge) -> None:
@@ -442,7 +446,90 @@ def test_dtypes_may_differ(tmp_path: Path) -> None:
     verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=9.0))
     tolerances = {o.tolerance.dtype for o in verdict.operators if o.tolerance and o.operator != "Sampler"}
     assert tolerances == {"float16"}
-    assert {d.name for d in verdict.settings_diff} >= {"dtype", "weights"}
+    assert [d.name for d in verdict.settings_diff] == ["dtype"]
+
+
+def given(tmp_path: Path, before: dict[str, Any], after: dict[str, Any], *flaws: Flaw, **options: Any) -> Verdict:
+    """Golden recorded with the settings ``before``, its candidate replayed with ``after`` and with flaws."""
+    golden = toy.record(toy.workload(max_tokens=4, **before), tmp_path / "golden")
+    return compare_traces(golden, toy.replay(golden, tmp_path / "c", settings=after, flaw=flaws, **options))
+
+
+ATTENTION = Flaw("model.layers.0.self_attn.attn", "stale")
+QKV = Flaw("model.layers.1.self_attn.qkv_proj", "scale")
+NORM = Flaw("model.norm", "scale")
+
+
+def test_another_dtype_is_the_cause_whatever_it_shows_in(tmp_path: Path) -> None:
+    verdict = given(tmp_path, {"dtype": "float32"}, {"dtype": "bfloat16", "enforce_eager": False}, ATTENTION)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert found(verdict).site == ATTENTION.site  # where it shows is not lost
+    assert verdict.reasons[0] == (
+        "A setting differs: dtype is 'float32' in golden and 'bfloat16' in the candidate. That changes what "
+        "Attention at model.layers.0.self_attn.attn computes, which exceeds the tolerance. Replay with "
+        "--set dtype=float32 to learn whether anything else differs."
+    )
+
+
+def test_another_dtype_is_the_cause_where_only_tokens_or_logprobs_part(tmp_path: Path) -> None:
+    golden = toy.record(toy.workload(dtype="float32"), tmp_path / "golden")
+    candidate = toy.replay(golden, tmp_path / "candidate", settings={"dtype": "float16"})
+    verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=0.0))
+    assert (verdict.verdict, verdict.cause, verdict.first_divergence) == ("diverged", "setting", None)
+    assert "dtype is 'float32' in golden" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("passes", [("record",), ("rerun",)])
+def test_settings_are_the_cause_without_an_injected_pass_too(tmp_path: Path, passes: tuple[str, ...]) -> None:
+    golden = toy.record(toy.workload(dtype="float32"), tmp_path / "golden")
+    if passes == ("record",):
+        other = toy.record(toy.workload(dtype="bfloat16"), tmp_path / "other", flaw=NORM)
+    else:
+        other = toy.replay(golden, tmp_path / "other", settings={"dtype": "bfloat16"}, flaw=NORM, passes=passes)
+    verdict = compare_traces(golden, other)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert "dtype is 'float32' in golden" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        {"attention_backend": "FLEX", "enforce_eager": False, "compilation_mode": "DYNAMO_TRACE_ONCE"},
+        {"logprobs_mode": "processed_logprobs", "max_num_seqs": 3, "unheard_of": 1},
+        {"kv_cache_dtype": "bfloat16"},  # golden's "auto" means it
+    ],
+)
+@pytest.mark.parametrize("flaw", [ATTENTION, NORM, Flaw("sampler", "second"), EDGE_FLAWS[0]], ids=name)
+def test_an_innocent_setting_swallows_no_fault(tmp_path: Path, innocent: dict[str, Any], flaw: Flaw) -> None:
+    before = {"attention_backend": "SDPA", "enforce_eager": True, "kv_cache_dtype": "auto"}
+    verdict = given(tmp_path, before, innocent, flaw)
+    assert (verdict.cause, found(verdict).site) == ("edge" if flaw in EDGE_FLAWS else "operator", flaw.site)
+
+
+def test_a_setting_is_blamed_only_where_the_operator_that_it_touches_differs(tmp_path: Path) -> None:
+    quantized = {"quantization": "fp8"}
+    (norm, linear, edge, both) = (tmp_path / n for n in ("norm", "linear", "edge", "both"))
+    assert given(norm, {}, quantized, NORM).cause == "operator"
+    assert given(linear, {}, quantized, QKV).cause == "setting"
+    assert given(edge, {}, quantized, Flaw("model.layers.0.self_attn.qkv_proj", "scaled_edge", 0)).cause == "edge"
+    verdict = given(both, {}, quantized, QKV, NORM)
+    assert (verdict.cause, found(verdict).site) == ("setting", QKV.site)
+    assert "quantization is not set in golden and 'fp8' in the candidate" in verdict.reasons[0]
+    assert verdict.reasons[1] == (
+        "No setting explains RMSNorm at model.norm, which exceeds the tolerance on golden inputs besides."
+    )
+
+
+def test_weights_that_are_not_known_explain_nothing(golden: Path, tmp_path: Path) -> None:
+    candidate = toy.replay(golden, tmp_path / "candidate", flaw=NORM)
+    manifest = json.loads((candidate / "manifest.json").read_text())
+    manifest["run"]["workload"]["weights"] = None  # a checkpoint without safetensors
+    (candidate / "manifest.json").write_bytes(write_manifest(manifest))
+    verdict = compare_traces(golden, candidate)
+    assert (verdict.cause, [(d.name, d.effect) for d in verdict.settings_diff]) == (
+        "operator",
+        [("weights", "unknown")],
+    )
 
 
 def test_an_attention_row_without_fed_context_is_not_compared(golden: Path, tmp_path: Path) -> None:
@@ -476,3 +563,92 @@ def test_a_verdict_survives_json(judge: Judge) -> None:
     again = Verdict.from_dict(json.loads(text))
     assert again.as_dict() == verdict.as_dict()
     assert again.exit_code == verdict.exit_code
+
+
+# -- what is known before any number --------------------------------------------------------------------------
+
+LAYER = "model.layers.1."
+INTO_NORM = Flaw("model.norm", "scaled_edge", 1)
+
+
+def test_an_edge_behind_operators_that_golden_alone_runs_is_another_structure(
+    golden: Path, tmp_path: Path
+) -> None:
+    from tests_support import without_sites
+
+    candidate = toy.replay(golden, tmp_path / "candidate", flaw=INTO_NORM)
+    assert compare_traces(golden, candidate).cause == "edge"
+    fewer = without_sites(candidate, tmp_path / "fewer", "injected", LAYER)
+    verdict = compare_traces(golden, fewer)
+    assert (verdict.cause, found(verdict).site) == ("structure", "model.norm")
+    assert verdict.reasons[0] == (
+        "The two do not run the same operators: right before input 1 of model.norm, where what arrives exceeds "
+        "the tolerance, golden alone runs 9 operators up to model.layers.1.mlp.down_proj."
+    )
+
+
+def test_an_edge_behind_operators_that_the_candidate_alone_runs_is_too(golden: Path, tmp_path: Path) -> None:
+    from tests_support import without_sites
+
+    fewer = without_sites(golden, tmp_path / "fewer", "record", LAYER)
+    verdict = compare_traces(fewer, toy.replay(fewer, tmp_path / "candidate", flaw=INTO_NORM))
+    assert verdict.cause == "structure"
+    assert "the candidate alone runs 9 operators up to model.layers.1.mlp.down_proj." in verdict.reasons[0]
+
+
+def test_sites_that_are_not_shared_elsewhere_excuse_no_edge_and_no_operator(golden: Path, tmp_path: Path) -> None:
+    from tests_support import without_sites
+
+    for flaw in (EDGE_FLAWS[1], NORM):
+        candidate = toy.replay(golden, tmp_path / f"{flaw.kind}", flaw=flaw)
+        fewer = without_sites(candidate, tmp_path / f"{flaw.kind}-fewer", "injected", LAYER)
+        verdict = compare_traces(golden, fewer)
+        assert (verdict.cause, found(verdict).site) == ("edge" if flaw in EDGE_FLAWS else "operator", flaw.site)
+
+
+def test_what_an_operator_was_built_with_is_said_where_it_differs(golden: Path, tmp_path: Path) -> None:
+    from tests_support import without_sites
+
+    mine = without_sites(golden, tmp_path / "mine", "record", "nothing", {"model.norm": {"eps": 1e-5, "size": 64}})
+    candidate = toy.replay(mine, tmp_path / "candidate", flaw=NORM)
+    theirs = without_sites(candidate, tmp_path / "theirs", "injected", "nothing", {"model.norm": {"eps": 1e-6}})
+    verdict = compare_traces(mine, theirs)
+    assert "It was built otherwise: eps is 1e-05 in golden and 1e-06 here." in verdict.reasons[0]
+    assert "built otherwise" not in compare_traces(mine, candidate).reasons[0]
+
+
+def recorded(path: Path, *prompts: tuple[int, ...], texts: tuple[str, ...] = (), **sampling: Any) -> Path:
+    work = toy.workload(prompts, max_tokens=3, sampling=sampling)
+    named = [replace(p, text=text) for p, text in zip(work.prompts, texts, strict=False)]
+    return toy.record(replace(work, prompts=tuple(named) or work.prompts), path)
+
+
+def test_other_prompts_are_said_and_are_no_match(tmp_path: Path) -> None:
+    golden = recorded(tmp_path / "golden", (5, 6, 7, 8), (9, 10, 11), (20, 21), texts=("a", "b", "c"))
+    others = {
+        "part": ((5, 6, 7, 8), (9, 10, 12), (20, 21)),
+        "order": ((20, 21), (5, 6, 7, 8), (9, 10, 11)),
+        "few": ((5, 6, 7, 8), (9, 10, 11)),
+    }
+    words = {
+        "part": "1 of 3 requests differ, request 1 from position 2 on.",
+        "order": "the same ones in another order.",
+        "few": "1 of 3 requests differ, the first that the candidate lacks being request 2.",
+    }
+    for name_, prompts in others.items():
+        verdict = compare_traces(golden, recorded(tmp_path / name_, *prompts), Policy(min_coverage=0.0))
+        assert (verdict.verdict, verdict.cause) == ("inconclusive", None), name_
+        assert verdict.reasons[0].startswith(f"The two were given other prompts: {words[name_]}"), verdict.reasons
+    tokenized = recorded(tmp_path / "tokenized", (5, 6, 7, 8), (9, 10, 12), (20, 21), texts=("a", "b", "c"))
+    assert "another tokenizer made other tokens of it" in compare_traces(golden, tokenized).reasons[0]
+
+
+def test_other_sampling_parameters_are_a_setting_and_no_fault_of_the_sampler(tmp_path: Path) -> None:
+    golden = recorded(tmp_path / "golden", (5, 6, 7, 8), (9, 10, 11), temperature=0.0)
+    hot = recorded(tmp_path / "hot", (5, 6, 7, 8), (9, 10, 11), temperature=5.0, seed=3, top_p=1.0)
+    verdict = compare_traces(golden, hot)
+    assert (verdict.verdict, verdict.cause, found(verdict).site) == ("diverged", "setting", "sampler")
+    assert [d.name for d in verdict.settings_diff] == ["sampling.seed", "sampling.temperature"]
+    assert "sampling.temperature is 0.0 in golden and 5.0 in the candidate" in verdict.reasons[0]
+    same = recorded(tmp_path / "same", (5, 6, 7, 8), (9, 10, 11), temperature=0.0, seed=3, top_k=-1, top_p=1.0)
+    assert compare_traces(golden, same).settings_diff == ()

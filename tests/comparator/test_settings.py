@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 
+from tracereplay.comparator.compiled import compilation_of
 from tracereplay.comparator.settings import compare_settings, effect_of, explains
-from tracereplay.trace.run import Run
+from tracereplay.trace.run import Asked, Requested, Run
 from tracereplay.verdict import SettingDifference
 
 
-def run(weights: str = "w", versions: dict[str, str] | None = None, **settings: Any) -> Run:
+def run(
+    weights: str | None = "w", versions: dict[str, str] | None = None, given: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None, **settings: Any,
+) -> Run:  # fmt: skip
     engine = {"versions": versions or {"vllm": "1"}, "settings": settings, "device": "cpu", "environment": {}}
-    return Run(engine=engine, weights=weights)
+    described = engine if config is None else {**engine, "model_config": config}
+    return Run(engine=described, weights=weights, requested=Requested(Asked("model", given or {}, ())))
+
+
+def differ(golden: Run, candidate: Run) -> list[tuple[str, str]]:
+    return [(d.name, d.effect) for d in compare_settings(golden, candidate)]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +55,22 @@ def test_what_changes_meaning_is_said_first() -> None:
     assert (found[3].golden, found[3].candidate) == (None, 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"enforce_eager": False, "compilation_mode": "DYNAMO_TRACE_ONCE"}, "compilation_mode DYNAMO_TRACE_ONCE"),
+        ({"enforce_eager": False, "compilation_mode": 3}, "compilation_mode 3"),
+        ({"enforce_eager": False, "compilation_mode": 0}, None),  # V0 without a compiler: CUDA graphs at most
+        ({"enforce_eager": False, "compilation_mode": "NONE"}, None),
+        ({"enforce_eager": True, "compilation_mode": 3}, None),
+        ({}, None),
+    ],
+)
+def test_a_compiled_engine_is_known_by_its_settings(settings: dict[str, Any], mode: str | None) -> None:
+    assert compilation_of(run(**settings)) == mode
+    assert compilation_of(Run()) is None
+
+
 def test_equal_runs_do_not_differ() -> None:
     assert compare_settings(run(dtype="float16"), run(dtype="float16")) == ()
     assert compare_settings(Run(), Run()) == ()
@@ -58,3 +83,81 @@ def test_only_a_semantic_setting_explains_an_operator() -> None:
     assert explains(differs("logprobs_mode"), "Sampler")
     assert not explains(differs("logprobs_mode"), "RMSNorm")
     assert not explains(differs("attention_backend"), "Attention")
+    assert not explains(differs("logprobs_mode"), "Sampler", 0)  # which token is chosen
+    assert explains(differs("logprobs_mode"), "Sampler", 1)
+
+
+def test_a_dtype_rounds_otherwise_and_explains_everything() -> None:
+    dtype = SettingDifference("dtype", "float32", "bfloat16", "numeric")
+    assert explains(dtype, "Attention")
+    assert explains(dtype, "", edge=True)
+    fp8 = SettingDifference("quantization", None, "fp8", "semantic")
+    assert explains(fp8, "QKVParallelLinear")
+    assert not explains(fp8, "QKVParallelLinear", edge=True)
+
+
+def test_one_value_under_two_names_is_no_difference() -> None:
+    auto, said = run(dtype="bfloat16", kv_cache_dtype="auto"), run(dtype="bfloat16", kv_cache_dtype="bfloat16")
+    assert differ(auto, said) == []
+    assert differ(auto, run(dtype="bfloat16", kv_cache_dtype="fp8")) == [("kv_cache_dtype", "semantic")]
+    assert differ(run(kv_cache_dtype="fp8"), run(kv_cache_dtype="fp8_e4m3")) == []
+    both = run(dtype="float32", kv_cache_dtype="auto"), run(dtype="bfloat16", kv_cache_dtype="auto")
+    assert differ(*both) == [("dtype", "numeric")]
+
+
+def test_another_kernel_for_the_same_format_rounds_otherwise() -> None:
+    assert differ(run(quantization="awq"), run(quantization="awq_marlin")) == [("quantization", "numeric")]
+    assert differ(run(quantization="awq"), run(quantization="gptq_marlin")) == [("quantization", "semantic")]
+    assert differ(run(), run(quantization="fp8")) == [("quantization", "semantic")]
+
+
+@pytest.mark.parametrize("name", ["dtype", "kv_cache_dtype", "architecture"])
+def test_nothing_follows_from_what_one_side_does_not_state(name: str) -> None:
+    assert differ(run(), run(**{name: "x"})) == [(name, "unknown")]
+    assert not explains(SettingDifference(name, None, "x", "unknown"), "RMSNorm")
+    assert differ(run(weights=None), run()) == [("weights", "unknown")]
+
+
+def test_the_length_matters_only_where_rotary_embeddings_are_scaled_by_it() -> None:
+    def at(length: int, **config: Any) -> dict[str, Any]:
+        return run(config={"hidden_size": 64, **config}, max_model_len=length)
+
+    assert differ(at(512), at(2048)) == [("max_model_len", "numeric")]
+    scaled = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    assert differ(at(512, **scaled), at(2048, **scaled)) == [("max_model_len", "semantic")]
+    assert differ(run(max_model_len=1), run(max_model_len=2)) == [("max_model_len", "semantic")]  # not described
+
+
+def test_the_models_configuration_is_compared_by_its_keys() -> None:
+    mine = {"num_hidden_layers": 4, "rope_theta": 1e4, "eos_token_id": 2}
+    theirs = {"num_hidden_layers": 3, "rope_theta": 1e6, "eos_token_id": 3}
+    found = compare_settings(run(config=mine), run(config=theirs))
+    assert [(d.name, d.effect) for d in found] == [
+        ("model_config.rope_theta", "semantic"),
+        ("model_config.num_hidden_layers", "semantic"),
+        ("model_config.eos_token_id", "none"),
+    ]
+    rope, layers, _ = found
+    assert explains(rope, "RotaryEmbedding")
+    assert not explains(rope, "RMSNorm")
+    assert explains(layers, "RMSNorm", edge=True)
+    assert differ(run(), run(config=theirs)) == []  # recorded before models were described
+
+
+def test_arguments_that_no_engine_describes_are_read_as_they_were_given() -> None:
+    found = differ(
+        run(), run(given={"hf_overrides": {"rope_theta": 5}, "gpu_memory_utilization": 0.5, "device": "x"})
+    )
+    assert found == [("hf_overrides.rope_theta", "semantic")]
+
+
+def test_what_is_laid_over_a_models_configuration_explains_what_its_keys_do() -> None:
+    def overridden(**keys: Any) -> SettingDifference:
+        (found,) = compare_settings(run(), run(hf_overrides=keys))
+        return found
+
+    head, rope, unknown = overridden(head_dtype="float32"), overridden(rope_theta=5), overridden(scale=2)
+    assert (head.name, head.effect) == ("hf_overrides.head_dtype", "numeric")
+    assert not explains(head, "RMSNorm")
+    assert (explains(rope, "RotaryEmbedding"), explains(rope, "RMSNorm")) == (True, False)
+    assert explains(unknown, "RMSNorm")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tracereplay.event import Call, Value
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
@@ -37,6 +39,27 @@ def without_output(source: Path, path: Path, site: str, lacking: Collection[int]
     writer.sites(sites.values())
     for step in trace.steps("injected"):
         calls = [_pending(c, sites[c.site].slot, lacking if c.site == site else ()) for c in step.calls]
+        writer.step(step.number, step.rows, calls, list(step.sampled), [])
+    writer.close({})
+    return path
+
+
+def without_sites(
+    source: Path, path: Path, name: str, prefix: str, built: Mapping[str, Mapping[str, Any]] | None = None
+) -> Path:
+    """A copy of a trace whose pass ``name`` lacks all sites that begin with ``prefix``.
+
+    Args:
+        built: what some operators say that they were built with.
+    """
+    shutil.copytree(source, path)
+    trace = open_trace(source)
+    (path / f"{name}-rank0.seg").unlink()
+    writer = SegmentWriter(segment_path(path, name, 0), {})
+    sites = {site.name: site for site in trace.sites(name).values() if not site.name.startswith(prefix)}
+    writer.sites([replace(site, config=(built or {}).get(site.name, site.config)) for site in sites.values()])
+    for step in trace.steps(name):
+        calls = [_pending(call, sites[call.site].slot) for call in step.calls if call.site in sites]
         writer.step(step.number, step.rows, calls, list(step.sampled), [])
     writer.close({})
     return path

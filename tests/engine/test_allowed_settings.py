@@ -17,7 +17,8 @@ from tracereplay.trace.manifest import write_manifest
 pytestmark = pytest.mark.engine
 
 ASKED = {
-    "enforce_eager": True, "dtype": "float32", "max_model_len": 320, "max_num_seqs": 3, "max_num_batched_tokens": 320,
+    "enforce_eager": True, "dtype": "float32", "max_model_len": 320, "max_num_seqs": 3,
+    "max_num_batched_tokens": 320,
     "enable_prefix_caching": False, "seed": 7, "logprobs_mode": "processed_logprobs",
     "compilation_config": {"custom_ops": ["none"]}, "load_format": "safetensors",
 }  # fmt: skip

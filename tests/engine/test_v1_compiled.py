@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import EAGER, ROOT, Engines, Launch, Running, find_engine, greedy
+from engine_support import EAGER, ROOT, TINY, Engines, Launch, Running, find_engine, greedy
+from typer.testing import CliRunner
 
-from tracereplay.comparator import Policy
+from tracereplay.cli.main import app
+from tracereplay.comparator import Policy, compare_traces
+from tracereplay.errors import UsageError
+from tracereplay.launch.isolated.replay import replay_isolated
 from tracereplay.launch.jobs import record
 from tracereplay.trace import Trace, open_trace
 from tracereplay.workload import Workload
@@ -23,6 +28,22 @@ def classes(verdict: Mapping[str, object]) -> dict[str, set[str]]:
     for operator in verdict["operators"]:  # type: ignore[attr-defined]
         found.setdefault(operator["operator"], set()).add(operator["class"])
     return found
+
+
+@pytest.mark.usefixtures("golden_v1")  # made first, so that the compiled engine starts once for all that follow
+def test_another_dtype_is_the_cause_and_not_the_operator_that_shows_it(
+    engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    eager: Running = engines.start("v1", env=single_process, dtype="float32")
+    golden = eager.record(*greedy(20, 7, 12), settings={**EAGER, "dtype": "float32"})
+    compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
+    verdict = compiled.verdict(golden)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
+    assert "dtype is 'float32' in golden and 'bfloat16' in the candidate" in verdict.reasons[0]
+    assert "--set dtype=float32" in verdict.reasons[0]
+    assert not [
+        d for d in verdict.settings_diff if d.name.startswith(("model_config.", "weights", "architecture"))
+    ]
 
 
 def test_an_eager_golden_replayed_compiled_names_what_the_compiler_fused(
@@ -66,6 +87,33 @@ def test_a_compiled_recording_repeats_itself_and_runs_see_no_stale_graph(
     verdict = compiled.verdict(golden).as_dict()
     assert verdict["verdict"] == "match"
     assert {o["class"] for o in verdict["operators"]} == {"identical"}
+
+
+def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path
+) -> None:
+    compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
+    golden = compiled.record(*greedy(9, max_tokens=2), settings=COMPILED, options={"level": "kernel"})
+    described = golden.run["engine"]
+    assert described["model_config"]["num_hidden_layers"] == 5
+    said = f"compiled its model (compilation_mode {described['settings']['compilation_mode']})"
+    call = ["repro", str(golden.path), "--site", "model.layers.1.post_attention_layernorm", "--step", "1"]
+    made = CliRunner().invoke(app, [*call, "--model", str(TINY), "-o", str(tmp_path / "norm")])
+    assert (made.exit_code, said in made.output) == (0, True), made.output
+    engines.stop()
+    done = subprocess.run(
+        [find_engine("v1").python, tmp_path / "norm" / "repro.py"], capture_output=True, text=True
+    )
+    assert (done.returncode, "elements differ" in done.stdout) == (1, True), done.stdout + done.stderr
+    assert said in " ".join(done.stdout.split())
+    assert "Differences of that size are no fault" in " ".join(done.stdout.split())
+    inside = CliRunner().invoke(app, [*call, "--kernel", "aten.mul", "-o", str(tmp_path / "kernel")])
+    assert isinstance(inside.exception, UsageError)
+    assert "ran inside a compiled graph" in str(inside.exception)
+    alone = replay_isolated(find_engine("v1"), Path(golden.path), tmp_path / "alone.trace", model=TINY)
+    verdict = compare_traces(golden, alone, Policy().made_strict())
+    assert verdict.first_divergence is not None
+    assert any("Golden's model was compiled" in reason for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize("family", ["tiny", "gemma"])

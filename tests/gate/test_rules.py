@@ -147,6 +147,18 @@ def test_only_the_gate_opens_what_a_trace_asks_for() -> None:
         assert not names & {"asked_of", "Asked", "_sealed"}, f"{file} opens what a trace asks for"
 
 
+def test_settings_are_compared_in_one_place() -> None:
+    own = ("tracereplay/trace/run.py", "tracereplay/comparator/settings.py")
+    found = {file for file, node in _nodes() if getattr(node, "attr", None) == "compared" and _is_request(node)}
+    assert found <= set(own), found
+
+
+def _is_request(node: ast.AST) -> bool:
+    """Whether the attribute is one of something called ``requested``."""
+    value = getattr(node, "value", None)
+    return "requested" in (getattr(value, "attr", None), getattr(value, "id", None))
+
+
 def test_nobody_reads_a_manifest_past_the_typed_header() -> None:
     for file, node in _nodes():
         if file.startswith("tracereplay/trace/"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tracereplay.report.repro import (
     write_reproducer,
 )
 from tracereplay.trace import Trace
+from tracereplay.trace.manifest import write_manifest
 from tracereplay.trace.parameters import Parameters
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -213,6 +217,46 @@ def test_an_operator_that_cannot_be_built_says_why(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         of_operator(golden, site, **changes)
+
+
+def compiled(tmp_path: Path, **settings: Any) -> Path:
+    """The recording, as if its engine had compiled the model."""
+    path = tmp_path / "compiled.trace"
+    shutil.copytree(FIXTURES / "tiny-llama-v0-kernels.trace", path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["run"]["engine"]["settings"] |= {"enforce_eager": False, **settings}
+    (path / "manifest.json").write_bytes(write_manifest(manifest))
+    return path
+
+
+def test_a_recording_that_was_compiled_says_why_that_alone_differs(golden: Trace, tmp_path: Path) -> None:
+    site = "model.layers.1.input_layernorm"
+    eager = of_operator(golden, site)
+    assert (eager.caution, "CAUTION" in eager.script, "compiled" in eager.script) == (None, False, False)
+    with closing(open_trace(compiled(tmp_path, compilation_mode="DYNAMO_TRACE_ONCE"))) as trace:
+        found = of_operator(trace, site)
+        chosen, _ = choose_kernel(trace, site, "_C.*", 1)
+        kernel = reproduce_kernel(trace, 1, chosen, Constants(trace, model=FIXTURES / "tiny-llama"))
+    for words in (
+        "compiled its model (compilation_mode DYNAMO_TRACE_ONCE)",
+        "fuses an operator with its neighbours",
+    ):
+        assert words in str(found.caution)
+    module = ast.parse(found.script)
+    said = " ".join(str(ast.get_docstring(module)).split())
+    assert str(found.caution) in said
+    assert "compiled (compilation_mode DYNAMO_TRACE_ONCE)" in said
+    body = ast.unparse(next(node for node in module.body if getattr(node, "name", "") == "main"))
+    assert "if not all(same):\n        print(CAUTION)" in body
+    assert kernel.caution is None  # it was dispatched, so it ran as it does in the script
+
+
+def test_a_strangers_compilation_mode_is_text(golden: Trace, tmp_path: Path) -> None:
+    evil = '"""\nimport os\nos.system("x")\n"""\\'
+    with closing(open_trace(compiled(tmp_path, compilation_mode=evil))) as trace:
+        script = of_operator(trace, "model.norm").script
+    clean = of_operator(golden, "model.norm").script
+    assert set(calls(script)) - set(calls(clean)) == set()
 
 
 def test_a_strangers_site_name_is_text(golden: Trace) -> None:

@@ -14,6 +14,7 @@ from tracereplay.errors import UsageError
 from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, replay_passes, run_header
+from tracereplay.storage.checkpoint import check_weights
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Workload
 
@@ -27,18 +28,14 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     """Golden's workload as the candidate shall run it, its weights checked.
 
     Raises:
-        UsageError: golden is no recording, has no logprobs, or the model at hand has other weights.
+        UsageError: golden is no recording, or has no logprobs.
+        OtherWeights: the model at hand is another than golden's.
         WorkloadError: there is no model.
     """
     if "record" not in golden.passes:
         raise UsageError(f"{golden.path} is not a recording; give the golden recording.")
     work = workload_of(golden, settings, model)
-    if golden.run.weights not in (None, work.weights):
-        raise UsageError(
-            f"The model at {work.model} holds other weights than the golden trace was recorded with (digest "
-            f"{work.weights}, golden {golden.run.weights}); every operator would differ. Say with --model where "
-            "golden's are."
-        )
+    check_weights(golden.run.weights, Path(work.model), work.weights)
     sampled = (s for step in golden.steps("record") for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(

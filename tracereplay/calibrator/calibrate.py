@@ -20,7 +20,7 @@ from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, mea
 from tracereplay.calibrator.variations import Variation
 from tracereplay.comparator import Policy
 from tracereplay.comparator.policy_file import policy_text
-from tracereplay.errors import TracereplayError, UsageError
+from tracereplay.errors import OtherWeights, TracereplayError, UsageError
 from tracereplay.launch import Launchable, jobs
 from tracereplay.measures import rounded_up
 from tracereplay.trace import Trace, open_trace
@@ -132,6 +132,8 @@ def calibrate(
                     with closing(open_trace(out)) as candidate:
                         candidate.offer_base(source)
                         noise = measure_noise(source, candidate)
+            except OtherWeights:  # so has every other run
+                raise
             except TracereplayError as error:
                 report(f"Skipped: {error.brief}")
                 skipped.append(Skipped(name, error.brief))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tracereplay.comparator.align import Ints, PassIndex, index_pass
 from tracereplay.comparator.exclusions import (
@@ -16,10 +17,12 @@ from tracereplay.comparator.exclusions import (
 from tracereplay.comparator.inside import Place, look_inside
 from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
 from tracereplay.comparator.oracle import consult
+from tracereplay.comparator.requests import OtherPrompts, compare_prompts, compare_sampling
 from tracereplay.comparator.rollout import rollout_numbers
 from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
-from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates
+from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates, explains
 from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
+from tracereplay.comparator.structure import Unshared, built_otherwise, unshared_before
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
@@ -54,6 +57,9 @@ class Evidence:
             them.
         oracle: what float64 references say, if they were asked.
         tie: the first divergence is of experts that a near tie in their router chose.
+        unshared: operators that one side alone runs right before the first divergence, if that is an edge.
+        built: what the two built the first divergence's operator with, where that differs.
+        prompts: requests that the two were given other prompts for.
         versions: golden's and the candidate's weights, in the uninjected pass if there is one.
     """
 
@@ -75,6 +81,9 @@ class Evidence:
     inside: Inside | None = None
     oracle: Oracle | None = None
     tie: bool = False
+    unshared: Unshared | None = None
+    built: tuple[tuple[str, Any, Any], ...] = ()
+    prompts: OtherPrompts | None = None
 
     @property
     def coverage(self) -> Coverage:
@@ -83,6 +92,27 @@ class Evidence:
     @property
     def other_weights(self) -> bool:
         return any(d.name == "weights" and None not in (d.golden, d.candidate) for d in self.settings)
+
+    @property
+    def explaining(self) -> tuple[SettingDifference, ...]:
+        """Settings that explain what is seen, by what they change at the place where it begins.
+
+        That place is the first divergence where it is to blame, else the first difference of all, before which
+        everything is identical. Where tokens part and no place is out of tolerance, it is any that differs.
+        """
+        first = self.comparison.first()
+        if first is not None:
+            begins = first if self.provable else self.comparison.first_different()
+            places = [] if begins is None else [begins]
+        else:  # what the sampler computes is no reason to part: its tokens come of the logits that it is given
+            places = [f for f in self.comparison.findings if f.first_different and f.operator != "Sampler"]
+        return tuple(d for d in self.settings if any(_explains(d, place) for place in places))
+
+    @property
+    def besides(self) -> Finding | None:
+        """In the injected pass: the first place out of tolerance of which no setting is the reason."""
+        beyond = (f for f in self.comparison.findings if f.blamed is not None and self.mode == "injected")
+        return next((f for f in beyond if not any(_explains(d, f) for d in self.settings)), None)
 
     @property
     def other_update(self) -> bool:
@@ -114,6 +144,12 @@ class Evidence:
         """Whether the two report different quantities as logprobs, and the logprobs agree but for that."""
         reported = None if self.rollout is None else self.rollout.reported
         return reported is not None and reported.differ and reported.raw_max_diff <= self.policy.logprob_max_abs
+
+    @property
+    def only_quantity(self) -> bool:
+        """Whether that is all there is: no token differs, and nothing before the sampler is out of tolerance."""
+        first = self.comparison.first()
+        return self.other_quantity and not self.tokens_part and (first is None or first.operator == "Sampler")
 
     @property
     def blamed(self) -> Finding | None:
@@ -194,6 +230,9 @@ def gather_evidence(
         sides = (golden, "record"), (candidate, name if mode == "compare" else "rerun")
         rollout = rollout_numbers(*sampled, forced=forced, sides=sides)
     digest = golden.digest()
+    worst = comparison.first()
+    at_edge = worst is not None and worst.kind == "edge"
+    given = compare_sampling(mine, theirs) if mode == "compare" else ()
     return Evidence(
         golden=golden,
         candidate=candidate,
@@ -201,7 +240,10 @@ def gather_evidence(
         policy=policy,
         mode=mode,
         settings=compare_settings(
-            golden.run, candidate.run, drawn=not all(mine.greedy), also=compare_updates(versions, current)
+            golden.run,
+            candidate.run,
+            drawn=not all(mine.greedy),
+            also=(*given, *compare_updates(versions, current)),
         ),
         comparison=comparison,
         rerun=rerun,
@@ -215,7 +257,14 @@ def gather_evidence(
         oracle=None if weights is None else consult(index, other, rows, weights, same_inputs=mode == "injected"),
         inside=_look_inside(golden, candidate, name, comparison, policy),
         tie=first is not None and isolated is not None and turned_by_a_tie(index, isolated, first, rows),
+        unshared=unshared_before(index, other, worst.key.site) if at_edge and worst is not None else None,
+        built=() if worst is None else built_otherwise(*(p.sites.get(worst.key.site) for p in (index, other))),
+        prompts=compare_prompts(mine, theirs) if mode == "compare" else None,
     )
+
+
+def _explains(difference: SettingDifference, place: Finding) -> bool:
+    return explains(difference, place.operator, place.key.index, edge=place.kind == "edge")
 
 
 def _look_inside(

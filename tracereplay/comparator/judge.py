@@ -15,15 +15,16 @@ from tracereplay.comparator.evidence import Evidence, gather_evidence
 from tracereplay.comparator.findings import divergence_of, edge_of, operators_of, source_of
 from tracereplay.comparator.judge_isolated import judge_isolated
 from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
-from tracereplay.comparator.settings import explains
+from tracereplay.comparator.settings import effect_of
 from tracereplay.comparator.tolerance import Policy
+from tracereplay.errors import OtherWeights
 from tracereplay.gate import weights_directory
 from tracereplay.isolated import ISOLATED
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.parameters import Parameters
-from tracereplay.verdict import Cause, Outcome, Verdict
+from tracereplay.verdict import Cause, Mode, Outcome, SettingDifference, Source, Verdict
 
-__all__ = ["compare_traces"]
+__all__ = ["compare_traces", "judge_unrun"]
 
 
 def compare_traces(
@@ -58,6 +59,27 @@ def compare_traces(
                 trace.close()
 
 
+def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> Verdict:
+    """The verdict where no engine was started, since it would have run other weights.
+
+    Args:
+        golden: the golden trace.
+        engine: name of the candidate.
+        found: the weights.
+        mode: in which it would have been replayed.
+    """
+    weights = SettingDifference("weights", found.golden, found.candidate, effect_of("weights"))
+    return Verdict(
+        verdict="inconclusive",
+        mode=mode,
+        cause="setting",
+        reasons=(str(found),),
+        golden=source_of(golden, golden.digest()),
+        candidate=Source({"name": engine}, "", None),
+        settings_diff=(weights,),
+    )
+
+
 def _judge(evidence: Evidence) -> Verdict:
     outcome, cause, reasons = _outcome(evidence)
     first = evidence.comparison.first()
@@ -72,12 +94,12 @@ def _judge(evidence: Evidence) -> Verdict:
         golden=source_of(evidence.golden, evidence.digest),
         candidate=source_of(evidence.candidate, evidence.candidate.digest()),
         settings_diff=evidence.settings,
-        first_divergence=divergence,
+        first_divergence=None if evidence.other_weights else divergence,
         operators=operators_of(findings),
         edges=tuple(edge_of(f) for f in findings if f.kind == "edge"),
         tokens=evidence.tokens,
         coverage=evidence.coverage,
-        first_visible=None if visible is None else divergence_of(visible),
+        first_visible=None if visible is None or evidence.other_weights else divergence_of(visible),
         notes=evidence.notes,
         rollout=evidence.rollout,
         routing=evidence.routing,
@@ -97,14 +119,13 @@ def _kernel(evidence: Evidence) -> str | None:
 def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
     """Verdict, cause and reasons.
 
-    1. other weights, or a replay of another golden trace that differs from this one: nothing that follows
-       would mean anything
+    1. other weights, or a replay of another golden trace that differs from this one: what follows blames nobody
     2. diverged: a place out of tolerance, or tokens or logprobs
     3. inconclusive: what was seen is within tolerance, but too little was seen, or it does not repeat
     4. match
     """
     if evidence.other_weights:
-        return "inconclusive", None, [OTHER_WEIGHTS]
+        return "inconclusive", "setting", [OTHER_WEIGHTS]
     parted = evidence.blamed is not None or evidence.tokens_part or evidence.logprobs_part
     if parted and evidence.other_golden:
         return "inconclusive", None, [OTHER_GOLDEN]
@@ -116,22 +137,22 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
 
 
 def _cause(evidence: Evidence) -> Cause | None:
-    """What the difference comes from, as far as it is known; None where only a replay could tell."""
+    """What the difference comes from, as far as it is known; None where only a replay could tell.
+
+    Settings come first: where one changes what the place computes at which the difference begins, the place does
+    what it was told to.
+    """
     first = evidence.comparison.first()
-    if evidence.other_quantity and not evidence.tokens_part and (first is None or first.operator == "Sampler"):
-        return "setting"
-    if evidence.update_explains:
+    if evidence.only_quantity or evidence.update_explains or evidence.explaining:
         return "setting"
     if first is not None and evidence.provable:
-        if any(explains(d, first.operator) for d in evidence.settings):
-            return "setting"
+        if evidence.unshared:
+            return "structure"
         return "edge" if first.kind == "edge" else "operator"
     if evidence.mode != "injected":
         return None
     if _unobserved(evidence):
         return "unobserved"
-    if any(d.name == "dtype" for d in evidence.settings):
-        return "setting"
     return "structure" if evidence.unmatched else "rounding"
 
 

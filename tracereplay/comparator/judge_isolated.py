@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tracereplay.comparator.align import PassIndex, index_pass
+from tracereplay.comparator.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.comparator.findings import divergence_of, operators_of, source_of
 from tracereplay.comparator.isolated import OTHER_FORM, KernelsAlone, compare_kernels_alone
 from tracereplay.comparator.measure import Comparison, Rows, compare_passes
@@ -92,7 +93,7 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Par
         coverage=alone.coverage,
         isolated=None if alone.kernels is None else alone.kernels.isolated,
         oracle=alone.oracle,
-        notes=(*golden.run.notes, *candidate.run.notes),
+        notes=(*golden.run.notes, *candidate.run.notes, *_compiled(golden, alone)),
     )
 
 
@@ -150,7 +151,8 @@ def _together(one: Oracle, other: Oracle) -> Oracle:
 def _outcome(golden: Trace, candidate: Trace, alone: _Alone) -> tuple[Outcome, Cause | None, list[str]]:
     """Verdict, cause and reasons; a call that the candidate dies of, and golden did not, is a divergence."""
     if alone.first is not None or alone.broken:
-        return "diverged", "operator", [*_why(alone), *map(_why_broken, alone.broken)]
+        compiled = _compiled(golden, alone) if alone.first is not None and alone.first.kernel is None else ()
+        return "diverged", "operator", [*_why(alone), *compiled, *map(_why_broken, alone.broken)]
     reasons = []
     if not golden.complete:
         reasons.append("The golden recording is incomplete; only what it holds was replayed.")
@@ -160,6 +162,14 @@ def _outcome(golden: Trace, candidate: Trace, alone: _Alone) -> tuple[Outcome, C
         calls = alone.coverage.golden_calls
         reasons.append(f"None of {calls} calls could be replayed and compared.")
     return ("inconclusive" if reasons else "match"), None, reasons
+
+
+def _compiled(golden: Trace, alone: _Alone) -> tuple[str, ...]:
+    """That golden's operators were compiled, and those that were executed alone were not."""
+    mode = compilation_of(golden.run)
+    if mode is None or alone.operators is None:
+        return ()
+    return (f"Golden's model was compiled ({mode}), and an operator alone runs eagerly. {WHY_COMPILED_DIFFERS}.",)
 
 
 def _is_broken(left: NotReplayed) -> bool:

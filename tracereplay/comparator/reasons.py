@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 from tracereplay.comparator.evidence import Evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.metrics import BIAS_ROWS
-from tracereplay.comparator.settings import explains
+from tracereplay.comparator.requests import OtherPrompts
+from tracereplay.comparator.settings import argument_of, explains
 from tracereplay.comparator.staleness import Versions
 from tracereplay.rollout import Quantity
-from tracereplay.verdict import Cause
+from tracereplay.verdict import Cause, SettingDifference
 
 __all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
 
-OTHER_WEIGHTS = "The two engines ran other weights; nothing can be compared."
+OTHER_WEIGHTS = (
+    "The two engines ran other weights: what differs is a difference between two models, and blames no operator."
+)
 
 # A golden trace that was packed has another digest and the same content; then nothing differs, and it matches.
 OTHER_GOLDEN = (
@@ -26,6 +30,8 @@ OTHER_GOLDEN = (
 def why_inconclusive(evidence: Evidence) -> list[str]:
     """What keeps the evidence from being enough; empty where nothing does."""
     found = []
+    if evidence.prompts is not None:
+        found.append(_other_prompts(evidence.prompts))
     if not evidence.golden.complete:
         found.append("The golden recording is incomplete; only what it holds was compared.")
     if not evidence.candidate.complete:
@@ -46,9 +52,24 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
     return found
 
 
+def _other_prompts(found: OtherPrompts) -> str:
+    """That the two were not asked for the same."""
+    some = f"{found.requests} of {found.of} requests differ"
+    if found.reordered:
+        where = "the same ones in another order"
+    elif found.position is None:
+        where = f"{some}, the first that the candidate lacks being request {found.request}"
+    else:
+        where = f"{some}, request {found.request} from position {found.position} on"
+    why = " Its text is the same: another tokenizer made other tokens of it." if found.same_text else ""
+    return f"The two were given other prompts: {where}.{why} Only what has the same tokens before it was compared."
+
+
 def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
     """The cause in words, then what it did to tokens and logprobs."""
     reasons = [_CAUSES[cause](evidence)] if cause else _why_visible(evidence)
+    if cause == "setting" and (besides := _besides(evidence)) is not None:
+        reasons.append(besides)
     if evidence.other_quantity and cause != "setting":
         reasons.append(_other_quantity(evidence))
     if evidence.other_update and (update := _other_update(evidence)) not in reasons:
@@ -78,6 +99,11 @@ def _why_operator(evidence: Evidence) -> str:
             " Its worst row nearly ties: the logits of the last expert chosen and of the next are no further "
             "apart than the router's own error, so the two may have taken other experts there (a routing flip)."
         )
+    if evidence.built:
+        said = "; ".join(
+            f"{name} is {mine!r} in golden and {theirs!r} here" for name, mine, theirs in evidence.built
+        )
+        words += f" It was built otherwise: {said}."
     return words + (_lean(evidence, first) if first.error_class == "biased" else "")
 
 
@@ -160,22 +186,87 @@ QUANTITIES: dict[Quantity, str] = {
 
 
 def _why_setting(evidence: Evidence) -> str:
-    first = evidence.comparison.first()
-    if evidence.other_quantity:
-        said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in evidence.settings if explains(d, "Sampler")]
+    if evidence.only_quantity:
+        told = [d for d in evidence.settings if d.effect == "semantic" and explains(d, "Sampler", 1)]
+        said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in told]
         return _other_quantity(evidence) + (f" A setting says so: {'; '.join(said)}." if said else "")
-    if evidence.update_explains:
+    if evidence.update_explains and not evidence.explaining:
         return _other_update(evidence)
-    operator = first.operator if first is not None else ""
-    named = [d for d in evidence.settings if explains(d, operator) or (first is None and d.name == "dtype")]
-    words = "; ".join(f"{d.name} is {d.golden!r} in golden and {d.candidate!r} in the candidate" for d in named)
-    where = f" That changes what {operator} at {first.key.site} computes." if first is not None else ""
-    return f"A setting differs: {words}.{where}"
+    named = evidence.explaining
+    words = "; ".join(
+        f"{d.name} is {_value(d.golden)} in golden and {_value(d.candidate)} in the candidate" for d in named
+    )
+    begin = "A setting differs" if len(named) == 1 else "Settings differ"
+    return f"{begin}: {words}.{_changed(evidence)}{_same_again(named)}"
+
+
+def _changed(evidence: Evidence) -> str:
+    """What the settings changed that explain the difference."""
+    first = evidence.comparison.first()
+    if first is None:
+        return " That changes what is computed, though every operator and edge is within tolerance."
+    where = f"{first.operator or 'the operator'} at {first.key.site}"
+    if not evidence.provable:
+        return f" That changes what is computed; the first place that shows it beyond tolerance is {where}."
+    does = f"which {DOES[first.error_class]}"
+    if first.kind == "edge":
+        return f" That changes what arrives at input {first.key.index} of {where}, {does}."
+    return f" That changes what {where} computes, {does}."
+
+
+def _same_again(named: Sequence[SettingDifference]) -> str:
+    """How to learn whether anything else differs."""
+    arguments = [(argument_of(d.name), d.golden) for d in named]
+    if any(name is None or value is None for name, value in arguments):
+        return ""
+    given = " ".join(f"--set {name}={_argument(value)}" for name, value in arguments)
+    return f" Replay with {given} to learn whether anything else differs."
+
+
+def _argument(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _besides(evidence: Evidence) -> str | None:
+    """The first place out of tolerance that no setting explains, where a setting explains the first of all."""
+    place = evidence.besides
+    if place is None:
+        return None
+    what = f"what arrives at input {place.key.index} of {place.key.site}" if place.kind == "edge" else (
+        f"{place.operator or 'the operator'} at {place.key.site}"
+    )  # fmt: skip
+    return f"No setting explains {what}, which {DOES[place.error_class]} on golden inputs besides."
 
 
 def _why_structure(evidence: Evidence) -> str:
+    if evidence.unshared:
+        return _why_unshared(evidence)
     sites = evidence.unmatched
     return f"{len(sites)} of golden's sites have no counterpart that can be compared, the first {sites[0]}."
+
+
+def _why_unshared(evidence: Evidence) -> str:
+    first = evidence.comparison.first()
+    assert first is not None
+    assert evidence.unshared is not None
+    mine, theirs = evidence.unshared.golden, evidence.unshared.candidate
+    sides = [
+        f"{side} alone runs {_few(sites)}"
+        for sites, side in ((mine, "golden"), (theirs, "the candidate"))
+        if sites
+    ]
+    return (
+        f"The two do not run the same operators: right before input {first.key.index} of {first.key.site}, where "
+        f"what arrives {DOES[first.error_class]}, {' and '.join(sides)}."
+    )
+
+
+def _few(sites: Sequence[str]) -> str:
+    return ", ".join(sites[-3:]) if len(sites) <= 3 else f"{len(sites)} operators up to {sites[-1]}"
 
 
 def _why_unobserved(evidence: Evidence) -> str:

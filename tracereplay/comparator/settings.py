@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "SAMPLING",
     "WEIGHTS_UPDATE",
     "argument_of",
     "compare_settings",
@@ -30,31 +31,51 @@ __all__ = [
 ]
 
 WEIGHTS_UPDATE = "weights_update"  # not a setting that anybody gave: it is read off the steps
+SAMPLING = "sampling"  # sampling.temperature and so on: parameters of requests
 
 _ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none": 3}
 
 
+_MODEL_CONFIG = "model_config"
+_OVERRIDES = "hf_overrides"  # laid over the model's configuration, and known by its keys
+
+# One value under several names.
+_ALIKE = ({"fp8", "fp8_e4m3"},)
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
+    """An entry of the table, whose keys are explained there."""
+
     name: str
     effect: Effect
-    touches: tuple[str, ...]
+    touches: tuple[str, ...] = ()
     drawing: bool = False  # matters only where tokens are drawn at random
     argument: str | None = None  # how it is passed, where that is not its name; empty: it cannot be
+    outputs: tuple[int, ...] | None = None
+    beyond: bool = False
+    absent: Effect | None = None
+    given: bool = False
+    kernels: tuple[str, ...] = ()
+    only_if: tuple[str, ...] = ()
 
 
 @cache
 def _table() -> tuple[_Known, ...]:
     text = resources.files(__package__).joinpath("settings.toml").read_text(encoding="utf-8")
-    entries = tomllib.loads(text)["setting"]
-    return tuple(
-        _Known(e["name"], e["effect"], tuple(e.get("touches", ())), e.get("drawing", False), e.get("argument"))
-        for e in entries
-    )
+    entries: list[dict[str, Any]] = tomllib.loads(text)["setting"]
+    return tuple(map(_entry, entries))
+
+
+def _entry(entry: Mapping[str, Any]) -> _Known:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+    return _Known(**values)
 
 
 def _known(name: str) -> _Known:
-    return next((k for k in _table() if fnmatchcase(name, k.name)), _Known(name, "unknown", ()))
+    if name.startswith(f"{_OVERRIDES}."):
+        name = f"{_MODEL_CONFIG}.{name.removeprefix(f'{_OVERRIDES}.')}"
+    return next((k for k in _table() if fnmatchcase(name, k.name)), _Known(name, "unknown"))
 
 
 def effect_of(name: str, *, drawn: bool = True) -> Effect:
@@ -74,13 +95,28 @@ def importance_of(name: str) -> int:
     return next((i for i, known in enumerate(_table()) if fnmatchcase(name, known.name)), 1 << 30)
 
 
-def explains(difference: SettingDifference, operator: str) -> bool:
+def explains(
+    difference: SettingDifference, operator: str, output: int | None = None, *, edge: bool = False
+) -> bool:
     """Whether this setting means that operators of this class compute something else.
 
-    A setting that only rounds otherwise explains no error beyond rounding.
+    A setting that only rounds otherwise explains no error beyond rounding. What lies between operators is changed
+    only by a setting that changes everything.
+
+    Args:
+        difference: the setting.
+        operator: class of the operator.
+        output: which of its outputs differs; None: any.
+        edge: whether what arrives at it differs, and not what it gives.
     """
     known = _known(difference.name)
-    return known.effect == "semantic" and any(fnmatchcase(operator, glob) for glob in known.touches)
+    if difference.effect != "semantic" and not (known.beyond and difference.effect == known.effect):
+        return False
+    if edge:
+        return "*" in known.touches
+    if output is not None and known.outputs is not None and output not in known.outputs:
+        return False
+    return any(fnmatchcase(operator, glob) for glob in known.touches)
 
 
 def compare_settings(
@@ -95,11 +131,12 @@ def compare_settings(
         also: what differs besides, found elsewhere.
     """
     mine, theirs = _flat(golden), _flat(candidate)
-    names = dict.fromkeys([*mine, *theirs])
+    if not (_has_config(mine) and _has_config(theirs)):  # a recording of before models were described
+        mine, theirs = _without_config(mine), _without_config(theirs)
     found = [
-        SettingDifference(name, mine.get(name), theirs.get(name), effect_of(name, drawn=drawn))
-        for name in names
-        if mine.get(name) != theirs.get(name)
+        SettingDifference(name, mine.get(name), theirs.get(name), _effect(name, mine, theirs, drawn=drawn))
+        for name in dict.fromkeys([*mine, *theirs])
+        if _differ(name, mine, theirs)
     ]
     return tuple(sorted([*found, *also], key=lambda d: (_ORDER[d.effect], importance_of(d.name), d.name)))
 
@@ -113,9 +150,62 @@ def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDiffe
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    """Weights, versions, settings, device and environment under one name each."""
-    flat: dict[str, Any] = {"weights": run.weights, "device": run.engine.get("device")}
+    """Weights, versions, settings, the model's configuration, device and environment under one name each."""
+    given = {} if run.requested is None else run.requested.compared()
+    flat: dict[str, Any] = {k: v for k, v in given.items() if _known(k).given}
+    flat |= {"weights": run.weights, "device": run.engine.get("device")}
     flat |= {f"versions.{k}": v for k, v in run.engine_facts("versions").items()}
     flat |= run.engine_facts("settings")
+    flat |= {f"{_MODEL_CONFIG}.{k}": v for k, v in run.engine_facts(_MODEL_CONFIG).items()}
+    if isinstance(overrides := flat.get(_OVERRIDES), Mapping):
+        del flat[_OVERRIDES]
+        flat |= {f"{_OVERRIDES}.{k}": v for k, v in overrides.items()}
     flat |= {f"environment.{k}": v for k, v in run.engine_facts("environment").items()}
     return flat
+
+
+def _has_config(flat: Mapping[str, Any]) -> bool:
+    return any(name.startswith(f"{_MODEL_CONFIG}.") for name in flat)
+
+
+def _without_config(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flat.items() if not name.startswith(f"{_MODEL_CONFIG}.")}
+
+
+def _differ(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether the values differ, and not only the words for them."""
+    a, b = _meant(name, mine), _meant(name, theirs)
+    alike = isinstance(a, str) and isinstance(b, str) and any({a, b} <= names for names in _ALIKE)
+    return mine.get(name) != theirs.get(name) and a != b and not alike
+
+
+def _meant(name: str, flat: Mapping[str, Any]) -> Any:
+    """The value, where ``auto`` stands for that of another setting."""
+    value = flat.get(name)
+    return flat.get("dtype", value) if (name, value) == ("kv_cache_dtype", "auto") else value
+
+
+def _effect(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], *, drawn: bool) -> Effect:
+    """What this difference can change, which depends on the values, and on the model."""
+    known = _known(name)
+    values = mine.get(name), theirs.get(name)
+    if known.absent is not None and None in values:
+        return known.absent
+    if known.kernels and len({_format(value, known.kernels) for value in values}) == 1:
+        return "numeric"
+    if known.only_if and _has_config(theirs) and not any(_stated(theirs, path) for path in known.only_if):
+        return "numeric"
+    return effect_of(name, drawn=drawn)
+
+
+def _format(value: Any, kernels: Sequence[str]) -> str:
+    return next((str(value).removesuffix(end) for end in kernels if str(value).endswith(end)), str(value))
+
+
+def _stated(flat: Mapping[str, Any], path: str) -> bool:
+    """Whether the model's configuration has a value at ``path``, ``a.b`` being the key b of a."""
+    first, *rest = path.split(".")
+    value = flat.get(f"{_MODEL_CONFIG}.{first}")
+    for key in rest:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value is not None

@@ -28,12 +28,16 @@ class Generation:
         greedy: for each request, whether its tokens are the most probable ones.
         tokens: (request, sequence) -> all token ids, prompt first.
         prompt_logprobs: (request, sequence) -> logprobs of the prompt's tokens, if asked for.
+        texts: of each prompt, None where it was given as token ids.
+        sampling: parameters of each request.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     greedy: tuple[bool, ...]
     tokens: Mapping[tuple[int, int], tuple[int, ...]]
     prompt_logprobs: Mapping[tuple[int, int], Sequence[float | None]]
+    texts: tuple[str | None, ...] = ()
+    sampling: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_generation(trace: Trace, name: str) -> Generation:
@@ -54,7 +58,8 @@ def read_generation(trace: Trace, name: str) -> Generation:
         for sequence in range(run.prompts[request].sequences):
             tokens.setdefault((request, sequence), prompts[request])
     logprobs = {_key(r): r["prompt_logprobs"] for r in results or () if r.get("prompt_logprobs")}
-    return Generation(prompts, tuple(p.greedy for p in run.prompts), tokens, logprobs)
+    texts, sampling = tuple(p.text for p in run.prompts), tuple(p.sampling for p in run.prompts)
+    return Generation(prompts, tuple(p.greedy for p in run.prompts), tokens, logprobs, texts, sampling)
 
 
 def _key(result: Mapping[str, Any]) -> tuple[int, int]:

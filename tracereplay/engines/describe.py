@@ -6,11 +6,13 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tracereplay.engines.choose import generation
+from tracereplay.storage.model_config import read_model_config
 
 __all__ = ["describe", "describe_process"]
 
@@ -53,6 +55,12 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "data_parallel_size": ("parallel_config.data_parallel_size",),
 }  # fmt: skip
 
+# the same for what is off unless somebody turns it on; said only then
+_SWITCHES: Mapping[str, tuple[str, ...]] = {
+    "hf_overrides": ("model_config.hf_overrides",),
+    "calculate_kv_scales": ("cache_config.calculate_kv_scales",),
+}
+
 
 def describe(runner: Any, config: Any) -> dict[str, Any]:
     """Plain data about the engine, as the trace keeps it.
@@ -68,7 +76,15 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
         settings["logprobs_mode"] = "processed_logprobs"  # V0 has no setting: it reports what it samples from
     settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
     known = {k: v for k, v in settings.items() if v is not None}
-    return {**describe_process(runner.device), "settings": known, "environment": _environment(os.environ)}
+    known |= {name: value for name, paths in _SWITCHES.items() if (value := _first(config, paths))}
+    if getattr(config, "lora_config", None) is not None:
+        known["enable_lora"] = True
+    return {
+        **describe_process(runner.device),
+        "settings": known,
+        "model_config": read_model_config(Path(str(config.model_config.model))),
+        "environment": _environment(os.environ),
+    }
 
 
 def describe_process(device: torch.device) -> dict[str, Any]:
@@ -87,12 +103,18 @@ def _first(config: Any, paths: tuple[str, ...]) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if value is None:
+        return None
     if isinstance(value, (bool, int, float, str)):
         return str(value.name) if hasattr(value, "name") else value
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if callable(value) and not hasattr(value, "name"):
+        return str(getattr(value, "__qualname__", type(value).__name__))  # its text holds an address
     return getattr(value, "name", None) or str(value)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tracereplay.errors import TraceError, UnsafeRequest, UsageError
 from tracereplay.gate.rules import sampling_refusal, setting_refusal, variable_refusal
-from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
+from tracereplay.storage.checkpoint import check_model, check_weights, model_files, read_checkpoint
 from tracereplay.trace import Trace
 from tracereplay.trace.run import Asked, RecordedPrompt, asked_of
 from tracereplay.workload import Prompt, Workload
@@ -125,16 +125,13 @@ def _identified(trace: Trace, model: Path | None) -> tuple[Path, str | None]:
     directory = _directory(trace, _asked(trace), model)
     check_model(directory)
     digest = read_checkpoint(directory).digest
-    if model is None and (digest is None or digest != trace.run.weights):
-        raise UsageError(
-            f"The model at {directory} is not known to be the one that was recorded: "
-            + (
-                "it holds no safetensors files"
-                if digest is None
-                else f"its weights have the digest {digest}, and {trace.run.weights} was recorded"
+    if model is None:
+        check_weights(trace.run.weights, directory, digest)
+        if digest is None:
+            raise UsageError(
+                f"The model at {directory} holds no safetensors files any more, so that it is not known to be the "
+                "one that was recorded. Say with --model which to use."
             )
-            + ". Say with --model which to use."
-        )
     return directory, digest
 
 

@@ -13,7 +13,7 @@ from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
 from tracereplay.gate import workload_of
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
-from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
+from tracereplay.storage.checkpoint import check_model, check_weights, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -82,8 +82,8 @@ def record(
 
 def replay(
     engine: Launchable, golden: Path, out: Path, *, settings: Mapping[str, Any] | None = None,
-    model: Path | None = None, injected: bool = True, force: bool = False, log: Path | None = None,
-    report: Report = lambda line: None,
+    model: Path | None = None, injected: bool = True, other_weights: bool = False, force: bool = False,
+    log: Path | None = None, report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Replays a golden trace under ``engine`` into a new trace at ``out``: the rerun and the injected pass.
 
@@ -94,13 +94,19 @@ def replay(
         settings: engine arguments laid over those of the golden workload.
         model: checkpoint, where it is not where it was recorded.
         injected: whether to make the injected pass too.
+        other_weights: whether to go on where the checkpoint holds other weights than golden's.
         force: replace what is at ``out``.
         log: file for what the engine prints.
         report: is told what is being done.
+
+    Raises:
+        OtherWeights: the checkpoint is another than golden's.
     """
     source = open_trace(golden)
     _check_recording(source)
     workload = workload_of(source, settings or {}, model)
+    if not other_weights:
+        check_weights(source.run.weights, Path(workload.model), workload.weights)
     run = {**run_header("replay", engine, workload, source.run.level), "golden": source.digest()}
     directory = TraceDirectory(out, run, force=force)
     report(f"Starting the engine {engine.name}")

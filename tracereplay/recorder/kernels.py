@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import xxhash
 
+from tracereplay.event import COMPILED
 from tracereplay.hooks.kernels import declared_writes, unseen, watching
 from tracereplay.recorder.step import PendingStep, dtype_name
 
@@ -22,7 +23,6 @@ __all__ = ["KernelRecorder"]
 LARGEST = 1 << 30  # bytes of a tensor; larger ones are left out
 _OPAQUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _TRUSTED = frozenset({"aten", "prim", "prims"})  # namespaces whose schemas are known to tell the truth
-COMPILED = "compiled.region"
 SEEDED = torch.Tag.nondeterministic_seeded
 
 

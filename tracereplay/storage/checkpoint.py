@@ -14,9 +14,9 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.errors import WorkloadError
+from tracereplay.errors import OtherWeights, WorkloadError
 
-__all__ = ["Checkpoint", "check_model", "entries", "model_files", "read_checkpoint"]
+__all__ = ["Checkpoint", "check_model", "check_weights", "entries", "model_files", "read_checkpoint"]
 
 MAX_HEADER = 100 << 20  # safetensors' own limit
 _BLOCK = 4 << 20
@@ -32,6 +32,18 @@ def check_model(model: Path) -> None:
         raise WorkloadError(f"There is no model directory {model}; give the path of a local checkpoint.")
     if not (model / "config.json").is_file():
         raise WorkloadError(f"{model} has no config.json; give a checkpoint in Hugging Face's layout.")
+
+
+def check_weights(golden: str | None, model: Path, found: str | None) -> None:
+    """Raises OtherWeights if the digest ``found`` at ``model`` is another than golden's; None is not known."""
+    if None not in (golden, found) and golden != found:
+        raise OtherWeights(
+            f"The model at {model} holds other weights than the golden trace was recorded with (digest {found}, "
+            f"golden {golden}), so that every operator would differ; no engine was started. Say with --model "
+            "where golden's checkpoint is. If these weights are meant, record a golden trace of them, or measure "
+            "how far they lead away with replay --other-weights.",
+            str(golden), str(found),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ class Requested:
     def __init__(self, asked: Asked) -> None:
         self._sealed = asked
 
+    def compared(self) -> dict[str, Any]:
+        """The settings' values, for `comparator.settings` to hold against another trace's; never for an engine."""
+        return dict(self._sealed.settings)
+
     def words(self) -> dict[str, str]:
         """The model's path and the settings as text, for people; never for an engine."""
         settings = ", ".join(f"{name}={value}" for name, value in self._sealed.settings.items())

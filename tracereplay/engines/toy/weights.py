@@ -41,9 +41,9 @@ class Weights:
         state = hashlib.blake2b(digest_size=16)
 
         def draw(*shape: int, scale: float, mean: float = 0.0) -> Array:
-            values = rounded(mean + scale * random.standard_normal(shape))
-            state.update(values.tobytes())
-            return values
+            values = mean + scale * random.standard_normal(shape)
+            state.update(values.tobytes())  # as in a checkpoint, which an engine of any dtype may load
+            return rounded(values)
 
         qkv = (HEADS + 2 * KV_HEADS) * HEAD
         self.embedding = draw(VOCABULARY, HIDDEN, scale=1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracereplay.errors import UsageError
-from tracereplay.event import Call, Kernel
+from tracereplay.event import COMPILED, Call, Kernel
 from tracereplay.launch.isolated.replay import Selection
 from tracereplay.trace import Trace
 from tracereplay.trace.select import matching_sites, step_of
@@ -27,6 +27,11 @@ def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: i
     matching_sites(trace, "record", site)
     kernels = step_of(trace, "record", step, trace.ranks("record")[0]).kernels
     ran = [k for k in kernels if k.site == site]
+    if not ran and any(k.name == COMPILED for k in kernels):
+        raise UsageError(
+            f"{site} ran inside a compiled graph, which does not show its kernels; record with enforce_eager=true "
+            "to see them, or leave out --kernel for the operator as a whole."
+        )
     if not ran:
         raise UsageError(f"{trace.path} holds no kernels of {site} in step {step}; record it with --level kernel.")
     found = [k for k in ran if Selection(site, kernel).has(k)]

@@ -11,13 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tracereplay.comparator.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
 from tracereplay.report.words import clean
 from tracereplay.trace import TensorBytes, Trace
 from tracereplay.trace.export import Exported, write_safetensors
 
-__all__ = ["Reproducer", "engine_line", "fill", "quoted", "write_reproducer"]
+__all__ = ["Reproducer", "compiled_caution", "engine_line", "fill", "quoted", "write_reproducer"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Reproducer:
         script: text of ``repro.py``.
         inputs, expected: tensors by name, row-major.
         runs: what of torch's and vLLM's the script calls, in words.
+        caution: why the script may find differences that are no fault, if so; it stands in the script, too.
     """
 
     script: str
     inputs: Mapping[str, TensorBytes]
     expected: Mapping[str, TensorBytes]
     runs: str
+    caution: str | None = None
 
     @property
     def loads(self) -> str:
@@ -90,4 +93,18 @@ def engine_line(trace: Trace) -> str:
     """Versions and device of the engine that was recorded, in words."""
     versions = trace.run.engine_facts("versions")
     named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
-    return ", ".join([*named, str(trace.run.engine.get("device") or "a device that is not known")])
+    mode = compilation_of(trace.run)
+    compiled = [] if mode is None else [f"compiled ({mode})"]
+    return ", ".join([*named, str(trace.run.engine.get("device") or "a device that is not known"), *compiled])
+
+
+def compiled_caution(trace: Trace) -> str | None:
+    """That the operators of a recording were compiled and a script's are not; None where they were not."""
+    mode = compilation_of(trace.run)
+    if mode is None:
+        return None
+    return (
+        f"The recording is of an engine that compiled its model ({mode}), and this script runs the operator "
+        f"eagerly. {WHY_COMPILED_DIFFERS}. Differences of that size are no fault of the operator. To reproduce it "
+        "bit for bit, record with enforce_eager=true."
+    )

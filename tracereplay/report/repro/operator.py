@@ -10,7 +10,7 @@ from tracereplay.errors import UsageError
 from tracereplay.event import Call, Site
 from tracereplay.guest.alone.operators.known import plan
 from tracereplay.guest.alone.service import NotReplayable
-from tracereplay.report.repro.folder import Reproducer, engine_line, fill, quoted
+from tracereplay.report.repro.folder import Reproducer, compiled_caution, engine_line, fill, quoted
 from tracereplay.report.repro.memory import Memories, plain, row_major
 from tracereplay.trace import TensorBytes, Trace
 from tracereplay.trace.parameters import Parameters
@@ -59,11 +59,13 @@ def reproduce_operator(trace: Trace, step: int, site: Site, call: Call, paramete
     arguments = [f"{name}={value!r}" for name, value in made.arguments.items()]
     if made.family == "rotary":
         arguments.append(f"dtype=torch.{made.dtype}")
+    caution = compiled_caution(trace)
     script = fill(
         "operator.j2",
         [*inputs.values(), *expected.values()],
         title=quoted(f"{site.operator} at {site.name}, step {step} of a recording."),
         engine=quoted(engine_line(trace)),
+        caution=None if caution is None else quoted(caution),
         module=_MODULES[made.family],
         operator=made.operator,
         dtype=made.dtype,
@@ -72,7 +74,7 @@ def reproduce_operator(trace: Trace, step: int, site: Site, call: Call, paramete
         call=", ".join(names),
         compared=compared,
     )
-    return Reproducer(script, inputs, expected, f"vLLM's layer {made.operator}")
+    return Reproducer(script, inputs, expected, f"vLLM's layer {made.operator}", caution)
 
 
 def _inputs(call: Call) -> tuple[dict[str, TensorBytes], list[str], list[str]]:

@@ -1,0 +1,49 @@
+"""Operators that one engine runs and the other does not, and operators that were built otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from tracereplay.comparator.align import PassIndex
+from tracereplay.event import Site
+
+__all__ = ["Unshared", "built_otherwise", "unshared_before"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unshared:
+    """Sites that one side alone has, in execution order."""
+
+    golden: tuple[str, ...] = ()
+    candidate: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.golden or self.candidate)
+
+
+def unshared_before(golden: PassIndex, candidate: PassIndex, site: str) -> Unshared:
+    """What runs right before ``site`` on one side alone: what arrives there came of it."""
+    return Unshared(
+        _before(golden, site, {call.site for call in candidate.calls}),
+        _before(candidate, site, {call.site for call in golden.calls}),
+    )
+
+
+def _before(index: PassIndex, site: str, shared: Collection[str]) -> tuple[str, ...]:
+    at = next((i for i, call in enumerate(index.calls) if call.site == site), 0)
+    found: list[str] = []
+    for call in reversed(index.calls[:at]):
+        if call.site in shared or call.step != index.calls[at].step:
+            break
+        found.append(call.site)
+    return tuple(dict.fromkeys(reversed(found)))
+
+
+def built_otherwise(golden: Site | None, candidate: Site | None) -> tuple[tuple[str, Any, Any], ...]:
+    """What the two sides built an operator with, where both say it and it differs: name, golden, candidate."""
+    if golden is None or candidate is None:
+        return ()
+    mine, theirs = golden.config, candidate.config
+    return tuple((key, mine[key], theirs[key]) for key in mine if key in theirs and mine[key] != theirs[key])
