@@ -157,8 +157,11 @@ def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
     flat |= {f"versions.{k}": v for k, v in (engine.get("versions") or {}).items()}
     flat |= dict(engine.get("settings") or {})
     flat |= {f"{_MODEL_CONFIG}.{k}": v for k, v in (engine.get(_MODEL_CONFIG) or {}).items()}
-    if isinstance(overrides := flat.get(_OVERRIDES), Mapping):
-        del flat[_OVERRIDES]
+    given = flat.pop(_OVERRIDES, None)
+    overrides = engine.get(_OVERRIDES) or given
+    if overrides and not isinstance(overrides, Mapping):  # a function, by its name
+        flat[_OVERRIDES] = overrides
+    elif overrides:
         flat |= {f"{_OVERRIDES}.{k}": v for k, v in overrides.items()}
     flat |= {f"environment.{k}": v for k, v in (engine.get("environment") or {}).items()}
     return flat
