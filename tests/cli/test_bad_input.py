@@ -229,7 +229,7 @@ def test_other_weights_that_are_meant_are_measured_and_blame_nobody(
 
 def test_weights_without_a_digest_are_no_others(tracereplay: Program, golden: Path, model: Path) -> None:
     (model / "model.safetensors").unlink()
-    ended = tracereplay("replay", golden, "--engine", "toy", "--json", "-")
+    ended = tracereplay("replay", golden, "--engine", "toy", "--model", model, "--json", "-")
     verdict = json.loads(ended.out)
     assert (ended.code, [(d["name"], d["effect"]) for d in verdict["settings_diff"]]) == (
         0,

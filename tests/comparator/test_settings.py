@@ -156,6 +156,8 @@ def test_what_is_laid_over_a_models_configuration_explains_what_its_keys_do() ->
         (found,) = compare_settings(run(), run(hf_overrides=keys))
         return found
 
+    resolved = Run(engine={**run().engine, "hf_overrides": {"scale": 2}}, weights="w")  # as an engine describes it
+    assert differ(run(given={"hf_overrides": {"scale": 2}}), resolved) == []
     head, rope, unknown = overridden(head_dtype="float32"), overridden(rope_theta=5), overridden(scale=2)
     assert (head.name, head.effect) == ("hf_overrides.head_dtype", "numeric")
     assert not explains(head, "RMSNorm")

@@ -94,7 +94,7 @@ def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
 ) -> None:
     compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
     golden = compiled.record(*greedy(9, max_tokens=2), settings=COMPILED, options={"level": "kernel"})
-    described = golden.run["engine"]
+    described = golden.run.engine
     assert described["model_config"]["num_hidden_layers"] == 5
     said = f"compiled its model (compilation_mode {described['settings']['compilation_mode']})"
     call = ["repro", str(golden.path), "--site", "model.layers.1.post_attention_layernorm", "--step", "1"]

@@ -151,14 +151,17 @@ def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDiffe
 
 def _flat(run: Run) -> dict[str, Any]:
     """Weights, versions, settings, the model's configuration, device and environment under one name each."""
-    given = {} if run.requested is None else run.requested.compared()
-    flat: dict[str, Any] = {k: v for k, v in given.items() if _known(k).given}
+    asked = {} if run.requested is None else run.requested.compared()
+    flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given}
     flat |= {"weights": run.weights, "device": run.engine.get("device")}
     flat |= {f"versions.{k}": v for k, v in run.engine_facts("versions").items()}
     flat |= run.engine_facts("settings")
     flat |= {f"{_MODEL_CONFIG}.{k}": v for k, v in run.engine_facts(_MODEL_CONFIG).items()}
-    if isinstance(overrides := flat.get(_OVERRIDES), Mapping):
-        del flat[_OVERRIDES]
+    given = flat.pop(_OVERRIDES, None)
+    overrides = run.engine.get(_OVERRIDES) or given
+    if overrides and not isinstance(overrides, Mapping):  # a function, by its name
+        flat[_OVERRIDES] = overrides
+    elif overrides:
         flat |= {f"{_OVERRIDES}.{k}": v for k, v in overrides.items()}
     flat |= {f"environment.{k}": v for k, v in run.engine_facts("environment").items()}
     return flat

@@ -57,7 +57,6 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 # the same for what is off unless somebody turns it on; said only then
 _SWITCHES: Mapping[str, tuple[str, ...]] = {
-    "hf_overrides": ("model_config.hf_overrides",),
     "calculate_kv_scales": ("cache_config.calculate_kv_scales",),
 }
 
@@ -82,6 +81,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     return {
         **describe_process(runner.device),
         "settings": known,
+        "hf_overrides": _first(config, ("model_config.hf_overrides",)) or {},  # by its keys: no setting of its own
         "model_config": read_model_config(Path(str(config.model_config.model))),
         "environment": _environment(os.environ),
     }
