@@ -64,7 +64,7 @@ def operators(
     """
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     check_model_at(golden, model)
     with _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
         verdict = bisect_operators(
@@ -100,7 +100,7 @@ def settings_(
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     like = None if from_ is None else load_engine(from_)
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     check_model_at(golden, model)
     with _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
         verdict = bisect_settings(
@@ -134,7 +134,7 @@ def versions(
     """
     rules, given = policy_of(policy, strict), assignments(settings)
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     check_model_at(golden, model)
     named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
     with _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:

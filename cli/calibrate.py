@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
-from tracereplay.cli.options import Log, Settings, assignments, check_file, check_log, check_model_at
+from tracereplay.cli.files import POLICY, check_distinct, check_output, write_text
+from tracereplay.cli.options import Log, Settings, assignments, check_log, check_model_at
 from tracereplay.cli.output import progress, stderr
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
@@ -68,6 +69,7 @@ def calibrate_(
     known, given = load_engine(engine), assignments(settings)
     _check_out(out, force)
     check_log(log)
+    check_distinct({"--out": out, "--log": log})
     check_model_at(golden, model)
     with closing(open_trace(golden)) as trace:
         variations = [named_variation(name.strip(), trace.run) for name in vary.split(",") if name.strip()]
@@ -82,7 +84,7 @@ def calibrate_(
     if out is None:
         typer.echo(found.text, nl=False)
         return
-    out.write_text(found.text, encoding="utf-8")
+    write_text(out, found.text)
     report_form.render(found, Console(highlight=False))
     stderr.print(f"\nThe policy is in {out}.", soft_wrap=True, markup=False)
 
@@ -101,9 +103,9 @@ def _also(text: str) -> Variation:
 def _check_out(out: Path | None, force: bool) -> None:
     if out is None:
         return
-    check_file("--out", out)
-    if out.exists() and not force:
+    if out.is_file() and not force:
         raise UsageError(f"There is a file at {out} already; give another path, or --force to replace it.")
+    check_output("--out", out, POLICY)
 
 
 def _make_room(folder: Path | None) -> None:

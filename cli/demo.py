@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import tracereplay
-from tracereplay.cli.options import check_json
+from tracereplay.cli.options import Force, check_json
 from tracereplay.cli.output import deliver, progress, stderr
 from tracereplay.cli.replay import replay_and_judge
 from tracereplay.comparator import Policy
@@ -31,6 +31,7 @@ def demo(
         Path | None,
         typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.
 
@@ -38,7 +39,7 @@ def demo(
     """
     golden, model = fixture(GOLDEN), fixture(MODEL)
     check_json(json_file)
-    verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=True)
+    verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=force)
     code = deliver(verdict, json_file)
     if json_file != "-":
         stderr.print(f"\nThe whole verdict is in {json_file}.", soft_wrap=True, markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from tracereplay.cli.files import CALLS, TENSORS, check_distinct, check_output
 from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened
 from tracereplay.cli.output import stderr
 from tracereplay.errors import UsageError
@@ -33,10 +34,12 @@ def export(
     request: OneRequest = None,
     rank: Annotated[int, typer.Option(min=0, help="Whose segment, under tensor parallelism.")] = 0,
     base: BaseTrace = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that export wrote.")] = False,
 ) -> None:
     """Write chosen tensors to a safetensors file, and what calls they belong to as JSON lines."""
     if out is None and calls is None:
         raise UsageError("Nothing to write: give -o FILE.safetensors for tensors, --calls FILE.jsonl for calls.")
+    _check_out(out, calls, force)
     source = opened(trace, base)
     name = pass_of(source, pass_name)
     done = []
@@ -45,3 +48,13 @@ def export(
             chosen = choose(source, name, site, rank=rank, step=step, request=request)
             done.append(f"{write(chosen, path)} {what} to {path}")
     stderr.print(Text(f"Wrote {' and '.join(done)}."), soft_wrap=True)
+
+
+def _check_out(out: Path | None, calls: Path | None, force: bool) -> None:
+    check_distinct({"--out": out, "--calls": calls})
+    for option, path, kind in (("--out", out, TENSORS), ("--calls", calls, CALLS)):
+        if path is None:
+            continue
+        if path.is_file() and not force:
+            raise UsageError(f"There is a file at {path} already; give another path, or --force to replace it.")
+        check_output(option, path, kind)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tracereplay.cli.files import write_text
 from tracereplay.cli.options import JsonFile, check_json
 from tracereplay.comparator.rollout import compare_rollouts
 from tracereplay.report import rollout
@@ -38,5 +39,5 @@ def logprobs(
         typer.echo(text, nl=False)
         return
     if json_file is not None:
-        Path(json_file).write_text(text, encoding="utf-8")
+        write_text(Path(json_file), text)
     rollout.render(found, Console(highlight=False), everything=True)

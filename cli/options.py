@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tracereplay.cli.files import LOG, VERDICT, check_distinct, check_output
 from tracereplay.comparator import Policy, load_policy
-from tracereplay.errors import UsageError
+from tracereplay.errors import TraceError, UsageError
 from tracereplay.trace import Trace, open_trace
 
 __all__ = [
@@ -30,12 +31,12 @@ __all__ = [
     "TracePath",
     "UseOracle",
     "assignments",
-    "check_file",
     "check_json",
     "check_log",
     "check_model_at",
     "opened",
     "policy_of",
+    "read_from",
 ]
 
 TracePath = Annotated[
@@ -87,7 +88,12 @@ UseOracle = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace a trace that is there.")]
 Log = Annotated[
     Path | None,
-    typer.Option("--log", metavar="FILE", help="Keep everything that the engine prints.", show_default=False),
+    typer.Option(
+        "--log",
+        metavar="FILE",
+        help="Keep everything that the engine prints; a log that is there is continued.",
+        show_default=False,
+    ),
 ]
 JsonFile = Annotated[
     str | None,
@@ -98,6 +104,15 @@ JsonFile = Annotated[
 def opened(path: str, base: str | None = None) -> Trace:
     """The trace at a path or URL."""
     return open_trace(path, None if base is None else open_trace(base))
+
+
+def read_from(*paths: str | Path | None) -> list[Path]:
+    """The files of this machine that reading some traces needs; one that cannot be opened is not asked further."""
+    found = [Path(path) for path in paths if path is not None]
+    for path in tuple(found):
+        with suppress(TraceError), closing(open_trace(path)) as trace:
+            found += trace.read_from
+    return found
 
 
 def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
@@ -131,21 +146,17 @@ def policy_of(file: Path | None, strict: bool) -> Policy:
 def check_json(file: str | None) -> None:
     """Raises UsageError if ``--json`` cannot be written, before anything slow begins."""
     if file not in (None, "-"):
-        check_file("--json", Path(str(file)))
+        check_output("--json", Path(str(file)), VERDICT)
 
 
-def check_log(file: Path | None) -> None:
-    """Raises UsageError if ``--log`` cannot be written, before anything slow begins."""
-    if file is not None:
-        check_file("--log", file)
-
-
-def check_file(option: str, path: Path) -> None:
-    """Raises UsageError if no file can be written at ``path``."""
-    if path.is_dir():
-        raise UsageError(f"{option} {path} cannot be written: it is a directory.")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path} cannot be written: there is no directory {path.absolute().parent}.")
+def check_log(file: Path | None, json_file: str | None = None) -> None:
+    """Raises UsageError if ``--log`` cannot be written, before anything slow begins, or is ``--json``'s file."""
+    if file is None:
+        return
+    check_distinct({"--json": json_file, "--log": file})
+    check_output("--log", file, LOG)
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--log {file} cannot be written: it is not a file.")
 
 
 def check_model_at(golden: Path, model: Path | None) -> None:

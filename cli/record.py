@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tracereplay.cli.options import Force, Log, Settings, assignments, check_log
-from tracereplay.cli.output import progress, stderr, without_empty
+from tracereplay.cli.output import new_trace, progress, stderr
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
@@ -108,19 +108,21 @@ def record(
     launched = load_engine(engine)
     work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
     check_log(log)
-    with without_empty(out, force=force), progress(f"Recording under {engine}") as report:
+    with (
+        new_trace(out, force=force, inputs=[model, prompts]) as place,
+        progress(f"Recording under {engine}") as report,
+    ):
         jobs.record(
             launched,
             work,
-            out,
+            place.path,
             check_observer=check_observer,
-            force=force,
             log=log,
             options=options,
             weights=with_weights,
             report=report,
         )
-    _tell(out)
+    _tell(place.path)
 
 
 def _record_command(
@@ -133,10 +135,11 @@ def _record_command(
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        code = record_command(command, out, engine=launched, force=force, options=options)
+        with new_trace(out, force=force) as place:
+            code = record_command(command, place.path, engine=launched, options=options)
     finally:
         signal.signal(signal.SIGINT, before)
-    complete = _tell(out)
+    complete = _tell(place.path)
     if code:
         return code if code > 0 else 128 - code
     return 0 if complete else EngineFailed.exit_code

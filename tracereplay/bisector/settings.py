@@ -8,7 +8,6 @@ alone or together, are skipped with its reason.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from tracereplay.errors import TracereplayError
 from tracereplay.launch import Configured, EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, run_header
 from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.verdict import Attribution, Verdict
 from tracereplay.workload import Workload
 
@@ -92,28 +92,29 @@ class _Starts:
         self._engine, self._golden, self._workload = engine, golden, workload
         self._folder, self._log, self._report = folder, log, report
         self.arguments = {**engine.settings, **workload.settings}
+        self._trial = folder / "trial.trace"
         self.starts = 0
 
     def replay(self) -> Path:
         """The candidate's rerun as it is, unless it is there and whole."""
         path = self._folder / "candidate.trace"
+        # Here and not at the first change, whose refusals are taken to be the engine's.
+        remove_trace(self._trial, self._golden.read_from)
         if path.exists():
             with closing(open_trace(path)) as trace:
                 if trace.complete and "rerun" in trace.passes:
                     return path
+            remove_trace(path, self._golden.read_from)
         self._rerun(plan(self._engine, self.arguments, ()), path)
         return path
 
     @contextmanager
     def changed(self, changes: Sequence[Change]) -> Iterator[Trace]:
         """The rerun with ``changes`` made; its trace goes with the context."""
-        path = self._folder / "trial.trace"
-        try:
+        with passing_trace(self._trial, self._golden.read_from) as path:
             self._rerun(plan(self._engine, self.arguments, changes), path)
             with closing(open_trace(path)) as trace:
                 yield trace
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
 
     def describe(self, engine: Launchable) -> Mapping[str, Any]:
         """The ``run`` of another engine, started with golden's arguments over its own."""
@@ -124,7 +125,7 @@ class _Starts:
 
     def _rerun(self, configured: Configured, path: Path) -> None:
         header = {**run_header("replay", configured, self._workload), "golden": self._golden.digest()}
-        directory = TraceDirectory(path, header, force=True)
+        directory = TraceDirectory(path, header)
         with self._process(configured) as process:
             directory.update_run(engine={"name": configured.name, **process.info})
             record_pass(process, directory, self._workload, "rerun", str(self._golden.local_path()))

@@ -24,7 +24,7 @@ OPERATOR, KERNEL = "operator", "kernel"
 
 
 def record(
-    engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False, force: bool = False,
+    engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False,
     log: Path | None = None, options: Mapping[str, Any] | None = None, weights: bool = False,
     report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
@@ -35,7 +35,6 @@ def record(
         workload: what it generates.
         out: path of the trace.
         check_observer: generate in an engine without taps too, and state the difference in the trace.
-        force: replace what is at ``out``.
         log: file for what the engine prints.
         options: how much is recorded (`recorder.session.Options`).
         weights: copy the checkpoint's tensors into the trace too.
@@ -52,7 +51,7 @@ def record(
     checkpoint = read_checkpoint(model)
     workload = replace(workload, weights=checkpoint.digest)
     header = {**run_header("recording", engine, workload, level_of(options)), "checkpoint": checkpoint.tensors}
-    directory = TraceDirectory(out, header, force=force)
+    directory = TraceDirectory(out, header)
     if weights:
         report("Copying the weights")
         store_weights(model, directory)
@@ -78,7 +77,7 @@ def record(
 
 def replay(
     engine: Launchable, golden: Path, out: Path, *, settings: Mapping[str, Any] | None = None,
-    model: Path | None = None, injected: bool = True, force: bool = False, log: Path | None = None,
+    model: Path | None = None, injected: bool = True, log: Path | None = None,
     report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Replays a golden trace under ``engine`` into a new trace at ``out``: the rerun and the injected pass.
@@ -90,7 +89,6 @@ def replay(
         settings: engine arguments laid over those of the golden workload.
         model: checkpoint, where it is not where it was recorded.
         injected: whether to make the injected pass too.
-        force: replace what is at ``out``.
         log: file for what the engine prints.
         report: is told what is being done.
     """
@@ -100,7 +98,7 @@ def replay(
     check_model(Path(workload.model))
     workload = replace(workload, weights=read_checkpoint(Path(workload.model)).digest)
     run = {**run_header("replay", engine, workload, level_of(source.run)), "golden": source.digest()}
-    directory = TraceDirectory(out, run, force=force)
+    directory = TraceDirectory(out, run)
     report(f"Starting the engine {engine.name}")
     with (
         _settled(directory),
