@@ -25,6 +25,7 @@ from tracereplay.cli.options import (
     check_json,
     check_log,
     check_model_at,
+    local_path,
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, stderr
@@ -40,7 +41,10 @@ EngineName = Annotated[str, typer.Option("--engine", help="Name of the engine un
 Work = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep what is measured there; the same command goes on from it.", show_default=False
+        parser=local_path,
+        metavar="DIR",
+        help="Keep what is measured there; the same command goes on from it.",
+        show_default=False,
     ),
 ]
 

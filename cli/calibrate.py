@@ -11,7 +11,16 @@ from rich.console import Console
 
 from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
 from tracereplay.cli.files import POLICY, check_distinct, check_output, write_text
-from tracereplay.cli.options import Log, Settings, assignments, check_log, check_model_at
+from tracereplay.cli.options import (
+    GoldenTrace,
+    Log,
+    Settings,
+    assignments,
+    check_log,
+    check_model_at,
+    local_path,
+    refuse_given,
+)
 from tracereplay.cli.output import progress, stderr
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
@@ -24,7 +33,8 @@ BY_DEFAULT = "batch,threads,chunks"
 
 
 def calibrate_(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
+    context: typer.Context,
+    golden: GoldenTrace,
     engine: Annotated[str, typer.Option(help="An engine that is known to be good.", show_default=False)],
     vary: Annotated[
         str,
@@ -50,11 +60,20 @@ def calibrate_(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="POLICY.toml", help="Where the policy goes.", show_default="stdout"),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=local_path,
+            metavar="POLICY.toml",
+            help="Where the policy goes.",
+            show_default="stdout",
+        ),
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep the runs' traces there, for compare.", show_default=False),
+        typer.Option(
+            parser=local_path, metavar="DIR", help="Keep the runs' traces there, for compare.", show_default=False
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a policy that is there.")] = False,
     log: Log = None,
@@ -66,6 +85,8 @@ def calibrate_(
     A variation that the engine refuses is skipped with the reason. replay, compare and bisect take the file as
     --policy.
     """
+    if out is None:
+        refuse_given(context, ["force"], "There is no -o POLICY to replace")
     known, given = load_engine(engine), assignments(settings)
     _check_out(out, force)
     check_log(log)

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from tracereplay.cli.files import CALLS, TENSORS, check_distinct, check_output
-from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened
+from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, local_path, opened
 from tracereplay.cli.output import stderr
 from tracereplay.errors import UsageError
 from tracereplay.trace.export import export_calls, export_tensors
@@ -23,11 +23,24 @@ def export(
     site: Annotated[str, typer.Argument(metavar="[SITE]", help="An operator's place; globs too.")] = "*",
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FILE.safetensors", help="Where tensors go.", show_default=False),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=local_path,
+            metavar="FILE.safetensors",
+            help="Where tensors go.",
+            show_default=False,
+        ),
     ] = None,
     calls: Annotated[
         Path | None,
-        typer.Option("--calls", metavar="FILE.jsonl", help="Where calls go, as JSON lines.", show_default=False),
+        typer.Option(
+            "--calls",
+            parser=local_path,
+            metavar="FILE.jsonl",
+            help="Where calls go, as JSON lines.",
+            show_default=False,
+        ),
     ] = None,
     pass_name: PassName = None,
     step: OneStep = None,

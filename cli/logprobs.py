@@ -21,9 +21,9 @@ __all__ = ["logprobs"]
 
 
 def logprobs(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="Who generated.", show_default=False)],
+    golden: Annotated[str, typer.Argument(metavar="GOLDEN", help="Who generated.", show_default=False)],
     candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+        str, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
     ],
     json_file: JsonFile = None,
 ) -> None:

@@ -34,10 +34,36 @@ __all__ = [
     "check_json",
     "check_log",
     "check_model_at",
+    "local_path",
+    "local_trace",
     "opened",
     "policy_of",
     "read_from",
+    "refuse_given",
 ]
+
+
+def local_trace(text: str) -> Path:
+    """The path of a trace that an engine reads.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if "://" in text:
+        raise UsageError(f"An engine cannot read {text}; download the trace and give its path.")
+    return Path(text)
+
+
+def local_path(text: str) -> Path:
+    """A path to write to.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if "://" in text:
+        raise UsageError(f"Nothing can be written to {text}; give a path of this machine.")
+    return Path(text)
+
 
 TracePath = Annotated[
     str, typer.Argument(metavar="TRACE", help="A trace: a directory, a packed file, or a URL.", show_default=False)
@@ -62,7 +88,10 @@ OneRequest = Annotated[
     int | None, typer.Option("--request", min=0, help="Only this request's rows.", show_default=False)
 ]
 
-GoldenTrace = Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)]
+GoldenTrace = Annotated[
+    Path,
+    typer.Argument(parser=local_trace, metavar="GOLDEN", help="The trusted recording.", show_default=False),
+]
 Model = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
@@ -104,6 +133,23 @@ JsonFile = Annotated[
 def opened(path: str, base: str | None = None) -> Trace:
     """The trace at a path or URL."""
     return open_trace(path, None if base is None else open_trace(base))
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Raises UsageError if options were given that would be ignored.
+
+    Args:
+        context: of the verb.
+        names: of the parameters behind them.
+        why: a sentence without its end, to which "leave out" and the options are added.
+    """
+    options = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [
+        options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(f"{why}; leave out {', '.join(given)}.")
 
 
 def read_from(*paths: str | Path | None) -> list[Path]:

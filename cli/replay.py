@@ -25,8 +25,10 @@ from tracereplay.cli.options import (
     check_json,
     check_log,
     check_model_at,
+    local_path,
     policy_of,
     read_from,
+    refuse_given,
 )
 from tracereplay.cli.output import deliver, new_trace, progress
 from tracereplay.comparator import Policy, compare_traces
@@ -46,6 +48,7 @@ class Mode(str, Enum):
 
 
 def replay(
+    context: typer.Context,
     golden: GoldenTrace,
     engine: Annotated[str, typer.Option(help="Name of the engine under test.", show_default=False)],
     mode: Annotated[
@@ -67,7 +70,14 @@ def replay(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=local_path,
+            metavar="TRACE",
+            help="Keep the candidate's trace.",
+            show_default=False,
+        ),
     ] = None,
     policy: PolicyFile = None,
     strict: Strict = False,
@@ -78,11 +88,12 @@ def replay(
 ) -> None:
     """Run a golden trace again under another engine, and name the first operator that differs."""
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    if out is None:
+        refuse_given(context, ["force"], "There is no -o TRACE to replace")
     check_json(json_file)
     check_log(log, json_file)
     if mode is Mode.isolated:
-        if given or log:
-            raise UsageError("Isolated replay starts no engine: leave out --set and --log.")
+        refuse_given(context, ["settings", "log"], "Isolated replay starts no engine")
         work = _alone(candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle)
     else:
         if site or kernel:
