@@ -13,6 +13,7 @@ from tracereplay.engines.selection import Selection
 from tracereplay.errors import UsageError
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, replay_passes, run_header
+from tracereplay.launch.lengths import as_long_as
 from tracereplay.storage.checkpoint import check_model, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.trace.place import passing_trace, remove_trace
@@ -47,7 +48,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
         raise UsageError(
             f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
         )
-    return replace(work, weights=weights)
+    return as_long_as(golden, replace(work, weights=weights))
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from tracereplay.bisector.changes import Change, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
+from tracereplay.bisector.words import some
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.rollout import sampled_tokens
 from tracereplay.comparator.tokens import read_generation
@@ -151,6 +152,7 @@ class _Study:
         self._criterion = Criterion(policy, self._before)
         self._found: dict[tuple[str, ...], Attribution] = {}
         self._skipped: list[Skipped] = []
+        self._spent = False
 
     def of(self, verdict: Verdict, changes: Sequence[Change], skipped: Sequence[Skipped]) -> Verdict:
         """The verdict with what the experiments show."""
@@ -166,6 +168,7 @@ class _Study:
                     smallest = minimise(kept, self._restores)
                     break
         except OutOfBudget:
+            self._spent = True
             self._report(f"All {self._most} engine starts are spent")
         return self._judged(verdict, smallest, left, changes)
 
@@ -255,7 +258,36 @@ class _Study:
             cause="setting" if smallest is not None else verdict.cause,
             attribution=tuple(self._found.values()),
             bisection=bisection,
-            reasons=(_why(bisection, changes), *verdict.reasons),
+            reasons=(self._why(bisection, changes), *verdict.reasons),
+        )
+
+    def _why(self, found: Bisection, changes: Sequence[Change]) -> str:
+        if found.minimal is not None:
+            what = "; ".join(f"{m.name} = {m.value!r}" for m in found.minimal)
+            rest = "" if found.proven else f" The {self._most} starts ran out before each was shown to be needed."
+            return f"With golden's {what} the candidate is at parity.{rest}"
+        if not changes:
+            return "The two differ in no setting that could be changed."
+        if self._spent:
+            return self._tried(changes)
+        if found.unexplained is None:
+            return "No set of golden's settings was found: the engine refuses them together."
+        return (
+            f"No set of golden's settings restores parity: {len(changes)} differ, and all that the engine takes "
+            "together were set."
+        )
+
+    def _tried(self, changes: Sequence[Change]) -> str:
+        """What was done before the starts were spent."""
+        begun = f"All {self._most} engine starts were spent before a set of golden's settings was found"
+        if not self._found:
+            return f"{begun}: {len(changes)} differ, and the engine took none of those that were tried."
+        most = max(self._found, key=len)
+        never = [c.name for c in changes if not any(c.name in names for names in self._found)]
+        rest = f"; never set: {some(never)}" if never else ""
+        return (
+            f"{begun}: {len(changes)} differ. At most {len(most)} were set together, which does not restore "
+            f"parity: {some(most)}{rest}. Give more with --max-starts."
         )
 
 
@@ -266,17 +298,3 @@ def _stages(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
         yield given
     if changes:
         yield changes
-
-
-def _why(found: Bisection, changes: Sequence[Change]) -> str:
-    if found.minimal is not None:
-        what = "; ".join(f"{m.name} = {m.value!r}" for m in found.minimal)
-        return f"With golden's {what} the candidate is at parity."
-    if not changes:
-        return "The two differ in no setting that could be changed."
-    if found.unexplained is None:
-        return "No set of golden's settings was found: the engine refuses them together, or the starts are spent."
-    return (
-        f"No set of golden's settings restores parity: {len(changes)} differ, and all that the engine takes "
-        "together were set."
-    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
+from tracereplay.launch.lengths import as_long_as
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
 from tracereplay.storage.checkpoint import check_model, read_checkpoint
@@ -131,6 +132,7 @@ def replay_passes(
     """
     if golden.passes != ("record",):
         raise TraceError(f"{golden.path} is not a recording: it has the passes {list(golden.passes)}.")
+    workload = as_long_as(golden, workload)
     report("Generating again with golden tokens forced (rerun)")
     source = str(golden.local_path())
     record_pass(process, directory, workload, "rerun", source)
