@@ -25,6 +25,7 @@ from tracereplay.cli.options import (
     check_golden,
     check_json,
     check_log,
+    local_path,
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, stderr, weights_first
@@ -40,7 +41,10 @@ EngineName = Annotated[str, typer.Option("--engine", help="Name of the engine un
 Work = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep what is measured there; the same command goes on from it.", show_default=False
+        parser=local_path,
+        metavar="DIR",
+        help="Keep what is measured there; the same command goes on from it.",
+        show_default=False,
     ),
 ]
 
@@ -64,7 +68,7 @@ def operators(
     """
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     check_golden(golden, given, model)
     first = weights_first(golden, candidate.name, json_file)
     with first, _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
@@ -101,7 +105,7 @@ def settings_(
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     like = None if from_ is None else load_engine(from_)
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     check_golden(golden, given, model)
     first = weights_first(golden, candidate.name, json_file)
     with first, _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
@@ -136,7 +140,7 @@ def versions(
     """
     rules, given = policy_of(policy, strict), assignments(settings)
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     check_golden(golden, given, model)
     named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
     first = weights_first(golden, package, json_file)

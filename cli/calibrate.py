@@ -10,7 +10,17 @@ import typer
 from rich.console import Console
 
 from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
-from tracereplay.cli.options import Log, Settings, assignments, check_file, check_golden, check_log
+from tracereplay.cli.files import POLICY, check_distinct, check_output, write_text
+from tracereplay.cli.options import (
+    GoldenTrace,
+    Log,
+    Settings,
+    assignments,
+    check_golden,
+    check_log,
+    local_path,
+    refuse_given,
+)
 from tracereplay.cli.output import progress, stderr
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
@@ -23,7 +33,8 @@ BY_DEFAULT = "batch,threads,chunks"
 
 
 def calibrate_(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
+    context: typer.Context,
+    golden: GoldenTrace,
     engine: Annotated[str, typer.Option(help="An engine that is known to be good.", show_default=False)],
     vary: Annotated[
         str,
@@ -49,11 +60,20 @@ def calibrate_(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="POLICY.toml", help="Where the policy goes.", show_default="stdout"),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=local_path,
+            metavar="POLICY.toml",
+            help="Where the policy goes.",
+            show_default="stdout",
+        ),
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep the runs' traces there, for compare.", show_default=False),
+        typer.Option(
+            parser=local_path, metavar="DIR", help="Keep the runs' traces there, for compare.", show_default=False
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a policy that is there.")] = False,
     log: Log = None,
@@ -65,9 +85,12 @@ def calibrate_(
     A variation that the engine refuses is skipped with the reason. replay, compare and bisect take the file as
     --policy.
     """
+    if out is None:
+        refuse_given(context, ["force"], "There is no -o POLICY to replace")
     known, given = load_engine(engine), assignments(settings)
     _check_out(out, force)
     check_log(log)
+    check_distinct({"--out": out, "--log": log})
     check_golden(golden, given, model)
     with closing(open_trace(golden)) as trace:
         variations = [named_variation(name.strip(), trace.run) for name in vary.split(",") if name.strip()]
@@ -82,7 +105,7 @@ def calibrate_(
     if out is None:
         typer.echo(found.text, nl=False)
         return
-    out.write_text(found.text, encoding="utf-8")
+    write_text(out, found.text)
     report_form.render(found, Console(highlight=False))
     stderr.print(f"\nThe policy is in {out}.", soft_wrap=True, markup=False)
 
@@ -101,9 +124,9 @@ def _also(text: str) -> Variation:
 def _check_out(out: Path | None, force: bool) -> None:
     if out is None:
         return
-    check_file("--out", out)
-    if out.exists() and not force:
+    if out.is_file() and not force:
         raise UsageError(f"There is a file at {out} already; give another path, or --force to replace it.")
+    check_output("--out", out, POLICY)
 
 
 def _make_room(folder: Path | None) -> None:

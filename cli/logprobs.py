@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tracereplay.cli.files import write_text
 from tracereplay.cli.options import JsonFile, check_json
 from tracereplay.comparator.rollout import compare_rollouts
 from tracereplay.report import rollout
@@ -20,9 +21,9 @@ __all__ = ["logprobs"]
 
 
 def logprobs(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="Who generated.", show_default=False)],
+    golden: Annotated[str, typer.Argument(metavar="GOLDEN", help="Who generated.", show_default=False)],
     candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+        str, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
     ],
     json_file: JsonFile = None,
 ) -> None:
@@ -38,5 +39,5 @@ def logprobs(
         typer.echo(text, nl=False)
         return
     if json_file is not None:
-        Path(json_file).write_text(text, encoding="utf-8")
+        write_text(Path(json_file), text)
     rollout.render(found, Console(highlight=False), everything=True)

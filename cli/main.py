@@ -1,12 +1,12 @@
 """The ``tracereplay`` program: mounts the verbs, and words whatever goes wrong as a sentence.
 
 Exit codes: 0 match, 1 diverged, 2 wrong usage, 3 inconclusive, 4 the engine or this machine failed,
-5 unreadable or unsafe trace, 70 a defect of tracereplay's own, 130 interrupted.
+5 unreadable or unsafe trace, 70 a defect of tracereplay's own, 130 interrupted, 141 standard output was closed
+before all was written, whatever the verdict.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -35,12 +35,18 @@ from tracereplay.cli import (
 )
 from tracereplay.cli import report as report_
 from tracereplay.cli.output import stderr
+from tracereplay.cli.streams import OutputClosed, discard_output, flush_output, noticing_closed_output, prepare
 from tracereplay.errors import EngineFailed, TracereplayError
 from tracereplay.report.words import clean
 
 __all__ = ["app", "main"]
 
-INTERNAL, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+INTERNAL, INTERRUPTED, OUTPUT_CLOSED = 70, 130, 141
+EXIT_CODES = (
+    "Exit codes: 0 match, 1 diverged, 2 wrong usage, 3 inconclusive, 4 the engine or this machine failed, "
+    "5 a trace cannot be read or is unsafe to read, 70 a defect of tracereplay's own, 130 interrupted, "
+    "141 standard output was closed before all was written."
+)
 
 
 class _Interrupted(Exception):
@@ -50,15 +56,16 @@ class _Interrupted(Exception):
 class _Verbs(TyperGroup):
     """Why not leave it to typer: it ends Ctrl-C and a closed pipe with 1, which means *diverged* here."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with noticing_closed_output():  # --help writes here
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with noticing_closed_output():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Interrupted from None
-        except BrokenPipeError:
-            # The reader of stdout has gone (`| head`); nothing is left to tell it, not even while closing.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise typer.Exit(BROKEN_PIPE) from None
 
 
 app = typer.Typer(
@@ -68,6 +75,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
 )
 app.command("demo")(demo.demo)
 app.add_typer(engine.app, name="engine")
@@ -108,8 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    prepare()
     try:
-        app(words, prog_name="tracereplay")
+        _run(words)
+    except OutputClosed:
+        discard_output()
+        sys.exit(OUTPUT_CLOSED)
     except _Interrupted:
         _say("Interrupted.")
         sys.exit(INTERRUPTED)
@@ -120,6 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, EngineFailed):
             _quote(error.last_lines, whole="--log" in words)
         sys.exit(_exit_code(error))
+
+
+def _run(words: list[str]) -> None:
+    try:
+        app(words, prog_name="tracereplay")
+    except SystemExit:
+        flush_output()
+        raise
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tracereplay.cli.files import LOG, VERDICT, check_distinct, check_output
 from tracereplay.comparator import Policy, load_policy
-from tracereplay.errors import UsageError
+from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate import check_request
 from tracereplay.trace import Trace, open_trace
 
@@ -31,13 +32,39 @@ __all__ = [
     "TracePath",
     "UseOracle",
     "assignments",
-    "check_file",
     "check_golden",
     "check_json",
     "check_log",
+    "local_path",
+    "local_trace",
     "opened",
     "policy_of",
+    "read_from",
+    "refuse_given",
 ]
+
+
+def local_trace(text: str) -> Path:
+    """The path of a trace that an engine reads.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if "://" in text:
+        raise UsageError(f"An engine cannot read {text}; download the trace and give its path.")
+    return Path(text)
+
+
+def local_path(text: str) -> Path:
+    """A path to write to.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if "://" in text:
+        raise UsageError(f"Nothing can be written to {text}; give a path of this machine.")
+    return Path(text)
+
 
 TracePath = Annotated[
     str, typer.Argument(metavar="TRACE", help="A trace: a directory, a packed file, or a URL.", show_default=False)
@@ -62,7 +89,10 @@ OneRequest = Annotated[
     int | None, typer.Option("--request", min=0, help="Only this request's rows.", show_default=False)
 ]
 
-GoldenTrace = Annotated[Path, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)]
+GoldenTrace = Annotated[
+    Path,
+    typer.Argument(parser=local_trace, metavar="GOLDEN", help="The trusted recording.", show_default=False),
+]
 Model = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
@@ -88,7 +118,12 @@ UseOracle = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace a trace that is there.")]
 Log = Annotated[
     Path | None,
-    typer.Option("--log", metavar="FILE", help="Keep everything that the engine prints.", show_default=False),
+    typer.Option(
+        "--log",
+        metavar="FILE",
+        help="Keep everything that the engine prints; a log that is there is continued.",
+        show_default=False,
+    ),
 ]
 JsonFile = Annotated[
     str | None,
@@ -99,6 +134,32 @@ JsonFile = Annotated[
 def opened(path: str, base: str | None = None) -> Trace:
     """The trace at a path or URL."""
     return open_trace(path, None if base is None else open_trace(base))
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Raises UsageError if options were given that would be ignored.
+
+    Args:
+        context: of the verb.
+        names: of the parameters behind them.
+        why: a sentence without its end, to which "leave out" and the options are added.
+    """
+    options = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [
+        options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(f"{why}; leave out {', '.join(given)}.")
+
+
+def read_from(*paths: str | Path | None) -> list[Path]:
+    """The files of this machine that reading some traces needs; one that cannot be opened is not asked further."""
+    found = [Path(path) for path in paths if path is not None]
+    for path in tuple(found):
+        with suppress(TraceError), closing(open_trace(path)) as trace:
+            found += trace.read_from
+    return found
 
 
 def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
@@ -132,21 +193,17 @@ def policy_of(file: Path | None, strict: bool) -> Policy:
 def check_json(file: str | None) -> None:
     """Raises UsageError if ``--json`` cannot be written, before anything slow begins."""
     if file not in (None, "-"):
-        check_file("--json", Path(str(file)))
+        check_output("--json", Path(str(file)), VERDICT)
 
 
-def check_log(file: Path | None) -> None:
-    """Raises UsageError if ``--log`` cannot be written, before anything slow begins."""
-    if file is not None:
-        check_file("--log", file)
-
-
-def check_file(option: str, path: Path) -> None:
-    """Raises UsageError if no file can be written at ``path``."""
-    if path.is_dir():
-        raise UsageError(f"{option} {path} cannot be written: it is a directory.")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path} cannot be written: there is no directory {path.absolute().parent}.")
+def check_log(file: Path | None, json_file: str | None = None) -> None:
+    """Raises UsageError if ``--log`` cannot be written, before anything slow begins, or is ``--json``'s file."""
+    if file is None:
+        return
+    check_distinct({"--json": json_file, "--log": file})
+    check_output("--log", file, LOG)
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--log {file} cannot be written: it is not a file.")
 
 
 def check_golden(golden: Path, given: Mapping[str, Any], model: Path | None) -> None:

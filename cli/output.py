@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -12,14 +11,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tracereplay.cli.files import write_text
 from tracereplay.comparator.judge import judge_unrun
 from tracereplay.errors import OtherWeights
 from tracereplay.report import json as json_form
 from tracereplay.report import terminal
+from tracereplay.report.words import clean
 from tracereplay.trace import open_trace
+from tracereplay.trace.place import Place
 from tracereplay.verdict import Mode, Verdict
 
-__all__ = ["deliver", "progress", "stderr", "weights_first", "without_empty"]
+__all__ = ["deliver", "new_trace", "progress", "stderr", "weights_first"]
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -44,7 +46,7 @@ def deliver(verdict: Verdict, json_file: str | None) -> int:
         typer.echo(json_form.render(verdict), nl=False)
         return verdict.exit_code
     if json_file is not None:
-        Path(json_file).write_text(json_form.render(verdict), encoding="utf-8")
+        write_text(Path(json_file), json_form.render(verdict))
     terminal.render(verdict, Console(highlight=False))
     return verdict.exit_code
 
@@ -61,15 +63,33 @@ def weights_first(golden: Path, engine: str, json_file: str | None, mode: Mode =
 
 
 @contextmanager
-def without_empty(trace: Path | None, *, force: bool) -> Iterator[None]:
-    """Removes a trace that was begun here and holds not a byte of data, if what makes it fails.
+def new_trace(out: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[Place]:
+    """The place of a trace that is made in the context, and says where it is if that fails.
 
-    Why: the next attempt would be told that it exists already.
+    Args:
+        out: where it goes.
+        force: replace a trace that is there, as soon as the new one is complete.
+        inputs: what the command reads.
     """
-    ours = trace is not None and (force or not trace.exists())
+    place = Place(out, force=force, inputs=inputs)
+    if place.replaces:
+        _tell(f"{out} stays as it is until the new trace is complete, which is made as {place.path}.")
     try:
-        yield
+        yield place
+        if place.replaces and not _complete(place.path):
+            _tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is as it was.")
+        else:
+            place.put()
     except BaseException:
-        if trace is not None and ours and [path.name for path in trace.glob("*")] == ["manifest.json"]:
-            shutil.rmtree(trace)
+        if not place.clear() and place.replaces:
+            _tell(f"What was finished is in {place.path}; {out} is as it was.")
         raise
+
+
+def _complete(path: Path) -> bool:
+    with closing(open_trace(path)) as trace:
+        return trace.complete
+
+
+def _tell(sentence: str) -> None:
+    stderr.print(Text(clean(sentence)), soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tracereplay.cli.options import BaseTrace, Force, TracePath, opened
+from tracereplay.cli.options import BaseTrace, Force, TracePath, local_path, opened
 from tracereplay.cli.output import stderr
 from tracereplay.cli.summary import size_words
 from tracereplay.errors import UsageError
@@ -21,7 +21,9 @@ def pack(
     trace: TracePath,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FILE", help="The file to make.", show_default="TRACE.pack"),
+        typer.Option(
+            "-o", "--out", parser=local_path, metavar="FILE", help="The file to make.", show_default="TRACE.pack"
+        ),
     ] = None,
     level: Annotated[
         int | None,

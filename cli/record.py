@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tracereplay.cli.options import Force, Log, Settings, assignments, check_log
-from tracereplay.cli.output import progress, stderr, without_empty
+from tracereplay.cli.options import Force, Log, Settings, assignments, check_log, local_path, refuse_given
+from tracereplay.cli.output import new_trace, progress, stderr
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
@@ -21,6 +21,11 @@ from tracereplay.workload import Workload, read_prompts
 
 __all__ = ["record"]
 
+# What a command of the user's says itself.
+GENERATES = (
+    "model", "prompts", "max_tokens", "temperature", "seed", "logprobs", "n", "settings", "with_weights",
+    "check_observer", "log",
+)  # fmt: skip
 MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
 
 
@@ -39,7 +44,10 @@ class WhenBehind(str, Enum):
 
 
 def record(
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="TRACE", help="The trace to make.")],
+    context: typer.Context,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=local_path, metavar="TRACE", help="The trace to make.")
+    ],
     command: Annotated[
         list[str] | None,
         typer.Argument(
@@ -96,10 +104,11 @@ def record(
         "max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value, "level": level.value,
         "check_writes": check_writes,
     }  # fmt: skip
+    if level is Level.operator:
+        refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
-        raise typer.Exit(
-            _record_command(command, out, engine, force, options, [model, prompts, with_weights, *settings])
-        )
+        refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
+        raise typer.Exit(_record_command(command, out, engine, force, options))
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
     if engine is None or model is None or prompts is None:
         raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
@@ -108,35 +117,36 @@ def record(
     launched = load_engine(engine)
     work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
     check_log(log)
-    with without_empty(out, force=force), progress(f"Recording under {engine}") as report:
+    with (
+        new_trace(out, force=force, inputs=[model, prompts]) as place,
+        progress(f"Recording under {engine}") as report,
+    ):
         jobs.record(
             launched,
             work,
-            out,
+            place.path,
             check_observer=check_observer,
-            force=force,
             log=log,
             options=options,
             weights=with_weights,
             report=report,
         )
-    _tell(out)
+    _tell(place.path)
 
 
 def _record_command(
-    command: list[str], out: Path, engine: str | None, force: bool, options: dict[str, Any], misplaced: list[Any]
+    command: list[str], out: Path, engine: str | None, force: bool, options: dict[str, Any]
 ) -> int:
     """Runs the command; its exit code is the program's, but for a trace that was cut off."""
-    if any(misplaced):
-        raise UsageError("A command after -- says itself what to generate; leave out --model, --prompts, --set.")
     launched = load_engine(engine) if engine else None
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        code = record_command(command, out, engine=launched, force=force, options=options)
+        with new_trace(out, force=force) as place:
+            code = record_command(command, place.path, engine=launched, options=options)
     finally:
         signal.signal(signal.SIGINT, before)
-    complete = _tell(out)
+    complete = _tell(place.path)
     if code:
         return code if code > 0 else 128 - code
     return 0 if complete else EngineFailed.exit_code

@@ -25,9 +25,12 @@ from tracereplay.cli.options import (
     check_golden,
     check_json,
     check_log,
+    local_path,
     policy_of,
+    read_from,
+    refuse_given,
 )
-from tracereplay.cli.output import deliver, progress, weights_first, without_empty
+from tracereplay.cli.output import deliver, new_trace, progress, weights_first
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
 from tracereplay.errors import UsageError
@@ -45,6 +48,7 @@ class Mode(str, Enum):
 
 
 def replay(
+    context: typer.Context,
     golden: GoldenTrace,
     engine: Annotated[str, typer.Option(help="Name of the engine under test.", show_default=False)],
     mode: Annotated[
@@ -66,7 +70,14 @@ def replay(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="TRACE", help="Keep the candidate's trace.", show_default=False),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=local_path,
+            metavar="TRACE",
+            help="Keep the candidate's trace.",
+            show_default=False,
+        ),
     ] = None,
     policy: PolicyFile = None,
     strict: Strict = False,
@@ -84,25 +95,22 @@ def replay(
 ) -> None:
     """Run a golden trace again under another engine, and name the first operator that differs."""
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    if out is None:
+        refuse_given(context, ["force"], "There is no -o TRACE to replace")
     check_json(json_file)
-    check_log(log)
+    check_log(log, json_file)
     if mode is Mode.isolated:
-        if given or log:
-            raise UsageError("Isolated replay starts no engine: leave out --set and --log.")
-        if other_weights:
-            raise UsageError("Isolated replay needs golden's own weights: leave out --other-weights.")
-        work = _alone(
-            candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle, force=force
-        )
+        refuse_given(context, ["settings", "log", "other_weights"], "Isolated replay starts no engine")
+        work = _alone(candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle)
     else:
         if site or kernel:
             raise UsageError("--site and --kernel choose what is replayed alone; give --mode isolated with them.")
         check_golden(golden, given, model)
         options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
-        work = _whole(candidate, golden, force=force, other_weights=other_weights, **options)
+        work = _whole(candidate, golden, other_weights=other_weights, **options)
     judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)
     with weights_first(golden, candidate.name, json_file, mode.value):
-        verdict = _judged(work, judge, out, f"Replaying under {candidate.name}", force=force)
+        verdict = _judged(work, judge, golden, out, f"Replaying under {candidate.name}", force=force)
     raise typer.Exit(deliver(verdict, json_file))
 
 
@@ -119,23 +127,26 @@ def _alone(engine: Engine, golden: Path, selection: Selection, **options: Any) -
     return lambda out, report: replay_isolated(engine, golden, out, selection=selection, report=report, **options)
 
 
-def replay_and_judge(engine: Engine, golden: Path, out: Path | None, rules: Policy, **options: Any) -> Verdict:
+def replay_and_judge(
+    engine: Engine, golden: Path, out: Path | None, rules: Policy, *, force: bool = False, **options: Any
+) -> Verdict:
     """Replays with progress on stderr and compares; the candidate's trace is removed if ``out`` is None.
 
     Args:
         engine, golden, options: see `jobs.replay`.
         out: where the candidate's trace goes.
         rules: what is tolerated.
+        force: replace a trace at ``out``.
     """
     work, judge = _whole(engine, golden, **options), partial(compare_traces, golden, policy=rules)
-    return _judged(work, judge, out, f"Replaying under {engine.name}", force=options.get("force", False))
+    return _judged(work, judge, golden, out, f"Replaying under {engine.name}", force=force)
 
 
-def _judged(work: Work, judge: Judge, out: Path | None, title: str, *, force: bool) -> Verdict:
+def _judged(work: Work, judge: Judge, golden: Path, out: Path | None, title: str, *, force: bool) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
         kept = out or Path(folder) / "candidate.trace"
         with progress(title) as report:
-            with without_empty(out, force=force):
-                work(kept, report)
+            with new_trace(kept, force=force, inputs=read_from(golden)) as place:
+                work(place.path, report)
             report("Comparing")
-            return judge(kept)
+            return judge(place.path)

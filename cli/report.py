@@ -35,7 +35,7 @@ def read_verdict(path: Path) -> Verdict:
         UsageError: the file cannot be read or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"The verdict {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

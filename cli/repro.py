@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tracereplay.cli.options import BaseTrace, Model, TracePath, opened
+from tracereplay.cli.options import BaseTrace, Model, TracePath, local_path, opened
 from tracereplay.cli.output import stderr
 from tracereplay.gate import weights_directory
 from tracereplay.launch.isolated.constants import Constants
@@ -31,7 +31,10 @@ def repro(
     site: Annotated[str, typer.Option(metavar="SITE", help="The operator's place.", show_default=False)],
     step: Annotated[int, typer.Option(min=0, metavar="N", help="In which step.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to make.", show_default=False)
+        Path,
+        typer.Option(
+            "-o", "--out", parser=local_path, metavar="DIR", help="The folder to make.", show_default=False
+        ),
     ],
     kernel: Annotated[
         str | None,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened
+from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened, refuse_given
 from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.comparator.dtypes import is_float, widen
@@ -31,6 +31,7 @@ VALUES = 4
 
 
 def show(
+    context: typer.Context,
     trace: TracePath,
     site: Annotated[
         str | None,
@@ -54,11 +55,17 @@ def show(
     if site is None:
         if kernels:
             raise UsageError("--kernels shows what ran inside an operator; give its SITE.")
-        _show_run(source, console, everything)
+        refuse_given(context, ["step", "request", "steps"], "Without a SITE no tensors are shown")
+        _show_run(
+            source, source.passes if pass_name is None else [pass_of(source, pass_name)], console, everything
+        )
         return
+    if everything or step is not None:
+        refuse_given(context, ["steps"], "--all and --step say how many steps to show")
     limit = None if everything else steps
     name = pass_of(source, pass_name)
     if kernels:
+        refuse_given(context, ["request"], "Kernels have no rows of single requests")
         show_kernels(source, name, site, console, step=step, first_steps=limit)
         return
     _show_sites(name, choose(source, name, site, step=step, request=request, first_steps=limit), console)
@@ -67,19 +74,19 @@ def show(
 # -- the run ------------------------------------------------------------------------------------------------
 
 
-def _show_run(trace: Trace, console: Console, everything: bool) -> None:
+def _show_run(trace: Trace, passes: Sequence[str], console: Console, everything: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, words in _facts(trace):
+    for name, words in _facts(trace, passes):
         table.add_row(name, _cell(words))
     console.print(table)
     kinds: dict[tuple[tuple[str, ...], ...], list[str]] = {}
-    for name in sorted(trace.passes, key=_order):
+    for name in sorted(passes, key=_order):
         kinds.setdefault(_operators(trace, name, everything), []).append(name)
     for rows, names in kinds.items():
         _print_table(console, f"pass {' and '.join(names)}", ("operator", "sites", "calls", "first site"), rows)
-    for name in sorted(trace.passes, key=_order):
+    for name in sorted(passes, key=_order):
         listed = _steps(trace.steps(name, trace.ranks(name)[0]), everything)
         _print_table(console, f"steps of {name}", ("step", "rows", "requests", "calls", "tokens"), listed)
 
@@ -110,7 +117,7 @@ def _order(name: str) -> int:
     return PASSES.index(name) if name in PASSES else len(PASSES)
 
 
-def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
+def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
     run = trace.run
     asked = {} if run.requested is None else run.requested.words()
     versions = ", ".join(f"{k} {v}" for k, v in run.engine_facts("versions").items() if v)
@@ -126,7 +133,7 @@ def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
         yield "observer", f"recording changed {observer_words(run.observer)}"
     for note in run.notes:
         yield "note", note
-    for name in sorted(trace.passes, key=_order):
+    for name in sorted(passes, key=_order):
         steps = trace.steps(name, trace.ranks(name)[0])
         rows = sum(len(step.rows) for step in steps)
         yield f"pass {name}", f"{len(steps)} steps, {rows} rows, {len(trace.ranks(name))} rank(s)"

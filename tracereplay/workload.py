@@ -92,7 +92,9 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         WorkloadError: the file is missing or empty, or a line is wrong; the line's number is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which takes U+2028 and others for line ends, though they may stand inside a string.
+        # A byte order mark, and line ends as on Windows, are not part of the prompts.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise WorkloadError(f"The prompt file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

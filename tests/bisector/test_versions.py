@@ -86,7 +86,7 @@ def bisect(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
                 raise EngineFailed(f"The engine {engine.name} ended while starting; its last lines were:")
             return [FAULT] if NAMES.index(engine.name) >= NAMES.index(first) else []
 
-        def replay(engine: Toy, of: Path, out: Path, *, force: bool, **_: Any) -> Path:
+        def replay(engine: Toy, of: Path, out: Path, **_: Any) -> Path:
             tried.append(engine.name)
             shutil.rmtree(out, ignore_errors=True)
             return toy.replay(of, out, flaw=flaws(engine), model="toy")

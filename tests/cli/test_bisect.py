@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cli_support import Program, make_model, moved, write
 
+from tracereplay.trace.manifest import write_manifest
+
 Bisect = Callable[..., dict[str, Any]]
 
 FIRST, SECOND = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
@@ -246,6 +248,28 @@ def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, home: 
     verdict = bisect("--from", "toy", by="settings")
     assert verdict["bisection"]["minimal"] is None
     assert "The two differ in no setting that could be changed." in verdict["reasons"]
+
+
+def test_what_was_tried_is_said_where_the_starts_are_spent(
+    bisect: Bisect, long_golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((long_golden / "manifest.json").read_text())
+    monkeypatch.setenv("TOY_FLAW", "model.norm:coarse")  # no setting can be to blame
+    manifest["run"]["engine"]["settings"]["enforce_eager"] = True  # a default that came to be so
+    (long_golden / "manifest.json").write_bytes(write_manifest(manifest))
+    verdict = bisect("--set", "max_model_len=99", "--max-starts", 1, by="settings")
+    assert verdict["bisection"]["minimal"] is None
+    said = verdict["reasons"][0]
+    assert said.startswith("All 1 engine starts were spent before a set of golden's settings was found: 2 differ.")
+    assert "At most 1 were set together" in said
+    assert "parity: max_model_len; never set: enforce_eager." in said
+
+
+def test_a_set_that_was_not_shown_to_be_the_smallest_is_said_to_be_none(bisect: Bisect) -> None:
+    words = ("--set", "flaw=model.norm:coarse", "--set", "enforce_eager=true")
+    verdict = bisect(*words, "--max-starts", 1, by="settings")
+    assert len(verdict["bisection"]["minimal"]) == 2
+    assert "The 1 starts ran out before each was shown to be needed." in verdict["reasons"][0]
 
 
 def test_the_settings_of_another_engine_can_be_taken(bisect: Bisect, home: Path) -> None:

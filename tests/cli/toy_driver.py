@@ -2,7 +2,8 @@
 
 Settings: ``dtype``; ``rounding``, ``noise`` and ``flaw`` ("site:kind", several with commas) as in `engines.toy`;
 ``dies`` ("loading" or "generating") ends the process there; ``hangs`` (a file) generates until the input ends,
-with the process ids of the engine and of its worker in that file; ``loses`` says the recorder could not write.
+with the process ids of the engine and of its worker in that file; ``loses`` says the recorder could not write. The
+variable TOY_FLAW is a flaw that no setting tells.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Driver:
 
     def _run(self, prompts: list[dict[str, Any]], recording: dict[str, Any] | None, made: Path) -> None:
         options: dict[str, Any] = {"rounding": self.settings.get("rounding", "once")}
-        if flaw := self.settings.get("flaw"):
+        if flaw := self.settings.get("flaw") or os.environ.get("TOY_FLAW"):
             options["flaw"] = [toy.Flaw(*one.split(":")) for one in flaw.split(",")]
         if recording is None or recording["golden"] is None:
             work = Workload(self.model, tuple(map(_prompt, prompts)), self._dtype())

@@ -31,16 +31,22 @@ def test_a_segment_without_its_end_keeps_the_trace_incomplete(tmp_path: Path) ->
     assert not open_trace(directory.path).complete
 
 
-def test_an_existing_path_is_refused_and_only_a_trace_is_replaced(tmp_path: Path) -> None:
+def test_an_existing_path_is_refused(tmp_path: Path) -> None:
     TraceDirectory(tmp_path / "a.trace", {})
     with pytest.raises(UsageError, match="exists already; give another path, or --force"):
         TraceDirectory(tmp_path / "a.trace", {})
-    TraceDirectory(tmp_path / "a.trace", {}, force=True)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="holds no trace; it is not replaced"):
-        TraceDirectory(tmp_path / "mine", {}, force=True)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_manifest_that_cannot_be_written_first_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match="cannot be created: No space left"):
+        TraceDirectory(tmp_path / "t.trace", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

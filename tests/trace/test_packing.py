@@ -104,9 +104,15 @@ def test_what_is_there_is_not_replaced_unasked(golden: Path, tmp_path: Path) -> 
     out.write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
         pack_trace(open_trace(golden), out)
+    with pytest.raises(UsageError, match="is a file that holds no trace; it is not replaced"):
+        pack_trace(open_trace(golden), out, force=True)
     assert out.read_text() == "mine"
+    out.unlink()
+    pack_trace(open_trace(golden), out, level=3)
+    before = out.stat().st_ino
     pack_trace(open_trace(golden), out, force=True)
     assert open_trace(out).complete
+    assert out.stat().st_ino != before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["golden.pack"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from tracereplay.errors import UsageError
 from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, replay_passes, run_header
+from tracereplay.launch.lengths import as_long_as
 from tracereplay.storage.checkpoint import check_weights
 from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.workload import Workload
 
 __all__ = ["Bench", "Report", "begun", "golden_workload"]
@@ -41,7 +42,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
         raise UsageError(
             f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
         )
-    return work
+    return as_long_as(golden, work)
 
 
 @contextlib.contextmanager
@@ -108,7 +109,8 @@ class Bench:
                 if trace.complete and "injected" in trace.passes:
                     return self.candidate
         header = {**run_header("replay", self._engine, self._workload), "golden": self._golden.digest()}
-        directory = TraceDirectory(self.candidate, header, force=True)
+        remove_trace(self.candidate, self._golden.read_from)
+        directory = TraceDirectory(self.candidate, header)
         process = self._started()
         directory.update_run(engine={"name": self._engine.name, **process.info})
         replay_passes(process, directory, self._golden, self._workload, report=self._report)
@@ -130,17 +132,14 @@ class Bench:
 
     @contextlib.contextmanager
     def _pass(self, name: str, **options: Any) -> Iterator[Trace]:
-        path = self._folder / "trial.trace"
         process = self._started()
         header = run_header("replay", self._engine, self._workload)
-        directory = TraceDirectory(path, header, force=True)
-        try:
+        with passing_trace(self._folder / "trial.trace", self._golden.read_from) as path:
+            directory = TraceDirectory(path, header)
             record_pass(process, directory, self._workload, name, str(self._golden.local_path()), **options)
             directory.complete()
             with contextlib.closing(open_trace(path)) as trace:
                 yield trace
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
 
     def _started(self) -> EngineProcess:
         if self._process is None:

@@ -8,7 +8,6 @@ alone or together, are skipped with its reason.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from tracereplay.bisector.changes import Change, Told, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
+from tracereplay.bisector.words import some
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.rollout import sampled_tokens
 from tracereplay.comparator.tokens import read_generation
@@ -29,6 +29,7 @@ from tracereplay.gate import applied_settings
 from tracereplay.launch import Configured, EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, run_header
 from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.verdict import Attribution, Verdict
 from tracereplay.workload import Workload
 
@@ -89,28 +90,29 @@ class _Starts:
         self._engine, self._golden, self._workload = engine, golden, workload
         self._folder, self._log, self._report = folder, log, report
         self.arguments = {**engine.settings, **workload.settings}
+        self._trial = folder / "trial.trace"
         self.starts = 0
 
     def replay(self) -> Path:
         """The candidate's rerun as it is, unless it is there and whole."""
         path = self._folder / "candidate.trace"
+        # Here and not at the first change, whose refusals are taken to be the engine's.
+        remove_trace(self._trial, self._golden.read_from)
         if path.exists():
             with closing(open_trace(path)) as trace:
                 if trace.complete and "rerun" in trace.passes:
                     return path
+            remove_trace(path, self._golden.read_from)
         self._rerun(plan(self._engine, self.arguments, ()), path)
         return path
 
     @contextmanager
     def changed(self, changes: Sequence[Change]) -> Iterator[Trace]:
         """The rerun with ``changes`` made; its trace goes with the context."""
-        path = self._folder / "trial.trace"
-        try:
+        with passing_trace(self._trial, self._golden.read_from) as path:
             self._rerun(plan(self._engine, self.arguments, changes), path)
             with closing(open_trace(path)) as trace:
                 yield trace
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
 
     def describe(self, engine: Launchable) -> Told:
         """What another engine tells, started with golden's arguments over its own."""
@@ -121,7 +123,7 @@ class _Starts:
 
     def _rerun(self, configured: Configured, path: Path) -> None:
         header = {**run_header("replay", configured, self._workload), "golden": self._golden.digest()}
-        directory = TraceDirectory(path, header, force=True)
+        directory = TraceDirectory(path, header)
         with self._process(configured) as process:
             directory.update_run(engine={"name": configured.name, **process.info})
             record_pass(process, directory, self._workload, "rerun", str(self._golden.local_path()))
@@ -147,6 +149,7 @@ class _Study:
         self._criterion = Criterion(policy, self._before)
         self._found: dict[tuple[str, ...], Attribution] = {}
         self._skipped: list[Skipped] = []
+        self._spent = False
 
     def of(self, verdict: Verdict, changes: Sequence[Change], skipped: Sequence[Skipped]) -> Verdict:
         """The verdict with what the experiments show."""
@@ -162,6 +165,7 @@ class _Study:
                     smallest = minimise(kept, self._restores)
                     break
         except OutOfBudget:
+            self._spent = True
             self._report(f"All {self._most} engine starts are spent")
         return self._judged(verdict, smallest, left, changes)
 
@@ -251,7 +255,36 @@ class _Study:
             cause="setting" if smallest is not None else verdict.cause,
             attribution=tuple(self._found.values()),
             bisection=bisection,
-            reasons=(_why(bisection, changes), *verdict.reasons),
+            reasons=(self._why(bisection, changes), *verdict.reasons),
+        )
+
+    def _why(self, found: Bisection, changes: Sequence[Change]) -> str:
+        if found.minimal is not None:
+            what = "; ".join(f"{m.name} = {m.value!r}" for m in found.minimal)
+            rest = "" if found.proven else f" The {self._most} starts ran out before each was shown to be needed."
+            return f"With golden's {what} the candidate is at parity.{rest}"
+        if not changes:
+            return "The two differ in no setting that could be changed."
+        if self._spent:
+            return self._tried(changes)
+        if found.unexplained is None:
+            return "No set of golden's settings was found: the engine refuses them together."
+        return (
+            f"No set of golden's settings restores parity: {len(changes)} differ, and all that the engine takes "
+            "together were set."
+        )
+
+    def _tried(self, changes: Sequence[Change]) -> str:
+        """What was done before the starts were spent."""
+        begun = f"All {self._most} engine starts were spent before a set of golden's settings was found"
+        if not self._found:
+            return f"{begun}: {len(changes)} differ, and the engine took none of those that were tried."
+        most = max(self._found, key=len)
+        never = [c.name for c in changes if not any(c.name in names for names in self._found)]
+        rest = f"; never set: {some(never)}" if never else ""
+        return (
+            f"{begun}: {len(changes)} differ. At most {len(most)} were set together, which does not restore "
+            f"parity: {some(most)}{rest}. Give more with --max-starts."
         )
 
 
@@ -262,17 +295,3 @@ def _stages(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
         yield given
     if changes:
         yield changes
-
-
-def _why(found: Bisection, changes: Sequence[Change]) -> str:
-    if found.minimal is not None:
-        what = "; ".join(f"{m.name} = {m.value!r}" for m in found.minimal)
-        return f"With golden's {what} the candidate is at parity."
-    if not changes:
-        return "The two differ in no setting that could be changed."
-    if found.unexplained is None:
-        return "No set of golden's settings was found: the engine refuses them together, or the starts are spent."
-    return (
-        f"No set of golden's settings restores parity: {len(changes)} differ, and all that the engine takes "
-        "together were set."
-    )

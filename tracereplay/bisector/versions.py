@@ -25,6 +25,7 @@ from tracereplay.environments.releases import check_order, read_version, release
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch import Launchable, jobs
 from tracereplay.trace import open_trace
+from tracereplay.trace.place import remove_trace
 from tracereplay.verdict import Verdict
 
 __all__ = ["Found", "bisect_versions", "first_bad"]
@@ -177,7 +178,8 @@ class _Judge:
             work = golden_workload(source, self._options["settings"] or {}, self._options["model"])
         self._starts += 1
         engine = self._build(good, self._report)
-        jobs.record(engine, work, recorded, force=True, log=self._options["log"], report=self._report)
+        remove_trace(recorded, [self._golden])
+        jobs.record(engine, work, recorded, log=self._options["log"], report=self._report)
         verdict = self._replay(recorded, bad)
         between = [names[i] for i in found.skipped]
         bisection = Bisection(
@@ -212,7 +214,8 @@ class _Judge:
         engine = self._build(version, self._report)
         self._starts += 1
         out = self._folder / "candidate.trace"
-        jobs.replay(engine, golden, out, force=True, **self._options)
+        remove_trace(out, [self._golden, golden])
+        jobs.replay(engine, golden, out, **self._options)
         return compare_traces(golden, out, self._policy)
 
 

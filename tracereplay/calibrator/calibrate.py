@@ -105,7 +105,7 @@ def calibrate(
         runs: how often each is run.
         settings: engine arguments of all runs, laid over those of the golden workload.
         model: checkpoint, where it is not where it was recorded.
-        log: file for what the engines print; one run replaces the other's.
+        log: file for what the engines print, one run after the other.
         keep: an empty directory for the runs' traces, ``1-batch.trace`` and so on; None for not keeping them.
         report: is told what is being done.
 

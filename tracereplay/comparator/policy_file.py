@@ -44,7 +44,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["load_policy", "policy_text"]
+__all__ = ["is_calibrated", "load_policy", "policy_text"]
 
 _NUMBER = (int, float)
 _KINDS: Mapping[Any, str] = {
@@ -75,7 +75,7 @@ def load_policy(path: Path) -> Policy:
         UsageError: the file cannot be read, or holds an unknown key or a wrong value; its line is named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         document = tomllib.loads(text)
     except FileNotFoundError as error:
         raise UsageError(f"There is no policy file {path}; give the path of one, or none.") from error
@@ -86,6 +86,17 @@ def load_policy(path: Path) -> Policy:
     return _policy(document, _Where(path, text))
 
 
+def is_calibrated(path: Path) -> bool:
+    """Whether ``calibrate`` wrote the file, and nobody added anything of their own."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError:
+        return False
+    about = found.get("calibration")
+    ours = {"calibration", "calibrated", "logprobs"}
+    return isinstance(about, dict) and "tracereplay" in about and set(found) <= ours
+
+
 @dataclass(frozen=True)
 class _Where:
     """Finds the line of a key, since a TOML parser does not tell."""
@@ -94,7 +105,7 @@ class _Where:
     text: str
 
     def __call__(self, key: str, table: str | None = None, nth: int = 0) -> str:
-        lines = self.text.splitlines()
+        lines = self.text.split("\n")
         start = 0
         if table is not None:
             header = re.compile(rf"^\s*\[+\s*{re.escape(table)}\s*\]+")

@@ -139,7 +139,7 @@ def create_engine(
 
 
 def remove_engine(name: str) -> tuple[Engine, bool]:
-    """Forget an engine; delete its environment if it was built here and no other engine uses it.
+    """Forget an engine; delete its environment if it was built here and certainly no other engine uses it.
 
     Returns:
         the engine, and whether its environment was deleted.
@@ -336,7 +336,8 @@ def _discard_unused(environment: Path | None) -> bool:
     if environment is None or environment.parent != home() / "environments":
         return False
     with _locked(environment, lambda line: None):
-        if registry.users_of(environment) or not environment.exists():
+        # A registration that cannot be read may be of an engine that uses it.
+        if registry.users_of(environment) or registry.unreadable() or not environment.exists():
             return False
         _delete(environment)
     return True

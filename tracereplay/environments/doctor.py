@@ -190,6 +190,7 @@ def start_engine(engine: Engine) -> Iterator[Finding]:
     """Does the engine start and generate one token? The model is made up: two small layers, no weights."""
     log = home() / "logs" / f"doctor-{engine.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)  # only the newest examination's is kept
     with tempfile.TemporaryDirectory(prefix="tracereplay-doctor-") as folder:
         try:
             token = _generate(engine, write_dummy_model(Path(folder) / "model"), log)

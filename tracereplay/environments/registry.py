@@ -34,6 +34,7 @@ __all__ = [
     "load_engine",
     "register",
     "registered",
+    "unreadable",
     "users_of",
     "utc_now",
     "write_json",
@@ -108,11 +109,24 @@ def check_name(name: str) -> None:
 
 def list_engines() -> list[Engine]:
     """All engines that can be read, by name."""
-    engines = []
+    return [found for found in _all() if isinstance(found, Engine)]
+
+
+def unreadable() -> list[str]:
+    """What is wrong with registrations that cannot be read, a sentence each."""
+    return [str(found) for found in _all() if isinstance(found, UsageError)]
+
+
+def _all() -> list[Engine | UsageError]:
+    """Every registration, or why it cannot be read."""
+    found: list[Engine | UsageError] = []
     for path in sorted(_folder().glob("*.json")):
         if NAME.fullmatch(path.stem):
-            engines.append(_read(path))
-    return engines
+            try:
+                found.append(_read(path))
+            except UsageError as error:
+                found.append(error)
+    return found
 
 
 def registered(name: str) -> Engine | None:
@@ -132,7 +146,7 @@ def load_engine(name: str) -> Engine:
     engine = registered(name)
     if engine is not None:
         return engine
-    others = sorted(p.stem for p in _folder().glob("*.json"))
+    others = [known.name for known in list_engines()]
     known = f"There are: {', '.join(others)}." if others else "There are none yet."
     raise EngineNotFound(
         f"There is no engine named '{name}'. {known} Build one with "
@@ -246,12 +260,24 @@ def _file(name: str) -> Path:
 
 def _read(path: Path) -> Engine:
     try:
-        return Engine.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = Engine.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if not _is_whole(found) or found.name != path.stem:
+            raise ValueError("it is not what an engine is registered as")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"The registration of the engine '{path.stem}' cannot be read ({error}). Delete {path} and create "
             "the engine again; an environment that was built for it is found and used again."
         ) from error
+
+
+def _is_whole(engine: Engine) -> bool:
+    """Whether each value is of the kind that its name says; a file may hold anything."""
+    texts = (engine.name, engine.created, *engine.env, *engine.env.values(), *engine.settings, *engine.versions)
+    maybe = (engine.recipe, engine.python_request, *engine.versions.values())
+    return all(isinstance(text, str) for text in (*texts, *engine.requirements)) and all(
+        text is None or isinstance(text, str) for text in maybe
+    )
 
 
 def _last_line(text: str) -> str:

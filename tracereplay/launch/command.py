@@ -39,7 +39,7 @@ class _Interpreter:
 
 
 def record_command(
-    command: Sequence[str], out: Path, *, engine: Launchable | None = None, force: bool = False,
+    command: Sequence[str], out: Path, *, engine: Launchable | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> int:  # fmt: skip
     """Runs ``command`` with recording on.
@@ -48,7 +48,6 @@ def record_command(
         command: what to run.
         out: trace to make.
         engine: whose environment to run it in; by default the interpreter that the command itself names.
-        force: replace what is at ``out``.
         options: how much is recorded (`recorder.session.Options`).
 
     Returns:
@@ -59,7 +58,7 @@ def record_command(
     """
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
-    directory = TraceDirectory(out, {"kind": "recording", "level": level_of(options), "notes": []}, force=force)
+    directory = TraceDirectory(out, {"kind": "recording", "level": level_of(options), "notes": []})
     environment = {**guest_environment(launched), RECORD: str(out.resolve()), OPTIONS: json.dumps(options or {})}
     code = subprocess.run([found, *command[1:]], env=environment).returncode
     _describe(directory)

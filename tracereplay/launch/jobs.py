@@ -11,6 +11,7 @@ from typing import Any
 
 from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
 from tracereplay.gate import workload_of
+from tracereplay.launch.lengths import as_long_as
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
 from tracereplay.storage.checkpoint import check_model, check_weights, model_files, read_checkpoint
@@ -25,7 +26,7 @@ OPERATOR, KERNEL = "operator", "kernel"
 
 
 def record(
-    engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False, force: bool = False,
+    engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False,
     log: Path | None = None, options: Mapping[str, Any] | None = None, weights: bool = False,
     report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
@@ -36,7 +37,6 @@ def record(
         workload: what it generates.
         out: path of the trace.
         check_observer: generate in an engine without taps too, and state the difference in the trace.
-        force: replace what is at ``out``.
         log: file for what the engine prints.
         options: how much is recorded (`recorder.session.Options`).
         weights: copy the checkpoint's tensors into the trace too.
@@ -56,7 +56,7 @@ def record(
         **run_header("recording", engine, workload, level_of(options)), "checkpoint": checkpoint.tensors,
         "model_files": model_files(model),
     }  # fmt: skip
-    directory = TraceDirectory(out, header, force=force)
+    directory = TraceDirectory(out, header)
     if weights:
         report("Copying the weights")
         store_weights(model, directory)
@@ -82,8 +82,8 @@ def record(
 
 def replay(
     engine: Launchable, golden: Path, out: Path, *, settings: Mapping[str, Any] | None = None,
-    model: Path | None = None, injected: bool = True, other_weights: bool = False, force: bool = False,
-    log: Path | None = None, report: Report = lambda line: None,
+    model: Path | None = None, injected: bool = True, other_weights: bool = False, log: Path | None = None,
+    report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Replays a golden trace under ``engine`` into a new trace at ``out``: the rerun and the injected pass.
 
@@ -95,7 +95,6 @@ def replay(
         model: checkpoint, where it is not where it was recorded.
         injected: whether to make the injected pass too.
         other_weights: whether to go on where the checkpoint holds other weights than golden's.
-        force: replace what is at ``out``.
         log: file for what the engine prints.
         report: is told what is being done.
 
@@ -108,7 +107,7 @@ def replay(
     if not other_weights:
         check_weights(source.run.weights, Path(workload.model), workload.weights)
     run = {**run_header("replay", engine, workload, source.run.level), "golden": source.digest()}
-    directory = TraceDirectory(out, run, force=force)
+    directory = TraceDirectory(out, run)
     report(f"Starting the engine {engine.name}")
     with (
         _settled(directory),
@@ -145,6 +144,7 @@ def replay_passes(
     Where golden has kernels, the injected pass has them too; in the rerun they would be judged on other inputs.
     """
     _check_recording(golden)
+    workload = as_long_as(golden, workload)
     report("Generating again with golden tokens forced (rerun)")
     source = str(golden.local_path())
     record_pass(process, directory, workload, "rerun", source)

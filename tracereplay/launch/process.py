@@ -9,6 +9,7 @@ EngineProcess ──command──▶ stdin    tracereplay.guest.driver ── vl
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -18,16 +19,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 from tracereplay.guest.plugin import ENABLED, NO_TAPS
 from tracereplay.launch.overlay import overlay_for
 from tracereplay.launch.places import home
 
-__all__ = ["Configured", "EngineProcess", "Launchable", "guest_environment"]
+__all__ = ["Configured", "EngineProcess", "Launchable", "guest_environment", "is_log"]
 
 LAST_LINES = 25
+LOG_BEGINS = b"# tracereplay: the engine "
 # set even if the user has other values: without them the plugin is not loaded or the engine talks to the network
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -86,6 +88,21 @@ def guest_environment(engine: Launchable) -> dict[str, str]:
     return merged
 
 
+def is_log(path: Path) -> bool:
+    """Whether a file begins as the logs of engines do."""
+    with path.open("rb") as file:
+        return file.read(len(LOG_BEGINS)) == LOG_BEGINS
+
+
+def _continued(log: Path, name: str) -> BinaryIO:
+    """The log, opened for more; each start of an engine has a line of ours before it."""
+    file = log.open("a+b")
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    file.write(LOG_BEGINS + f"{name}, started {now}\n".encode())
+    file.flush()
+    return file
+
+
 class EngineProcess:
     """Starts an engine and keeps it until `close`.
 
@@ -93,7 +110,7 @@ class EngineProcess:
         engine: what to start.
         model: checkpoint directory.
         settings: engine arguments, laid over the engine's own.
-        log: file for everything the engine prints; a temporary one by default.
+        log: file for everything the engine prints, which is added to it; a temporary one by default.
         taps: False leaves the model as it is; then nothing can be recorded.
 
     Raises:
@@ -110,8 +127,9 @@ class EngineProcess:
         self._log_file = (
             tempfile.NamedTemporaryFile("w+b", prefix="tracereplay-", suffix=".log")  # noqa: SIM115
             if log is None
-            else log.open("w+b")
+            else _continued(log, engine.name)
         )
+        self._log_begins = self._log_file.tell()
         self._process = subprocess.Popen(
             [engine.python, "-m", "tracereplay.guest.driver"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
@@ -179,7 +197,7 @@ class EngineProcess:
         self._log_file.flush()
         with open(self._log_file.name, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 20000))
+            file.seek(max(self._log_begins, size - 20000))
             lines = file.read().decode("utf-8", "replace").splitlines()
         return "\n".join(lines[-LAST_LINES:])
 

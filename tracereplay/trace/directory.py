@@ -10,11 +10,12 @@ known without reading any data.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
-import shutil
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ __all__ = [
     "SEGMENT",
     "WEIGHTS",
     "TraceDirectory",
-    "remove_trace",
+    "made_here",
+    "refuse_taken",
     "segment_path",
     "weight_site",
 ]
@@ -59,13 +61,12 @@ class TraceDirectory:
     Args:
         path: directory to create.
         run: plain data: workload, engine, level.
-        force: replace what is at ``path``.
 
     Raises:
-        UsageError: ``path`` exists and ``force`` is not given, or it cannot be created.
+        UsageError: ``path`` exists (see `place.Place`), or it cannot be created.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], *, force: bool = False) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -73,10 +74,12 @@ class TraceDirectory:
             "run": dict(run),
             "passes": {},
         }
-        remove_trace(path, force=force)
+        refuse_taken(path)
         try:
             path.mkdir(parents=True)
-            self._write()
+            self._held = _Held(path)
+            weakref.finalize(self, self._held.release)
+            self._write_first()
         except OSError as error:
             raise UsageError(f"The trace {path} cannot be created: {error.strerror}.") from error
 
@@ -98,6 +101,7 @@ class TraceDirectory:
         """Declares the trace complete."""
         self._manifest["state"] = "complete"
         self._save()
+        self._held.release()
 
     def settle(self, seconds: float = SETTLE) -> bool:
         """Waits until no writer process has a segment open any more; returns whether that came to be.
@@ -118,6 +122,14 @@ class TraceDirectory:
             raise RecordingIncomplete(
                 f"{self.path} is incomplete: its manifest cannot be written: {error.strerror}."
             ) from error
+
+    def _write_first(self) -> None:
+        try:
+            self._write()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # an empty one would be in the way of the next attempt
+            raise
 
     def _write(self) -> None:
         """Replaces the manifest in one step: there is always a whole one, the new or the old."""
@@ -145,19 +157,39 @@ def _locked(path: Path) -> bool:
     return False
 
 
-def remove_trace(path: Path, *, force: bool) -> None:
-    """Makes room at ``path``; anything that is no trace is left alone, since it is not ours to delete.
+class _Held:
+    """The lock on a trace's directory: an engine may load for minutes before there is a segment to lock."""
 
-    Raises:
-        UsageError: something is there and ``force`` is not given, or it is no trace.
-    """
-    if not (path.exists() or path.is_symlink()):
-        return
-    if not force:
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _made.add(_identity(self._fd))
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Lets go of it; safe to call again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_made: set[tuple[int, int]] = set()  # device and inode of the directories that this process made
+
+
+def _identity(of: Path | int) -> tuple[int, int]:
+    found = os.stat(of)
+    return found.st_dev, found.st_ino
+
+
+def made_here(path: Path) -> bool:
+    """Whether this process made the trace directory at ``path``."""
+    try:
+        return _identity(path) in _made
+    except OSError:
+        return False
+
+
+def refuse_taken(path: Path) -> None:
+    """Raises UsageError if anything is at ``path``."""
+    if os.path.lexists(path):
         raise UsageError(f"{path} exists already; give another path, or --force to replace it.")
-    if path.is_dir() and not path.is_symlink():
-        if any(path.iterdir()) and not (path / MANIFEST).exists():
-            raise UsageError(f"{path} is a directory that holds no trace; it is not replaced.")
-        shutil.rmtree(path)
-    else:
-        path.unlink()

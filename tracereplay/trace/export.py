@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,10 +11,17 @@ from typing import Any, NamedTuple
 
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import UsageError
+from tracereplay.storage.written import written
 from tracereplay.trace.codec import Bytes
 from tracereplay.trace.select import Chosen
 
-__all__ = ["Exported", "export_calls", "export_tensors", "tensor_name", "write_safetensors"]
+__all__ = [
+    "Exported", "export_calls", "export_tensors", "is_exported_calls", "is_exported_tensors", "tensor_name",
+    "write_safetensors",
+]  # fmt: skip
+
+_NAME = re.compile(r"\d+/.*/\d+/(in|out|written)\d+", re.DOTALL)  # see `tensor_name`
+_MOST = 64 << 20  # bytes of a header or a line that is read
 
 
 def tensor_name(chosen: Chosen) -> str:
@@ -58,7 +66,7 @@ def write_safetensors(tensors: Sequence[Exported], out: Path) -> int:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     try:
-        with out.open("wb") as file:
+        with written(out) as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for one in tensors:
                 file.write(one.load())
@@ -75,13 +83,37 @@ def export_calls(chosen: Iterable[Chosen], out: Path) -> int:
     """
     count = 0
     try:
-        with out.open("w", encoding="utf-8") as file:
+        with written(out) as file:
             for one in chosen:
-                file.write(json.dumps(_line(one)) + "\n")
+                file.write(f"{json.dumps(_line(one))}\n".encode())
                 count += 1
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
     return count
+
+
+def is_exported_tensors(path: Path) -> bool:
+    """Whether `export_tensors` wrote the file: each of its tensors is named as it names them."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = _object(file.read(length)) if length <= _MOST else {}
+    names = set(header) - {"__metadata__"}
+    return "__metadata__" in header and all(map(_NAME.fullmatch, names))
+
+
+def is_exported_calls(path: Path) -> bool:
+    """Whether `export_calls` wrote the file, by its first line."""
+    with path.open("rb") as file:
+        first = _object(file.readline(_MOST))
+    return {"step", "site", "operator", "call", "tensor", "key", "rows"} <= set(first)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _line(one: Chosen) -> dict[str, Any]:

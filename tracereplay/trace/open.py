@@ -87,6 +87,15 @@ class Trace:
         return sum(file.size for file in self._files.values())
 
     @property
+    def read_from(self) -> tuple[Path, ...]:
+        """Where it lies on this machine, and the trace beside it that it may be stored as a difference from."""
+        if isinstance(self.path, str):
+            return ()
+        described = self.run.base
+        name = described.get("name") if isinstance(described, dict) else None
+        return (self.path,) if not isinstance(name, str) else (self.path, self.path.parent / name)
+
+    @property
     def parts(self) -> tuple[Key, ...]:
         """Pass and rank of each segment."""
         return tuple(self._files)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
-from tracereplay.trace.directory import remove_trace, segment_path
+from tracereplay.trace.directory import segment_path
 from tracereplay.trace.open import Trace
 from tracereplay.trace.pack import write_pack
+from tracereplay.trace.place import Place
 from tracereplay.trace.rewrite import references_to, rewrite
 
 __all__ = ["STRONG_LEVEL", "pack_trace"]
@@ -28,13 +29,14 @@ def pack_trace(
         level: of zstandard, 1 to 22; None copies the segments byte for byte.
         base: store tensors as their difference from this trace's, where it has a counterpart. The reader then
             needs it.
-        force: replace a trace at ``out``.
+        force: replace a trace at ``out``, when the new one is whole.
 
     Raises:
-        UsageError: ``out`` exists, cannot be written, or ``base`` is itself stored as a difference.
+        UsageError: ``out`` exists and must stay (see `Place`), cannot be written, or ``base`` is itself stored as
+            a difference.
         TraceError: ``trace`` cannot be read.
     """
-    remove_trace(out, force=force)
+    place = Place(out, force=force, inputs=[*trace.read_from, *(base.read_from if base is not None else ())])
     manifest = {k: v for k, v in trace.manifest.items() if k != "check"}
     if base is not None:
         if base.run.base:
@@ -47,7 +49,8 @@ def pack_trace(
         segments = {
             segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base) for key in trace.parts
         }
-        write_pack(out, manifest, segments)
+        write_pack(place.path, manifest, segments)
+    place.put()
 
 
 def _stored(trace: Trace, key: tuple[str, int], scratch: Path, level: int | None, base: Trace | None) -> File:

@@ -71,7 +71,7 @@ class Selection:
 
 def replay_isolated(
     engine: Launchable, golden: Path, out: Path, *, selection: Selection = Selection(), reference: bool = False,
-    model: Path | None = None, force: bool = False, limits: Limits = LIMITS, report: Report = lambda line: None,
+    model: Path | None = None, limits: Limits = LIMITS, report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Runs golden's operators, and its kernels if it has them, alone in ``engine``'s environment.
 
@@ -82,7 +82,6 @@ def replay_isolated(
         selection: which calls.
         reference: execute PyTorch's own kernels on float64 inputs too, as the pass ``reference``.
         model: checkpoint, where it is not where it was recorded.
-        force: replace what is at ``out``.
         limits: of the child that executes.
         report: is told what is being done.
 
@@ -101,7 +100,7 @@ def replay_isolated(
             "operator": None if selection.kernel is not None else setup_for(engine),
         }
         with Sandbox(engine, setup=setup, limits=limits) as sandbox:
-            directory = TraceDirectory(out, run, force=force)
+            directory = TraceDirectory(out, run)
             directory.update_run(engine={"name": engine.name, **sandbox.info["kernel"]})
             left: Left = {}
             for rank in source.ranks("record"):

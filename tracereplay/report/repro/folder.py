@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,14 +52,29 @@ def write_reproducer(found: Reproducer, folder: Path) -> None:
         UsageError: there is something, it cannot be written, or a dtype is none that safetensors knows.
     """
     try:
+        there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty; give another directory.")
-        for name, tensors in (("inputs", found.inputs), ("expected", found.expected)):
-            _write(tensors, folder / f"{name}.safetensors")
-        (folder / "repro.py").write_text(found.script, encoding="utf-8")
+        with _emptied_again(folder, there):
+            for name, tensors in (("inputs", found.inputs), ("expected", found.expected)):
+                _write(tensors, folder / f"{name}.safetensors")
+            (folder / "repro.py").write_text(found.script, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def _emptied_again(folder: Path, there: bool) -> Iterator[None]:
+    """Removes what was written if not all of it can be; it would be in the way of the next attempt."""
+    try:
+        yield
+    except BaseException:
+        for name in ("inputs.safetensors", "expected.safetensors", "repro.py"):
+            (folder / name).unlink(missing_ok=True)
+        if not there:
+            folder.rmdir()
+        raise
 
 
 def _write(tensors: Mapping[str, TensorBytes], path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Files that verbs write: each is replaced only by its own kind, and appears when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tracereplay.comparator.policy_file import is_calibrated
+from tracereplay.errors import UsageError
+from tracereplay.launch.process import is_log
+from tracereplay.storage.written import written
+from tracereplay.trace.export import is_exported_calls, is_exported_tensors
+
+__all__ = ["CALLS", "LOG", "POLICY", "TENSORS", "VERDICT", "check_distinct", "check_output", "write_text"]
+
+MOST = 256 << 20  # bytes of a file that is read to see what it is
+
+
+class Kind(NamedTuple):
+    """A kind of file: what it is called, and how one is known."""
+
+    what: str
+    known: Callable[[Path], bool]
+
+
+def _is_verdict(path: Path) -> bool:
+    found = _json(path)
+    return (
+        isinstance(found, dict) and type(found.get("schema")) is int and bool({"verdict", "rollout"} & set(found))
+    )
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+VERDICT = Kind("a verdict", _is_verdict)
+POLICY = Kind("a policy as calibrate writes it, without rules of yours", is_calibrated)
+LOG = Kind("a log of an engine", is_log)
+TENSORS = Kind("tensors that export wrote", is_exported_tensors)
+CALLS = Kind("calls that export wrote", is_exported_calls)
+
+
+def check_output(option: str, path: Path, kind: Kind) -> None:
+    """Raises UsageError if ``path`` cannot be written, or holds something that must stay."""
+    if path.is_dir():
+        raise UsageError(f"{option} {path} cannot be written: it is a directory.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{option} {path} cannot be written: there is no directory {folder}.")
+    if not path.exists():
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"{option} {path} cannot be written: the directory {folder} is read-only for you.")
+        return
+    if path.is_file() and not _may_go(path, kind):
+        raise UsageError(
+            f"{option} {path} is there already and is not {kind.what}; it is not replaced. Give another path, or "
+            "move it away yourself."
+        )
+
+
+def _may_go(path: Path, kind: Kind) -> bool:
+    try:
+        size = path.stat().st_size
+        return not size or (size <= MOST and kind.known(path))
+    except OSError:
+        return False
+
+
+def check_distinct(outputs: Mapping[str, Path | str | None]) -> None:
+    """Raises UsageError if two options name the same file."""
+    seen: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None or str(path) == "-":
+            continue
+        place = os.path.realpath(path)
+        if place in seen:
+            raise UsageError(f"{seen[place]} and {option} name the same file, {path}; give each its own.")
+        seen[place] = option
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step."""
+    with written(path) as file:
+        file.write(text.encode())

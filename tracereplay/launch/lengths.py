@@ -1,0 +1,39 @@
+"""How long a request is replayed: as long as it was recorded, whatever it had asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tracereplay.comparator.tokens import read_generation
+from tracereplay.trace import Trace
+from tracereplay.workload import Prompt, Workload
+
+__all__ = ["as_long_as"]
+
+
+def as_long_as(golden: Trace, workload: Workload) -> Workload:
+    """The workload with each request limited to the tokens that golden has of it.
+
+    A client that goes away aborts its request, and a recording that is cut off ends them all: beyond that place
+    there is no golden token to force, and nothing to compare. Where the engine said how its requests ended, they
+    ended by themselves, and a candidate that goes on longer shall be seen to.
+    """
+    if "record" in golden.results:
+        return workload
+    generation = read_generation(golden, "record")
+    longest: dict[int, int] = {}
+    for (request, _), tokens in generation.tokens.items():
+        made = len(tokens) - len(generation.prompts[request])
+        longest[request] = max(made, longest.get(request, 0))
+    prompts = (_limited(p, longest[i]) if i in longest else p for i, p in enumerate(workload.prompts))
+    return replace(workload, prompts=tuple(prompts))
+
+
+def _limited(prompt: Prompt, tokens: int) -> Prompt:
+    """At least one token is generated: a prompt alone is nothing that an engine runs."""
+    asked = prompt.sampling.get("max_tokens")
+    limit = max(1, tokens if asked is None else min(tokens, int(asked)))
+    sampling = {**prompt.sampling, "max_tokens": limit}
+    if sampling.get("min_tokens"):
+        sampling["min_tokens"] = min(int(sampling["min_tokens"]), limit)
+    return replace(prompt, sampling=sampling)
