@@ -250,10 +250,12 @@ class Session:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
 
-    def requested(self, requests: Sequence[Request]) -> None:
-        """Requests that begin in this step, where no workload names them."""
-        if self._step is not None:
-            self._step.requests.extend(requests)
+    def requested(self, requests: Sequence[Request]) -> bool:
+        """Requests that begin in this step, where no workload names them; returns whether the step is recorded."""
+        if self._step is None:
+            return False
+        self._step.requests.extend(requests)
+        return True
 
     def end_step(self) -> None:
         """Hands the step to the writer."""

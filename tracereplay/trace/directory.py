@@ -30,14 +30,18 @@ __all__ = [
     "SEGMENT",
     "WEIGHTS",
     "TraceDirectory",
+    "locked",
+    "part_name",
+    "refuse_live",
     "remove_trace",
+    "replace_manifest",
     "segment_path",
     "weight_site",
 ]
 
 MANIFEST = "manifest.json"
 SETTLE = 20.0  # seconds
-SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32})-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
+SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32}(?:-engine[1-9]\d{0,3})?)-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
 
 
 WEIGHTS = "weights"  # the pass that holds a checkpoint's tensors, where they were asked for
@@ -48,8 +52,13 @@ def weight_site(name: str) -> Site:
     return Site(name, "Parameter", xxhash.xxh3_64_intdigest(name.encode()) >> 16)
 
 
+def part_name(pass_name: str, engine: int) -> str:
+    """The beginning of the names of an engine's segments; the first engine's do not name it."""
+    return f"{pass_name}-engine{engine}" if engine else pass_name
+
+
 def segment_path(directory: Path, pass_name: str, rank: int) -> Path:
-    """Where a rank writes its part of a pass."""
+    """Where a rank writes its part of a pass; see `part_name` for engines beside the first."""
     return directory / f"{pass_name}-rank{rank}.seg"
 
 
@@ -67,6 +76,7 @@ class TraceDirectory:
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = path
+        self._fd: int | None = None
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
             "state": "incomplete",
@@ -99,13 +109,24 @@ class TraceDirectory:
         self._manifest["state"] = "complete"
         self._save()
 
+    def hold(self) -> None:
+        """Says to others, by a lock that ends with this process, that the trace is being made."""
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def let_go(self) -> None:
+        """The inverse of `hold`."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def settle(self, seconds: float = SETTLE) -> bool:
         """Waits until no writer process has a segment open any more; returns whether that came to be.
 
         Why: an engine that was killed leaves its writer behind for a moment, which finishes what it was given.
         """
         end = time.monotonic() + seconds
-        while any(_locked(path) for path in self.path.glob("*.seg")):
+        while any(locked(path) for path in self.path.glob("*.seg")):
             if time.monotonic() > end:
                 return False
             time.sleep(0.02)
@@ -121,28 +142,48 @@ class TraceDirectory:
 
     def _write(self) -> None:
         """Replaces the manifest in one step: there is always a whole one, the new or the old."""
-        partial = self.path / f"{MANIFEST}.partial"
-        try:
-            with partial.open("wb") as file:
-                file.write(write_manifest(self._manifest))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / MANIFEST)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        replace_manifest(self.path, self._manifest)
 
 
-def _locked(path: Path) -> bool:
-    """Whether a writer process holds the lock that it takes while it writes."""
+def replace_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a trace's manifest in one step; raises OSError, and then the old one is still there."""
+    partial = directory / f"{MANIFEST}.partial"
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with partial.open("wb") as file:
+            file.write(write_manifest(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(directory / MANIFEST)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def locked(path: Path) -> bool:
+    """Whether somebody writes: a writer process locks its segment, and the parent of a recorded command the
+    trace's directory."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         pass
+    finally:
+        os.close(fd)
     return False
+
+
+def refuse_live(path: Path) -> None:
+    """Raises UsageError if a trace, or a segment of one, is being written at ``path``."""
+    for part in (path, *path.glob("*.seg")):
+        if locked(part):
+            raise UsageError(
+                f"{path} is being recorded: {part.name} is still written to. Wait until that has ended."
+            )
 
 
 def remove_trace(path: Path, *, force: bool) -> None:
@@ -155,6 +196,7 @@ def remove_trace(path: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{path} exists already; give another path, or --force to replace it.")
+    refuse_live(path)
     if path.is_dir() and not path.is_symlink():
         if any(path.iterdir()) and not (path / MANIFEST).exists():
             raise UsageError(f"{path} is a directory that holds no trace; it is not replaced.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
-from tracereplay.trace.directory import remove_trace, segment_path
+from tracereplay.trace.directory import refuse_live, remove_trace, segment_path
 from tracereplay.trace.open import Trace
 from tracereplay.trace.pack import write_pack
 from tracereplay.trace.rewrite import references_to, rewrite
@@ -34,6 +34,8 @@ def pack_trace(
         UsageError: ``out`` exists, cannot be written, or ``base`` is itself stored as a difference.
         TraceError: ``trace`` cannot be read.
     """
+    if isinstance(trace.path, Path):
+        refuse_live(trace.path)
     remove_trace(out, force=force)
     manifest = {k: v for k, v in trace.manifest.items() if k != "check"}
     if base is not None:
@@ -53,7 +55,7 @@ def pack_trace(
 def _stored(trace: Trace, key: tuple[str, int], scratch: Path, level: int | None, base: Trace | None) -> File:
     if level is None and base is None:
         return trace.file(key)
-    segment = trace.segment(*key)
+    segment = trace.part(key)
     path = segment_path(scratch, *key)
     references = None if base is None else references_to(base, segment, key)
     rewrite(segment, path, level=level or STRONG_LEVEL, references=references, base=base)
