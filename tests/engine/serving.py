@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 TINY = HERE.parents[1] / "fixtures" / "tiny-llama"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 MODEL = "tiny"
-PATIENCE = 120.0  # seconds for a server to start or to end
+PATIENCE = 300.0  # seconds for a server to start or to end
 KINDS = ("completion", "streamed completion", "chat", "streamed chat")
 # Its processes are forked, not spawned: the same server, and two imports of vLLM less at each start.
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
@@ -40,6 +40,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     finished: bool = False  # the client has its last byte
     aborted: bool = False  # the client hung up
+    ended: float | None = None  # when it was over, in whichever way; on the monotonic clock
 
 
 class Server:
@@ -96,10 +97,11 @@ class Server:
         for pid in descendants(self.process.pid):
             text = _text(f"/proc/{pid}/cmdline").replace("\0", " ")
             what = (
-                "writer" if "tracereplay.recorder" in text
+                "janitor" if "tracereplay.cli" in text
+                else "writer" if "tracereplay.recorder" in text
                 else "worker" if "VLLM::Worker" in text
                 else "core" if "VLLM::EngineCore" in text
-                else "front" if "vllm serve" in text or "vllm" in text.split(" ")[1:2]
+                else "front" if "vllm serve" in text
                 else "other"
             )  # fmt: skip
             found.setdefault(what, []).append(pid)
@@ -129,6 +131,10 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
+
+    def running(self) -> int:
+        """How many requests are under way."""
+        return sum(answer.ended is None for answer in list(self.answers))
 
     def left_over(self) -> tuple[list[int], set[str]]:
         """Its processes and its shared memory that are still there."""
@@ -188,6 +194,7 @@ class Server:
                 _take(json.loads(response.read()), answer)
                 answer.finished = True
         finally:
+            answer.ended = time.monotonic()
             connection.close()
         return answer
 
