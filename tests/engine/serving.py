@@ -126,6 +126,10 @@ class Server:
     def close(self) -> None:
         """Whatever happens in a test, nothing is left of it."""
         self._stop.set()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=30)
         for pid in [*descendants(self.process.pid), *(p for pids in self.family.values() for p in pids)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -170,3 +170,16 @@ def test_the_terminal_belongs_to_the_command_and_then_comes_back() -> None:
         assert os.waitpid(pid, 0)[1] == 0
     finally:
         os.close(terminal)
+
+
+def test_a_semaphore_of_a_command_that_was_killed_is_removed(tmp_path: Path) -> None:
+    """Python's own semaphores are mapped under another name than they get."""
+    name = tmp_path / "name"
+    program = (
+        "import multiprocessing, os, sys, time; lock = multiprocessing.get_context('spawn').Lock(); "
+        "open(sys.argv[1], 'w').write(lock._semlock.name); time.sleep(1.5); "
+        "os.kill(multiprocessing.resource_tracker._resource_tracker._pid, 9); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", PARENT, sys.executable, "-c", program, str(name)], timeout=60)
+    assert done.returncode == 137
+    assert not (SHARED / f"sem.{name.read_text()[1:]}").exists()

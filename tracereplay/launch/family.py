@@ -53,15 +53,20 @@ class Process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
-    def memory(self) -> set[str]:
-        """Names of the shared memory that it has open or mapped."""
+    def memory(self) -> set[int]:
+        """Inodes of the shared memory that it has open or mapped.
+
+        Not by name: a semaphore gets its name only after it was mapped under another.
+        """
         lines = _read(f"/proc/{self.pid}/maps").splitlines()
-        found = {b"/dev/shm/" + line.partition(b" /dev/shm/")[2] for line in lines if b" /dev/shm/" in line}
+        found = {int(line.split(None, 5)[4]) for line in lines if b" /dev/shm/" in line}
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{self.pid}/fd"):
                 with contextlib.suppress(OSError):
-                    found.add(os.fsencode(os.readlink(f"/proc/{self.pid}/fd/{name}")))
-        return {os.fsdecode(path)[len("/dev/shm/") :] for path in found if path.startswith(b"/dev/shm/")}
+                    path = f"/proc/{self.pid}/fd/{name}"
+                    if os.readlink(path).startswith("/dev/shm/"):
+                        found.add(os.stat(path).st_ino)
+        return found
 
 
 def _read(path: str) -> bytes:
@@ -101,11 +106,13 @@ class Family:
     def look(self) -> list[Process]:
         """Looks who and what is there; returns those that run."""
         living = self.living()
-        new = {name for name in _shared() - self._before - self.memory if self._looks.get(name, 0) < LOOKS}
+        known = {*self._before, *self.memory}
+        new = {n: i for n, i in _shared().items() if n not in known and self._looks.get(n, 0) < LOOKS}
         if new:
             for name in new:
                 self._looks[name] = self._looks.get(name, 0) + 1
-            self.memory.update(*(new & process.memory() for process in living))
+            theirs = set[int]().union(*(process.memory() for process in living))
+            self.memory.update(name for name, inode in new.items() if inode in theirs)
         return living
 
     def living(self) -> list[Process]:
@@ -163,22 +170,24 @@ def _below(pid: int, children: dict[int, list[Process]]) -> Iterator[Process]:
         yield from _below(child.pid, children)
 
 
-def _shared() -> set[str]:
+def _shared() -> dict[str, int]:
+    """The files of shared memory, and their inodes."""
     try:
-        return set(os.listdir(SHARED))
+        return {entry.name: entry.inode() for entry in os.scandir(SHARED)}
     except OSError:
-        return set()
+        return {}
 
 
 def remove_memory(names: Iterable[str]) -> None:
     """Removes what is left of shared memory, but for what somebody uses."""
-    left = [name for name in names if "/" not in name and (SHARED / name).is_file()]
+    there = _shared()
+    left = {name: there[name] for name in names if name in there}
     if not left:
         return
-    used: set[str] = set()
+    used: set[int] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         used |= Process(int(pid), 0).memory()
-    for name in left:
-        if name not in used:
+    for name, inode in left.items():
+        if inode not in used:
             with contextlib.suppress(OSError):
                 (SHARED / name).unlink()
