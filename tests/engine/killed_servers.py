@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,14 @@ def main(count: int, seed: int) -> dict[str, Any]:
     chance = random.Random(seed)
     sums: collections.Counter[str] = collections.Counter()
     for number in range(count):
+        kind = KINDS[(number + seed) % len(KINDS)]
         with tempfile.TemporaryDirectory() as folder:
-            found = killed(Path(folder), KINDS[(number + seed) % len(KINDS)], chance)
+            try:
+                found = killed(Path(folder), kind, chance)
+            except Exception:  # the others are of interest all the same
+                traceback.print_exc()
+                sums.update({"failed": 1, f"failed: {kind}": 1})
+                continue
         print(json.dumps(found), flush=True)
         sums.update({"killed": 1, found["kind"]: 1, "under load": int(found["running"] > 0)})
         sums.update({name: found[name] for name in ("finished", "cut")})
@@ -103,4 +110,6 @@ def main(count: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]))))
+    sums = main(int(sys.argv[1]), int(sys.argv[2]))
+    print(json.dumps(sums))
+    sys.exit("failed" in sums or sums["under load"] * 3 < 2 * sums["killed"])

@@ -157,6 +157,7 @@ class GuestWorker:
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
             path = claim_segment(Path(trace), self._worker.vllm_config, session.rank)
             meta |= self._meta()
+            options = {**(options or {}), "in_flight": 0}
         else:
             path = segment_path(Path(trace), pass_name, session.rank)
         adapter.begin_pass(first_request, forced)
