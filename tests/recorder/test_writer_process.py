@@ -86,7 +86,7 @@ def test_a_writer_that_is_at_work_is_not_repaired_away(tmp_path: Path) -> None:
     assert engine.stdout is not None
     assert engine.stdout.readline()
     try:
-        while len(open_trace(directory.path).steps("record")) < STEPS:
+        while not path.exists() or len(open_trace(directory.path).steps("record")) < STEPS:
             time.sleep(0.02)
         before = path.read_bytes()
         with pytest.raises(UsageError, match="is being recorded"):
