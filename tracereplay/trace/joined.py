@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Site, Step
 from tracereplay.trace.reader import SegmentReader
 
@@ -21,7 +22,11 @@ Start = tuple[int, int]  # numbers of an engine's first request and first step
 
 
 def starts(engines: Sequence[Sequence[SegmentReader]]) -> list[Start]:
-    """Where each engine's numbers begin, given the segments of its ranks."""
+    """Where each engine's numbers begin, given the segments of its ranks.
+
+    Raises:
+        DamagedTrace: they are larger than numbers of requests and steps can be.
+    """
     found, at = [], (0, 0)
     for segments in engines:
         found.append(at)
@@ -31,6 +36,8 @@ def starts(engines: Sequence[Sequence[SegmentReader]]) -> list[Start]:
                 requests = max([requests, *(r.request + 1 for r in step.requests)])
                 steps = max(steps, step.number + 1)
         at = at[0] + requests, at[1] + steps
+        if max(at) >= 1 << 31:
+            raise DamagedTrace(f"{segments[0].name} names request {requests - 1} and step {steps - 1}.")
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tracereplay.errors import DamagedTrace
 from tracereplay.workload import Prompt, Workload
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["PASS", "is_whole", "served_run", "told_by_segments"]
 
 PASS = "record"
+MAX_REQUESTS = 1 << 22  # what a stranger's number may make us allocate
 # Engine arguments that every engine has and under which the same is computed again.
 _SETTINGS = ("dtype", "quantization", "max_model_len", "seed", "enforce_eager", "tensor_parallel_size")
 _ENDED = {"max_steps": "--max-steps", "max_bytes": "--max-bytes"}
@@ -59,12 +61,16 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompts(trace: Trace) -> tuple[Prompt, ...]:
     """The requests by their numbers; one that no step tells of keeps its place."""
-    begun = {}
+    begun, last = {}, -1
     for rank in trace.ranks(PASS)[:1]:
         for step in trace.segment(PASS, rank).steps():
+            last = max([last, *(s.key.request for s in step.sampled)])
             begun.update({r.request: r for r in step.requests if r.sequence == 0 or r.request not in begun})
+    last = max([last, *begun])
+    if last >= MAX_REQUESTS:
+        raise DamagedTrace(f"{trace.path} names request {last}; no recording has so many.")
     empty = Prompt((), None, {})
-    found = [begun.get(number) for number in range(max(begun, default=-1) + 1)]
+    found = [begun.get(number) for number in range(last + 1)]
     return tuple(empty if r is None else Prompt(r.prompt_token_ids, None, r.sampling) for r in found)
 
 

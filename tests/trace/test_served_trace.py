@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracereplay.errors import UsageError
+from tracereplay.errors import DamagedTrace, UsageError
 from tracereplay.event import Request, RowKey, Sampled, Site, make_rows
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
 from tracereplay.trace.directory import part_name
@@ -233,3 +233,16 @@ def test_locks_end_with_the_process(live: Path, tmp_path: Path) -> None:
     shutil.copytree(live, copy)
     assert repair(open_trace(copy))
     assert os.listdir(copy)
+
+
+def test_numbers_that_no_recording_has_are_refused(tmp_path: Path) -> None:
+    for number in (1 << 22, (1 << 31) - 1):
+        path = tmp_path / f"{number}.trace"
+        begun(path)
+        engine(path, 0, [(1, 2)]).close({})
+        writer = SegmentWriter(segment_path(path, "record-engine1", 0), META)
+        requests = [Request(number, 0, (1,), {})]
+        writer.step(0, make_rows([(0, 0, 0)]), [], [], [], requests)
+        writer.close({})
+        with pytest.raises(DamagedTrace, match="names request"):
+            open_trace(path).run  # noqa: B018
