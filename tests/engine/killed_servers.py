@@ -69,7 +69,8 @@ def check(server: Server, kind: str) -> dict[str, int]:
     trace = open_trace(server.out)
     finished = compared(trace, server.answers)
     assert finished >= 3 or kind == "writer"
-    assert not trace.complete
+    # An engine that loses its front end ends well; where it, its writer or the parent is gone nobody can know.
+    assert kind in ("front", "core") or not trace.complete
     _check_description(trace)
     repair(open_trace(server.out))
     mended = open_trace(server.out)
@@ -77,8 +78,8 @@ def check(server: Server, kind: str) -> dict[str, int]:
     _check_description(mended)
     assert {report.state for report in verify(mended)} <= {"complete", "recoverable"}
     assert mended.manifest["run"]["workload"] == mended.run["workload"]
-    # Where the parent alone was killed, everything else ended well.
-    assert mended.complete == (kind == "parent" and all(r.state == "complete" for r in verify(mended)))
+    well = kind in ("parent", "front", "core") and all(r.state == "complete" for r in verify(mended))
+    assert mended.complete == well
     cut = sum(bool(answer.tokens) and not answer.finished for answer in server.answers)
     return {"finished": finished, "cut": cut, "steps": len(mended.steps("record"))}
 

@@ -219,6 +219,8 @@ class Server:
 
 
 def _take(said: Mapping[str, Any], answer: Answer) -> None:
+    if "choices" not in said:
+        raise ValueError(f"the server says {said}")
     for choice in said["choices"]:
         prompt = choice.get("prompt_token_ids") or said.get("prompt_token_ids")
         if prompt:
