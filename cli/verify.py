@@ -16,6 +16,7 @@ from tracereplay.cli.output import stderr
 from tracereplay.errors import TraceError
 from tracereplay.report.words import clean
 from tracereplay.trace import verify as checking
+from tracereplay.trace.directory import MANIFEST
 
 __all__ = ["verify"]
 
@@ -42,7 +43,8 @@ def verify(
     source = opened(trace, base)
     if repair:
         for name in checking.repair(source):
-            stderr.print(Text(f"Rebuilt the index of {clean(name)}."))
+            words = "Finished" if name == MANIFEST else "Rebuilt the index of"
+            stderr.print(Text(f"{words} {clean(name)}."))
         source = opened(trace, base)
     reports = list(checking.verify(source))
     states = [report.state for report in reports]

@@ -72,7 +72,7 @@ def record(path: Path, seed: int, out: int) -> None:
         return
     writer = session._writer
     assert writer is not None
-    os.write(out, f"pid {writer._process.pid}\n".encode())
+    os.write(out, f"pid {writer.pid}\n".encode())
     number = said = 0
     while session._ended is None and os.getppid() == parent:
         x = given(seed, number)
@@ -86,7 +86,7 @@ def record(path: Path, seed: int, out: int) -> None:
             said = writer.steps
             os.write(out, f"wrote {said}\n".encode())
     summary = session.end_pass()
-    assert any("the writer process ended with -9" in text for text in summary["errors"]), summary
+    assert any("the writer process ended before its time" in text for text in summary["errors"]), summary
     os.write(out, b"on 1\n")
 
 
@@ -198,7 +198,9 @@ def check(recording: Recording) -> dict[str, int]:
     assert report.state == "recoverable", report
     trace.close()
     torn = report.size - report.kept if report.frames else 0
-    assert repair(open_trace(recording.path)) == [segment.name]
+    closed = trace_is_closed(recording.path)  # by a writer that outlived its engine
+    assert closed or recording.kind != "engine" or recording.early
+    assert (segment.name in repair(open_trace(recording.path))) == (not closed)
     mended = open_trace(recording.path)
     assert mended.segment("record").summary is not None
     assert not mended.complete
@@ -207,6 +209,10 @@ def check(recording: Recording) -> dict[str, int]:
     (report,) = verify(mended)
     assert (report.state, report.kept) == ("recoverable", report.size - 16), report
     return {"acknowledged": acknowledged, "committed": len(steps), "torn": int(torn > 0), recording.kind: 1}
+
+
+def trace_is_closed(path: Path) -> bool:
+    return open_trace(path).segment("record").summary is not None
 
 
 def checked(recording: Recording) -> int:

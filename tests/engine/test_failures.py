@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -125,7 +126,7 @@ def _growing(folder: Path) -> Path:
 def test_a_server_is_recorded_as_it_is(
     tmp_path: Path, engines: Engines, single_process: Mapping[str, str]
 ) -> None:
-    """``record -- COMMAND`` with a program of the user's own that starts vLLM as it likes."""
+    """``record -- COMMAND`` with a program of the user's own that starts vLLM as it likes: twice, at once."""
     from engine_support import Launch, find_engine
 
     from tracereplay.launch.command import record_command
@@ -133,11 +134,17 @@ def test_a_server_is_recorded_as_it_is(
     engines.stop()
     program = tmp_path / "mine.py"
     program.write_text(
+        "import json, subprocess, sys\n"
+        "if len(sys.argv) == 1:\n"
+        "    two = [subprocess.Popen([sys.executable, __file__, n]) for n in ('is', 'was')]\n"
+        "    sys.exit(max(p.wait() for p in two))\n"
         "from vllm import LLM, SamplingParams\n"
-        "if __name__ == '__main__':\n"
-        f"    llm = LLM(model={str(TINY)!r}, enforce_eager=True, max_model_len=256)\n"
-        "    p = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)\n"
-        "    llm.generate(['Python is ', 'The statement '], p, use_tqdm=False)\n"
+        f"llm = LLM(model={str(TINY)!r}, enforce_eager=True, max_model_len=256)\n"
+        "p = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)\n"
+        "word = sys.argv[1]\n"
+        "done = llm.generate([f'Python {word} ', f'The statement {word} '], p, use_tqdm=False)\n"
+        "said = [[d.prompt_token_ids, list(d.outputs[0].token_ids)] for d in done]\n"
+        "open(__file__ + word, 'w').write(json.dumps(said))\n"
     )
     engine = find_engine("v1")
     launch = Launch("v1", engine.python, {**engine.env, **single_process}, {})
@@ -147,9 +154,17 @@ def test_a_server_is_recorded_as_it_is(
     assert trace.complete
     assert trace.run.level == "kernel"
     assert all(step.kernels for step in trace.steps("record"))
-    prompts = trace.manifest["run"]["workload"]["prompts"]
-    assert [len(p["prompt_token_ids"]) for p in prompts] == [11, 15]
+    prompts = trace.raw_run["workload"]["prompts"]
+    assert sorted(len(p["prompt_token_ids"]) for p in prompts) == [10, 11, 17, 18]
     assert prompts[0]["sampling"]["max_tokens"] == 5
-    assert len([s for step in trace.steps("record") for s in step.sampled]) == 10
+    assert [engine["segments"] for engine in trace.raw_run["engines"]] == ["record", "record-engine1"]
+    recorded: dict[int, list[int]] = {}
+    for sampled in (s for step in trace.steps("record") for s in step.sampled):
+        recorded.setdefault(sampled.key.request, []).append(sampled.token)
+    said = [found for word in ("is", "was") for found in json.loads(Path(f"{program}{word}").read_text())]
+    assert len(said) == len(recorded) == 4
+    for ids, tokens in said:
+        number = [p["prompt_token_ids"] for p in prompts].index(ids)
+        assert recorded[number] == tokens
     verdict = engines.start("v1", env=single_process).verdict(trace).as_dict()
     assert verdict["verdict"] == "match"

@@ -14,7 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tracereplay.environments import elf
-from tracereplay.environments.fixups import Environment, Preload, StubSymbol, SystemLibrary, WeakVersion, locate
+from tracereplay.environments.fixups import (
+    Alias,
+    Environment,
+    Preload,
+    StubSymbol,
+    SystemLibrary,
+    WeakVersion,
+    locate,
+)
 from tracereplay.errors import EnvironmentFailed
 
 OLD = "MINI_1.0 { global: old_function; };\n"
@@ -181,3 +189,27 @@ def test_preloads_name_files_of_the_environment_and_of_the_machine(machine: Mach
     outside = Preload("The system's.", sonames=("libabsent.so.9", "libmini.so.1"))
     assert not outside.needed(machine.env)
     assert outside.preloads(machine.env) == (machine.libraries / "libmini.so.1",)
+
+
+def test_a_distribution_is_found_by_its_other_name_and_follows_its_version(tmp_path: Path) -> None:
+    env = Environment(tmp_path)
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    alias = Alias("why", "engine", "engine-small", "+small")
+    assert not alias.needed(env)  # nothing is installed
+    for version in ("1.0", "1.1"):
+        for old in packages.glob("engine_small-*"):
+            old.rename(packages / f"engine_small-{version}.dist-info")
+        (packages / f"engine_small-{version}.dist-info").mkdir(parents=True, exist_ok=True)
+        assert alias.needed(env)
+        alias.apply(env)
+        assert not alias.needed(env)
+        code = "import importlib.metadata as m, sys; sys.path.insert(0, sys.argv[1]); print(m.version('engine'))"
+        done = subprocess.run([sys.executable, "-c", code, str(packages)], capture_output=True, text=True)
+        assert done.stdout == f"{version}+small\n"
+
+
+def test_a_real_distribution_is_left_alone(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in ("engine_small-1.0", "engine-2.0"):
+        (packages / f"{name}.dist-info").mkdir(parents=True)
+    assert not Alias("why", "engine", "engine-small").needed(Environment(tmp_path))

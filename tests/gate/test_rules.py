@@ -161,9 +161,10 @@ def _is_request(node: ast.AST) -> bool:
 
 def test_nobody_reads_a_manifest_past_the_typed_header() -> None:
     for file, node in _nodes():
-        if file.startswith("tracereplay/trace/"):
-            continue
-        assert not (isinstance(node, ast.Attribute) and node.attr == "manifest"), f"{file} reads a raw manifest"
+        if file.startswith("tracereplay/trace/") or file == "tracereplay/launch/command.py":
+            continue  # the second fills the manifest of the recording that it makes itself
+        raw = isinstance(node, ast.Attribute) and node.attr in ("manifest", "raw_run")
+        assert not raw, f"{file} reads a raw manifest"
 
 
 def test_a_workload_is_made_from_a_trace_by_the_gate_alone() -> None:

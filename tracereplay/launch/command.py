@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import UsageError
-from tracereplay.event import Step
+from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.guest.plugin import OPTIONS, RECORD
+from tracereplay.launch.child import Child
 from tracereplay.launch.jobs import level_of
 from tracereplay.launch.process import Launchable, guest_environment
-from tracereplay.storage.checkpoint import read_checkpoint
+from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
-from tracereplay.workload import Prompt, Workload
+from tracereplay.trace.served import PASS, is_whole
 
 __all__ = ["record_command"]
+
+_SECRET = ("key", "token", "secret", "password", "credential", "auth")
 
 
 class _Interpreter:
@@ -42,7 +45,7 @@ def record_command(
     command: Sequence[str], out: Path, *, engine: Launchable | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> int:  # fmt: skip
-    """Runs ``command`` with recording on.
+    """Runs ``command`` with recording on, as its polite parent (`child.Child`).
 
     Args:
         command: what to run.
@@ -58,10 +61,20 @@ def record_command(
     """
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
-    directory = TraceDirectory(out, {"kind": "recording", "level": level_of(options), "notes": []})
+    header = {
+        "tracereplay": version("tracereplay"), "kind": "recording", "level": level_of(options), "notes": [],
+        "command": _without_secrets(command), "engine": {"name": launched.name},
+    }  # fmt: skip
     environment = {**guest_environment(launched), RECORD: str(out.resolve()), OPTIONS: json.dumps(options or {})}
-    code = subprocess.run([found, *command[1:]], env=environment).returncode
-    _describe(directory)
+    directory = TraceDirectory(out, header)
+    filling = _Filling(directory)
+    try:
+        with Child([found, *command[1:]], environment, filling.look) as child:
+            code = child.wait()
+            child.settle(lambda: sum(path.stat().st_size for path in out.glob("*.seg")))
+        filling.finish()
+    finally:
+        directory.let_go()
     return code
 
 
@@ -84,26 +97,92 @@ def _interpreter(program: str) -> Path:
     return Path(sys.executable)
 
 
-def _describe(directory: TraceDirectory) -> None:
-    """Fills the manifest from what the segments hold."""
-    trace = open_trace(directory.path)
-    if "record" not in trace.passes:
-        raise UsageError(
-            "The command ended and no vLLM engine in it was recorded; does it start vLLM 0.8.5 or newer in an "
-            "environment that tracereplay can enter? (--engine NAME says which)"
-        )
-    segment = trace.segment("record", trace.ranks("record")[0])
-    steps = trace.steps("record", trace.ranks("record")[0])
-    engine = {"name": "command", **segment.meta.get("engine", {})}
-    model = Path(segment.meta.get("model", ""))
-    weights = read_checkpoint(model).digest if model.is_dir() else None
-    workload = Workload(str(model), _prompts(steps), weights=weights)
-    directory.update_run(engine=engine, workload=workload.as_dict())
-    complete = all(trace.segment("record", rank).complete for rank in trace.ranks("record"))
-    if complete:
-        directory.complete()
+def _without_secrets(command: Sequence[str]) -> list[str]:
+    """The command line as it may be sent to strangers: ``--api-key ...``."""
+    said: list[str] = []
+    hide = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        secret = any(part in name.lower() for part in _SECRET) and (equals or name.startswith("-"))
+        said.append("..." if hide else f"{name}=..." if secret and equals else word)
+        hide = bool(secret) and not equals and not hide
+    return said
 
 
-def _prompts(steps: Sequence[Step]) -> tuple[Prompt, ...]:
-    begun = {r.request: r for step in steps for r in step.requests if r.sequence == 0}
-    return tuple(Prompt(r.prompt_token_ids, None, r.sampling) for _, r in sorted(begun.items()))
+class _Filling:
+    """Fills a trace's manifest while the command runs, so that it says what it can whenever this process dies."""
+
+    def __init__(self, directory: TraceDirectory) -> None:
+        self._directory = directory
+        self._thread: threading.Thread | None = None
+        self._said = False
+        self._checkpoint: dict[str, Any] = {}
+
+    def look(self) -> None:
+        """As soon as an engine has begun its segment: which engine, which model, which settings; the digests of
+        the weights when they are read."""
+        try:
+            if self._thread is None:
+                self._begin()
+            elif not self._said and not self._thread.is_alive():
+                self._said = True
+                self._write()
+        except (TracereplayError, OSError):
+            pass  # a segment that has just begun; the command goes on in any case
+
+    def _begin(self) -> None:
+        trace = open_trace(self._directory.path)
+        if PASS not in trace.passes or not all(trace.part(key).meta for key in trace.parts_of(PASS)):
+            return
+        self._write()
+        model = Path(trace.raw_run["workload"]["model"])
+        self._thread = threading.Thread(target=self._read, args=(model,), daemon=True)
+        self._thread.start()
+
+    def _read(self, model: Path) -> None:
+        try:
+            found = read_checkpoint(model) if model.is_dir() else None
+        except (TracereplayError, OSError):
+            found = None
+        if found is not None and found.digest is not None:
+            self._checkpoint = {"weights": found.digest, "tensors": found.tensors, "files": model_files(model)}
+
+    def _write(self) -> dict[str, Any]:
+        """Without the prompts, of which there may be very many: segments have them."""
+        trace = open_trace(self._directory.path)
+        run = {**trace.raw_run, "workload": {**trace.raw_run["workload"], "prompts": []}}
+        self._fill(run)
+        self._directory.update_run(**run)
+        return run
+
+    def _fill(self, run: dict[str, Any]) -> None:
+        if self._checkpoint:
+            run["workload"]["weights"] = self._checkpoint["weights"]
+            run["checkpoint"] = self._checkpoint["tensors"]
+            run["model_files"] = self._checkpoint["files"]
+
+    def finish(self) -> None:
+        """Fills in all of it, when everything has ended; declares the trace complete if nothing is missing.
+
+        Raises:
+            UsageError: nothing was recorded.
+        """
+        trace = open_trace(self._directory.path)
+        if PASS not in trace.passes:
+            shutil.rmtree(self._directory.path)
+            raise UsageError(
+                "The command ended and no vLLM engine in it was recorded; does it start vLLM 0.8.5 or newer in an "
+                "environment that tracereplay can enter? (--engine NAME says which)"
+            )
+        if self._thread is None:
+            self._begin()
+        if self._thread is not None:
+            self._thread.join()
+        trace = open_trace(self._directory.path)
+        run = {**trace.raw_run, "workload": dict(trace.raw_run["workload"])}
+        self._fill(run)
+        self._directory.update_run(**run)
+        for claim in self._directory.path.glob(".engine-*"):
+            claim.unlink(missing_ok=True)
+        if is_whole(trace):
+            self._directory.complete()

@@ -8,7 +8,8 @@ engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]
                    ["step", ...]                        the step is whole: see `StepMessage`
                    ["discard"]                          the engine gave the step up
                    ["close", summary, whole]            end the segment; not whole: without an end mark
-writer ─▶ engine   ["free", arena]   ["wrote", steps, bytes]   ["spent"]   ["failed", text]   ["closed"]
+writer ─▶ engine   ["here", pid]   ["free", arena]   ["wrote", steps, bytes]   ["spent"]
+                     ["failed", text]   ["closed"]
 """
 
 from __future__ import annotations

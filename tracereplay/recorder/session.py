@@ -34,7 +34,6 @@ __all__ = ["Options", "Replacement", "Session"]
 
 
 CHECKED_CALLS = 2  # of each site, for arguments written in place: a comparison costs as much as a copy
-IN_FLIGHT = 2  # steps whose copies may still run on the device when the next one begins
 
 
 class Replacement(Protocol):
@@ -57,6 +56,8 @@ class Options:
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
         level: ``operator``, or ``kernel``: what operators dispatch too.
         check_writes: whether custom kernels are watched for writes that their schemas do not declare.
+        in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
+            before its tokens can leave the engine, so that no client has what the trace lacks.
     """
 
     when_behind: str = "block"
@@ -67,6 +68,7 @@ class Options:
     sides: Sequence[str] = ("in", "out")
     level: str = "operator"
     check_writes: bool = True
+    in_flight: int = 2
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots of which it is not kept."""
@@ -229,7 +231,7 @@ class Session:
     def _arena(self, writer: WriterClient) -> Arena | None:
         """An empty arena; None where the step shall be left out."""
         wait = self._options.when_behind == "block" or self._replacement is not None
-        self._hand_over(writer, IN_FLIGHT)
+        self._hand_over(writer, self._options.in_flight)
         if wait and writer.starved():
             self._hand_over(writer, 0)  # the writer cannot give back what it was not given
         return writer.take(wait=wait)
@@ -250,10 +252,12 @@ class Session:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
 
-    def requested(self, requests: Sequence[Request]) -> None:
-        """Requests that begin in this step, where no workload names them."""
-        if self._step is not None:
-            self._step.requests.extend(requests)
+    def requested(self, requests: Sequence[Request]) -> bool:
+        """Requests that begin in this step, where no workload names them; returns whether the step is recorded."""
+        if self._step is None:
+            return False
+        self._step.requests.extend(requests)
+        return True
 
     def end_step(self) -> None:
         """Hands the step to the writer."""
@@ -269,7 +273,7 @@ class Session:
         with self._guarded(), self._lock:
             step.close()
             self._waiting.append(step)
-            self._hand_over(writer, IN_FLIGHT if self.device.asynchronous else 0)
+            self._hand_over(writer, self._options.in_flight if self.device.asynchronous else 0)
             if self._waiting and self._idle is not None:
                 self._idle.wake()
 

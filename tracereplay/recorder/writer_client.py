@@ -54,7 +54,7 @@ class WriterClient:
         self._free = list(self.arenas)
         self.errors: dict[str, int] = {}
         self.spent = False
-        self.steps = self.size = 0
+        self.steps = self.size = self.pid = 0
         self._closed = False
         theirs_in, self._to = os.pipe()
         mine, theirs_out = os.pipe()
@@ -62,17 +62,18 @@ class WriterClient:
         fds = [arena.fd for arena in self.arenas]
         _widen(self._to)
         try:
-            # A session of its own: what is meant to end the engine, at a terminal or by its parent, must not end
-            # the # writer before it has written what it was given.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tracereplay.recorder.writer_process", str(theirs_in), str(theirs_out)],
+            # A session of its own, and not below the engine: what is meant to end the engine, at a terminal or by
+            # its parent, must not end the writer before it has written what it was given.
+            subprocess.run(
+                [sys.executable, "-m", "tracereplay.recorder.detached", str(theirs_in), str(theirs_out)],
                 pass_fds=[theirs_in, theirs_out, *fds], stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
         self._send("open", str(path), dict(meta), codec_id, max_bytes, fds)
-        self._wait()  # it is there, or says why not
+        while not self.pid or not (self.size or self.errors):
+            self._wait()  # it is there, or says why not
 
     def sites(self, sites: Iterable[Site]) -> None:
         """See `SegmentWriter.sites`."""
@@ -143,8 +144,9 @@ class WriterClient:
             while not self._closed:
                 self._wait()
         os.close(self._to)
+        while self._inbox.next() is not None:
+            pass  # its end of the pipe is closed when it has ended
         os.close(self._inbox.fd)
-        self._process.wait()
         for arena in self.arenas:
             arena.close()
 
@@ -152,15 +154,17 @@ class WriterClient:
         try:
             send(self._to, list(message))
         except OSError as error:
-            raise WriterGone(self._death()) from error
+            raise WriterGone(self._gone()) from error
 
     def _wait(self) -> None:
         """Takes note of the writer's next word."""
         message = self._inbox.next()
         if message is None:
-            raise WriterGone(self._death())
+            raise WriterGone(self._gone())
         kind, *rest = message
-        if kind == "free":
+        if kind == "here":
+            self.pid = rest[0]
+        elif kind == "free":
             self._free.append(self.arenas[rest[0]])
         elif kind == "wrote":
             self.steps, self.size = rest
@@ -171,9 +175,8 @@ class WriterClient:
         elif kind == "closed":
             self._closed = True
 
-    def _death(self) -> str:
-        code = self._process.wait()
-        text = f"the writer process ended with {code}"
+    def _gone(self) -> str:
+        text = "the writer process ended before its time"
         self.errors[text] = self.errors.get(text, 0) + 1
         return text
 

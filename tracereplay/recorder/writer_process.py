@@ -59,7 +59,10 @@ class _Server:
                 return
         if self._writer is not None:
             self._writer.rollback()
-            self._writer.abandon()
+            try:
+                self._writer.abandon() if self._failed else self._writer.close_alone()
+            except OSError as error:
+                sys.stderr.write(f"{_words(error)}\n")
 
     def _tell(self, *message: Any) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more; what was handed over is written all the same
@@ -170,6 +173,7 @@ def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     inbox, out = Inbox(int(sys.argv[1])), int(sys.argv[2])
+    send(out, ["here", os.getpid()])
     _Server(out).serve(inbox)
 
 

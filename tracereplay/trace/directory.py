@@ -31,15 +31,19 @@ __all__ = [
     "SEGMENT",
     "WEIGHTS",
     "TraceDirectory",
+    "locked",
     "made_here",
+    "part_name",
+    "refuse_live",
     "refuse_taken",
+    "replace_manifest",
     "segment_path",
     "weight_site",
 ]
 
 MANIFEST = "manifest.json"
 SETTLE = 20.0  # seconds
-SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32})-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
+SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32}(?:-engine[1-9]\d{0,3})?)-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
 
 
 WEIGHTS = "weights"  # the pass that holds a checkpoint's tensors, where they were asked for
@@ -50,8 +54,13 @@ def weight_site(name: str) -> Site:
     return Site(name, "Parameter", xxhash.xxh3_64_intdigest(name.encode()) >> 16)
 
 
+def part_name(pass_name: str, engine: int) -> str:
+    """The beginning of the names of an engine's segments; the first engine's do not name it."""
+    return f"{pass_name}-engine{engine}" if engine else pass_name
+
+
 def segment_path(directory: Path, pass_name: str, rank: int) -> Path:
-    """Where a rank writes its part of a pass."""
+    """Where a rank writes its part of a pass; see `part_name` for engines beside the first."""
     return directory / f"{pass_name}-rank{rank}.seg"
 
 
@@ -103,13 +112,17 @@ class TraceDirectory:
         self._save()
         self._held.release()
 
+    def let_go(self) -> None:
+        """Says to others that it is no longer being made, whether it is complete or not."""
+        self._held.release()
+
     def settle(self, seconds: float = SETTLE) -> bool:
         """Waits until no writer process has a segment open any more; returns whether that came to be.
 
         Why: an engine that was killed leaves its writer behind for a moment, which finishes what it was given.
         """
         end = time.monotonic() + seconds
-        while any(_locked(path) for path in self.path.glob("*.seg")):
+        while any(locked(path) for path in self.path.glob("*.seg")):
             if time.monotonic() > end:
                 return False
             time.sleep(0.02)
@@ -133,28 +146,48 @@ class TraceDirectory:
 
     def _write(self) -> None:
         """Replaces the manifest in one step: there is always a whole one, the new or the old."""
-        partial = self.path / f"{MANIFEST}.partial"
-        try:
-            with partial.open("wb") as file:
-                file.write(write_manifest(self._manifest))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / MANIFEST)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        replace_manifest(self.path, self._manifest)
 
 
-def _locked(path: Path) -> bool:
-    """Whether a writer process holds the lock that it takes while it writes."""
+def replace_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a trace's manifest in one step; raises OSError, and then the old one is still there."""
+    partial = directory / f"{MANIFEST}.partial"
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with partial.open("wb") as file:
+            file.write(write_manifest(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(directory / MANIFEST)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def locked(path: Path) -> bool:
+    """Whether somebody writes: a writer process locks its segment, and the parent of a recorded command the
+    trace's directory."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         pass
+    finally:
+        os.close(fd)
     return False
+
+
+def refuse_live(path: Path) -> None:
+    """Raises UsageError if a trace, or a segment of one, is being written at ``path``."""
+    for part in (path, *path.glob("*.seg")):
+        if locked(part) and not (part == path and made_here(path)):
+            raise UsageError(
+                f"{path} is being recorded: {part.name} is still written to. Wait until that has ended."
+            )
 
 
 class _Held:

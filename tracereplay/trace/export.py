@@ -13,6 +13,7 @@ from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import UsageError
 from tracereplay.storage.written import written
 from tracereplay.trace.codec import Bytes
+from tracereplay.trace.directory import refuse_live
 from tracereplay.trace.select import Chosen
 
 __all__ = [
@@ -50,8 +51,9 @@ def write_safetensors(tensors: Sequence[Exported], out: Path) -> int:
     A dtype that safetensors does not know is written as bytes, with its name in the file's metadata.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or a recording writes to it.
     """
+    refuse_live(out)
     # The widest first, as safetensors itself does: so each lies aligned.
     tensors = sorted(tensors, key=lambda one: -DTYPES[one.dtype].word)
     header: dict[str, Any] = {"__metadata__": {}}
@@ -79,9 +81,10 @@ def export_calls(chosen: Iterable[Chosen], out: Path) -> int:
     """Writes a line of JSON for each tensor of each call, without its values, and returns how many there are.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or a recording writes to it.
     """
     count = 0
+    refuse_live(out)
     try:
         with written(out) as file:
             for one in chosen:

@@ -17,15 +17,17 @@ from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
 from tracereplay.trace.content import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
+from tracereplay.trace.joined import JoinedSegments, Start, starts
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.pack import packed_parts
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.run import Run, read_run
+from tracereplay.trace.served import served_run, told_by_segments
 
 __all__ = ["Trace", "open_trace"]
 
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
-Key = tuple[str, int]  # pass, rank
+Key = tuple[str, int]  # pass (and engine, if it is not the first), rank
 
 
 class Trace:
@@ -47,17 +49,63 @@ class Trace:
         self.path = path
         self.packed = packed
         self.manifest = manifest
-        self.run = _run_of(manifest, path)
+        self._raw_run: dict[str, Any] | None = None
+        self._run: Run | None = None
         self.results: Mapping[str, Mapping[str, Any]] = manifest["passes"]
         self._complete = bool(manifest["state"] == "complete")
         self._files = segments
         self._open: dict[Key, SegmentReader] = {}
+        self._joined: dict[Key, JoinedSegments] = {}
+        self._starts: dict[str, list[Start]] = {}
         self._base = base
+
+    @property
+    def run(self) -> Run:
+        """What the trace says of its run.
+
+        Raises:
+            DamagedTrace: it is not what a recording says.
+        """
+        if self._run is None:
+            try:
+                self._run = read_run(self.raw_run)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise DamagedTrace(
+                    f"{self.path} has a run or a workload that cannot be read: {error!r}."
+                ) from error
+        return self._run
+
+    @property
+    def raw_run(self) -> dict[str, Any]:
+        """`run` as it is stored; of a recording that was cut off, its segments say what is missing.
+
+        For what writes a manifest; whoever reads one takes `run`.
+        """
+        if self._raw_run is None:
+            self._raw_run = dict(self.manifest["run"])
+            if told_by_segments(self.manifest):
+                self._raw_run = served_run(self, self._raw_run)
+        return self._raw_run
 
     @property
     def passes(self) -> tuple[str, ...]:
         """Names of the passes that have segments: ``record``, or ``rerun`` and ``injected``."""
-        return tuple(dict.fromkeys(name for name, _ in self._files if name != WEIGHTS))
+        return tuple(dict.fromkeys(_pass_of(name) for name, _ in self._files if name != WEIGHTS))
+
+    def engines(self, pass_name: str) -> tuple[str, ...]:
+        """The engines that made a pass, as their segments' names begin: ``record``, ``record-engine1``."""
+        found = {name for name, _ in self._files if _pass_of(name) == pass_name}
+        return tuple(sorted(found, key=_engine_of))
+
+    def joined(self, pass_name: str) -> tuple[str, ...]:
+        """Those of `engines` that are read as one: they ran the model of the first, cut alike."""
+        found = self.engines(pass_name)
+        metas = [self.part(min(key for key in self._files if key[0] == name)).meta for name in found]
+        return tuple(
+            name
+            for name, meta in zip(found, metas, strict=True)
+            if all(meta.get(key) == metas[0].get(key) for key in ("model", "world"))
+        )
 
     def weights(self) -> dict[str, Value]:
         """The checkpoint's tensors by name, if they were asked for when it was recorded."""
@@ -68,12 +116,12 @@ class Trace:
     @property
     def complete(self) -> bool:
         """Whether the recording was closed and every segment has its end mark."""
-        return self._complete and all(self.segment(*key).complete for key in self._files)
+        return self._complete and all(self.part(key).complete for key in self._files)
 
     @property
     def dropped(self) -> int:
         """Steps that were left out because the writer could not keep up; the most of any segment."""
-        counts = [(self.segment(*key).summary or {}).get("dropped", 0) for key in self._files]
+        counts = [(self.part(key).summary or {}).get("dropped", 0) for key in self._files]
         return max((count for count in counts if type(count) is int), default=0)
 
     @property
@@ -104,18 +152,41 @@ class Trace:
         """The bytes of a segment."""
         return self._files[key]
 
+    def parts_of(self, pass_name: str) -> tuple[Key, ...]:
+        """Those of `parts` that are a pass's."""
+        return tuple(sorted(key for key in self._files if _pass_of(key[0]) == pass_name))
+
     def ranks(self, pass_name: str) -> tuple[int, ...]:
         """The ranks that recorded a pass."""
-        return tuple(sorted(rank for name, rank in self._files if name == pass_name))
+        return tuple(sorted({rank for name, rank in self._files if _pass_of(name) == pass_name}))
 
-    def segment(self, pass_name: str, rank: int = 0) -> SegmentReader:
-        """A rank's segment of a pass."""
-        key = (pass_name, rank)
+    def part(self, key: Key) -> SegmentReader:
+        """One of `parts`, as it is in its file."""
         if key not in self._files:
-            raise TraceError(f"{self.path} has no pass {pass_name!r} of rank {rank}; it has {list(self._files)}.")
+            raise TraceError(f"{self.path} has no pass {key[0]!r} of rank {key[1]}; it has {list(self._files)}.")
         if key not in self._open:
             self._open[key] = SegmentReader(self._files[key], self.from_base)
         return self._open[key]
+
+    def segment(self, pass_name: str, rank: int = 0) -> SegmentReader | JoinedSegments:
+        """A rank's segment of a pass; where several engines made the pass, theirs as one."""
+        key = (pass_name, rank)
+        if self.engines(pass_name) in ((pass_name,), ()):
+            return self.part(key)
+        if key not in self._joined:
+            names = self.joined(pass_name)
+            if pass_name not in self._starts:
+                ranks = [[self.part(k) for k in self.parts if k[0] == name] for name in names]
+                self._starts[pass_name] = starts(ranks)
+            there = [
+                (n, s) for n, s in zip(names, self._starts[pass_name], strict=True) if (n, rank) in self._files
+            ]
+            if not there:
+                raise TraceError(
+                    f"{self.path} has no pass {pass_name!r} of rank {rank}; it has {list(self.parts)}."
+                )
+            self._joined[key] = JoinedSegments([self.part((n, rank)) for n, _ in there], [s for _, s in there])
+        return self._joined[key]
 
     def sites(self, pass_name: str, rank: int = 0) -> Mapping[str, Site]:
         """The sites of a pass by name."""
@@ -137,7 +208,7 @@ class Trace:
         """
         state = xxhash.xxh3_128()
         for name, rank in sorted(self._files):
-            segment = self.segment(name, rank)
+            segment = self.part((name, rank))
             known = None if segment.summary is None else segment.summary.get("content")
             state.update(f"{name} {rank} {known or content_digest(segment)}".encode())
         return state.hexdigest()
@@ -175,7 +246,7 @@ class Trace:
         match = SEGMENT.fullmatch(segment)
         if match is None:
             raise DamagedTrace(f"A segment {segment!r} of {self.path} is spoken of, and no trace has such a one.")
-        return self.segment(match["pass"], int(match["rank"])).tensor(chunk, number)
+        return self.part((match["pass"], int(match["rank"]))).tensor(chunk, number)
 
     def _find_base(self) -> Trace:
         described = self.run.base
@@ -195,11 +266,13 @@ class Trace:
         return base
 
 
-def _run_of(manifest: Mapping[str, Any], path: Path | str) -> Run:
-    try:
-        return read_run(manifest["run"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedTrace(f"{path} has a run or a workload that cannot be read: {error!r}.") from error
+def _pass_of(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _engine_of(name: str) -> int:
+    """The number of the engine; the first one's segments do not name it."""
+    return int(name.rpartition("-engine")[2]) if "-" in name else 0
 
 
 def _check_base(base: Trace, described: Mapping[str, Any], path: Path | str) -> None:

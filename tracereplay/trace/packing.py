@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
-from tracereplay.trace.directory import segment_path
+from tracereplay.trace.directory import refuse_live, segment_path
 from tracereplay.trace.open import Trace
 from tracereplay.trace.pack import write_pack
 from tracereplay.trace.place import Place
@@ -36,6 +36,8 @@ def pack_trace(
             a difference.
         TraceError: ``trace`` cannot be read.
     """
+    if isinstance(trace.path, Path):
+        refuse_live(trace.path)
     place = Place(out, force=force, inputs=[*trace.read_from, *(base.read_from if base is not None else ())])
     manifest = {k: v for k, v in trace.manifest.items() if k != "check"}
     if base is not None:
@@ -56,7 +58,7 @@ def pack_trace(
 def _stored(trace: Trace, key: tuple[str, int], scratch: Path, level: int | None, base: Trace | None) -> File:
     if level is None and base is None:
         return trace.file(key)
-    segment = trace.segment(*key)
+    segment = trace.part(key)
     path = segment_path(scratch, *key)
     references = None if base is None else references_to(base, segment, key)
     rewrite(segment, path, level=level or STRONG_LEVEL, references=references, base=base)

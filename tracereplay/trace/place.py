@@ -10,7 +10,6 @@ names and no other file), is not being recorded and is not read by the command i
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from tracereplay.errors import NotATrace, TraceError, UsageError
 from tracereplay.storage.written import beside
-from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS, made_here, refuse_taken
+from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS, locked, made_here, refuse_taken
 from tracereplay.trace.frames import MAGIC
 from tracereplay.trace.open import Trace, open_trace
 
@@ -131,23 +130,7 @@ def in_use(path: Path) -> bool:
     if not path.is_dir():
         return False
     segments = [entry for entry in path.iterdir() if SEGMENT.fullmatch(entry.name)]
-    return any(map(_locked, segments)) or (not made_here(path) and _locked(path))
-
-
-def _locked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # a file system without locks
-    finally:
-        os.close(fd)
-    return False
+    return any(map(locked, segments)) or (not made_here(path) and locked(path))
 
 
 def _refuse_others(path: Path, inputs: Iterable[Path]) -> None:

@@ -109,10 +109,10 @@ def references_to(base: Trace, segment: SegmentReader, key: tuple[str, int]) -> 
         segment: the candidate's.
         key: pass and rank of the segment.
     """
-    name = key[0] if key[0] in base.passes else next(iter(base.passes), "")
-    if key[1] not in base.ranks(name):
+    name = key[0] if key in base.parts else next(iter(base.passes), "")
+    if (name, key[1]) not in base.parts:
         return {}
-    source = base.segment(name, key[1])
+    source = base.part((name, key[1]))
     known: dict[Any, codec.Reference] = {}
     for place, located in _placed(source):
         if located.pieces == 1 and not located.strided and located.chunk >= 0:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tracereplay.errors import UsageError
 from tracereplay.event import Call, RowMap, Site, Step, Value
+from tracereplay.trace.joined import JoinedSegments
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 
@@ -136,11 +137,13 @@ def steps_of(
         yield segment.step(place)
 
 
-def _places(trace: Trace, segment: SegmentReader, step: int | None) -> list[int]:
+def _places(trace: Trace, segment: SegmentReader | JoinedSegments, step: int | None) -> list[int]:
     """Where in the segment the steps are."""
     if step is None:
         return list(range(len(segment)))
-    if segment.summary is None:  # found by a scan, which does not read the steps' numbers
+    if (
+        isinstance(segment, JoinedSegments) or segment.summary is None
+    ):  # found by a scan, which does not read the steps' numbers
         numbers = [segment.step(i).number for i in range(len(segment))]
     else:
         numbers = [number for number, _, _ in segment.index.steps]

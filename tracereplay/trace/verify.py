@@ -7,6 +7,7 @@ damaged       some frame is not what was written
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from tracereplay.storage.files import File
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.content import count_content
-from tracereplay.trace.directory import segment_path
+from tracereplay.trace.directory import MANIFEST, refuse_live, replace_manifest, segment_path
 from tracereplay.trace.frames import Frame, Kind, scan
 from tracereplay.trace.kernels import Kernels
-from tracereplay.trace.open import Trace
+from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.served import is_whole, told_by_segments
+from tracereplay.trace.writer import GONE
 
 __all__ = ["SegmentReport", "check_segment", "repair", "verify"]
 
@@ -85,6 +88,8 @@ def _kept(frames: list[Frame]) -> int:
 
 
 def _interrupted(segment: SegmentReader, frames: list[Frame]) -> str:
+    if segment.summary is not None and segment.summary.get("ended") == GONE:
+        return "The recording was interrupted: its engine was gone before it said that it had ended."
     if segment.summary is not None:
         return "The recording was interrupted; its index was rebuilt."
     torn = segment.file.size - _kept(frames)
@@ -143,35 +148,59 @@ def values_of(step: Step) -> Iterator[Value]:
 
 
 def repair(trace: Trace) -> list[str]:
-    """Gives each interrupted segment of a local directory an index and an end mark that says so.
+    """Gives each interrupted segment of a local directory an index and an end mark that says so, and the manifest
+    of a recorded command what its parent, which was killed, left out.
 
     No step is made up: what follows the last whole frame is cut off, all else stays byte for byte.
 
     Returns:
-        Names of the segments that were repaired.
+        Names of the files that were repaired.
 
     Raises:
-        UsageError: the trace is packed or not on this machine.
+        UsageError: the trace is packed or not on this machine, or it is being recorded.
         DamagedTrace: a frame is not what was written; an index cannot mend that.
     """
     if trace.packed or not isinstance(trace.path, Path):
         raise UsageError(f"{trace.path} cannot be repaired in place; copy it to a directory of this machine.")
+    refuse_live(trace.path)
     repaired = []
     for key in trace.parts:
         path = segment_path(trace.path, *key)
         report = check_segment(trace, path.name, trace.file(key))
         if report.state == "damaged":
             raise DamagedTrace(report.problem or f"{path.name} is damaged.")
-        if report.frames and trace.segment(*key).summary is None:
-            _close(path, SegmentReader(path, trace.from_base))
+        if report.frames and trace.part(key).summary is None:
+            _close(path, trace)
             repaired.append(path.name)
-    return repaired
+    return [*repaired, *_finish_manifest(open_trace(trace.path))]
 
 
-def _close(path: Path, segment: SegmentReader) -> None:
-    frames = list(scan(segment.file))
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+def _finish_manifest(trace: Trace) -> list[str]:
+    """Writes what the segments say of a command whose parent was killed; returns the file's name if so."""
+    if not told_by_segments(trace.manifest) or not isinstance(trace.path, Path):
+        return []
+    whole = "command" in trace.manifest["run"] and is_whole(trace)
+    said = {**trace.manifest, "run": trace.raw_run, "state": "complete" if whole else "incomplete"}
+    del said["check"]
+    if (said["run"], said["state"]) == (trace.manifest["run"], trace.manifest["state"]):
+        return []
     try:
+        replace_manifest(trace.path, said)
+    except OSError as error:
+        raise UsageError(f"{trace.path / MANIFEST} cannot be repaired: {error.strerror}.") from error
+    return [MANIFEST]
+
+
+def _close(path: Path, trace: Trace) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a writer's, for as long as it writes
+        except BlockingIOError:
+            refuse_live(path)
+            raise
+        segment = SegmentReader(path, trace.from_base)
+        frames = list(scan(segment.file))
         to = Appender(fd, Encoder(PLANES))
         chunk = 0
         for frame in frames:

@@ -22,8 +22,9 @@ from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.contents import Contents, TensorBytes
 from tracereplay.trace.frames import Kind
 
-__all__ = ["BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
+__all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
+GONE = "engine_gone"  # why a writer closed a segment of which the engine did not say the end
 RESERVE = 4096  # bytes kept of a budget for what closes a segment
 
 
@@ -202,6 +203,11 @@ class SegmentWriter:
         self._to.end(summary)
         self._to.close()
         os.close(self._fd)
+
+    def close_alone(self) -> None:
+        """Closes the segment in the stead of an engine that is gone: all steps that it handed over are there, and
+        what it did not say is not known."""
+        self.close({"interrupted": True, "ended": GONE})
 
     def abandon(self) -> None:
         """Closes the file as it is, without an end mark."""

@@ -1,0 +1,125 @@
+"""What is known of a recorded command (a server) from its segments alone.
+
+Its manifest is filled while it runs and finished when it has ended; a parent that was killed did neither. What was
+asked of the engines, and of which, stands in the segments too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tracereplay.errors import DamagedTrace
+from tracereplay.workload import Prompt, Workload
+
+if TYPE_CHECKING:
+    from tracereplay.trace.open import Trace
+
+__all__ = ["PASS", "is_whole", "served_run", "told_by_segments"]
+
+PASS = "record"
+MAX_REQUESTS = 1 << 22  # what a stranger's number may make us allocate
+# Engine arguments that every engine has and under which the same is computed again.
+_SETTINGS = ("dtype", "quantization", "max_model_len", "seed", "enforce_eager", "tensor_parallel_size")
+_ENDED = {"max_steps": "--max-steps", "max_bytes": "--max-bytes"}
+
+
+def told_by_segments(manifest: Mapping[str, Any]) -> bool:
+    """Whether the manifest is one that the segments complete: of a recording that was not finished."""
+    run = manifest["run"]
+    unfinished = manifest["state"] != "complete" and run.get("kind") == "recording"
+    return unfinished and ("command" in run or "workload" not in run)
+
+
+def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
+    """``run`` and all that the segments add to it.
+
+    Raises:
+        DamagedTrace: a segment cannot be read.
+    """
+    known = run.get("workload") or {}
+    if PASS not in trace.passes:
+        empty = Workload("unknown", ()).as_dict()
+        return {**run, "engine": run.get("engine", {"name": "command"}), "workload": {**empty, **known}}
+    metas = [trace.part((name, rank)).meta for name, rank in trace.parts_of(PASS)]
+    engine: dict[str, Any] = next((m["engine"] for m in metas if isinstance(m.get("engine"), dict)), {})
+    model = next((m["model"] for m in metas if isinstance(m.get("model"), str)), known.get("model", "unknown"))
+    settings = {k: v for k in _SETTINGS if (v := engine.get("settings", {}).get(k)) is not None}
+    if settings.get("tensor_parallel_size") == 1:
+        del settings["tensor_parallel_size"]
+    workload = Workload(model, _prompts(trace), settings, known.get("weights")).as_dict()
+    given = {k: v for k, v in known.items() if k in ("model", "settings", "weights") and v}
+    notes = [str(note) for note in run.get("notes", [])]
+    return {
+        **run,
+        "engine": {"name": "command", **engine, **run.get("engine", {})},
+        "engines": _engines(trace),
+        "workload": {**workload, **given},
+        "notes": [*notes, *(note for note in _notes(trace) if note not in notes)],
+    }
+
+
+def _prompts(trace: Trace) -> tuple[Prompt, ...]:
+    """The requests by their numbers; one that no step tells of keeps its place."""
+    begun, last = {}, -1
+    for rank in trace.ranks(PASS)[:1]:
+        for step in trace.segment(PASS, rank).steps():
+            last = max([last, *(s.key.request for s in step.sampled)])
+            begun.update({r.request: r for r in step.requests if r.sequence == 0 or r.request not in begun})
+    last = max([last, *begun])
+    if last >= MAX_REQUESTS:
+        raise DamagedTrace(f"{trace.path} names request {last}; no recording has so many.")
+    empty = Prompt((), None, {})
+    found = [begun.get(number) for number in range(last + 1)]
+    return tuple(empty if r is None else Prompt(r.prompt_token_ids, None, r.sampling) for r in found)
+
+
+def _engines(trace: Trace) -> list[dict[str, Any]]:
+    """What the manifest says of each engine."""
+    found: list[dict[str, Any]] = []
+    for name in trace.engines(PASS):
+        ranks = sorted(rank for part, rank in trace.parts if part == name)
+        meta = trace.part((name, ranks[0])).meta
+        found.append({"segments": name, "ranks": ranks, "model": meta.get("model"), "world": meta.get("world")})
+    return found
+
+
+def _notes(trace: Trace) -> Iterator[str]:
+    """What the recording lacks, in sentences."""
+    for name, rank in trace.parts_of(PASS):
+        part = trace.part((name, rank))
+        if refused := part.meta.get("refused"):
+            yield f"{part.name}: the engine was not recorded. {refused}"
+        summary = part.summary or {}
+        if summary.get("ended") in _ENDED:
+            yield f"The recording ended after {len(part)} steps, as {_ENDED[summary['ended']]} asked."
+        if dropped := summary.get("dropped"):
+            yield f"{part.name}: {dropped} steps were left out, since the writer could not keep up."
+    if left := trace.engines(PASS)[len(trace.joined(PASS)) :]:
+        yield (
+            f"The engines of {', '.join(left)} ran another model than the first, or were cut otherwise; they are "
+            "in the trace, and what is shown and replayed is the first one's."
+        )
+
+
+def is_whole(trace: Trace) -> bool:
+    """Whether all that the engines generated is there, as far as the segments can tell: each engine has all of its
+    ranks, each segment was closed by its engine's word, and no step was left out."""
+    engines = _engines(trace) if PASS in trace.passes else []
+    for engine in engines:
+        name, ranks = engine["segments"], engine["ranks"]
+        if ranks != list(range(engine["world"] if isinstance(engine["world"], int) else 0)):
+            return False
+        parts = [trace.part((name, rank)) for rank in ranks]
+        if not all(part.complete and not (part.summary or {}).get("dropped") for part in parts):
+            return False
+        if len({len(part) for part in parts}) > 1:
+            return False
+    return bool(engines) and len(engines) >= _expected(trace)
+
+
+def _expected(trace: Trace) -> int:
+    """How many engines there must be: those that share the requests of one server."""
+    metas = (trace.part(key).meta for key in trace.parts_of(PASS))
+    sizes = [meta.get("engines") for meta in metas]
+    return max((size for size in sizes if type(size) is int), default=1)
