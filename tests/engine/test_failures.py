@@ -155,7 +155,7 @@ def test_a_server_is_recorded_as_it_is(
     assert trace.run.level == "kernel"
     assert all(step.kernels for step in trace.steps("record"))
     prompts = trace.raw_run["workload"]["prompts"]
-    assert sorted(len(p["prompt_token_ids"]) for p in prompts) == [10, 11, 17, 18]
+    assert sorted(len(p["prompt_token_ids"]) for p in prompts) == [11, 12, 18, 19]
     assert prompts[0]["sampling"]["max_tokens"] == 5
     assert [engine["segments"] for engine in trace.raw_run["engines"]] == ["record", "record-engine1"]
     recorded: dict[int, list[int]] = {}
