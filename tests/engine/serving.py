@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 TINY = HERE.parents[1] / "fixtures" / "tiny-llama"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 MODEL = "tiny"
+IMPATIENCE = 20.0  # seconds until an operator sends another signal
 PATIENCE = 300.0  # seconds for a server to start or to end
 KINDS = ("completion", "streamed completion", "chat", "streamed chat")
 # Its processes are forked, not spawned: the same server, and two imports of vLLM less at each start.
@@ -113,8 +114,15 @@ class Server:
                 os.kill(pid, number)
 
     def wait(self) -> int:
-        """Waits until it has ended, with all of its processes; returns the exit code."""
-        code = self.process.wait(timeout=PATIENCE)
+        """Waits until it has ended, with all of its processes; returns the exit code.
+
+        A front end that waits for its clients to hang up, who wait for its engine, is asked once more.
+        """
+        try:
+            code = self.process.wait(timeout=IMPATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGTERM)
+            code = self.process.wait(timeout=PATIENCE)
         everyone = [pid for pids in self.family.values() for pid in pids]
         end = time.monotonic() + PATIENCE
         while left := [pid for pid in everyone if _runs(pid)]:
