@@ -121,7 +121,7 @@ class Server:
         try:
             code = self.process.wait(timeout=IMPATIENCE)
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT)  # "CTRL+C to force quit", it says
             code = self.process.wait(timeout=PATIENCE)
         everyone = [pid for pids in self.family.values() for pid in pids]
         end = time.monotonic() + PATIENCE
