@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 TINY = HERE.parents[1] / "fixtures" / "tiny-llama"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 MODEL = "tiny"
-IMPATIENCE = 20.0  # seconds until an operator sends another signal
+IMPATIENCE = 20.0  # seconds; a front end that ends waits for clients to hang up, who wait for its engine
 PATIENCE = 300.0  # seconds for a server to start or to end
 KINDS = ("completion", "streamed completion", "chat", "streamed chat")
 # Its processes are forked, not spawned: the same server, and two imports of vLLM less at each start.
@@ -114,15 +114,8 @@ class Server:
                 os.kill(pid, number)
 
     def wait(self) -> int:
-        """Waits until it has ended, with all of its processes; returns the exit code.
-
-        A front end that waits for its clients to hang up, who wait for its engine, is asked once more.
-        """
-        try:
-            code = self.process.wait(timeout=IMPATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)  # "CTRL+C to force quit", it says
-            code = self.process.wait(timeout=PATIENCE)
+        """Waits until it has ended, with all of its processes; returns the exit code."""
+        code = self.process.wait(timeout=PATIENCE)
         everyone = [pid for pids in self.family.values() for pid in pids]
         end = time.monotonic() + PATIENCE
         while left := [pid for pid in everyone if _runs(pid)]:
@@ -194,7 +187,7 @@ class Server:
             body["messages"], path = [{"role": "user", "content": text}], "/v1/chat/completions"
         else:
             body["prompt"], path = text, "/v1/completions"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=IMPATIENCE)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
