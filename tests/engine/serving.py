@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 TINY = HERE.parents[1] / "fixtures" / "tiny-llama"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 MODEL = "tiny"
+IMPATIENCE = 20.0  # seconds; a front end that ends waits for clients to hang up, who wait for its engine
 PATIENCE = 300.0  # seconds for a server to start or to end
 KINDS = ("completion", "streamed completion", "chat", "streamed chat")
 # Its processes are forked, not spawned: the same server, and two imports of vLLM less at each start.
@@ -186,7 +187,7 @@ class Server:
             body["messages"], path = [{"role": "user", "content": text}], "/v1/chat/completions"
         else:
             body["prompt"], path = text, "/v1/completions"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=IMPATIENCE)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
