@@ -85,7 +85,7 @@ def check(server: Server, kind: str) -> dict[str, int]:
 
 
 def _check_description(trace: Trace) -> None:
-    run = trace.run
+    run = trace.raw_run
     assert run["command"][:2] == ["vllm", "serve"]
     assert run["workload"]["settings"]["enforce_eager"] is True
     assert Path(run["workload"]["model"]).name == "tiny-llama"
