@@ -76,11 +76,16 @@ def test_a_planted_fault_shows_without_tracereplay(
 
 @pytest.mark.parametrize(
     ("engine", "site", "same"),
-    [("v0", "model.layers.0.mlp.act_fn", True), ("v1-0.18", "model.layers.0.self_attn.rotary_emb", False)],
+    [("v0", "model.layers.0.mlp.act_fn", True), ("v1-0.18", "model.layers.0.self_attn.rotary_emb", None)],
 )
-def test_vllms_layers_are_built_by_other_versions(engine: str, site: str, same: bool, tmp_path: Path) -> None:
+def test_vllms_layers_are_built_by_other_versions(
+    engine: str, site: str, same: bool | None, tmp_path: Path
+) -> None:
     code, printed = run(engine, make(GOLDEN, site, None, 2, tmp_path / "repro"))
-    assert (code, "the same, bit for bit" in printed) == (int(not same), same)
+    equal = "the same, bit for bit" in printed
+    assert code == int(not equal), printed
+    # Whether another version's rotary kernel rounds as V0's did depends on the processor.
+    assert same is None or same == equal
 
 
 @pytest.mark.parametrize(
