@@ -81,7 +81,7 @@ def test_v0s_kernels_under_v1_are_identical_where_they_are(under_v1: Trace) -> N
     ):
         assert found[exact] == {"identical"}
     for rounding in ("_C.rms_norm.default", "_C.fused_add_rms_norm.default", "_C.silu_and_mul.default"):
-        assert found[rounding] == {"rounding"}
+        assert found[rounding] <= {"identical", "rounding"}  # by processor: on AVX2 both truncate
     # From a generator in the same state, torch 2.13 draws other numbers than torch 2.6.
     assert found[RANDOM] == {"exceeds"}
     assert {name for name, c in found.items() if not c <= {"identical", "rounding"}} == {RANDOM}
