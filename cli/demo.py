@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import tracereplay
-from tracereplay.cli.options import Force, check_json, local_path, refuse_given
+from tracereplay.cli.options import CandidateOut, Force, check_json, refuse_given
 from tracereplay.cli.output import deliver, progress, stderr
 from tracereplay.cli.replay import replay_and_judge
 from tracereplay.comparator import Policy
@@ -28,17 +28,7 @@ def demo(
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Where the verdict goes.")] = (
         "tracereplay-demo.json"
     ),
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=local_path,
-            metavar="TRACE",
-            help="Keep the candidate's trace.",
-            show_default=False,
-        ),
-    ] = None,
+    out: CandidateOut = None,
     force: Force = False,
 ) -> None:
     """Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.

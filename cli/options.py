@@ -18,6 +18,7 @@ from tracereplay.trace import Trace, open_trace
 
 __all__ = [
     "BaseTrace",
+    "CandidateOut",
     "Force",
     "GoldenTrace",
     "JsonFile",
@@ -113,6 +114,12 @@ UseOracle = Annotated[
     bool,
     typer.Option(
         "--oracle", help="Hold both sides against float64 references, and say which is nearer the truth."
+    ),
+]
+CandidateOut = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--out", parser=local_path, metavar="TRACE", help="Keep the candidate's trace.", show_default=False
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a trace that is there.")]

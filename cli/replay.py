@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tracereplay.cli.options import (
+    CandidateOut,
     Force,
     GoldenTrace,
     JsonFile,
@@ -25,7 +26,6 @@ from tracereplay.cli.options import (
     check_golden,
     check_json,
     check_log,
-    local_path,
     policy_of,
     read_from,
     refuse_given,
@@ -68,17 +68,7 @@ def replay(
         str | None,
         typer.Option(metavar="GLOB", help="isolated: only these kernels, such as aten.mm.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=local_path,
-            metavar="TRACE",
-            help="Keep the candidate's trace.",
-            show_default=False,
-        ),
-    ] = None,
+    out: CandidateOut = None,
     policy: PolicyFile = None,
     strict: Strict = False,
     oracle: UseOracle = False,

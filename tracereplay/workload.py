@@ -15,7 +15,7 @@ from typing import Any
 
 from tracereplay.errors import WorkloadError
 
-__all__ = ["SAMPLING", "Prompt", "Workload", "read_prompts"]
+__all__ = ["SAMPLING", "Drawn", "Prompt", "Workload", "read_prompts"]
 
 # vLLM's SamplingParams fields that both engine generations share.
 SAMPLING = frozenset(
@@ -27,8 +27,25 @@ SAMPLING = frozenset(
 )  # fmt: skip
 
 
+class Drawn:
+    """What sampling parameters say of a request: asked for, or recorded."""
+
+    __slots__ = ()
+    sampling: Mapping[str, Any]
+
+    @property
+    def sequences(self) -> int:
+        """How many samples are drawn (``n``)."""
+        return int(self.sampling.get("n", 1))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one."""
+        return float(self.sampling.get("temperature", 1.0)) == 0.0
+
+
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Drawn):
     """One request.
 
     Args:
@@ -40,16 +57,6 @@ class Prompt:
     token_ids: tuple[int, ...] | None
     text: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def sequences(self) -> int:
-        """How many samples are drawn (``n``)."""
-        return int(self.sampling.get("n", 1))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether every token is the most probable one."""
-        return float(self.sampling.get("temperature", 1.0)) == 0.0
 
     def as_dict(self) -> dict[str, Any]:
         ids = None if self.token_ids is None else list(self.token_ids)

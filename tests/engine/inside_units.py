@@ -4,17 +4,15 @@ test_inside.py runs this file under a real engine's interpreter with the overlay
 function below raised (null: nothing).
 """
 
-import json
 import os
 import select
 import signal
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from unit_runner import run
 
 from tracereplay.device import Cpu
 from tracereplay.engines.numbering import Numbering
@@ -417,10 +415,4 @@ def fused_layers_are_cut_by_their_parts():
 
 
 if __name__ == "__main__":
-    results = {}
-    for name in sys.argv[1:]:
-        try:
-            results[name] = globals()[name]()
-        except Exception:
-            results[name] = traceback.format_exc()
-    print(json.dumps(results))
+    run(globals())

@@ -1,15 +1,13 @@
 """The recorder on a device whose copies are late: what a GPU would do, without one."""
 
-import json
-import sys
 import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import torch
 from late_device import LateDevice
+from unit_runner import run
 
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
@@ -208,10 +206,4 @@ def an_idle_engine_has_handed_everything_over():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {}
-    for name in sys.argv[1:]:
-        try:
-            results[name] = globals()[name]()
-        except Exception:
-            results[name] = traceback.format_exc()
-    print(json.dumps(results))
+    run(globals())

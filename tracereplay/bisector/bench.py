@@ -14,7 +14,6 @@ from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, replay_passes, run_header
 from tracereplay.launch.lengths import as_long_as
-from tracereplay.storage.checkpoint import check_weights
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.workload import Workload
@@ -36,7 +35,6 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     if "record" not in golden.passes:
         raise UsageError(f"{golden.path} is not a recording; give the golden recording.")
     work = workload_of(golden, settings, model)
-    check_weights(golden.run.weights, Path(work.model), work.weights)
     sampled = (s for step in golden.steps("record") for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(

@@ -24,7 +24,6 @@ from tracereplay.workload import Prompt, Workload
 __all__ = [
     "applied_settings",
     "check_request",
-    "model_directory",
     "setting_refusal",
     "variable_refusal",
     "weights_directory",
@@ -40,30 +39,29 @@ def check_request(trace: Trace, given: Mapping[str, Any], model: Path | None) ->
     _directory(trace, _asked(trace), model)
 
 
-def workload_of(trace: Trace, given: Mapping[str, Any], model: Path | None) -> Workload:
+def workload_of(
+    trace: Trace, given: Mapping[str, Any], model: Path | None, *, other_weights: bool = False
+) -> Workload:
     """What a trace asks to be generated, as an engine may be given it.
 
     Args:
         trace: a recording.
         given: engine arguments of the user's, each in place of the trace's.
         model: the user's checkpoint, in place of the trace's.
+        other_weights: whether the user's checkpoint may hold other weights than the recorded one.
 
     Returns:
         The workload, ``weights`` being those of the model that is used.
 
     Raises:
         UnsafeRequest: it asks for what only the user may give.
+        OtherWeights: the checkpoint is another than the one that was recorded.
         UsageError: the model that it names is not the one that was recorded, so that the user has to say.
         WorkloadError: there is no model.
     """
     work = _workload(trace, given)
-    directory, digest = _identified(trace, model)
+    directory, digest = _identified(trace, model, other_weights=other_weights)
     return Workload(str(directory), work.prompts, work.settings, digest)
-
-
-def model_directory(trace: Trace, model: Path | None) -> Path:
-    """The checkpoint of a trace's generation, as `workload_of` chooses it."""
-    return _identified(trace, model)[0]
 
 
 def weights_directory(trace: Trace, model: Path | None) -> Path | None:
@@ -120,18 +118,18 @@ def _refuse(trace: Trace, refused: Sequence[str], hint: str) -> None:
         raise UnsafeRequest(f"{trace.path} asks for what only you may give: {'; '.join(refused)}. {hint}".strip())
 
 
-def _identified(trace: Trace, model: Path | None) -> tuple[Path, str | None]:
+def _identified(trace: Trace, model: Path | None, *, other_weights: bool) -> tuple[Path, str | None]:
     """The model's directory, and the digest of its weights."""
     directory = _directory(trace, _asked(trace), model)
     check_model(directory)
     digest = read_checkpoint(directory).digest
-    if model is None:
+    if model is None or not other_weights:
         check_weights(trace.run.weights, directory, digest)
-        if digest is None:
-            raise UsageError(
-                f"The model at {directory} holds no safetensors files any more, so that it is not known to be the "
-                "one that was recorded. Say with --model which to use."
-            )
+    if model is None and digest is None:
+        raise UsageError(
+            f"The model at {directory} holds no safetensors files any more, so that it is not known to be the "
+            "one that was recorded. Say with --model which to use."
+        )
     return directory, digest
 
 

@@ -14,7 +14,7 @@ from tracereplay.gate import workload_of
 from tracereplay.launch.lengths import as_long_as
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
-from tracereplay.storage.checkpoint import check_model, check_weights, model_files, read_checkpoint
+from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -103,9 +103,7 @@ def replay(
     """
     source = open_trace(golden)
     _check_recording(source)
-    workload = workload_of(source, settings or {}, model)
-    if not other_weights:
-        check_weights(source.run.weights, Path(workload.model), workload.weights)
+    workload = workload_of(source, settings or {}, model, other_weights=other_weights)
     run = {**run_header("replay", engine, workload, source.run.level), "golden": source.digest()}
     directory = TraceDirectory(out, run)
     report(f"Starting the engine {engine.name}")

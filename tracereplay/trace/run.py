@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tracereplay.workload import Drawn
+
 __all__ = ["Asked", "RecordedPrompt", "Requested", "Run", "asked_of", "read_run"]
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedPrompt:
+class RecordedPrompt(Drawn):
     """A request as it was served; not something to serve.
 
     Args:
@@ -27,16 +29,6 @@ class RecordedPrompt:
     token_ids: tuple[int, ...] | None
     text: str | None
     sampling: Mapping[str, Any]
-
-    @property
-    def sequences(self) -> int:
-        """How many samples were drawn (``n``)."""
-        return int(self.sampling.get("n", 1))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether every token is the most probable one."""
-        return float(self.sampling.get("temperature", 1.0)) == 0.0
 
 
 @dataclass(frozen=True, slots=True)
