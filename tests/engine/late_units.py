@@ -204,9 +204,9 @@ def an_idle_engine_has_handed_everything_over():
         session.end_step()
     device._eagerness = 1.0  # the device goes on; the engine has nothing to do
     ends = time.monotonic() + 10
-    while session._waiting and time.monotonic() < ends:
+    while session._handover.waiting and time.monotonic() < ends:
         time.sleep(0.01)
-    assert not session._waiting
+    assert session._handover.waiting == 0
     session.end_pass()
     assert threading.active_count() == 1, threading.enumerate()
 

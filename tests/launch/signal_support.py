@@ -1,7 +1,7 @@
 """A command with everything that a polite parent meets: it says which signals came, leaves an orphan that will not
 end, and shared memory.
 
-    python signal_support.py LOG SECONDS CODE
+    python signal_support.py LOG SECONDS CODE      it ends so many seconds after the last signal
 """
 
 from __future__ import annotations
@@ -20,8 +20,16 @@ def say(*words: object) -> None:
     os.write(log, (" ".join(map(str, words)) + "\n").encode())
 
 
+def heard(number: int, frame: object) -> None:
+    """Whoever sends several has as long again for the next one."""
+    global end
+    end = time.monotonic() + float(sys.argv[2])
+    say("got", signal.Signals(number).name)
+
+
+end = float("inf")
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: say("got", signal.Signals(number).name))
+    signal.signal(number, heard)
 if os.fork() == 0:
     if os.fork():
         os._exit(0)

@@ -95,8 +95,8 @@ def test_each_signal_is_passed_on_once_and_waited_for(start: Callable[..., Paren
     parent = start(seconds=2, code=3)
     parent.has("command")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        parent.process.send_signal(number)
         before = len(parent.heard())
+        parent.process.send_signal(number)
         wait_until(lambda before=before: len(parent.heard()) > before)
     assert parent.process.wait(timeout=20) == 3
     assert parent.heard() == ["SIGTERM", "SIGINT", "SIGHUP", "SIGTERM"]

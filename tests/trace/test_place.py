@@ -129,12 +129,17 @@ def test_a_trace_is_replaced_when_the_new_one_is_put(old: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda path: None, lambda path: (path / "manifest.json.partial").write_text("{")]
+    "make",
+    [
+        lambda path: None,
+        lambda path: (path / "manifest.json.partial").write_text("{"),
+        lambda path: (path / ".engine-0").write_text("of a command whose parent was killed"),
+    ],
 )
 def test_an_interrupted_trace_is_a_trace(old: Path, make: Callable[[Path], object]) -> None:
     segment = old / "record-rank0.seg"
     segment.write_bytes(segment.read_bytes()[:1000])
-    (old / "manifest.json.partial").write_text("{")
+    make(old)
     remove_trace(old)
     assert os.listdir(old.parent) == []
 

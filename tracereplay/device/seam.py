@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["DONE", "Device", "Mark", "device_of"]
+__all__ = ["DONE", "Device", "Mark"]
 
 
 class Mark(Protocol):
@@ -73,14 +73,3 @@ class Device(Protocol):
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Host memory to fill for `upload`; may be dropped as soon as that returns."""
-
-
-def device_of(device: torch.device) -> Device:
-    """What stands for a device of PyTorch's."""
-    if device.type == "cuda":
-        from tracereplay.device.cuda import Cuda
-
-        return Cuda(device)
-    from tracereplay.device.cpu import Cpu
-
-    return Cpu()

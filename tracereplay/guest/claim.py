@@ -12,11 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tracereplay.trace.directory import part_name, segment_path
+from tracereplay.trace.directory import CLAIM, part_name, segment_path
 
-__all__ = ["CLAIM", "claim_segment", "data_parallel_rank"]
-
-CLAIM = ".engine-{}"
+__all__ = ["claim_segment", "data_parallel_rank"]
 
 
 def claim_segment(trace: Path, config: Any, rank: int, pass_name: str = "record") -> Path:

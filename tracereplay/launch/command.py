@@ -23,6 +23,7 @@ from tracereplay.launch.jobs import level_of
 from tracereplay.launch.process import Launchable, guest_environment
 from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
+from tracereplay.trace.directory import CLAIM
 from tracereplay.trace.served import PASS, is_whole
 
 __all__ = ["record_command"]
@@ -147,13 +148,12 @@ class _Filling:
         if found is not None and found.digest is not None:
             self._checkpoint = {"weights": found.digest, "tensors": found.tensors, "files": model_files(model)}
 
-    def _write(self) -> dict[str, Any]:
+    def _write(self) -> None:
         """Without the prompts, of which there may be very many: segments have them."""
         trace = open_trace(self._directory.path)
         run = {**trace.raw_run, "workload": {**trace.raw_run["workload"], "prompts": []}}
         self._fill(run)
         self._directory.update_run(**run)
-        return run
 
     def _fill(self, run: dict[str, Any]) -> None:
         if self._checkpoint:
@@ -182,7 +182,7 @@ class _Filling:
         run = {**trace.raw_run, "workload": dict(trace.raw_run["workload"])}
         self._fill(run)
         self._directory.update_run(**run)
-        for claim in self._directory.path.glob(".engine-*"):
+        for claim in self._directory.path.glob(CLAIM.format("*")):
             claim.unlink(missing_ok=True)
         if is_whole(trace):
             self._directory.complete()

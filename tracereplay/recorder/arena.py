@@ -96,7 +96,7 @@ class Arena:
     def grow(self, size: int) -> None:
         """Makes room for ``size`` bytes; only while the arena is empty."""
         if size > self.size:
-            self._unmap()
+            self._device.unlock(self._address)
             self._map(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
             self.begin()
 
@@ -128,18 +128,12 @@ class Arena:
 
     def changed(self, x: torch.Tensor, offset: int, size: int) -> bool:
         """Whether ``x``, copied to ``offset`` since `begin`, has other bytes now. Waits for the device."""
-        if self._area is not None:
-            now = x.detach().contiguous().flatten().view(torch.uint8)
-            return not torch.equal(now, self._area.memory[offset : offset + size].to(now.device))
-        now = x.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return memoryview(now.numpy()) != self._bytes(offset, size)
+        now = x.detach().contiguous().flatten().view(torch.uint8)
+        return not torch.equal(now, self._piece(offset, size).to(now.device))
 
     def differ(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
         """Whether two pieces (offset and size), copied since `begin`, have other bytes. Waits for the device."""
-        if self._area is not None:
-            first, second = (self._area.memory[offset : offset + size] for offset, size in (one, other))
-            return not torch.equal(first, second)
-        return self._bytes(*one) != self._bytes(*other)
+        return not torch.equal(self._piece(*one), self._piece(*other))
 
     def flush(self) -> None:
         """All that shall be copied is; it may be on its way still (`arrived`)."""
@@ -158,14 +152,13 @@ class Arena:
     def close(self) -> None:
         """The memory is given back; the writer may have its own hold of it."""
         self.wait()
-        self._unmap()
+        self._device.unlock(self._address)
         os.close(self.fd)
 
-    def _bytes(self, offset: int, size: int) -> memoryview:
-        return memoryview(self._memory)[offset : offset + size]
-
-    def _unmap(self) -> None:
-        self._device.unlock(self._address)
+    def _piece(self, offset: int, size: int) -> torch.Tensor:
+        """Bytes that were copied since `begin`, where they are now."""
+        memory = self._tensor if self._area is None else self._area.memory
+        return memory[offset : offset + size]
 
     def _map(self, size: int) -> None:
         os.ftruncate(self.fd, size)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,8 +21,7 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
-from tracereplay.recorder.arena import Arena
-from tracereplay.recorder.idle import IdleThread
+from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
@@ -108,11 +105,7 @@ class Session:
         self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
         self._step: PendingStep | None = None
-        # Steps whose bytes are on their way from the device, oldest first. Whoever touches them, or the writer,
-        # holds the lock: the engine's thread, and the one that hands over while the engine idles.
-        self._waiting: deque[PendingStep] = deque()
-        self._lock = threading.RLock()
-        self._idle: IdleThread | None = None
+        self._handover: Handover | None = None  # there as long as the writer is
         self._steps = self._dropped = self._weights = 0
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
@@ -154,8 +147,9 @@ class Session:
             path, meta, self.device, codec_id=self._options.codec, max_bytes=self._options.max_bytes
         )
         self._errors.update(self._writer.errors)
-        if self.device.asynchronous:
-            self._idle = IdleThread(self._hand_over_arrived)
+        self._handover = Handover(
+            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self._failed
+        )
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
@@ -166,17 +160,13 @@ class Session:
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns what went wrong, if anything."""
-        writer, self._replacement = self._writer, None
+        writer, handover, self._replacement = self._writer, self._handover, None
         self._kernels = self.scope = None
-        idle, self._idle = self._idle, None
-        if idle is not None:
-            idle.stop()
-        if writer is not None:
+        if writer is not None and handover is not None:
             self._give_up_step()
             with self._guarded():
-                self._hand_over(writer, 0)
-            self._waiting.clear()
-            self._writer = None
+                handover.close()
+            self._writer = self._handover = None
             summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weights}
             with self._guarded():
                 writer.close(summary, whole=not self._errors)
@@ -202,8 +192,8 @@ class Session:
 
     def begin_step(self, rows: RowMap) -> None:
         """The model is about to run over ``rows``."""
-        writer = self._writer
-        if writer is None or self._ended is not None:
+        writer, handover = self._writer, self._handover
+        if writer is None or handover is None or self._ended is not None:
             return
         self._give_up_step()
         if self._options.max_steps is not None and self._steps >= self._options.max_steps:
@@ -211,8 +201,7 @@ class Session:
             return
         self._rows.clear()
         try:
-            with self._lock:
-                arena = self._arena(writer)
+            arena = handover.take(wait=self._options.when_behind == "block" or self._replacement is not None)
             if writer.spent:
                 self._ended = "max_bytes"
                 writer.give_back([arena] if arena is not None else [])
@@ -220,21 +209,13 @@ class Session:
                 self._dropped += 1
             else:
                 number = self._steps + self._dropped
-                self._step = PendingStep(number, rows, arena, writer, self._weights, self._drain)
+                self._step = PendingStep(number, rows, arena, writer, self._weights, handover.drain)
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
                 if self._kernels is not None:
                     self._kernels.begin_step(self._step)
         except Exception as error:
             self._failed(error)
-
-    def _arena(self, writer: WriterClient) -> Arena | None:
-        """An empty arena; None where the step shall be left out."""
-        wait = self._options.when_behind == "block" or self._replacement is not None
-        self._hand_over(writer, self._options.in_flight)
-        if wait and writer.starved():
-            self._hand_over(writer, 0)  # the writer cannot give back what it was not given
-        return writer.take(wait=wait)
 
     def _told(self, writer: WriterClient) -> list[str]:
         trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
@@ -263,19 +244,15 @@ class Session:
         """Hands the step to the writer."""
         step, self._step = self._step, None
         self.watched = frozenset()
-        writer = self._writer
-        if step is None or writer is None:
+        handover = self._handover
+        if step is None or handover is None:
             return
         self._note_silence(step)
         if self._kernels is not None:
             self._end_kernels(step, self._kernels)
         self._steps += 1
-        with self._guarded(), self._lock:
-            step.close()
-            self._waiting.append(step)
-            self._hand_over(writer, self._options.in_flight if self.device.asynchronous else 0)
-            if self._waiting and self._idle is not None:
-                self._idle.wake()
+        with self._guarded():
+            handover.add(step)
 
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():
@@ -285,33 +262,13 @@ class Session:
                 kernels.compiled_region(compiled)
             step.kernels = kernels.end_step()
 
-    def _hand_over(self, writer: WriterClient, leave: int) -> None:
-        """Hands over the steps whose bytes have arrived, and waits for those beyond ``leave``."""
-        with self._lock:
-            while self._waiting and (len(self._waiting) > leave or self._waiting[0].arrived()):
-                self._waiting.popleft().hand_over(writer)
-
-    def _drain(self) -> None:
-        if self._writer is not None:
-            self._hand_over(self._writer, 0)
-
-    def _hand_over_arrived(self) -> bool:
-        """What the idle thread does; whether steps are left."""
-        with self._guarded(), self._lock:
-            # A step that is larger than all arenas is handed over in pieces; nothing may come between them, and
-            # nothing does: all steps before it were handed over first.
-            if self._writer is not None:
-                self._hand_over(self._writer, len(self._waiting))
-        return bool(self._waiting)
-
     def _give_up_step(self) -> None:
         """The engine began another step before it ended the last one; its arenas would be missing for ever."""
         step, self._step = self._step, None
         self.watched = frozenset()
-        if step is not None and self._writer is not None:
-            with self._guarded(), self._lock:
-                self._hand_over(self._writer, 0)  # the writer would take what is given up for theirs
-                step.give_up(self._writer)
+        if step is not None and self._handover is not None:
+            with self._guarded():
+                self._handover.give_up(step)
 
     def _note_silence(self, step: PendingStep) -> None:
         """Notes sites that did not run, once each: an operator that is not seen may not be passed over."""

@@ -27,10 +27,12 @@ from tracereplay.event import Site
 from tracereplay.trace.manifest import FORMAT, write_manifest
 
 __all__ = [
+    "CLAIM",
     "MANIFEST",
     "SEGMENT",
     "WEIGHTS",
     "TraceDirectory",
+    "live_part",
     "locked",
     "made_here",
     "part_name",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+CLAIM = ".engine-{}"  # by which an engine of a recorded command takes its number; gone when it has ended
 SETTLE = 20.0  # seconds
 SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32}(?:-engine[1-9]\d{0,3})?)-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
 
@@ -181,13 +184,16 @@ def locked(path: Path) -> bool:
     return False
 
 
+def live_part(path: Path) -> Path | None:
+    """What another process writes of the trace (or the segment) at ``path``; None if nothing is."""
+    parts = (path, *path.glob("*.seg"))
+    return next((part for part in parts if locked(part) and not (part == path and made_here(path))), None)
+
+
 def refuse_live(path: Path) -> None:
     """Raises UsageError if a trace, or a segment of one, is being written at ``path``."""
-    for part in (path, *path.glob("*.seg")):
-        if locked(part) and not (part == path and made_here(path)):
-            raise UsageError(
-                f"{path} is being recorded: {part.name} is still written to. Wait until that has ended."
-            )
+    if (part := live_part(path)) is not None:
+        raise UsageError(f"{path} is being recorded: {part.name} is still written to. Wait until that has ended.")
 
 
 class _Held:

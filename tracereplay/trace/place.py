@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tracereplay.errors import NotATrace, TraceError, UsageError
 from tracereplay.storage.written import beside
-from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS, locked, made_here, refuse_taken
+from tracereplay.trace.directory import CLAIM, MANIFEST, SEGMENT, WEIGHTS, live_part, made_here, refuse_taken
 from tracereplay.trace.frames import MAGIC
 from tracereplay.trace.open import Trace, open_trace
 
@@ -127,10 +128,7 @@ def passing_trace(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 def in_use(path: Path) -> bool:
     """Whether another process is recording into the trace at ``path``."""
-    if not path.is_dir():
-        return False
-    segments = [entry for entry in path.iterdir() if SEGMENT.fullmatch(entry.name)]
-    return any(map(locked, segments)) or (not made_here(path) and locked(path))
+    return path.is_dir() and live_part(path) is not None
 
 
 def _refuse_others(path: Path, inputs: Iterable[Path]) -> None:
@@ -174,7 +172,8 @@ def _why_not_ours(path: Path, trace: Trace) -> str | None:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (MANIFEST, f"{MANIFEST}.partial") or SEGMENT.fullmatch(name) is not None
+    ours = name in (MANIFEST, f"{MANIFEST}.partial") or SEGMENT.fullmatch(name) is not None
+    return ours or fnmatchcase(name, CLAIM.format("[0-9]*"))
 
 
 def _same(one: Path, other: Path) -> bool:
