@@ -14,7 +14,8 @@ import torch
 from tracereplay.device import device_of
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
-from tracereplay.recorder.session import Options, Session
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.session import Session
 
 CALLS = 200
 

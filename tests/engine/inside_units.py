@@ -24,7 +24,8 @@ from tracereplay.event import Site, make_rows
 from tracereplay.hooks.kernels import _returnable
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
-from tracereplay.recorder.session import Options, Session
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.session import Session
 from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.tables import RowTables
 from tracereplay.trace import (

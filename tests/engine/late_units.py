@@ -12,7 +12,8 @@ from unit_runner import run
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, idle
-from tracereplay.recorder.session import Options, Session
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.session import Session
 from tracereplay.trace.reader import SegmentReader
 
 SEEDS = range(12)

@@ -18,7 +18,7 @@ __all__ = ["ENABLED", "NO_TAPS", "OPTIONS", "RECORD", "register"]
 ENABLED = "TRACEREPLAY_GUEST"
 NO_TAPS = "TRACEREPLAY_NO_TAPS"  # leave the model as it is: what an engine gives when nobody looks
 RECORD = "TRACEREPLAY_RECORD"  # a trace directory: record all that the engine generates
-OPTIONS = "TRACEREPLAY_OPTIONS"  # how, as JSON (`recorder.session.Options`)
+OPTIONS = "TRACEREPLAY_OPTIONS"  # how, as JSON (`recorder.options.Options`)
 # where V0 and V1 keep the class that makes a worker; 0.8.5 has the first, newer ones the second
 _MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base")
 

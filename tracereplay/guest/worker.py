@@ -27,7 +27,8 @@ from tracereplay.event import RowKey
 from tracereplay.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.guest.plugin import NO_TAPS, OPTIONS, RECORD
 from tracereplay.hooks.taps import listen
-from tracereplay.recorder.session import Options, Replacement, Session
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.session import Replacement, Session
 from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.tables import RowTables

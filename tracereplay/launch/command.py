@@ -52,7 +52,7 @@ def record_command(
         command: what to run.
         out: trace to make.
         engine: whose environment to run it in; by default the interpreter that the command itself names.
-        options: how much is recorded (`recorder.session.Options`).
+        options: how much is recorded (`recorder.options.Options`).
 
     Returns:
         The command's exit code. The trace is complete if every worker closed its segment.

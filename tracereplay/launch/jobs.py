@@ -38,7 +38,7 @@ def record(
         out: path of the trace.
         check_observer: generate in an engine without taps too, and state the difference in the trace.
         log: file for what the engine prints.
-        options: how much is recorded (`recorder.session.Options`).
+        options: how much is recorded (`recorder.options.Options`).
         weights: copy the checkpoint's tensors into the trace too.
         report: is told what is being done.
 
@@ -164,7 +164,7 @@ def record_pass(
         golden: path of the golden trace whose tokens are forced.
         inject: whether its values are fed.
         cancel: what to cancel, as `guest.worker` takes it.
-        options: how much is recorded (`recorder.session.Options`).
+        options: how much is recorded (`recorder.options.Options`).
     """
     where = {
         "trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
