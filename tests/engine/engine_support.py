@@ -18,9 +18,8 @@ from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
 from tracereplay.gate import workload_of
-from tracereplay.launch.jobs import level_of, record_pass, replay_passes, run_header
+from tracereplay.launch.jobs import record_pass, recording_header, replay_passes, run_header
 from tracereplay.launch.process import EngineProcess
-from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.verdict import Verdict
 from tracereplay.workload import Prompt, Workload
@@ -69,16 +68,16 @@ class Running:
         self, *prompts: Prompt, settings: Mapping[str, Any] = EAGER, folder: Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Trace:  # fmt: skip
-        workload = Workload(str(self._model), prompts, settings)
-        directory = self._directory("recording", workload, folder)
-        directory.update_run(level=level_of(options), checkpoint=read_checkpoint(self._model).tensors)
+        workload, header = recording_header(self._launch, Workload(str(self._model), prompts, settings), options)
+        directory = self._directory(header, folder)
         record_pass(self.process, directory, workload, options=options)
         directory.complete()
         return open_trace(directory.path)
 
     def replay(self, golden: Trace) -> Trace:
         workload = workload_of(golden, {}, self._model)
-        directory = self._directory("replay", workload, golden=golden.digest(), level=golden.run.level)
+        header = run_header("replay", self._launch, workload, golden.run.level)
+        directory = self._directory({**header, "golden": golden.digest()})
         replay_passes(self.process, directory, golden, workload)
         directory.complete()
         return open_trace(directory.path)
@@ -94,12 +93,10 @@ class Running:
             self._launch, golden.path, folder, process=self.process, model=self._model, **options
         )
 
-    def _directory(
-        self, kind: str, workload: Workload, folder: Path | None = None, **extra: Any
-    ) -> TraceDirectory:
+    def _directory(self, header: Mapping[str, Any], folder: Path | None = None) -> TraceDirectory:
         self._made += 1
         path = (folder or self.folder) / f"{self._launch.name}-{self._made}.trace"
-        directory = TraceDirectory(path, {**run_header(kind, self._launch, workload), **extra})
+        directory = TraceDirectory(path, header)
         directory.update_run(engine={"name": self._launch.name, **self.process.info})
         return directory
 

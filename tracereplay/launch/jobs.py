@@ -18,7 +18,10 @@ from tracereplay.storage.checkpoint import check_model, model_files, read_checkp
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
-__all__ = ["level_of", "observer_effect", "record", "record_pass", "replay", "replay_passes", "run_header"]
+__all__ = [
+    "level_of", "observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes",
+    "run_header",
+]  # fmt: skip
 
 Report = Callable[[str], None]
 # Levels of a recording; the first is that of one that says nothing.
@@ -50,12 +53,7 @@ def record(
     """
     model = Path(workload.model)
     check_model(model)
-    checkpoint = read_checkpoint(model)
-    workload = replace(workload, weights=checkpoint.digest)
-    header = {
-        **run_header("recording", engine, workload, level_of(options)), "checkpoint": checkpoint.tensors,
-        "model_files": model_files(model),
-    }  # fmt: skip
+    workload, header = recording_header(engine, workload, options)
     directory = TraceDirectory(out, header)
     if weights:
         report("Copying the weights")
@@ -239,6 +237,18 @@ def run_header(kind: str, engine: Launchable, workload: Workload, level: str = O
         "workload": workload.as_dict(),
         "notes": [],
     }
+
+
+def recording_header(
+    engine: Launchable, workload: Workload, options: Mapping[str, Any] | None = None
+) -> tuple[Workload, dict[str, Any]]:
+    """The workload with the digest of its checkpoint's weights, and what a recording of it says before the engine
+    has started: that of `run_header`, and what identifies the model."""
+    model = Path(workload.model)
+    checkpoint = read_checkpoint(model)
+    workload = replace(workload, weights=checkpoint.digest)
+    said = run_header("recording", engine, workload, level_of(options))
+    return workload, {**said, "checkpoint": checkpoint.tensors, "model_files": model_files(model)}
 
 
 def _tokenized(workload: Workload, process: EngineProcess) -> Workload:
