@@ -30,10 +30,10 @@ import tables
 from lock import locked
 from overhead import VARIANTS, Bench, TimedEngine, arguments, machine, measure, models, times, workload
 
+from tracereplay.alone.constants import Constants
+from tracereplay.alone.kernels import KernelRunner
+from tracereplay.alone.sandbox import Sandbox
 from tracereplay.environments.registry import Engine, load_engine
-from tracereplay.launch.isolated.constants import Constants
-from tracereplay.launch.isolated.kernels import KernelRunner
-from tracereplay.launch.sandbox import Sandbox
 from tracereplay.trace import open_trace
 
 KINDS = ("mode that does nothing", "DebugMode with hashes", "record", "kernels", "kernels, no check of writes")

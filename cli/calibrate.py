@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +91,7 @@ def calibrate_(
     check_log(log)
     check_distinct({"--out": out, "--log": log})
     check_golden(golden, given, model)
-    with closing(open_trace(golden)) as trace:
+    with open_trace(golden) as trace:
         variations = [named_variation(name.strip(), trace.run) for name in vary.split(",") if name.strip()]
     variations += [_also(text) for text in also]
     if not variations:

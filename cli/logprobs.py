@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,7 @@ def logprobs(
     A measurement, not a verdict: it ends with 0 however far they are apart.
     """
     check_json(json_file)
-    with closing(open_trace(golden)) as mine, closing(open_trace(candidate)) as theirs:
+    with open_trace(golden) as mine, open_trace(candidate) as theirs:
         found = compare_rollouts(mine, theirs)
     text = json.dumps({"schema": SCHEMA, "rollout": found.as_dict()}, indent=2, allow_nan=False) + "\n"
     if json_file == "-":

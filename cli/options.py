@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from tracereplay.cli.files import LOG, VERDICT, check_distinct, check_output
 from tracereplay.comparator import Policy, load_policy
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate import check_request
+from tracereplay.passes import RECORD
 from tracereplay.trace import Trace, open_trace
 
 __all__ = [
@@ -164,7 +165,7 @@ def read_from(*paths: str | Path | None) -> list[Path]:
     """The files of this machine that reading some traces needs; one that cannot be opened is not asked further."""
     found = [Path(path) for path in paths if path is not None]
     for path in tuple(found):
-        with suppress(TraceError), closing(open_trace(path)) as trace:
+        with suppress(TraceError), open_trace(path) as trace:
             found += trace.read_from
     return found
 
@@ -215,6 +216,6 @@ def check_log(file: Path | None, json_file: str | None = None) -> None:
 
 def check_golden(golden: Path, given: Mapping[str, Any], model: Path | None) -> None:
     """Raises what is wrong with a golden trace's requests, before anything slow begins (`gate.check_request`)."""
-    with closing(open_trace(golden)) as trace:
-        if "record" in trace.passes:  # what is no recording, the verb itself refuses
+    with open_trace(golden) as trace:
+        if RECORD in trace.passes:  # what is no recording, the verb itself refuses
             check_request(trace, given, model)

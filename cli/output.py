@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -57,7 +57,7 @@ def weights_first(golden: Path, engine: str, json_file: str | None, mode: Mode =
     try:
         yield
     except OtherWeights as found:
-        with closing(open_trace(golden)) as trace:
+        with open_trace(golden) as trace:
             verdict = judge_unrun(trace, engine, found, mode)
         raise typer.Exit(deliver(verdict, json_file)) from None
 
@@ -87,7 +87,7 @@ def new_trace(out: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterato
 
 
 def _complete(path: Path) -> bool:
-    with closing(open_trace(path)) as trace:
+    with open_trace(path) as trace:
         return trace.complete
 
 

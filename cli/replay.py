@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tracereplay.alone.replay import Selection, replay_isolated
 from tracereplay.cli.options import (
     CandidateOut,
     Force,
@@ -35,7 +36,6 @@ from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
 from tracereplay.errors import UsageError
 from tracereplay.launch import jobs
-from tracereplay.launch.isolated.replay import Selection, replay_isolated
 from tracereplay.verdict import Verdict
 
 __all__ = ["replay", "replay_and_judge"]

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from tracereplay.alone.constants import Constants
 from tracereplay.cli.options import BaseTrace, Model, TracePath, local_path, opened
 from tracereplay.cli.output import stderr
 from tracereplay.gate import weights_directory
-from tracereplay.launch.isolated.constants import Constants
+from tracereplay.passes import RECORD
 from tracereplay.report.repro import (
     choose_call,
     choose_kernel,
@@ -52,10 +53,10 @@ def repro(
         if kernel is not None:
             chosen, count = choose_kernel(source, site, kernel, step, occurrence)
             name = chosen.name
-            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks("record")[0], weights))
+            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks(RECORD)[0], weights))
         else:
             call, count = choose_call(source, site, step, occurrence)
-            operator = source.sites("record")[site]
+            operator = source.sites(RECORD)[site]
             name = f"{operator.operator} at {site}"
             found = reproduce_operator(source, step, operator, call, Parameters(source, weights))
         write_reproducer(found, out)

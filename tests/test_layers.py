@@ -24,19 +24,18 @@ LAYERS = (
     ("report",),
     ("bisector", "calibrator"),
     ("environments",),
+    ("alone",),
     ("launch",),
     ("comparator",),
-    ("guest",),
-    ("replayer", "recorder"),
     ("engines",),
+    ("alone.child",),
+    ("replayer", "recorder"),
     ("gate",),
     ("hooks", "trace"),
     ("device",),
     ("storage",),
-    ("workload", "event", "verdict"),
-    ("rollout", "bisection", "inside", "isolated", "oracle"),
-    ("measures",),
-    ("errors", "dtypes", "jsondata", "schemas"),
+    ("workload", "event", "verdict", "cancellation"),
+    ("errors", "dtypes", "jsondata", "schemas", "passes"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -48,20 +47,22 @@ ENGINE_SIDE = (
     "recorder",
     "replayer",
     "engines",
-    "guest",
+    "alone.child",
+    "cancellation",
     "event",
     "workload",
     "errors",
     "dtypes",
     "schemas",
+    "passes",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
+PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "report", "bisector", "calibrator", "environments", "launch", "comparator", "gate", "trace", "storage",
-    "workload", "event", "verdict", "rollout", "bisection", "inside", "isolated", "oracle", "measures", "errors",
-    "dtypes", "jsondata", "schemas",
+    "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "gate", "trace",
+    "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas", "passes",
 )  # fmt: skip
 
 
@@ -94,7 +95,9 @@ def imported(name: str) -> Iterator[str]:
 def part(name: str) -> str | None:
     """``trace`` of ``tracereplay.trace.reader``; None for the package itself and for others' packages."""
     top, _, rest = name.partition(".")
-    return rest.split(".")[0] if top == "tracereplay" and rest else None
+    if top != "tracereplay" or not rest:
+        return None
+    return next((whole for whole in PARTS if f"{rest}.".startswith(f"{whole}.")), rest.split(".")[0])
 
 
 def of(parts: tuple[str, ...]) -> list[str]:

@@ -59,7 +59,7 @@ def test_the_only_program_is_tracereplay(wheel: zipfile.ZipFile) -> None:
     programs = re.search(r"\[console_scripts\]\n(.*?)(?:\n\n|\Z)", entries, re.DOTALL)
     assert programs is not None
     assert programs[1].split() == ["tracereplay", "=", "tracereplay.cli.main:main"]
-    assert "[vllm.general_plugins]\ntracereplay = tracereplay.guest.plugin:register" in entries
+    assert "[vllm.general_plugins]\ntracereplay = tracereplay.engines.vllm.guest.plugin:register" in entries
 
 
 def test_installing_it_brings_no_torch(wheel: zipfile.ZipFile) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from tracereplay import verdict as module
-from tracereplay.bisection import Bisection, Member, Skipped, Tried
 from tracereplay.errors import UsageError
-from tracereplay.rollout import LengthRow, PositionBin, Reported, Rollout, Spread
 from tracereplay.verdict import (
     Attribution,
     Closure,
@@ -28,6 +26,8 @@ from tracereplay.verdict import (
     Verdict,
     Worst,
 )
+from tracereplay.verdict.bisection import Bisection, Member, Skipped, Tried
+from tracereplay.verdict.rollout import LengthRow, PositionBin, Reported, Rollout, Spread
 
 NAN, INF = float("nan"), float("inf")
 ROLLOUT = Rollout(

@@ -106,6 +106,8 @@ class Site:
         layouts: keyed ``"in0"``, ``"out1"``: present where tensor parallelism cuts that tensor.
         config: what the operator was built with (``eps``, sizes), as far as it is plain data.
         parameters: its weights, by reference.
+        role: what it does in a model (`engines.family.Role`); empty in older traces.
+        formula: what it computes, where `comparator.oracle` has a reference of that name.
     """
 
     name: str
@@ -115,6 +117,8 @@ class Site:
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
+    role: str = ""
+    formula: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

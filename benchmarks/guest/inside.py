@@ -1,6 +1,6 @@
 """The engine's side of the benchmark: the ordinary driver, with a clock around every engine step.
 
-    python inside.py        speaks the language of `tracereplay.guest.driver`
+    python inside.py        speaks the language of `tracereplay.engines.vllm.guest.driver`
 
 It has a folder of its own, because Python looks for modules beside a script: transformers asks for a package named
 `kernels`, and would find a benchmark.
@@ -28,8 +28,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracereplay.engines import operators
-from tracereplay.guest import driver
+from tracereplay.engines.vllm.guest import driver, operators
 from tracereplay.recorder import session
 from tracereplay.recorder.writer_client import WriterClient
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tracereplay.bisector.closure import check_closure
+from tracereplay.cancellation import Cancellation
 from tracereplay.comparator.tokens import read_generation
 from tracereplay.engines import toy
-from tracereplay.engines.selection import Selection
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Closure
 
 
-def closure(folder: Path, selection: Selection, batches: int | None) -> Closure:
+def closure(folder: Path, selection: Cancellation, batches: int | None) -> Closure:
     """With ``selection`` cancelled, in a pass whose steps hold at most ``batches`` rows."""
     golden = toy.record(toy.workload(), folder / "golden.trace")
     injected = toy.replay(golden, folder / "injected.trace", passes=("injected",), rounding="truncate")
@@ -26,16 +26,16 @@ def closure(folder: Path, selection: Selection, batches: int | None) -> Closure:
 
 
 def test_everything_cancelled_gives_golden_logits_back(tmp_path: Path) -> None:
-    assert closure(tmp_path, Selection(everything=True), None) == Closure(True, None, 24)
+    assert closure(tmp_path, Cancellation(everything=True), None) == Closure(True, None, 24)
 
 
 def test_it_holds_over_other_batches_where_no_bit_depends_on_them(tmp_path: Path) -> None:
     """Requests reach an engine in a process of its own at any moment; that alone breaks nothing."""
-    found = closure(tmp_path, Selection(everything=True), 4)
+    found = closure(tmp_path, Cancellation(everything=True), 4)
     assert (found.held, found.rows, found.same_batches) == (True, 24, False)
 
 
 def test_the_first_place_where_it_breaks_is_named(tmp_path: Path) -> None:
-    found = closure(tmp_path, Selection(), None)
+    found = closure(tmp_path, Cancellation(), None)
     assert (found.held, found.same_batches) == (False, True)
     assert found.first_broken == "input 0 of model.layers.0.self_attn.qkv_proj is not what it was on golden inputs"

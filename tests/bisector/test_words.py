@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tracereplay.bisection import Bisection
 from tracereplay.bisector.words import why
 from tracereplay.verdict import Closure
+from tracereplay.verdict.bisection import Bisection
 
 ENOUGH = Bisection("operators", positions=64)
 

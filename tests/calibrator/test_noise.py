@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tracereplay.calibrator.noise import Kind, Noise, bound, earn
 from tracereplay.comparator.tolerance import DEFAULTS
-from tracereplay.measures import rounded_up
+from tracereplay.verdict.measures import rounded_up
 
 NORM = Kind("RMSNorm", "operator", "bfloat16")
 EDGE = Kind("RMSNorm", "edge", "float32")

@@ -20,7 +20,7 @@ def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     monkeypatch.setenv("COLUMNS", "200")
     # One place for all tests: where nothing may be written beside the sources, a new home would compile anew.
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "bytecode"))
-    monkeypatch.setattr(process, "overlay_for", lambda python: HERE)  # the toy needs no overlay
+    monkeypatch.setattr(process, "overlay_for", lambda python, entry_points: HERE)  # the toy needs no overlay
     path.mkdir()
     python = write(path / "python", f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "toy_driver.py"}"\n')
     python.chmod(0o755)

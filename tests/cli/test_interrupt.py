@@ -18,7 +18,7 @@ from tracereplay.trace import open_trace
 PROGRAM = f"""
 import pathlib
 from tracereplay.launch import process
-process.overlay_for = lambda python: pathlib.Path({str(HERE)!r})
+process.overlay_for = lambda python, entry_points: pathlib.Path({str(HERE)!r})
 from tracereplay.cli.main import main
 main()
 """

@@ -48,7 +48,7 @@ def test_a_command_without_an_engine_leaves_no_trace(tracereplay: Program, tmp_p
     out = tmp_path / "none.trace"
     ended = tracereplay("record", "-o", out, "--engine", "toy", "--", sys.executable, "-c", "print(1)")
     assert ended.code == 2
-    assert "no vLLM engine in it was recorded" in ended.err
+    assert "no engine of vLLM in it was recorded" in ended.err
     assert not out.exists()
 
 

@@ -176,7 +176,7 @@ def test_recording_a_command_ends_as_the_command_does_unless_the_trace_is_cut_of
 
 def test_a_command_that_records_nothing_is_said(tracereplay: Program, tmp_path: Path) -> None:
     ended = tracereplay("record", "-o", tmp_path / "a.trace", "--", sys.executable, "-c", "pass")
-    assert (ended.code, "no vLLM engine in it was recorded" in ended.err) == (2, True)
+    assert (ended.code, "no engine of vLLM in it was recorded" in ended.err) == (2, True)
     ended = tracereplay("record", "-o", tmp_path / "b.trace", "--", "no-such-program")
     assert (ended.code, "'no-such-program' was not found" in ended.err) == (2, True)
     ended = tracereplay("record", "-o", tmp_path / "c.trace", "--set", "a=1", "--", "true")

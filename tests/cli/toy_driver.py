@@ -1,4 +1,4 @@
-"""The toy engine behind the protocol of `tracereplay.guest.driver`: what the command line starts in tests.
+"""The toy engine behind the protocol of engines' drivers: what the command line starts in tests.
 
 Settings: ``dtype``; ``rounding``, ``noise`` and ``flaw`` ("site:kind", several with commas) as in `engines.toy`;
 ``dies`` ("loading" or "generating") ends the process there; ``hangs`` (a file) generates until the input ends,
@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tracereplay.cancellation import Cancellation
 from tracereplay.engines import toy
-from tracereplay.engines.selection import Selection
 from tracereplay.errors import TracereplayError, UsageError, WorkloadError
 from tracereplay.workload import Prompt, Workload
 
@@ -79,7 +79,7 @@ class Driver:
         else:
             golden = Path(recording["golden"])
             if cancel := recording.get("cancel"):
-                options["cancel"] = Path(cancel["injected"]), Selection.from_dict(cancel)
+                options["cancel"] = Path(cancel["injected"]), Cancellation.from_dict(cancel)
             options["settings"] = self._dtype()
             options["noise"] = self.settings.get("noise", 0.0)
             options["max_rows"] = self.settings.get("max_num_batched_tokens")

@@ -16,9 +16,9 @@ from tracereplay.comparator import Policy
 from tracereplay.comparator.inside import Place, look_inside
 from tracereplay.comparator.inside.sequence import align, computing
 from tracereplay.event import Kernel, RowKey, RowMap, Value, make_rows
-from tracereplay.inside import Inside
 from tracereplay.report import inside as report
 from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.verdict.inside import Inside
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(2, 64)).astype(np.float32)

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.errors import DamagedTrace
-from tracereplay.isolated import NOT_ASKED
 from tracereplay.report import terminal
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.isolated import NOT_ASKED
 
 X = np.linspace(1, 2, 64, dtype=np.float32).reshape(2, 32)
 NOTHING = call("aten.mul.Tensor", failed=NOT_ASKED)

@@ -406,8 +406,8 @@ def test_a_lean_is_named_only_where_nothing_is_worse(golden: Path, tmp_path: Pat
     allowed = compare_traces(golden, lean, Policy(bias_max_ulp=0.6, logprob_max_abs=1.0))
     assert allowed.verdict == "match"
     early, late, tolerance = Event(0, 0, Metrics()), Event(9, 0, Metrics()), Tolerance(1, 1)
-    leaning = Finding(TableKey("a", "out", 0), "", "biased", 1, 1, Metrics(), tolerance, early)
-    worse = Finding(TableKey("b", "out", 0), "", "exceeds", 1, 1, Metrics(), tolerance, late, late)
+    leaning = Finding(TableKey("a", "out", 0), "", "", "biased", 1, 1, Metrics(), tolerance, early)
+    worse = Finding(TableKey("b", "out", 0), "", "", "exceeds", 1, 1, Metrics(), tolerance, late, late)
     assert Comparison((leaning, worse), Coverage(), ()).first() is worse
     assert Comparison((leaning,), Coverage(), ()).first() is leaning
 

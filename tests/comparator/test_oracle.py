@@ -16,6 +16,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.comparator.oracle.attention import Attention
 from tracereplay.comparator.oracle.duel import Duel
 from tracereplay.comparator.oracle.references import Inputs, NoReference, reference_for
+from tracereplay.engines.known import family_named
 from tracereplay.event import Site, make_rows
 from tracereplay.report import oracle as report
 from tracereplay.verdict import Verdict
@@ -26,7 +27,8 @@ RANDOM = np.random.default_rng(11)
 
 def given(operator: str, *tensors: Any, weights: Any = None, width: int = 0, **config: Any) -> Any:
     """What a reference gives for an operator of this class."""
-    site = Site("model.x", operator, 1, config=config)
+    known = family_named("vllm").operator(operator)
+    site = Site("model.x", operator, 1, config=config, role=known.role, formula=known.formula)
     inputs = Inputs([np.asarray(t, np.float64) for t in tensors], (weights or {}).get, [width])
     return reference_for(site)(site, inputs)
 

@@ -17,9 +17,9 @@ from tracereplay.comparator.tokens import Generation, Sampling
 from tracereplay.engines import toy
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, Sampled
-from tracereplay.rollout import Rollout
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.rollout import Rollout
 
 
 def sampling(*sequences: list[float | None], prompt: int = 2) -> Sampling:
@@ -114,7 +114,7 @@ def test_traces_without_logprobs_are_refused_in_a_sentence(tmp_path: Path) -> No
     injected = toy.replay(golden, tmp_path / "i.trace", passes=("injected",))
     with pytest.raises(UsageError, match="no pass in which it generated freely"):
         compare_rollouts(open_trace(golden), open_trace(injected))
-    with pytest.raises(UsageError, match="is not a recording"):
+    with pytest.raises(UsageError, match="not a recording"):
         compare_rollouts(open_trace(injected), open_trace(golden))
 
 

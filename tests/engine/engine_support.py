@@ -18,7 +18,8 @@ from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
 from tracereplay.gate import workload_of
-from tracereplay.launch.jobs import record_pass, recording_header, replay_passes, run_header
+from tracereplay.launch.jobs import record_pass, recording_header, replay_passes
+from tracereplay.launch.making import engine_header, replay_header
 from tracereplay.launch.process import EngineProcess
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.verdict import Verdict
@@ -39,6 +40,7 @@ class Launch:
     python: Path
     env: Mapping[str, str]
     settings: Mapping[str, Any]
+    family: str = "vllm"
 
 
 def prompts_of(trace: Trace) -> tuple[Prompt, ...]:
@@ -76,8 +78,7 @@ class Running:
 
     def replay(self, golden: Trace) -> Trace:
         workload = workload_of(golden, {}, self._model)
-        header = run_header("replay", self._launch, workload, golden.run.level)
-        directory = self._directory({**header, "golden": golden.digest()})
+        directory = self._directory(replay_header(self._launch, workload, golden.digest(), golden.run.level))
         replay_passes(self.process, directory, golden, workload)
         directory.complete()
         return open_trace(directory.path)
@@ -97,7 +98,7 @@ class Running:
         self._made += 1
         path = (folder or self.folder) / f"{self._launch.name}-{self._made}.trace"
         directory = TraceDirectory(path, header)
-        directory.update_run(engine={"name": self._launch.name, **self.process.info})
+        directory.update_run(engine=engine_header(self._launch, self.process.info))
         return directory
 
 

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import torch
 from unit_runner import run
 
+from tracereplay.cancellation import Cancellation
 from tracereplay.device import Cpu
-from tracereplay.engines.numbering import Numbering
-from tracereplay.engines.operators import layouts
-from tracereplay.engines.selection import Selection
-from tracereplay.engines.vllm_v1 import refuse_v1
+from tracereplay.engines.vllm.guest.numbering import Numbering
+from tracereplay.engines.vllm.guest.operators import layouts
+from tracereplay.engines.vllm.guest.v1 import refuse_v1
 from tracereplay.errors import Unsupported
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.kernels import _returnable
@@ -70,30 +70,30 @@ def where_an_operator_repeats_itself_cancelling_gives_golden_bits():
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         golden, injected = torch.randn(4, 65) * 1e3, torch.randn(4, 65)
         injected[0, 0], golden[0, 1], injected[1, 2], injected[2, 3] = float("nan"), -0.0, 0.0, float("inf")
-        given = _without_error(injected, injected, golden, Selection(everything=True), dtype)
+        given = _without_error(injected, injected, golden, Cancellation(everything=True), dtype)
         bits = {2: torch.int16, 4: torch.int32}[given.element_size()]
         assert torch.equal(given.view(bits), golden.to(dtype).view(bits)), dtype
 
 
 def what_was_inherited_passes_through_and_only_the_own_error_goes():
     golden, injected, actual = torch.full((2, 3), 4.0), torch.full((2, 3), 4.5), torch.full((2, 3), 7.5)
-    chosen = Selection(operators=frozenset({"site"}))
+    chosen = Cancellation(operators=frozenset({"site"}))
     assert torch.equal(_without_error(actual, injected, golden, chosen), torch.full((2, 3), 7.0).bfloat16())
-    assert _without_error(actual, injected, golden, Selection(operators=frozenset({"other"}))) is None
-    assert _without_error(actual, injected, golden, Selection(edges=frozenset({("site", 0)}))) is None
+    assert _without_error(actual, injected, golden, Cancellation(operators=frozenset({"other"}))) is None
+    assert _without_error(actual, injected, golden, Cancellation(edges=frozenset({("site", 0)}))) is None
 
 
 def rows_are_cancelled_by_their_place_and_unknown_ones_stay():
     golden, injected = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [2.25]])
     actual = torch.tensor([[9.0], [2.25], [1.5], [6.0]])  # of places 7, 1 and 0, and a row of padding
-    given = _without_error(actual, injected, golden, Selection(everything=True), places=[7, 1, 0])
+    given = _without_error(actual, injected, golden, Cancellation(everything=True), places=[7, 1, 0])
     assert given.flatten().tolist() == [9.0, 2.0, 1.0, 6.0]
 
 
 def strides_are_kept_while_cancelling():
     golden, injected = torch.ones(3, 2), torch.full((3, 2), 2.0)
     actual = torch.full((2, 3), 2.0, dtype=torch.bfloat16).t()
-    given = _without_error(actual, injected, golden, Selection(everything=True))
+    given = _without_error(actual, injected, golden, Cancellation(everything=True))
     assert given.stride() == actual.stride()
     assert torch.equal(given, torch.ones(3, 2).bfloat16())
 

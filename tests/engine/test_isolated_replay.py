@@ -17,17 +17,18 @@ from engine_support import ROOT, TINY, find_engine
 from typer.testing import CliRunner
 
 from tracereplay import open_trace
+from tracereplay.alone.constants import Constants
+from tracereplay.alone.kernels import KernelRunner
+from tracereplay.alone.permitted import refusal
+from tracereplay.alone.replay import Selection, replay_isolated
+from tracereplay.alone.sandbox import Sandbox
 from tracereplay.cli.main import app
 from tracereplay.comparator import compare_traces
 from tracereplay.event import Kernel, Named, Value
-from tracereplay.isolated import ISOLATED, REFERENCE, Isolated
-from tracereplay.launch.isolated.constants import Constants
-from tracereplay.launch.isolated.kernels import KernelRunner
-from tracereplay.launch.isolated.permitted import refusal
-from tracereplay.launch.isolated.replay import Selection, replay_isolated
-from tracereplay.launch.sandbox import Sandbox
+from tracereplay.passes import ISOLATED, REFERENCE
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.isolated import Isolated
 
 pytestmark = pytest.mark.engine
 

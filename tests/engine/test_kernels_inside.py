@@ -8,9 +8,9 @@ import pytest
 from engine_support import ROOT, Running, greedy
 
 from tracereplay.comparator import Policy, Rule, compare_traces
-from tracereplay.inside import Inside
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.inside import Inside
 
 pytestmark = pytest.mark.engine
 

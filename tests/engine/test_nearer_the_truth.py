@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 import tracereplay
 from tracereplay.comparator import compare_traces
-from tracereplay.oracle import OracleFinding
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.oracle import OracleFinding
 
 pytestmark = pytest.mark.engine
 

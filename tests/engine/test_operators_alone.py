@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from engine_support import EAGER, ROOT, Engines, Running, find_engine, greedy
 
+from tracereplay.alone.replay import Selection, replay_isolated
 from tracereplay.comparator import compare_traces
-from tracereplay.launch.isolated.replay import Selection, replay_isolated
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Verdict
 

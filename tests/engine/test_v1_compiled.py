@@ -10,10 +10,10 @@ import pytest
 from engine_support import EAGER, ROOT, TINY, Engines, Launch, Running, find_engine, greedy
 from typer.testing import CliRunner
 
+from tracereplay.alone.replay import replay_isolated
 from tracereplay.cli.main import app
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.errors import UsageError
-from tracereplay.launch.isolated.replay import replay_isolated
 from tracereplay.launch.jobs import record
 from tracereplay.trace import Trace, open_trace
 from tracereplay.workload import Workload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracereplay.engines.numbering import Numbering
+from tracereplay.engines.vllm.guest.numbering import Numbering
 
 
 def test_a_client_that_sends_an_id_twice_makes_two_requests() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tracereplay.engines.routing import routing_of
+from tracereplay.engines.vllm.guest.routing import routing_of
 
 
 class FusedMoE(SimpleNamespace):

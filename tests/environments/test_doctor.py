@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tracereplay.engines.known import family_named
 from tracereplay.environments import Engine, doctor
 from tracereplay.environments.doctor import Finding, examine
 from tracereplay.errors import EngineFailed, UsageError
@@ -114,7 +115,8 @@ def test_the_last_words_of_an_engine_count_before_its_log() -> None:
 
 
 def test_the_dummy_model_is_a_configuration_only(tmp_path: Path) -> None:
-    path = doctor.write_dummy_model(tmp_path / "model")
+    path = tmp_path / "model"
+    assert family_named("vllm").write_model(path)["load_format"] == "dummy"
     assert [p.name for p in path.iterdir()] == ["config.json"]
     config = json.loads((path / "config.json").read_text())
     assert config["hidden_size"] == config["num_attention_heads"] * config["head_dim"]

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from tracereplay.guest.alone.service import NotReplayable
+from tracereplay.alone.child.service import NotReplayable
 
 
 def prepare(setup: Any) -> Any:

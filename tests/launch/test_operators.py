@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tracereplay import open_trace
+from tracereplay.alone.child.service import NotReplayable
+from tracereplay.alone.operators import Operators, operator_requests
+from tracereplay.alone.sandbox import Outcome, Sandbox
+from tracereplay.engines.vllm.alone.known import KNOWN, plan
 from tracereplay.event import Call, Site
-from tracereplay.guest.alone.operators.known import KNOWN, plan
-from tracereplay.guest.alone.service import NotReplayable
-from tracereplay.launch.isolated.operators import Operators, operator_requests
-from tracereplay.launch.sandbox import Outcome, Sandbox
 from tracereplay.trace import Trace
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -72,7 +72,7 @@ def fake() -> Fake:
 
 @pytest.fixture
 def operators(fake: Fake, golden: Trace) -> Operators:
-    return Operators(cast(Sandbox, fake), golden, TINY)
+    return Operators(cast(Sandbox, fake), plan, golden, TINY)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_of_too_many_weights_none_are_kept_but_what_has_no_weights_is(
     golden: Trace, operators: Operators, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An attention that were forgotten would lose the keys and values of the calls before."""
-    monkeypatch.setattr("tracereplay.launch.isolated.operators.KEPT", 300_000)
+    monkeypatch.setattr("tracereplay.alone.operators.KEPT", 300_000)
     for _, site, call in operator_requests(golden):
         operators.run(site, call)
     built = {r["build"]: r["operator"] for r in fake.asked if "build" in r}
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(golden: Trace, operators
 
 
 def test_weights_that_are_not_there_are_a_reason(golden: Trace, fake: Fake, tmp_path: Path) -> None:
-    outcome = Operators(cast(Sandbox, fake), golden, tmp_path).run(*first(golden, "RMSNorm"))
+    outcome = Operators(cast(Sandbox, fake), plan, golden, tmp_path).run(*first(golden, "RMSNorm"))
     assert outcome.status == "not replayable"
     assert "there is no tensor model.layers.0.input_layernorm.weight" in outcome.reason
     assert not fake.asked

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tracereplay import open_trace
+from tracereplay.alone.permitted import changed, refusal, shapes_of
 from tracereplay.event import Kernel, LeftOut, Named, Opaque, Value
-from tracereplay.launch.isolated.permitted import changed, refusal, shapes_of
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "tiny-llama-v0-kernels.trace"
 ADD = "aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"

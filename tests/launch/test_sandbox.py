@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tracereplay.alone.child.wire import Channel, Closed, TooLarge
+from tracereplay.alone.sandbox import Limits, Sandbox
 from tracereplay.environments import Engine
 from tracereplay.errors import EngineFailed
-from tracereplay.guest.alone.wire import Channel, Closed, TooLarge
 from tracereplay.launch import process
-from tracereplay.launch.sandbox import Limits, Sandbox
 from tracereplay.trace import TensorBytes
 
 HERE = Path(__file__).parent
@@ -28,7 +28,9 @@ LIMITS = Limits(memory=64 << 20, seconds=20, start_seconds=30, largest=8 << 20, 
 
 @pytest.fixture(autouse=True)
 def _no_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "overlay_for", lambda python: HERE)  # this interpreter has all that is needed
+    monkeypatch.setattr(
+        process, "overlay_for", lambda python, entry_points: HERE
+    )  # this interpreter has all that is needed
 
 
 @pytest.fixture

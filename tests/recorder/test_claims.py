@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tracereplay.guest.claim import claim_segment
+from tracereplay.engines.vllm.guest.claim import claim_segment
 
 
 def config(instance: str, rank: int = 0) -> Any:

@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from tracereplay import open_trace
+from tracereplay.alone.constants import Constants
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.event import Kernel, Opaque, Value
-from tracereplay.launch.isolated.constants import Constants
 from tracereplay.report.repro import (
     choose_call,
     choose_kernel,
@@ -49,6 +49,10 @@ def tensor(array: Any, strides: tuple[int, ...] | None = None, storage: int = -1
 
 def kernel(*arguments: Any, name: str = "aten.add.Tensor", schema: str = ADD, **keywords: Any) -> Kernel:
     return Kernel(name, schema, "model.norm", 0, -1, arguments, keywords, (tensor([3.0]),))
+
+
+# What newer recordings say of the same attention.
+ATTENTION = {"num_heads": 4, "num_kv_heads": 2, "head_size": 32, "scale": 32**-0.5}
 
 
 def script_of(golden: Trace, call: Kernel) -> str:
@@ -189,7 +193,8 @@ def of_operator(golden: Trace, site: str, **changes: Any) -> Any:
 
 def test_an_operator_is_built_with_its_configuration_and_weights(golden: Trace) -> None:
     found = of_operator(golden, "model.layers.0.self_attn.qkv_proj")
-    assert "from vllm.model_executor.layers.linear import QKVParallelLinear" in found.script
+    assert "['vllm.model_executor.layers.linear']" in found.script
+    assert '"QKVParallelLinear"' in found.script
     for line in ("hidden_size=128,", "total_num_kv_heads=2,", "bias=False,"):
         assert line in found.script
     assert found.inputs["weights.weight"].shape == (256, 128)
@@ -204,6 +209,7 @@ def test_an_operator_is_built_with_its_configuration_and_weights(golden: Trace) 
     ("site", "changes", "words"),
     [
         ("model.layers.0.self_attn.attn", {}, "Attention"),
+        ("model.layers.0.self_attn.attn", {"config": ATTENTION}, "works on what its engine keeps between calls"),
         ("model.norm", {"operator": "os.system"}, "are not rebuilt"),
         (
             "model.norm",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tracereplay.cancellation import Cancellation
 from tracereplay.engines import toy
-from tracereplay.engines.selection import Selection
 from tracereplay.trace import open_trace
 
 
@@ -18,7 +18,7 @@ def logprobs(path: Path, name: str) -> np.ndarray[Any, Any]:
     return np.array([found[key] for key in sorted(found)])
 
 
-def replayed(golden: Path, folder: Path, selection: Selection, **options: Any) -> np.ndarray[Any, Any]:
+def replayed(golden: Path, folder: Path, selection: Cancellation, **options: Any) -> np.ndarray[Any, Any]:
     """Logprobs, over golden's, of a run in which ``selection`` is cancelled."""
     injected = folder / "injected.trace"
     if not injected.exists():
@@ -44,13 +44,13 @@ FLAWS = {
 @pytest.mark.parametrize("name", FLAWS)
 def test_with_everything_cancelled_golden_logprobs_come_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     golden = toy.record(toy.workload(), tmp_path / "golden.trace")
-    assert (replayed(golden, tmp_path, Selection(everything=True), **FLAWS[name]) == 0).all()
+    assert (replayed(golden, tmp_path, Cancellation(everything=True), **FLAWS[name]) == 0).all()
 
 
 def test_with_nothing_cancelled_it_is_the_rerun(tmp_path: Path) -> None:
     golden = toy.record(toy.workload(), tmp_path / "golden.trace")
     rerun = toy.replay(golden, tmp_path / "rerun.trace", passes=("rerun",), rounding="twice")
-    found = replayed(golden, tmp_path, Selection(), rounding="twice")
+    found = replayed(golden, tmp_path, Cancellation(), rounding="twice")
     assert (found == logprobs(rerun, "rerun") - logprobs(golden, "record")).all()
     assert (found != 0).any()
 
@@ -61,8 +61,8 @@ def test_an_innocent_operator_does_not_wipe_out_what_it_inherited(tmp_path: Path
     fault = "model.layers.0.mlp.down_proj"
     options = {"flaw": toy.Flaw(fault, "scale")}
     norms = {site for site in open_trace(golden).sites("record") if site.endswith("norm")}
-    innocent = replayed(golden, tmp_path, Selection(frozenset(norms)), **options)
-    guilty = replayed(golden, tmp_path, Selection(frozenset({fault})), **options)
+    innocent = replayed(golden, tmp_path, Cancellation(frozenset(norms)), **options)
+    guilty = replayed(golden, tmp_path, Cancellation(frozenset({fault})), **options)
     assert np.abs(innocent).max() > 0.01
     assert (guilty == 0).all()
 
@@ -71,16 +71,16 @@ def test_of_two_faults_each_leaves_the_other(tmp_path: Path) -> None:
     golden = toy.record(toy.workload(), tmp_path / "golden.trace")
     first, second = "model.layers.0.self_attn.o_proj", "model.layers.1.mlp.act_fn"
     flaws = [toy.Flaw(first, "scale"), toy.Flaw(second, "scaled_edge")]
-    sides = {"operator": Selection(frozenset({first})), "edge": Selection(edges=frozenset({(second, 0)}))}
+    sides = {"operator": Cancellation(frozenset({first})), "edge": Cancellation(edges=frozenset({(second, 0)}))}
     for selection in sides.values():
         assert (replayed(golden, tmp_path, selection, flaw=flaws) != 0).any()
-    both = Selection(frozenset({first}), frozenset({(second, 0)}))
+    both = Cancellation(frozenset({first}), frozenset({(second, 0)}))
     assert np.abs(replayed(golden, tmp_path, both, flaw=flaws)).max() < 0.02
 
 
 def test_a_selection_survives_the_way_to_the_engine() -> None:
-    chosen = Selection(frozenset({"b", "a"}), frozenset({("c", 1)}))
-    assert Selection.from_dict(chosen.as_dict()) == chosen
+    chosen = Cancellation(frozenset({"b", "a"}), frozenset({("c", 1)}))
+    assert Cancellation.from_dict(chosen.as_dict()) == chosen
     assert chosen.takes("a", "out", 1)
     assert not chosen.takes("a", "in", 0)
     assert chosen.takes("c", "in", 1)

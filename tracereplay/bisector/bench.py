@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisector.journal import Journal
-from tracereplay.engines.selection import Selection
+from tracereplay.cancellation import Cancellation
 from tracereplay.errors import UsageError
 from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
-from tracereplay.launch.jobs import record_pass, replay_passes, run_header
+from tracereplay.launch.jobs import record_pass, replay_passes
 from tracereplay.launch.lengths import as_long_as
-from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.launch.making import engine_header, making, replay_header
+from tracereplay.passes import CANCELLED, INJECTED, INJECTED_AGAIN, RECORD
+from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.workload import Workload
 
 __all__ = ["Bench", "Report", "begun", "golden_workload"]
 
 Report = Callable[[str], None]
-TRIAL = "cancelled"  # name of a pass in which something is cancelled
 
 
 def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | None) -> Workload:
@@ -32,10 +33,9 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
         OtherWeights: the model at hand is another than golden's.
         WorkloadError: there is no model.
     """
-    if "record" not in golden.passes:
-        raise UsageError(f"{golden.path} is not a recording; give the golden recording.")
+    golden.require_recording()
     work = workload_of(golden, settings, model)
-    sampled = (s for step in golden.steps("record") for s in step.sampled)
+    sampled = (s for step in golden.steps(RECORD) for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(
             f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
@@ -59,7 +59,7 @@ def begun(
     Raises:
         UsageError: see `golden_workload`; or ``folder`` belongs to another bisection.
     """
-    with contextlib.closing(open_trace(golden)) as source:
+    with open_trace(golden) as source:
         work = golden_workload(source, settings or {}, model)
         folder.mkdir(parents=True, exist_ok=True)
         common = {"golden": source.digest(), "settings": work.settings, "weights": work.weights}
@@ -103,40 +103,38 @@ class Bench:
     def replay(self) -> Path:
         """Makes `candidate`, unless it is there and whole."""
         if self.candidate.exists():
-            with contextlib.closing(open_trace(self.candidate)) as trace:
-                if trace.complete and "injected" in trace.passes:
+            with open_trace(self.candidate) as trace:
+                if trace.complete and INJECTED in trace.passes:
                     return self.candidate
-        header = {**run_header("replay", self._engine, self._workload), "golden": self._golden.digest()}
+        header = replay_header(self._engine, self._workload, self._golden.digest())
         remove_trace(self.candidate, self._golden.read_from)
-        directory = TraceDirectory(self.candidate, header)
-        process = self._started()
-        directory.update_run(engine={"name": self._engine.name, **process.info})
-        replay_passes(process, directory, self._golden, self._workload, report=self._report)
-        directory.complete()
+        with making(self.candidate, header) as directory:
+            process = self._started()
+            directory.update_run(engine=engine_header(self._engine, process.info))
+            replay_passes(process, directory, self._golden, self._workload, report=self._report)
         return self.candidate
 
     @contextlib.contextmanager
-    def cancelled(self, selection: Selection) -> Iterator[Trace]:
+    def cancelled(self, selection: Cancellation) -> Iterator[Trace]:
         """A free run with forced tokens in which ``selection`` is cancelled; its trace goes with the context."""
         cancel = {**selection.as_dict(), "injected": str(self.candidate.resolve())}
-        with self._pass(TRIAL, cancel=cancel) as trace:
+        with self._pass(CANCELLED, cancel=cancel) as trace:
             yield trace
 
     @contextlib.contextmanager
     def injected_again(self) -> Iterator[Trace]:
         """A second injected pass, by the name ``injectedtwice``."""
-        with self._pass("injectedtwice", inject=True) as trace:
+        with self._pass(INJECTED_AGAIN, inject=True) as trace:
             yield trace
 
     @contextlib.contextmanager
     def _pass(self, name: str, **options: Any) -> Iterator[Trace]:
         process = self._started()
-        header = run_header("replay", self._engine, self._workload)
+        header = replay_header(self._engine, self._workload, self._golden.digest())
         with passing_trace(self._folder / "trial.trace", self._golden.read_from) as path:
-            directory = TraceDirectory(path, header)
-            record_pass(process, directory, self._workload, name, str(self._golden.local_path()), **options)
-            directory.complete()
-            with contextlib.closing(open_trace(path)) as trace:
+            with making(path, header) as directory:
+                record_pass(process, directory, self._workload, name, str(self._golden.local_path()), **options)
+            with open_trace(path) as trace:
                 yield trace
 
     def _started(self) -> EngineProcess:
@@ -154,7 +152,7 @@ class Bench:
         """An earlier start measured the isolated errors; they are this engine's only if it is the same."""
         if not self.candidate.exists():
             return
-        with contextlib.closing(open_trace(self.candidate)) as trace:
+        with open_trace(self.candidate) as trace:
             before = trace.run.engine
             if not trace.complete:
                 return

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tracereplay.bisection import Skipped
 from tracereplay.comparator.settings import argument_of, effect_of, importance_of
 from tracereplay.gate import applied_settings, setting_refusal, variable_refusal
 from tracereplay.launch import Configured, Launchable
 from tracereplay.trace import Trace
+from tracereplay.verdict.bisection import Skipped
 
 __all__ = ["Change", "Told", "differences", "plan"]
 
@@ -163,7 +163,7 @@ def plan(engine: Launchable, arguments: Mapping[str, Any], changes: Iterable[Cha
             settings[head] = {**(inner if isinstance(inner, dict) else {}), key: change.value}
         else:
             _set(settings, head, change.value)
-    return Configured(engine.name, engine.python, env, settings)
+    return Configured(engine.name, engine.python, env, settings, engine.family)
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:

@@ -19,13 +19,12 @@ from tracereplay.comparator.metrics import differing
 from tracereplay.comparator.routing import compare_routing
 from tracereplay.comparator.tokens import Generation
 from tracereplay.comparator.tolerance import Policy
+from tracereplay.passes import INJECTED, RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
 from tracereplay.verdict import Closure
 
 __all__ = ["check_closure", "unstable_sites"]
-
-LOGITS = TableKey("sampler", "in", 0)
 
 
 def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], generation: Generation) -> Closure:
@@ -38,8 +37,8 @@ def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], gen
         generation: golden's sequences.
     """
     finder = RowFinder(generation.tokens)
-    mine = index_pass(golden, "record", finder.add)
-    before, after = index_pass(injected, "injected", finder.find), index_pass(*closed, finder.find)
+    mine = index_pass(golden, RECORD, finder.add)
+    before, after = index_pass(injected, INJECTED, finder.find), index_pass(*closed, finder.find)
     # Why go on where they do not share batches: requests reach an engine in a process of its own at any moment,
     # and bits that come back all the same are proof enough. Only what is broken may be broken by that.
     same = before.schedule == after.schedule
@@ -56,13 +55,13 @@ def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], gen
 def unstable_sites(injected: Trace, again: tuple[Trace, str], generation: Generation) -> tuple[str, ...]:
     """Sites whose results differ between two injected passes of one engine."""
     finder = RowFinder(generation.tokens)
-    once, twice = index_pass(injected, "injected", finder.add), index_pass(*again, finder.find)
+    once, twice = index_pass(injected, INJECTED, finder.add), index_pass(*again, finder.find)
     found = compare_passes(once, twice, Rows(finder, generation.tokens), Policy().made_strict())
     return tuple(dict.fromkeys(f.key.site for f in found.findings if f.rows and f.error_class != "identical"))
 
 
 def _first_broken(before: PassIndex, after: PassIndex, rows: Rows, generation: Generation) -> str | None:
-    exclusions = [drawn_at_random(generation, rows)]
+    exclusions = [drawn_at_random(generation, before, rows)]
     found = compare_passes(before, after, rows, Policy().made_strict(), exclusions=exclusions, until_beyond=True)
     missing = found.coverage.not_compared
     first = found.first_different()
@@ -76,7 +75,7 @@ def _first_broken(before: PassIndex, after: PassIndex, rows: Rows, generation: G
 
 def _logits_back(golden: PassIndex, injected: PassIndex, closed: PassIndex) -> tuple[int, int]:
     """How many rows of logits are golden's, the edge into the sampler cancelled too, and how many there are."""
-    tables = [index.tables.get(LOGITS) for index in (golden, injected, closed)]
+    tables = [index.tables.get(TableKey(index.sampler or "", "in", 0)) for index in (golden, injected, closed)]
     if None in tables:
         return 0, 0
     mine, before, after = (table for table in tables if table is not None)

@@ -13,26 +13,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tracereplay.bisection import Bisection, Member, Skipped
-from tracereplay.bisector.bench import TRIAL, Bench, Report, begun
+from tracereplay.bisector.bench import Bench, Report, begun
 from tracereplay.bisector.closure import check_closure, unstable_sites
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
-from tracereplay.bisector.terms import SAMPLER, Term, by_class, selection_of, terms_of
+from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of
 from tracereplay.bisector.words import some, why
+from tracereplay.cancellation import Cancellation
 from tracereplay.comparator import Policy, compare_traces
+from tracereplay.comparator.align import sites_of
 from tracereplay.comparator.rollout import sampled_tokens
 from tracereplay.comparator.tokens import read_generation
-from tracereplay.engines.selection import Selection
 from tracereplay.launch import EngineProcess, Launchable
+from tracereplay.passes import CANCELLED, INJECTED, INJECTED_AGAIN, RECORD, RERUN
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Attribution, Closure, Verdict
+from tracereplay.verdict.bisection import Bisection, Member, Skipped
 
 __all__ = ["MAX_PASSES", "bisect_operators"]
 
@@ -77,7 +78,7 @@ def bisect_operators(
         verdict = compare_traces(source, candidate, rules)
         if verdict.verdict != "diverged":
             return verdict
-        with closing(open_trace(candidate)) as trace:
+        with open_trace(candidate) as trace:
             study = _Study(bench, journal, source, trace, rules, max_passes, report)
             return study.of(verdict)
 
@@ -91,16 +92,18 @@ class _Study:
     ) -> None:  # fmt: skip
         self._bench, self._journal, self._report, self._max = bench, journal, report, max_passes
         self._golden, self._candidate = golden, candidate
-        self._generation = read_generation(golden, "record")
-        self._sampled = sampled_tokens(golden, "record")
-        injected = sampled_tokens(candidate, "injected")
+        self._generation = read_generation(golden, RECORD)
+        # Their results leave the engine: what they do otherwise is taken away from what was reported.
+        self._samplers = {s.name for s in sites_of(golden, RECORD).values() if s.role == "sampler"}
+        self._sampled = sampled_tokens(golden, RECORD)
+        injected = sampled_tokens(candidate, INJECTED)
         self._own = {
             key: theirs.logprob - mine.logprob
             for key, mine in self._sampled.items()
             if (theirs := injected.get(key)) and mine.logprob is not None and theirs.logprob is not None
             and theirs.logprob != mine.logprob
         }  # fmt: skip
-        self._before = effect_of(self._sampled, sampled_tokens(candidate, "rerun"), self._generation)
+        self._before = effect_of(self._sampled, sampled_tokens(candidate, RERUN), self._generation)
         self._criterion = Criterion(policy, self._before)
         self._found: list[Attribution] = []
         self._class_passes = 0
@@ -143,13 +146,13 @@ class _Study:
         if self._journal.find([EVERYTHING]) is not None and file.exists():
             return Closure.from_dict(json.loads(file.read_text(encoding="utf-8")))
         self._report("Generating with every isolated error cancelled (closure)")
-        with self._bench.cancelled(Selection(everything=True)) as trace:
-            found = check_closure(self._golden, self._candidate, (trace, TRIAL), self._generation)
-            effect = effect_of(self._sampled, sampled_tokens(trace, TRIAL), self._generation, self._own)
+        with self._bench.cancelled(Cancellation(everything=True)) as trace:
+            found = check_closure(self._golden, self._candidate, (trace, CANCELLED), self._generation)
+            effect = effect_of(self._sampled, sampled_tokens(trace, CANCELLED), self._generation, self._own)
         if not found.held:
             self._report("Generating with golden inputs again, to see what does not repeat")
             with self._bench.injected_again() as trace:
-                unstable = unstable_sites(self._candidate, (trace, "injectedtwice"), self._generation)
+                unstable = unstable_sites(self._candidate, (trace, INJECTED_AGAIN), self._generation)
             found = replace(found, unstable=unstable)
         file.write_text(json.dumps(found.as_dict()), encoding="utf-8")
         self._journal.keep([EVERYTHING], effect)
@@ -172,9 +175,9 @@ class _Study:
             return known
         if len(self._journal) >= self._max:
             raise OutOfBudget
-        with self._bench.cancelled(selection_of(terms)) as trace:
-            own = self._own if any(t.site == SAMPLER and t.input is None for t in terms) else None
-            effect = effect_of(self._sampled, sampled_tokens(trace, TRIAL), self._generation, own)
+        with self._bench.cancelled(cancellation_of(terms)) as trace:
+            own = self._own if any(t.site in self._samplers and t.input is None for t in terms) else None
+            effect = effect_of(self._sampled, sampled_tokens(trace, CANCELLED), self._generation, own)
         self._journal.keep(names, effect)
         share, _ = explains(self._before, effect)
         at = " (parity)" if self._criterion.restores(effect) else ""

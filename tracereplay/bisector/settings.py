@@ -9,12 +9,11 @@ alone or together, are skipped with its reason.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tracereplay.bisection import Bisection, Member, Skipped
 from tracereplay.bisector.bench import Report, begun
 from tracereplay.bisector.changes import Change, Told, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
@@ -27,10 +26,13 @@ from tracereplay.comparator.tokens import read_generation
 from tracereplay.errors import TracereplayError
 from tracereplay.gate import applied_settings
 from tracereplay.launch import Configured, EngineProcess, Launchable
-from tracereplay.launch.jobs import record_pass, run_header
-from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.launch.jobs import record_pass
+from tracereplay.launch.making import engine_header, making, replay_header
+from tracereplay.passes import RECORD, RERUN
+from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.verdict import Attribution, Verdict
+from tracereplay.verdict.bisection import Bisection, Member, Skipped
 from tracereplay.workload import Workload
 
 __all__ = ["MAX_STARTS", "bisect_settings"]
@@ -74,7 +76,7 @@ def bisect_settings(
         verdict = compare_traces(source, candidate, rules)
         if verdict.verdict != "diverged":
             return verdict
-        with closing(open_trace(candidate)) as trace:
+        with open_trace(candidate) as trace:
             wanted = Told.by_trace(source) if like is None else bench.describe(like)
             changes, skipped = differences(wanted, Told.by_trace(trace), engine, bench.arguments)
             study = _Study(bench, journal, source, trace, rules, max_starts, report)
@@ -99,8 +101,8 @@ class _Starts:
         # Here and not at the first change, whose refusals are taken to be the engine's.
         remove_trace(self._trial, self._golden.read_from)
         if path.exists():
-            with closing(open_trace(path)) as trace:
-                if trace.complete and "rerun" in trace.passes:
+            with open_trace(path) as trace:
+                if trace.complete and RERUN in trace.passes:
                     return path
             remove_trace(path, self._golden.read_from)
         self._rerun(plan(self._engine, self.arguments, ()), path)
@@ -111,23 +113,21 @@ class _Starts:
         """The rerun with ``changes`` made; its trace goes with the context."""
         with passing_trace(self._trial, self._golden.read_from) as path:
             self._rerun(plan(self._engine, self.arguments, changes), path)
-            with closing(open_trace(path)) as trace:
+            with open_trace(path) as trace:
                 yield trace
 
     def describe(self, engine: Launchable) -> Told:
         """What another engine tells, started with golden's arguments over its own."""
         self._report(f"Starting the engine {engine.name}, to learn its settings")
         settings = {**engine.settings, **applied_settings(self._golden)}
-        with self._process(Configured(engine.name, engine.python, engine.env, settings)) as process:
+        with self._process(Configured(engine.name, engine.python, engine.env, settings, engine.family)) as process:
             return Told.by_engine(engine.settings, process.info)
 
     def _rerun(self, configured: Configured, path: Path) -> None:
-        header = {**run_header("replay", configured, self._workload), "golden": self._golden.digest()}
-        directory = TraceDirectory(path, header)
-        with self._process(configured) as process:
-            directory.update_run(engine={"name": configured.name, **process.info})
-            record_pass(process, directory, self._workload, "rerun", str(self._golden.local_path()))
-        directory.complete()
+        header = replay_header(configured, self._workload, self._golden.digest())
+        with making(path, header) as directory, self._process(configured) as process:
+            directory.update_run(engine=engine_header(configured, process.info))
+            record_pass(process, directory, self._workload, RERUN, str(self._golden.local_path()))
 
     def _process(self, configured: Configured) -> EngineProcess:
         self.starts += 1
@@ -143,9 +143,9 @@ class _Study:
         report: Report,
     ) -> None:  # fmt: skip
         self._bench, self._journal, self._most, self._report = bench, journal, most, report
-        self._generation = read_generation(golden, "record")
-        self._sampled = sampled_tokens(golden, "record")
-        self._before = effect_of(self._sampled, sampled_tokens(candidate, "rerun"), self._generation)
+        self._generation = read_generation(golden, RECORD)
+        self._sampled = sampled_tokens(golden, RECORD)
+        self._before = effect_of(self._sampled, sampled_tokens(candidate, RERUN), self._generation)
         self._criterion = Criterion(policy, self._before)
         self._found: dict[tuple[str, ...], Attribution] = {}
         self._skipped: list[Skipped] = []
@@ -222,7 +222,7 @@ class _Study:
     def _run(self, changes: Sequence[Change]) -> Effect | str:
         try:
             with self._bench.changed(changes) as trace:
-                return effect_of(self._sampled, sampled_tokens(trace, "rerun"), self._generation)
+                return effect_of(self._sampled, sampled_tokens(trace, RERUN), self._generation)
         except TracereplayError as error:
             return error.brief
 

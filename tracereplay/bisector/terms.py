@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tracereplay.cancellation import Cancellation
 from tracereplay.comparator.dtypes import is_float
-from tracereplay.engines.selection import Selection
 from tracereplay.verdict import CLASSES, EdgeFinding, ErrorClass, OperatorFinding, Verdict
 
-__all__ = ["SAMPLER", "Term", "by_class", "selection_of", "terms_of"]
-
-SAMPLER = "sampler"  # its results leave the engine; what it does otherwise is taken away from what it reported
+__all__ = ["Term", "by_class", "cancellation_of", "terms_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +89,8 @@ def by_class(terms: Iterable[Term]) -> dict[str, list[Term]]:
     return classes
 
 
-def selection_of(terms: Sequence[Term]) -> Selection:
+def cancellation_of(terms: Sequence[Term]) -> Cancellation:
     """What the engine is asked to cancel."""
     operators = frozenset(t.site for t in terms if t.input is None or t.integer)
     edges = frozenset((t.site, t.input) for t in terms if t.input is not None and not t.integer)
-    return Selection(operators, edges)
+    return Cancellation(operators, edges)

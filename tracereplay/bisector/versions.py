@@ -11,12 +11,10 @@ instead, and where skipped ones lie between the last good and the first bad, eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tracereplay.bisection import Bisection, Skipped, Tried
 from tracereplay.bisector.bench import Report, begun, golden_workload
 from tracereplay.bisector.journal import Journal
 from tracereplay.comparator import Policy, compare_traces
@@ -27,6 +25,7 @@ from tracereplay.launch import Launchable, jobs
 from tracereplay.trace import open_trace
 from tracereplay.trace.place import remove_trace
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.bisection import Bisection, Skipped, Tried
 
 __all__ = ["Found", "bisect_versions", "first_bad"]
 
@@ -174,7 +173,7 @@ class _Judge:
         good, bad = names[found.good], names[found.bad]
         self._report(f"Recording {good}, to compare {bad} with it")
         recorded = self._folder / "last-good.trace"
-        with closing(open_trace(self._golden)) as source:
+        with open_trace(self._golden) as source:
             work = golden_workload(source, self._options["settings"] or {}, self._options["model"])
         self._starts += 1
         engine = self._build(good, self._report)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tracereplay.bisection import Bisection
 from tracereplay.bisector.effect import ENOUGH
 from tracereplay.verdict import Closure
+from tracereplay.verdict.bisection import Bisection
 
 __all__ = ["some", "why"]
 

@@ -9,21 +9,21 @@ import datetime
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.bisection import Skipped
 from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, measure_noise
 from tracereplay.calibrator.variations import Variation
 from tracereplay.comparator import Policy
 from tracereplay.comparator.policy_file import policy_text
 from tracereplay.errors import OtherWeights, TracereplayError, UsageError
 from tracereplay.launch import Launchable, jobs
-from tracereplay.measures import rounded_up
 from tracereplay.trace import Trace, open_trace
+from tracereplay.verdict.bisection import Skipped
+from tracereplay.verdict.measures import rounded_up
 
 __all__ = ["Calibration", "Run", "calibrate"]
 
@@ -114,9 +114,8 @@ def calibrate(
     """
     made: list[Run] = []
     skipped: list[Skipped] = []
-    with closing(open_trace(golden)) as source:
-        if source.passes != ("record",):
-            raise UsageError(f"{golden} is not a recording; give the golden recording.")
+    with open_trace(golden) as source:
+        source.require_recording()
         for variation in [variation for variation in variations for _ in range(runs)]:
             name = variation.words(engine)
             if name in {s.name for s in skipped}:
@@ -129,7 +128,7 @@ def calibrate(
                     started = variation.applied(engine)
                     jobs.replay(started, golden, out, settings=given, model=model, log=log, report=report)
                     report("Comparing")
-                    with closing(open_trace(out)) as candidate:
+                    with open_trace(out) as candidate:
                         candidate.offer_base(source)
                         noise = measure_noise(source, candidate)
             except OtherWeights:  # so has every other run

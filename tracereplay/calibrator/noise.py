@@ -22,8 +22,8 @@ from tracereplay.comparator.evidence import gather_evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule
 from tracereplay.errors import UsageError
-from tracereplay.measures import rounded_up
 from tracereplay.trace import Trace
+from tracereplay.verdict.measures import rounded_up
 
 __all__ = ["MARGIN", "Earned", "Kind", "Noise", "bound", "earn", "measure_noise"]
 

@@ -51,7 +51,7 @@ class Variation:
         for name in self.env:
             if name in os.environ:
                 raise UsageError(f"{name} is set in the shell, whose value an engine keeps; unset it to vary it.")
-        return Configured(chosen.name, chosen.python, {**chosen.env, **self.env}, chosen.settings)
+        return Configured(chosen.name, chosen.python, {**chosen.env, **self.env}, chosen.settings, chosen.family)
 
 
 def _repeat(run: Run) -> Variation:

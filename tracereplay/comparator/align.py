@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tracereplay.engines.known import family_of
+from tracereplay.engines.roles import with_roles
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value
 from tracereplay.trace import Trace
@@ -223,9 +225,19 @@ class PassIndex:
     sampled: Mapping[RowKey, Sampled]
 
     @property
+    def sampler(self) -> str | None:
+        """The site of the sampler; None if it was not recorded."""
+        return next((site.name for site in self.sites.values() if site.role == "sampler"), None)
+
+    @property
     def schedule(self) -> tuple[bytes, ...]:
         """For each step, its row map's bytes."""
         return tuple(step.rows for step in self.steps)
+
+
+def sites_of(trace: Trace, name: str) -> dict[str, Site]:
+    """The sites of a pass by name, each with its role."""
+    return with_roles(trace.sites(name), family_of(trace.run.engine))
 
 
 def index_pass(trace: Trace, name: str, number_rows: Callable[[RowMap], Ints]) -> PassIndex:
@@ -236,7 +248,7 @@ def index_pass(trace: Trace, name: str, number_rows: Callable[[RowMap], Ints]) -
         name: of the pass.
         number_rows: ``RowFinder.add`` for golden, ``RowFinder.find`` (or a part of it) for a candidate.
     """
-    builder = _Builder(trace.sites(name), number_rows)
+    builder = _Builder(sites_of(trace, name), number_rows)
     ranks = trace.ranks(name)
     others = [{step.number: step for step in trace.steps(name, rank)} for rank in ranks[1:]]
     for step in trace.steps(name, ranks[0]):

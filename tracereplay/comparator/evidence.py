@@ -27,13 +27,14 @@ from tracereplay.comparator.tokens import Generation, compare_tokens, first_diff
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, RowMap
-from tracereplay.inside import Inside, Why
-from tracereplay.oracle import Oracle
-from tracereplay.rollout import Rollout
+from tracereplay.passes import INJECTED, INJECTED_AGAIN, RECORD, RERUN
 from tracereplay.trace import Trace
 from tracereplay.trace.parameters import Parameters
 from tracereplay.trace.rows import RowFinder
 from tracereplay.verdict import Coverage, Mode, RoutingFinding, SettingDifference, TokenFinding
+from tracereplay.verdict.inside import Inside, Why
+from tracereplay.verdict.oracle import Oracle
+from tracereplay.verdict.rollout import Rollout
 
 __all__ = ["Evidence", "gather_evidence"]
 
@@ -105,7 +106,7 @@ class Evidence:
             begins = first if self.provable else self.comparison.first_different()
             places = [] if begins is None else [begins]
         else:  # what the sampler computes is no reason to part: its tokens come of the logits that it is given
-            places = [f for f in self.comparison.findings if f.first_different and f.operator != "Sampler"]
+            places = [f for f in self.comparison.findings if f.first_different and f.role != "sampler"]
         return tuple(d for d in self.settings if any(_explains(d, place) for place in places))
 
     @property
@@ -129,7 +130,7 @@ class Evidence:
         first = self.comparison.first()
         if not self.other_update or first is None or not self.provable:
             return self.other_update
-        return self.mode != "injected" and "Attention" in first.operator
+        return self.mode != "injected" and first.role == "attention"
 
     @property
     def tokens_part(self) -> bool:
@@ -149,7 +150,7 @@ class Evidence:
     def only_quantity(self) -> bool:
         """Whether that is all there is: no token differs, and nothing before the sampler is out of tolerance."""
         first = self.comparison.first()
-        return self.other_quantity and not self.tokens_part and (first is None or first.operator == "Sampler")
+        return self.other_quantity and not self.tokens_part and (first is None or first.role == "sampler")
 
     @property
     def blamed(self) -> Finding | None:
@@ -198,13 +199,11 @@ def gather_evidence(
         UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
         TraceError: a trace cannot be read.
     """
-    if "record" not in golden.passes:
-        found = "a replay" if golden.passes else "a trace without any pass"
-        raise UsageError(f"{golden.path} is {found}, not a recording; give the golden recording first.")
+    golden.require_recording()
     mode, name = _mode(candidate)
-    mine, theirs = read_generation(golden, "record"), _candidate_generation(candidate, mode)
+    mine, theirs = read_generation(golden, RECORD), _candidate_generation(candidate, mode)
     finder = RowFinder(mine.tokens)
-    index = index_pass(golden, "record", _once_each(finder.add))
+    index = index_pass(golden, RECORD, _once_each(finder.add))
     other = index_pass(candidate, name, _once_each(finder.find))
     rows = Rows(finder, mine.tokens)
     versions = read_versions(index.steps, mine)
@@ -217,10 +216,10 @@ def gather_evidence(
     comparison = compare_passes(index, other, rows, policy, exclusions=exclusions, isolated=mode == "injected")
     rerun, free, left_out = None, other, exclusions
     isolated, first = comparison if mode == "injected" else None, comparison.first()
-    if mode == "injected" and "rerun" in candidate.passes:
-        free = index_pass(candidate, "rerun", _once_each(finder.find))
+    if mode == "injected" and RERUN in candidate.passes:
+        free = index_pass(candidate, RERUN, _once_each(finder.find))
         current = read_versions(free.steps, theirs)
-        left_out = [drawn_at_random(mine, rows), of_other_weights(versions, current, rows)]
+        left_out = [drawn_at_random(mine, index, rows), of_other_weights(versions, current, rows)]
         rerun = compare_passes(index, free, rows, policy, exclusions=left_out, until_beyond=True)
     forced = mode != "compare"
     tokens, rollout = TokenFinding(), None
@@ -264,14 +263,14 @@ def gather_evidence(
 
 
 def _explains(difference: SettingDifference, place: Finding) -> bool:
-    return explains(difference, place.operator, place.key.index, edge=place.kind == "edge")
+    return explains(difference, place.role, place.key.index, edge=place.kind == "edge")
 
 
 def _look_inside(
     golden: Trace, candidate: Trace, name: str, comparison: Comparison, policy: Policy
 ) -> Inside | None:
     """What ran inside the operator that matters most, if kernels were recorded on both sides."""
-    if {golden.run.level, candidate.run.level} != {"kernel"} or name == "rerun":
+    if {golden.run.level, candidate.run.level} != {"kernel"} or name == RERUN:
         return None
     first = comparison.first()
     why: Why = "largest error" if first is None else "first divergence"
@@ -294,17 +293,17 @@ def _look_inside(
 def _mode(candidate: Trace) -> tuple[Mode, str]:
     """The mode, and the pass that it compares."""
     passes = candidate.passes
-    if "injected" in passes:
-        return "injected", "injected"
-    if "rerun" in passes:
-        return "rerun", "rerun"
-    if "record" in passes:
-        return "compare", "record"
+    if INJECTED in passes:
+        return "injected", INJECTED
+    if RERUN in passes:
+        return "rerun", RERUN
+    if RECORD in passes:
+        return "compare", RECORD
     raise UsageError(f"{candidate.path} has no pass to compare; it has {list(passes)}.")
 
 
 def _candidate_generation(candidate: Trace, mode: Mode) -> Generation:
-    name = "record" if mode == "compare" else "rerun" if "rerun" in candidate.passes else "injected"
+    name = RECORD if mode == "compare" else RERUN if RERUN in candidate.passes else INJECTED
     return read_generation(candidate, name)
 
 
@@ -323,9 +322,9 @@ def _once_each(number_rows: Callable[[RowMap], Ints]) -> Callable[[RowMap], Ints
 
 def _unstable(candidate: Trace, index: PassIndex, finder: RowFinder, rows: Rows) -> tuple[str, ...]:
     """Sites whose injected results do not repeat, where the injected pass was run twice."""
-    if "injectedtwice" not in candidate.passes:
+    if INJECTED_AGAIN not in candidate.passes:
         return ()
-    again = index_pass(candidate, "injectedtwice", _once_each(finder.find))
+    again = index_pass(candidate, INJECTED_AGAIN, _once_each(finder.find))
     found = compare_passes(index, again, rows, Policy().made_strict())
     return tuple(dict.fromkeys(f.key.site for f in found.findings if f.rows and f.error_class != "identical"))
 
@@ -346,7 +345,7 @@ def _exclusions(
 ) -> Sequence[Exclusion]:
     parted = first_differences(mine, theirs)
     found = [after_parting(parted, rows)] if parted else []
-    found.append(drawn_at_random(mine, rows))
+    found.append(drawn_at_random(mine, index, rows))
     if mode == "injected":
         found += [unfed_input(index, rows), unfed_context(index, rows), other_integers(index, other)]
     return found

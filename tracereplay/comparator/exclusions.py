@@ -25,12 +25,14 @@ def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusio
     return after
 
 
-def drawn_at_random(mine: Generation, rows: Rows) -> Exclusion:
+def drawn_at_random(mine: Generation, index: PassIndex, rows: Rows) -> Exclusion:
     """A token that was drawn at random is not an operator's result."""
     drawn = [request for request, greedy in enumerate(mine.greedy) if not greedy]
 
     def sampled(table: Table) -> tuple[str, Mask] | None:
-        if table.key.site != "sampler" or (table.key.side, table.key.index) != ("out", 0) or not drawn:
+        site = index.sites.get(table.key.site)
+        chosen = site is not None and site.role == "sampler" and (table.key.side, table.key.index) == ("out", 0)
+        if not chosen or not drawn:
             return None
         return "drawn at random (temperature above 0)", np.isin(rows.of(table)[:, 0], drawn)
 
@@ -99,7 +101,7 @@ def unfed_context(index: PassIndex, rows: Rows) -> Exclusion:
 
     def unfed(table: Table) -> tuple[str, Mask] | None:
         site = index.sites.get(table.key.site)
-        if table.key.side == "in" or site is None or "Attention" not in site.operator:
+        if table.key.side == "in" or site is None or site.role != "attention":
             return None
         content = table.ids.tobytes()
         if content not in known:

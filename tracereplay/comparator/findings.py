@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.tolerance import passing_bias, passing_tolerance
-from tracereplay.measures import CLASSES, Tolerance
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Source
+from tracereplay.verdict.measures import CLASSES, Tolerance
 
 __all__ = ["divergence_of", "edge_of", "operators_of", "source_of"]
 

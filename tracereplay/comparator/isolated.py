@@ -1,6 +1,6 @@
 """Kernels that were replayed alone, each beside golden's: what differs, and what was not replayed and why.
 
-The candidate's step has a kernel at the place of each of golden's (`launch.isolated.replay`), so that nothing
+The candidate's step has a kernel at the place of each of golden's (`alone.replay`), so that nothing
 needs to be aligned. A result's rows run along its last dimension.
 """
 
@@ -20,11 +20,12 @@ from tracereplay.comparator.oracle import Duel
 from tracereplay.comparator.tolerance import Policy, passing_bias, passing_tolerance, tolerance_for, unit_factors
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Kernel, LeftOut, Named, Opaque, Site, Step, Value, flatten
-from tracereplay.isolated import ISOLATED, NOT_ASKED, REFERENCE, Isolated, KernelFinding, NotReplayed
-from tracereplay.measures import ErrorClass, Tolerance
-from tracereplay.oracle import NotCovered, Oracle, OracleFinding
+from tracereplay.passes import ISOLATED, RECORD, REFERENCE
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence
+from tracereplay.verdict.isolated import NOT_ASKED, Isolated, KernelFinding, NotReplayed
+from tracereplay.verdict.measures import ErrorClass, Tolerance
+from tracereplay.verdict.oracle import NotCovered, Oracle, OracleFinding
 
 __all__ = ["OTHER_FORM", "KernelsAlone", "compare_kernels_alone", "draws"]
 
@@ -86,7 +87,7 @@ def compare_kernels_alone(golden: Trace, candidate: Trace, policy: Policy) -> Ke
         DamagedTrace: the candidate's kernels do not stand where golden's do.
     """
     comparison = _Comparison(policy)
-    for rank in golden.ranks("record"):
+    for rank in golden.ranks(RECORD):
         comparison.add(golden, candidate, rank)
     found = comparison.found()
     return found if REFERENCE not in candidate.passes else replace(found, oracle=_consult(golden, candidate))
@@ -96,8 +97,8 @@ def _consult(golden: Trace, candidate: Trace) -> Oracle:
     """Holds every kernel that has a reference against it, all sites of a kernel together."""
     duels: dict[str, Duel] = {}
     left: dict[str, str] = {}
-    for rank in golden.ranks("record"):
-        passes = (golden, "record"), (candidate, ISOLATED), (candidate, REFERENCE)
+    for rank in golden.ranks(RECORD):
+        passes = (golden, RECORD), (candidate, ISOLATED), (candidate, REFERENCE)
         for mine, theirs, exact in zip(
             *(trace.segment(name, rank).steps() for trace, name in passes), strict=True
         ):
@@ -127,8 +128,8 @@ class _Comparison:
 
     def add(self, golden: Trace, candidate: Trace, rank: int) -> None:
         """Compares what one rank recorded."""
-        sites = golden.sites("record", rank)
-        pairs = zip_longest(golden.segment("record", rank).steps(), candidate.segment(ISOLATED, rank).steps())
+        sites = golden.sites(RECORD, rank)
+        pairs = zip_longest(golden.segment(RECORD, rank).steps(), candidate.segment(ISOLATED, rank).steps())
         for mine, theirs in pairs:
             if mine is None or theirs is None or [*map(_name, mine.kernels)] != [*map(_name, theirs.kernels)]:
                 raise DamagedTrace(

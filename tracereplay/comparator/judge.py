@@ -19,7 +19,7 @@ from tracereplay.comparator.settings import effect_of
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.errors import OtherWeights
 from tracereplay.gate import weights_directory
-from tracereplay.isolated import ISOLATED
+from tracereplay.passes import ISOLATED
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.parameters import Parameters
 from tracereplay.verdict import Cause, Mode, Outcome, SettingDifference, Source, Verdict

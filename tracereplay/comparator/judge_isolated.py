@@ -17,14 +17,14 @@ from tracereplay.comparator.reasons import DOES, OTHER_GOLDEN
 from tracereplay.comparator.settings import compare_settings
 from tracereplay.comparator.tokens import read_generation
 from tracereplay.comparator.tolerance import Policy
-from tracereplay.errors import UsageError
-from tracereplay.isolated import ISOLATED, Isolated, NotReplayed
-from tracereplay.oracle import Oracle
+from tracereplay.passes import ISOLATED, RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.parameters import Parameters
 from tracereplay.trace.rows import RowFinder
 from tracereplay.trace.run import Run
 from tracereplay.verdict import Cause, Coverage, Divergence, NotCompared, Outcome, Verdict
+from tracereplay.verdict.isolated import Isolated, NotReplayed
+from tracereplay.verdict.oracle import Oracle
 
 __all__ = ["judge_isolated"]
 
@@ -72,8 +72,7 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Par
         UsageError: golden is no recording.
         DamagedTrace: the candidate's calls are not golden's.
     """
-    if "record" not in golden.passes:
-        raise UsageError(f"{golden.path} is a replay, not a recording; give the golden recording first.")
+    golden.require_recording()
     digest = golden.digest()
     mine, theirs = source_of(golden, digest), source_of(candidate, candidate.digest())
     if candidate.run.golden != digest:
@@ -111,8 +110,8 @@ def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameter
     if not any_ran and not left:  # only kernels were asked for
         found = None if kernels is None else Coverage(kernels.isolated.calls, kernels.isolated.compared)
         return _Alone(None, kernels, tuple(broken), found or Coverage(), findings)
-    finder = RowFinder(read_generation(golden, "record").tokens)
-    index, other = index_pass(golden, "record", finder.add), index_pass(candidate, ISOLATED, finder.find)
+    finder = RowFinder(read_generation(golden, RECORD).tokens)
+    index, other = index_pass(golden, RECORD, finder.add), index_pass(candidate, ISOLATED, finder.find)
     rows = Rows(finder, {})
     comparison = compare_passes(_outputs(index, other), other, rows, policy)
     ran = {call.site for call in other.calls}

@@ -87,6 +87,7 @@ class Finding:
 
     key: TableKey
     operator: str
+    role: str
     error_class: ErrorClass
     calls: int
     rows: int
@@ -140,6 +141,7 @@ class _Job:
 
     key: TableKey
     operator: str
+    role: str
     golden: Table
     candidate: Table
     mine: Ints
@@ -263,7 +265,7 @@ def _plan(
 ) -> None:  # fmt: skip
     key = table.key
     site = golden.sites.get(key.site)
-    operator = site.operator if site else ""
+    operator, role = (site.operator, site.role) if site else ("", "")
     other = candidate.tables.get(key)
     every = np.arange(len(table.ids))
     reason = _mismatch(table, other, key, candidate)
@@ -271,7 +273,7 @@ def _plan(
         calls.mark(table, every[:0], every)
         plan.leave_out(key, reason or "", len(every))
         if other is not None:
-            plan.jobs.append(_incomparable(key, operator, table, other, reason))
+            plan.jobs.append(_incomparable(key, operator, role, table, other, reason))
         return
     dtypes = _dtype(table), _dtype(other)
     dtype = coarser(*dtypes) if is_float(dtypes[0]) else dtypes[0]
@@ -285,8 +287,8 @@ def _plan(
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
     lean = policy.max_lean(*named)
     tally = Tally(limit, lean, lean)
-    size = _of_logprobs if operator == "Sampler" and key.side == "out" else np.abs
-    plan.jobs.append(_Job(key, operator, table, other, mine, theirs, dtypes, tolerance, size, tally))
+    size = _of_logprobs if role == "sampler" and key.side == "out" else np.abs
+    plan.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
 
 
 def _of_logprobs(x: Array) -> Array:
@@ -298,10 +300,10 @@ def _dtype(table: Table) -> str:
     return table.tensors[0].dtype
 
 
-def _incomparable(key: TableKey, operator: str, table: Table, other: Table, reason: str | None) -> _Job:
+def _incomparable(key: TableKey, operator: str, role: str, table: Table, other: Table, reason: str | None) -> _Job:
     none = np.empty(0, np.int64)
     tolerance = Tolerance(0.0, 0.0, _dtype(table) if table.tensors else "")
-    return _Job(key, operator, table, other, none, none, ("", ""), tolerance, np.abs, Tally(), reason)
+    return _Job(key, operator, role, table, other, none, none, ("", ""), tolerance, np.abs, Tally(), reason)
 
 
 def _mismatch(table: Table, other: Table | None, key: TableKey, candidate: PassIndex) -> str | None:
@@ -406,6 +408,6 @@ def _finding(job: _Job) -> Finding:
     called = len(np.unique(job.golden.order[job.mine])) if len(job.mine) else 0
     found: dict[str, Any] = {"first_different": tally.first_different, "first_beyond": tally.first_beyond}
     return Finding(
-        job.key, job.operator, tally.error_class, called, tally.rows, tally.metrics, job.tolerance, **found,
-        reason=job.reason or (None if tally.rows else "none of its rows could be compared"),
+        job.key, job.operator, job.role, tally.error_class, called, tally.rows, tally.metrics, job.tolerance,
+        **found, reason=job.reason or (None if tally.rows else "none of its rows could be compared"),
     )  # fmt: skip

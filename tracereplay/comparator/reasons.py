@@ -11,8 +11,8 @@ from tracereplay.comparator.metrics import BIAS_ROWS
 from tracereplay.comparator.requests import OtherPrompts
 from tracereplay.comparator.settings import argument_of, explains
 from tracereplay.comparator.staleness import Versions
-from tracereplay.rollout import Quantity
 from tracereplay.verdict import Cause, SettingDifference
+from tracereplay.verdict.rollout import Quantity
 
 __all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
 
@@ -187,7 +187,7 @@ QUANTITIES: dict[Quantity, str] = {
 
 def _why_setting(evidence: Evidence) -> str:
     if evidence.only_quantity:
-        told = [d for d in evidence.settings if d.effect == "semantic" and explains(d, "Sampler", 1)]
+        told = [d for d in evidence.settings if d.effect == "semantic" and explains(d, "sampler", 1)]
         said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in told]
         return _other_quantity(evidence) + (f" A setting says so: {'; '.join(said)}." if said else "")
     if evidence.update_explains and not evidence.explaining:

@@ -8,17 +8,18 @@ quantity is looked for in the numbers themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tracereplay.comparator.align import sites_of
 from tracereplay.comparator.dtypes import widen
 from tracereplay.comparator.tokens import Sampling
 from tracereplay.event import Call, RowKey, Step
-from tracereplay.rollout import Quantity, Reported
 from tracereplay.trace import Trace
+from tracereplay.verdict.rollout import Quantity, Reported
 
 __all__ = ["find_reported", "quantities"]
 
@@ -87,9 +88,10 @@ def _quantities_of(
     """The quantities of each wanted token, ``[4]`` in ``ORDER``; read step by step, since logits are wide."""
     trace, name = side
     found: dict[RowKey, Floats] = {}
+    samplers = {site.name for site in sites_of(trace, name).values() if site.role == "sampler"}
     for step in trace.steps(name):
         keys = [s.key for s in step.sampled if s.key in wanted]
-        rows = _logits(step) if keys else {}
+        rows = _logits(step, samplers) if keys else {}
         for key in keys:
             logits = rows.get((key.request, key.sequence, key.position - 1))
             if logits is not None:
@@ -97,10 +99,10 @@ def _quantities_of(
     return found
 
 
-def _logits(step: Step) -> dict[tuple[int, int, int], Floats]:
+def _logits(step: Step, samplers: Collection[str]) -> dict[tuple[int, int, int], Floats]:
     """What arrived at the sampler, by row, as float64."""
     found: dict[tuple[int, int, int], Floats] = {}
-    for call in (c for c in step.calls if c.site == "sampler" and c.inputs):
+    for call in (c for c in step.calls if c.site in samplers and c.inputs):
         table = _table(call)
         found.update((tuple(row), x) for row, x in zip(call.rows_in.tolist(), table, strict=False))
     return found

@@ -26,13 +26,14 @@ import numpy.typing as npt
 from tracereplay.comparator.reported import find_reported
 from tracereplay.comparator.tokens import Generation, Sampling, first_differences, read_generation
 from tracereplay.errors import UsageError
-from tracereplay.rollout import LengthRow, PositionBin, Rollout, Spread
+from tracereplay.passes import RECORD, RERUN
 from tracereplay.trace import Trace
+from tracereplay.verdict.rollout import LengthRow, PositionBin, Rollout, Spread
 
 __all__ = ["CLIP", "compare_rollouts", "log_ratio", "rollout_numbers", "sampled_tokens"]
 
 CLIP = 0.2  # the usual epsilon of PPO and GRPO
-PASSES = ("rerun", "record")  # of a candidate: nothing is injected there, so errors add up as they would
+PASSES = (RERUN, RECORD)  # of a candidate: nothing is injected there, so errors add up as they would
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,15 +48,14 @@ def compare_rollouts(golden: Trace, candidate: Trace) -> Rollout:
     Raises:
         UsageError: a trace lacks the pass, or no token has a logprob on both sides.
     """
-    if "record" not in golden.passes:
-        raise UsageError(f"{golden.path} is not a recording; give the golden recording first.")
+    golden.require_recording()
     name = next((name for name in PASSES if name in candidate.passes), None)
     if name is None:
         raise UsageError(f"{candidate.path} has no pass in which it generated freely; it has {candidate.passes}.")
-    mine, theirs = read_generation(golden, "record"), read_generation(candidate, name)
-    sampled = sampled_tokens(golden, "record"), sampled_tokens(candidate, name)
+    mine, theirs = read_generation(golden, RECORD), read_generation(candidate, name)
+    sampled = sampled_tokens(golden, RECORD), sampled_tokens(candidate, name)
     found = rollout_numbers(
-        *sampled, mine, theirs, forced=name == "rerun", sides=((golden, "record"), (candidate, name))
+        *sampled, mine, theirs, forced=name == RERUN, sides=((golden, RECORD), (candidate, name))
     )
     if found is None:
         raise UsageError(

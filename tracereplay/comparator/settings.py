@@ -1,4 +1,4 @@
-"""In which settings the engines differ, and what each can change (settings.toml)."""
+"""In which settings the engines differ, and what each can change (tables of the families, in TOML)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from tracereplay.comparator.staleness import Versions
+from tracereplay.engines.known import FAMILIES
 from tracereplay.trace.run import Run
 from tracereplay.verdict import Effect, SettingDifference
 
@@ -62,8 +62,8 @@ class _Known:
 
 @cache
 def _table() -> tuple[_Known, ...]:
-    text = resources.files(__package__).joinpath("settings.toml").read_text(encoding="utf-8")
-    entries: list[dict[str, Any]] = tomllib.loads(text)["setting"]
+    """What every family says of its settings; one of the same name means the same."""
+    entries = (entry for family in FAMILIES.values() for entry in tomllib.loads(family.effects)["setting"])
     return tuple(map(_entry, entries))
 
 
@@ -95,17 +95,15 @@ def importance_of(name: str) -> int:
     return next((i for i, known in enumerate(_table()) if fnmatchcase(name, known.name)), 1 << 30)
 
 
-def explains(
-    difference: SettingDifference, operator: str, output: int | None = None, *, edge: bool = False
-) -> bool:
-    """Whether this setting means that operators of this class compute something else.
+def explains(difference: SettingDifference, role: str, output: int | None = None, *, edge: bool = False) -> bool:
+    """Whether this setting means that operators of this role compute something else.
 
     A setting that only rounds otherwise explains no error beyond rounding. What lies between operators is changed
     only by a setting that changes everything.
 
     Args:
         difference: the setting.
-        operator: class of the operator.
+        role: of the operator.
         output: which of its outputs differs; None: any.
         edge: whether what arrives at it differs, and not what it gives.
     """
@@ -116,7 +114,7 @@ def explains(
         return "*" in known.touches
     if output is not None and known.outputs is not None and output not in known.outputs:
         return False
-    return any(fnmatchcase(operator, glob) for glob in known.touches)
+    return role in known.touches or "*" in known.touches
 
 
 def compare_settings(

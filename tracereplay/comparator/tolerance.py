@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from tracereplay.comparator.metrics import BIAS_ULP, SIGN_ULP
-from tracereplay.measures import ErrorClass, Metrics, Tolerance, rounded_up
+from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, rounded_up
 
 __all__ = ["DEFAULTS", "Policy", "Rule", "passing_bias", "passing_tolerance", "tolerance_for", "unit_factors"]
 

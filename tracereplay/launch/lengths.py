@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tracereplay.comparator.tokens import read_generation
+from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.workload import Prompt, Workload
 
@@ -18,9 +19,9 @@ def as_long_as(golden: Trace, workload: Workload) -> Workload:
     there is no golden token to force, and nothing to compare. Where the engine said how its requests ended, they
     ended by themselves, and a candidate that goes on longer shall be seen to.
     """
-    if "record" in golden.results:
+    if RECORD in golden.results:
         return workload
-    generation = read_generation(golden, "record")
+    generation = read_generation(golden, RECORD)
     longest: dict[int, int] = {}
     for (request, _), tokens in generation.tokens.items():
         made = len(tokens) - len(generation.prompts[request])

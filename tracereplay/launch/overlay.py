@@ -1,7 +1,7 @@
 """A directory for ``PYTHONPATH`` that brings tracereplay into an engine's environment.
 
-It holds what the engine-side code needs and vLLM does not bring (msgpack, zstandard, xxhash, built for that
-interpreter), a link to this installation of tracereplay, and the entry point by which vLLM finds the plugin.
+It holds what the engine-side code needs and an engine does not bring (msgpack, zstandard, xxhash, built for that
+interpreter), a link to this installation of tracereplay, and the entry points by which the engine finds it.
 The engine's own environment is never changed.
 """
 
@@ -24,23 +24,26 @@ __all__ = ["overlay_for"]
 REQUIREMENTS = ("msgpack>=1.0.8", "zstandard>=0.22", "xxhash>=3.4")
 _ASK = "import sys, platform; print(sys.implementation.cache_tag, platform.system(), platform.machine())"
 _METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: 0\n"
-_ENTRY = "[vllm.general_plugins]\ntracereplay = tracereplay.guest.plugin:register\n"
 
 
-def overlay_for(python: Path) -> Path:
+def overlay_for(python: Path, entry_points: str) -> Path:
     """The overlay for an interpreter, built if it is not there.
+
+    Args:
+        python: the interpreter.
+        entry_points: what it declares, in the format of ``entry_points.txt``.
 
     Raises:
         EnvironmentFailed: the interpreter does not run, or the packages cannot be had.
     """
     package = Path(tracereplay.__file__).resolve().parent
-    key = hashlib.sha256(repr((_abi(python), str(package), REQUIREMENTS, _ENTRY)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((_abi(python), str(package), REQUIREMENTS, entry_points)).encode()).hexdigest()[:16]
     target = home() / "overlays" / key
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{key}.partial"))
         try:
-            _build(partial, python, package)
+            _build(partial, python, package, entry_points)
             partial.rename(target)
         except OSError as error:
             if not target.is_dir():  # else another process was faster, and its overlay is as good
@@ -60,7 +63,7 @@ def _abi(python: Path) -> str:
     return done.stdout.strip()
 
 
-def _build(partial: Path, python: Path, package: Path) -> None:
+def _build(partial: Path, python: Path, package: Path, entry_points: str) -> None:
     command = [uv_binary(), "pip", "install", "--quiet", "--no-deps", "--python", str(python)]
     done = subprocess.run(
         [*command, "--target", str(partial), *REQUIREMENTS],
@@ -74,4 +77,4 @@ def _build(partial: Path, python: Path, package: Path) -> None:
     info = partial / "tracereplay_guest-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(_METADATA)
-    (info / "entry_points.txt").write_text(_ENTRY)
+    (info / "entry_points.txt").write_text(entry_points)

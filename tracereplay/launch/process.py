@@ -1,7 +1,7 @@
 """An engine in a process of its own, spoken to by lines of JSON.
 
 analyst's side                      engine's interpreter, with the overlay on PYTHONPATH
-EngineProcess ──command──▶ stdin    tracereplay.guest.driver ── vllm.LLM ── workers
+EngineProcess ──command──▶ stdin    the family's driver ── the engine ── workers
               ◀──answer─── stdout
                     log ◀─ stderr   (everything that the engine prints)
 """
@@ -21,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
+from tracereplay.engines.known import DEFAULT, family_named
+from tracereplay.engines.variables import ENABLED, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
-from tracereplay.guest.plugin import ENABLED, NO_TAPS
 from tracereplay.launch.overlay import overlay_for
 from tracereplay.launch.places import home
 
@@ -30,8 +31,6 @@ __all__ = ["Configured", "EngineProcess", "Launchable", "guest_environment", "is
 
 LAST_LINES = 25
 LOG_BEGINS = b"# tracereplay: the engine "
-# set even if the user has other values: without them the plugin is not loaded or the engine talks to the network
-_QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Launchable(Protocol):
@@ -45,6 +44,8 @@ class Launchable(Protocol):
     def env(self) -> Mapping[str, str]: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def family(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Configured:
     python: Path
     env: Mapping[str, str]
     settings: Mapping[str, Any]
+    family: str = DEFAULT
 
 
 def process_environment(env: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -71,20 +73,15 @@ def process_environment(env: Mapping[str, str], base: Mapping[str, str] | None =
 
 def guest_environment(engine: Launchable) -> dict[str, str]:
     """Environment variables under which the engine's interpreter finds tracereplay."""
-    merged = {**process_environment(engine.env), **_QUIET, ENABLED: "1"}
-    # Why a cache of its own: vLLM's compile cache does not know of taps. A graph without them must not be
-    # loaded here, and a graph with them must not stay behind for ordinary runs.
-    merged["VLLM_CACHE_ROOT"] = str(home() / "compiled")
-    merged["TORCHINDUCTOR_CACHE_DIR"] = str(home() / "compiled" / "inductor")
-    merged["VLLM_DISABLE_COMPILE_CACHE"] = "1"
-    merged["VLLM_USE_AOT_COMPILE"] = "0"
+    family = family_named(engine.family)
+    # Set even if the user has another value: without it the engine does not load what records.
+    merged = {**family.environment(process_environment(engine.env), home() / "compiled"), ENABLED: "1"}
     if merged.pop("PYTHONDONTWRITEBYTECODE", None):
-        # Compiling vLLM anew at every start takes half a minute; this keeps the result out of the user's way.
+        # Compiling an engine anew at every start takes half a minute; this keeps the result out of the user's way.
         merged.setdefault("PYTHONPYCACHEPREFIX", str(home() / "bytecode"))
-    if "VLLM_PLUGINS" in merged:
-        merged["VLLM_PLUGINS"] += ",tracereplay"
-    path = [str(overlay_for(engine.python)), merged.get("PYTHONPATH", "")]
-    merged["PYTHONPATH"] = os.pathsep.join(p for p in path if p)
+    if family.entry_points is not None:
+        overlay = overlay_for(engine.python, family.entry_points)
+        merged["PYTHONPATH"] = os.pathsep.join(filter(None, [str(overlay), merged.get("PYTHONPATH", "")]))
     return merged
 
 
@@ -131,7 +128,7 @@ class EngineProcess:
         )
         self._log_begins = self._log_file.tell()
         self._process = subprocess.Popen(
-            [engine.python, "-m", "tracereplay.guest.driver"],
+            [engine.python, "-m", family_named(engine.family).driver],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
             env=guest_environment(engine) | ({} if taps else {NO_TAPS: "1"}),
             start_new_session=True, text=True, encoding="utf-8",
@@ -165,7 +162,7 @@ class EngineProcess:
     def generate(
         self, prompts: Sequence[Mapping[str, Any]], recording: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Generates once; see `guest.driver.Driver.generate`."""
+        """Generates once; see `engines.vllm.guest.driver.Driver.generate`."""
         result: dict[str, Any] = self.request("generate", prompts=list(prompts), recording=recording)
         return result
 

@@ -215,7 +215,7 @@ class Session:
 
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():
-            sampler = {site.slot for site in self.sites if site.operator == "Sampler"}
+            sampler = {site.slot for site in self.sites if site.role == "sampler"}
             compiled = step.compiled() - sampler
             if compiled:
                 kernels.compiled_region(compiled)

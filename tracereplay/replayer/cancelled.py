@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tracereplay.engines.selection import Selection
+from tracereplay.cancellation import Cancellation
 from tracereplay.event import RowMap
 from tracereplay.replayer.tables import BITS, RowTables, laid_out
 
@@ -35,7 +35,7 @@ class CancelledRows:
     """
 
     def __init__(
-        self, golden: RowTables, injected: RowTables, names: Mapping[int, str], selection: Selection
+        self, golden: RowTables, injected: RowTables, names: Mapping[int, str], selection: Cancellation
     ) -> None:
         self._golden, self._injected, self._names, self._selection = golden, injected, names, selection
 

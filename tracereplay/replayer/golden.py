@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tracereplay.event import RowKey, RowMap
+from tracereplay.passes import RECORD
 from tracereplay.replayer.tables import RowTables, laid_out
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import Tokens
@@ -14,7 +15,7 @@ from tracereplay.trace.rows import Tokens
 __all__ = ["GoldenRows", "forced_tokens", "golden_tokens"]
 
 
-def golden_tokens(trace: Trace, pass_name: str = "record") -> dict[tuple[int, int], list[int]]:
+def golden_tokens(trace: Trace, pass_name: str = RECORD) -> dict[tuple[int, int], list[int]]:
     """All token ids of each (request, sequence), prompt first, as far as they are known.
 
     From what the engine returned, since a recording may have ended before the generation; where nothing was

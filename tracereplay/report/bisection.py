@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.bisection import Bisection, Member
 from tracereplay.report.layout import cell, indented, more, print_table, section
 from tracereplay.report.words import clean, number, shorten
 from tracereplay.verdict import Attribution, Verdict
+from tracereplay.verdict.bisection import Bisection, Member
 
 __all__ = ["render"]
 

@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.inside import Inside, KernelRow
-from tracereplay.measures import ErrorClass, Metrics
 from tracereplay.report.layout import STYLE, cell, indented, print_table, section
 from tracereplay.report.words import clean, multiple, short_kernel, shorten
+from tracereplay.verdict.inside import Inside, KernelRow
+from tracereplay.verdict.measures import ErrorClass, Metrics
 
 __all__ = ["render"]
 

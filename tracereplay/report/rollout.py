@@ -7,7 +7,7 @@ from rich.table import Table
 
 from tracereplay.report.layout import cell, indented, print_table, section
 from tracereplay.report.words import number, percent
-from tracereplay.rollout import Rollout
+from tracereplay.verdict.rollout import Rollout
 
 __all__ = ["render"]
 

@@ -10,7 +10,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.measures import rounded_up
 from tracereplay.report import bisection, inside, isolated, oracle, rollout
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
@@ -26,6 +25,7 @@ from tracereplay.report.words import (
     source,
 )
 from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, OperatorFinding, TokenFinding, Verdict
+from tracereplay.verdict.measures import rounded_up
 
 __all__ = ["render"]
 

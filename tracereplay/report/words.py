@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tracereplay.measures import ErrorClass, Metrics, Tolerance
 from tracereplay.verdict import Source, Verdict
+from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
 
 __all__ = [
     "CAUSES", "allowance", "clean", "headline", "multiple", "number", "passing", "percent", "short_kernel",

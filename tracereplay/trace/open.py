@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import xxhash
 
 from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
 from tracereplay.event import Site, Step, Value
+from tracereplay.passes import RECORD
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
 from tracereplay.trace.content import content_digest
@@ -91,6 +93,12 @@ class Trace:
     def passes(self) -> tuple[str, ...]:
         """Names of the passes that have segments: ``record``, or ``rerun`` and ``injected``."""
         return tuple(dict.fromkeys(_pass_of(name) for name, _ in self._files if name != WEIGHTS))
+
+    def require_recording(self) -> None:
+        """Raises UsageError unless this is a recording: whose only pass is ``record``."""
+        if self.passes != (RECORD,):
+            found = f"a replay (it has the passes {', '.join(self.passes)})" if self.passes else "without any pass"
+            raise UsageError(f"{self.path} is {found}, not a recording; give the golden recording.")
 
     def engines(self, pass_name: str) -> tuple[str, ...]:
         """The engines that made a pass, as their segments' names begin: ``record``, ``record-engine1``."""
@@ -200,6 +208,25 @@ class Trace:
         if not self.passes:
             return iter(())
         return self.segment(self.passes[0], self.ranks(self.passes[0])[0]).steps()
+
+    def __len__(self) -> int:
+        """How many committed steps its first pass has."""
+        return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return True  # an open trace, even without a step
+
+    def __repr__(self) -> str:
+        state = "complete" if self.said_complete else "not complete"
+        return f"<Trace {str(self.path)!r}: {', '.join(self.passes) or 'no pass'}, {state}>"
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def digest(self) -> str:
         """xxh3-128 over what the segments hold, in order of their names, as 32 hex digits.

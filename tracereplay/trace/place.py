@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -150,7 +150,7 @@ def _why_it_stays(path: Path, inputs: Iterable[Path]) -> str | None:
     if path.is_dir() and not any(path.iterdir()):
         return None
     try:
-        with closing(open_trace(path)) as trace:
+        with open_trace(path) as trace:
             why = _why_not_ours(path, trace)
     except NotATrace:
         return "is a directory that holds no trace" if path.is_dir() else "is a file that holds no trace"
@@ -186,7 +186,7 @@ def _same(one: Path, other: Path) -> bool:
 def _has_steps(path: Path) -> bool:
     """Whether a step of the generation was finished; where that cannot be seen, it may be."""
     try:
-        with closing(open_trace(path)) as trace:
+        with open_trace(path) as trace:
             return any(len(trace.segment(*key)) for key in trace.parts if key[0] != WEIGHTS)
     except NotATrace:
         return any(path.iterdir()) if path.is_dir() else True

@@ -78,6 +78,8 @@ def write_site(site: Site) -> dict[str, Any]:
     return {
         "name": site.name, "operator": site.operator, "slot": site.slot, "inputs": list(site.inputs),
         "layouts": layouts, "config": dict(site.config), "parameters": parameters,
+        **({"role": site.role} if site.role else {}),
+        **({"formula": site.formula} if site.formula else {}),
     }  # fmt: skip
 
 
@@ -90,6 +92,7 @@ def read_site(data: Mapping[str, Any]) -> Site:
     return Site(
         as_text(data["name"]), as_text(data["operator"]), _number(data["slot"]),
         tuple(map(as_text, data["inputs"])), layouts, _plain(data.get("config", {})), parameters,
+        as_text(data.get("role", "")), None if data.get("formula") is None else as_text(data["formula"]),
     )  # fmt: skip
 
 

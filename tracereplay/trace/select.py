@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tracereplay.errors import UsageError
 from tracereplay.event import Call, RowMap, Site, Step, Value
+from tracereplay.passes import INJECTED, RECORD, RERUN
 from tracereplay.trace.joined import JoinedSegments
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
@@ -20,7 +21,7 @@ from tracereplay.trace.reader import SegmentReader
 __all__ = ["PASSES", "Chosen", "choose", "matching_sites", "pass_of", "step_of", "steps_of", "tensors_of"]
 
 # The pass that is meant where none is named.
-PASSES = ("record", "injected", "rerun", "isolated")
+PASSES = (RECORD, INJECTED, RERUN, "isolated")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tracereplay.errors import DamagedTrace
+from tracereplay.passes import RECORD
 from tracereplay.workload import Prompt, Workload
 
 if TYPE_CHECKING:
     from tracereplay.trace.open import Trace
 
-__all__ = ["PASS", "is_whole", "served_run", "told_by_segments"]
+__all__ = ["RECORD", "is_whole", "served_run", "told_by_segments"]
 
-PASS = "record"
+
 MAX_REQUESTS = 1 << 22  # what a stranger's number may make us allocate
 # Engine arguments that every engine has and under which the same is computed again.
 _SETTINGS = ("dtype", "quantization", "max_model_len", "seed", "enforce_eager", "tensor_parallel_size")
@@ -38,10 +39,10 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
         DamagedTrace: a segment cannot be read.
     """
     known = run.get("workload") or {}
-    if PASS not in trace.passes:
+    if RECORD not in trace.passes:
         empty = Workload("unknown", ()).as_dict()
         return {**run, "engine": run.get("engine", {"name": "command"}), "workload": {**empty, **known}}
-    metas = [trace.part((name, rank)).meta for name, rank in trace.parts_of(PASS)]
+    metas = [trace.part((name, rank)).meta for name, rank in trace.parts_of(RECORD)]
     engine: dict[str, Any] = next((m["engine"] for m in metas if isinstance(m.get("engine"), dict)), {})
     model = next((m["model"] for m in metas if isinstance(m.get("model"), str)), known.get("model", "unknown"))
     settings = {k: v for k in _SETTINGS if (v := engine.get("settings", {}).get(k)) is not None}
@@ -62,8 +63,8 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
 def _prompts(trace: Trace) -> tuple[Prompt, ...]:
     """The requests by their numbers; one that no step tells of keeps its place."""
     begun, last = {}, -1
-    for rank in trace.ranks(PASS)[:1]:
-        for step in trace.segment(PASS, rank).steps():
+    for rank in trace.ranks(RECORD)[:1]:
+        for step in trace.segment(RECORD, rank).steps():
             last = max([last, *(s.key.request for s in step.sampled)])
             begun.update({r.request: r for r in step.requests if r.sequence == 0 or r.request not in begun})
     last = max([last, *begun])
@@ -77,7 +78,7 @@ def _prompts(trace: Trace) -> tuple[Prompt, ...]:
 def _engines(trace: Trace) -> list[dict[str, Any]]:
     """What the manifest says of each engine."""
     found: list[dict[str, Any]] = []
-    for name in trace.engines(PASS):
+    for name in trace.engines(RECORD):
         ranks = sorted(rank for part, rank in trace.parts if part == name)
         meta = trace.part((name, ranks[0])).meta
         found.append({"segments": name, "ranks": ranks, "model": meta.get("model"), "world": meta.get("world")})
@@ -86,7 +87,7 @@ def _engines(trace: Trace) -> list[dict[str, Any]]:
 
 def _notes(trace: Trace) -> Iterator[str]:
     """What the recording lacks, in sentences."""
-    for name, rank in trace.parts_of(PASS):
+    for name, rank in trace.parts_of(RECORD):
         part = trace.part((name, rank))
         if refused := part.meta.get("refused"):
             yield f"{part.name}: the engine was not recorded. {refused}"
@@ -95,7 +96,7 @@ def _notes(trace: Trace) -> Iterator[str]:
             yield f"The recording ended after {len(part)} steps, as {_ENDED[summary['ended']]} asked."
         if dropped := summary.get("dropped"):
             yield f"{part.name}: {dropped} steps were left out, since the writer could not keep up."
-    if left := trace.engines(PASS)[len(trace.joined(PASS)) :]:
+    if left := trace.engines(RECORD)[len(trace.joined(RECORD)) :]:
         yield (
             f"The engines of {', '.join(left)} ran another model than the first, or were cut otherwise; they are "
             "in the trace, and what is shown and replayed is the first one's."
@@ -105,7 +106,7 @@ def _notes(trace: Trace) -> Iterator[str]:
 def is_whole(trace: Trace) -> bool:
     """Whether all that the engines generated is there, as far as the segments can tell: each engine has all of its
     ranks, each segment was closed by its engine's word, and no step was left out."""
-    engines = _engines(trace) if PASS in trace.passes else []
+    engines = _engines(trace) if RECORD in trace.passes else []
     for engine in engines:
         name, ranks = engine["segments"], engine["ranks"]
         if ranks != list(range(engine["world"] if isinstance(engine["world"], int) else 0)):
@@ -120,6 +121,6 @@ def is_whole(trace: Trace) -> bool:
 
 def _expected(trace: Trace) -> int:
     """How many engines there must be: those that share the requests of one server."""
-    metas = (trace.part(key).meta for key in trace.parts_of(PASS))
+    metas = (trace.part(key).meta for key in trace.parts_of(RECORD))
     sizes = [meta.get("engines") for meta in metas]
     return max((size for size in sizes if type(size) is int), default=1)

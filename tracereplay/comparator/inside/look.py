@@ -12,9 +12,10 @@ from tracereplay.comparator.inside.sequence import align, computing, results
 from tracereplay.comparator.inside.values import Difference, Values, described, worst
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.event import Call, Kernel, RowKey, Step, Value, flatten
-from tracereplay.inside import Inside, KernelRow, SharedValue, Why
+from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.select import step_of
+from tracereplay.verdict.inside import Inside, KernelRow, SharedValue, Why
 
 __all__ = ["Place", "look_inside"]
 
@@ -49,9 +50,9 @@ def look_inside(golden: Trace, candidate: Trace, pass_name: str, place: Place, p
         policy: tolerances; a kernel's name stands for the operator.
     """
     said = place.site, place.operator, place.why, place.step
-    if len(golden.ranks("record")) > 1 or len(candidate.ranks(pass_name)) > 1:
+    if len(golden.ranks(RECORD)) > 1 or len(candidate.ranks(pass_name)) > 1:
         return Inside(*said, 0, not_compared="kernels of several tensor-parallel ranks are not put together")
-    mine = _call(step_of(golden, "record", place.step), place)
+    mine = _call(step_of(golden, RECORD, place.step), place)
     steps = candidate.segment(pass_name, candidate.ranks(pass_name)[0]).steps()
     theirs = next((found for step in steps if (found := _call(step, place)) is not None), None)
     if mine is None or theirs is None:

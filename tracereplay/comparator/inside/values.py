@@ -13,7 +13,7 @@ from tracereplay.comparator.dtypes import coarser, is_float
 from tracereplay.comparator.metrics import Tally, compare_rows
 from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
 from tracereplay.event import RowMap, Value
-from tracereplay.measures import CLASSES, ErrorClass, Metrics
+from tracereplay.verdict.measures import CLASSES, ErrorClass, Metrics
 
 __all__ = ["Difference", "Values", "described", "worst"]
 

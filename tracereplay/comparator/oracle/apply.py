@@ -16,8 +16,8 @@ from tracereplay.comparator.oracle.duel import Duel
 from tracereplay.comparator.oracle.references import Inputs, NoReference, reference_for
 from tracereplay.errors import MissingWeights
 from tracereplay.event import Site
-from tracereplay.oracle import NotCovered, Oracle, OracleFinding
 from tracereplay.trace.parameters import Parameters
+from tracereplay.verdict.oracle import NotCovered, Oracle, OracleFinding
 
 __all__ = ["consult"]
 
@@ -39,7 +39,7 @@ def consult(
     findings: list[OracleFinding] = []
     left: list[NotCovered] = []
     for site in _in_order(golden):
-        if site.operator == "Sampler":
+        if site.role == "sampler":
             continue  # it draws
         try:
             findings += _Operator(site, golden, candidate, rows, weights, same_inputs).findings()
@@ -149,7 +149,7 @@ class _Exact:
         self._site, self._inputs, self._widths, self._weight, self._rows = site, inputs, widths, weight, rows
         self._places = [np.argsort(table.ids, kind="stable") for table in inputs]
         self._attention: Attention | None = None
-        if "Attention" in site.operator:
+        if site.role == "attention":
             if len(inputs) < 3:
                 raise NoReference("its queries, keys and values were not recorded")
             keys = rows.of(inputs[1])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tracereplay.comparator.align import Array
 from tracereplay.comparator.dtypes import eps, smallest, widen
 from tracereplay.comparator.metrics import BIAS_ROWS, BIAS_Z, lean_score
-from tracereplay.oracle import Nearer, OracleError
+from tracereplay.verdict.oracle import Nearer, OracleError
 
 __all__ = ["AMOUNT", "SCORE", "Duel"]
 

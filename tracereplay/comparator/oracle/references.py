@@ -50,7 +50,7 @@ def reference_for(site: Site) -> Reference:
     Raises:
         NoReference: there is none for its class.
     """
-    found = _REFERENCES.get(site.operator)
+    found = None if site.formula is None else _REFERENCES.get(site.formula)
     if found is None:
         raise NoReference(f"no reference is known for {site.operator}")
     return found
@@ -176,15 +176,5 @@ def rotary(site: Site, inputs: Inputs) -> list[Floats]:
     return results
 
 
-_LINEAR = ("QKVParallelLinear", "MergedColumnParallelLinear", "ColumnParallelLinear", "RowParallelLinear",
-           "ReplicatedLinear", "Linear")  # fmt: skip
-_REFERENCES: Mapping[str, Reference] = {
-    "RMSNorm": rms_norm,
-    "GemmaRMSNorm": gemma_rms_norm,
-    "SiluAndMul": silu_and_mul,
-    "GeluAndMul": gelu_and_mul,
-    **dict.fromkeys(_LINEAR, linear),
-    "VocabParallelEmbedding": embedding,
-    "LogitsProcessor": logits,
-    "RotaryEmbedding": rotary,
-}
+_FORMULAS = (rms_norm, gemma_rms_norm, silu_and_mul, gelu_and_mul, linear, embedding, logits, rotary)
+_REFERENCES: Mapping[str, Reference] = {reference.__name__: reference for reference in _FORMULAS}

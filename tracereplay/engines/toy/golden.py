@@ -7,9 +7,10 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from tracereplay.engines.selection import Selection
+from tracereplay.cancellation import Cancellation
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.event import RowMap, Step, Value
+from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
 from tracereplay.trace.shards import join
@@ -26,7 +27,7 @@ class Source(Protocol):
         """What stands in for ``x``."""
 
 
-def golden_tokens(trace: Trace, name: str = "record") -> dict[tuple[int, int], list[int]]:
+def golden_tokens(trace: Trace, name: str = RECORD) -> dict[tuple[int, int], list[int]]:
     """The tokens that golden went on with."""
     results = trace.results.get(name, {}).get("requests")
     if results is not None:
@@ -45,7 +46,7 @@ class Golden:
     another sample's prompt computed, and then knows the place at the sampler and only its beginning elsewhere.
     """
 
-    def __init__(self, trace: Trace, name: str = "record") -> None:
+    def __init__(self, trace: Trace, name: str = RECORD) -> None:
         self._finder = RowFinder(_all_tokens(trace, name))
         self._rows: dict[tuple[str, str, int], dict[int, Array]] = {}
         joined = _joiner(trace, name)
@@ -89,7 +90,7 @@ class Cancelled:
         numerics: of the engine.
     """
 
-    def __init__(self, golden: Golden, injected: Golden, selection: Selection, numerics: Numerics) -> None:
+    def __init__(self, golden: Golden, injected: Golden, selection: Cancellation, numerics: Numerics) -> None:
         self._golden, self._injected, self._selection = golden, injected, selection
         self._numerics = numerics
 

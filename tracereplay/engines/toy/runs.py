@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tracereplay.engines.selection import Selection
+from tracereplay.cancellation import Cancellation
 from tracereplay.engines.toy.engine import Engine
 from tracereplay.engines.toy.flaws import Flaw
 from tracereplay.engines.toy.golden import Cancelled, Golden, Source, golden_tokens
@@ -15,6 +15,7 @@ from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.weights import Update
 from tracereplay.gate import applied_settings
+from tracereplay.passes import CANCELLED, INJECTED, RECORD, RERUN
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -62,8 +63,8 @@ def record(
     """
     engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, update=update)
     directory = TraceDirectory(path, _run("recording", engine, None))
-    recorder = Recorder(path, "record", engine.numerics, engine.ranks, None)
-    directory.add_pass("record", engine.generate(recorder, None))
+    recorder = Recorder(path, RECORD, engine.numerics, engine.ranks, None)
+    directory.add_pass(RECORD, engine.generate(recorder, None))
     directory.complete()
     return path
 
@@ -78,9 +79,9 @@ def replay(
     tensor_parallel: int = 1,
     settings: Mapping[str, Any] | None = None,
     model: str | None = None,
-    passes: Sequence[str] = ("rerun", "injected"),
+    passes: Sequence[str] = (RERUN, INJECTED),
     noise: float = 0.0,
-    cancel: tuple[Path, Selection] | None = None,
+    cancel: tuple[Path, Cancellation] | None = None,
     update: Update | None = None,
 ) -> Path:
     """Runs the workload of ``golden`` again, its tokens forced, in one pass free and in one injected.
@@ -114,14 +115,14 @@ def replay(
     return path
 
 
-def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Selection] | None) -> Source | None:
-    if name == "rerun":
+def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancellation] | None) -> Source | None:
+    if name == RERUN:
         return None
-    if name != "cancelled":
+    if name != CANCELLED:
         return Golden(trace)
     assert cancel is not None, "say what to cancel"
     injected = open_trace(cancel[0])
-    found = Cancelled(Golden(trace), Golden(injected, "injected"), cancel[1], engine.numerics)
+    found = Cancelled(Golden(trace), Golden(injected, INJECTED), cancel[1], engine.numerics)
     injected.close()
     return found
 

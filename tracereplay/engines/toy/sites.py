@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from tracereplay.engines.toy.roles import OPERATORS
 from tracereplay.engines.toy.weights import HEADS, KV_HEADS, LAYERS
 from tracereplay.event import Layout, Site
 
@@ -16,7 +17,9 @@ def sites(ranks: int) -> Iterator[Site]:
     whole, pair = Layout(-1, (1,), (1,)), Layout(-1, (1, 1), (1, 1))
 
     def site(name: str, operator: str, inputs: tuple[str, ...], **layouts: Layout) -> Site:
-        return Site(name, operator, _slot(name), inputs, layouts if ranks > 1 else {})
+        known = OPERATORS[operator]
+        cut = layouts if ranks > 1 else {}
+        return Site(name, operator, _slot(name), inputs, cut, role=known.role, formula=known.formula)
 
     yield site("model.embed_tokens", "VocabParallelEmbedding", ("input_",))
     for layer in range(LAYERS):

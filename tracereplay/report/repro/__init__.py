@@ -1,6 +1,6 @@
 """Reproducers: one recorded call as a folder that runs without tracereplay.
 
-DIR/repro.py               makes the call, compares, prints; needs torch, and vllm where the call is vLLM's
+DIR/repro.py               makes the call, compares, prints; needs torch, and the engine where the call is its own
 DIR/inputs.safetensors     its arguments
 DIR/expected.safetensors   what it gave when it was recorded
 """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tracereplay.alone.replay import Selection
 from tracereplay.errors import UsageError
 from tracereplay.event import COMPILED, Call, Kernel
-from tracereplay.launch.isolated.replay import Selection
+from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.select import matching_sites, step_of
 
@@ -24,8 +25,8 @@ def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: i
     Raises:
         UsageError: there is none; the message says which there are.
     """
-    matching_sites(trace, "record", site)
-    kernels = step_of(trace, "record", step, trace.ranks("record")[0]).kernels
+    matching_sites(trace, RECORD, site)
+    kernels = step_of(trace, RECORD, step, trace.ranks(RECORD)[0]).kernels
     ran = [k for k in kernels if k.site == site]
     if not ran and any(k.name == COMPILED for k in kernels):
         raise UsageError(
@@ -51,8 +52,8 @@ def choose_call(trace: Trace, site: str, step: int, occurrence: int = 0) -> tupl
     Raises:
         UsageError: there is none.
     """
-    matching_sites(trace, "record", site)
-    found = [c for c in step_of(trace, "record", step, trace.ranks("record")[0]).calls if c.site == site]
+    matching_sites(trace, RECORD, site)
+    found = [c for c in step_of(trace, RECORD, step, trace.ranks(RECORD)[0]).calls if c.site == site]
     if not found:
         raise UsageError(f"{site} was not called in step {step} of {trace.path}.")
     if occurrence >= len(found):

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from tracereplay.comparator.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.dtypes import DTYPES
+from tracereplay.engines.known import family_of
 from tracereplay.errors import UsageError
 from tracereplay.report.words import clean
 from tracereplay.trace import TensorBytes, Trace
@@ -29,7 +30,7 @@ class Reproducer:
     Args:
         script: text of ``repro.py``.
         inputs, expected: tensors by name, row-major.
-        runs: what of torch's and vLLM's the script calls, in words.
+        runs: what of torch's and the engine's the script calls, in words.
         caution: why the script may find differences that are no fault, if so; it stands in the script, too.
     """
 
@@ -84,17 +85,19 @@ def _write(tensors: Mapping[str, TensorBytes], path: Path) -> None:
     write_safetensors([Exported(n, t.dtype, t.shape, partial(bytes, t.data)) for n, t in tensors.items()], path)
 
 
-def fill(template: str, tensors: Iterable[TensorBytes], **values: Any) -> str:
-    """A script from a template of this package.
+def fill(template: str, where: str, tensors: Iterable[TensorBytes], **values: Any) -> str:
+    """A script from a template.
 
     Args:
         template: its file's name.
+        where: the package that it is in; what it includes is in this one.
         tensors: those that the script reads; ``{{ dtypes }}`` names their dtypes by safetensors' names.
         values: what else the template takes.
     """
     environment = Environment(
-        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in (where, __package__)]),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        autoescape=False,
     )  # fmt: skip
     dtypes = {str(DTYPES[tensor.dtype].safetensors): tensor.dtype for tensor in tensors}
     return environment.get_template(template).render(dtypes=json.dumps(dtypes), **values)
@@ -108,7 +111,9 @@ def quoted(text: str) -> str:
 def engine_line(trace: Trace) -> str:
     """Versions and device of the engine that was recorded, in words."""
     versions = trace.run.engine_facts("versions")
-    named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
+    named = [
+        f"{name} {versions[name]}" for name in (family_of(trace.run.engine).package, "torch") if versions.get(name)
+    ]
     mode = compilation_of(trace.run)
     compiled = [] if mode is None else [f"compiled ({mode})"]
     return ", ".join([*named, str(trace.run.engine.get("device") or "a device that is not known"), *compiled])

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 
+from tracereplay.alone.constants import Constants
+from tracereplay.alone.permitted import UNKNOWN, refusal
 from tracereplay.dtypes import DTYPES
+from tracereplay.engines.known import family_of
 from tracereplay.errors import UnsafeRequest, UsageError
 from tracereplay.event import Argument, Kernel, Named, Opaque, Value
-from tracereplay.launch.isolated.constants import Constants
-from tracereplay.launch.isolated.permitted import UNKNOWN, refusal
+from tracereplay.passes import RECORD
 from tracereplay.report.repro.folder import Reproducer, engine_line, fill, quoted
 from tracereplay.report.repro.memory import Memories, plain
 from tracereplay.report.words import clean
@@ -57,23 +59,26 @@ def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constan
     compared, expected = _expected(kernel, script)
     if not expected:
         raise UsageError(f"{kernel.name} cannot be reproduced: nothing that it gave was recorded to compare with.")
-    site = trace.sites("record").get(kernel.site)
+    site = trace.sites(RECORD).get(kernel.site)
     operator = site.operator if site else "operator"
+    family = family_of(trace.run.engine)
+    custom = not kernel.name.startswith("aten.")
+    libraries = family.alone.libraries if custom and family.alone is not None else ()
     text = fill(
         "kernel.j2",
+        str(__package__),
         [*script.inputs.values(), *expected.values()],
         title=quoted(f"{kernel.name} in {operator} at {kernel.site}, step {step} of a recording."),
         engine=quoted(engine_line(trace)),
-        vllm=not kernel.name.startswith("aten."),
+        package=family.package,
+        libraries=libraries,
         operator=json.dumps(kernel.name.split(".")),
         lines=script.lines,
         arguments=script.arguments,
         keywords=script.keywords,
         compared=[(json.dumps(name), expression) for name, expression in compared],
     )
-    runs = f"PyTorch's operator {kernel.name}" + (
-        "" if kernel.name.startswith("aten.") else ", which vllm registers"
-    )
+    runs = f"PyTorch's operator {kernel.name}" + (f", which {family.package} registers" if libraries else "")
     return Reproducer(text, script.inputs, expected, runs)
 
 

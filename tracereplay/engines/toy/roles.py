@@ -1,0 +1,22 @@
+"""What the toy's operators do, by class name: globs, the first that fits.
+
+A trace says the role of each site itself: this is for those that do not, and for what makes them.
+"""
+
+from __future__ import annotations
+
+from tracereplay.engines.roles import RoleTable
+
+__all__ = ["OPERATORS"]
+
+# (class names, role, the float64 reference that it computes, if there is one)
+OPERATORS = RoleTable((
+    ("VocabParallelEmbedding", "embedding", "embedding"),
+    ("RMSNorm", "norm", "rms_norm"),
+    ("*Linear", "linear", "linear"),
+    ("RotaryEmbedding", "rotary", "rotary"),
+    ("Attention", "attention", None),
+    ("SiluAndMul", "activation", "silu_and_mul"),
+    ("LogitsProcessor", "logits", "logits"),
+    ("Sampler", "sampler", None),
+))  # fmt: skip

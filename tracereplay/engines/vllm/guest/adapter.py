@@ -1,0 +1,148 @@
+"""What every adapter does: tap the model, know each step's rows, force and report sampled tokens.
+
+An adapter wraps methods of one runner *instance* and changes nothing else of the engine. It is given a
+`Recorder` (the session) and, for replays, the tokens to force.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+from tracereplay.device import Device
+from tracereplay.engines.vllm.guest.numbering import Numbering
+from tracereplay.engines.vllm.guest.operators import tap_operators
+from tracereplay.event import Request, RowKey, RowMap, Site
+from tracereplay.hooks.taps import slot_of
+from tracereplay.workload import SAMPLING
+
+__all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
+
+SAMPLER = "sampler"
+
+
+class Recorder(Protocol):
+    """What an adapter tells of the engine's steps (`recorder.session.Session`)."""
+
+    sites: list[Site]
+    device: Device
+
+    @property
+    def recording(self) -> bool: ...
+    def begin_step(self, rows: RowMap) -> None: ...
+    def end_step(self) -> None: ...
+    def requested(self, requests: Sequence[Request]) -> bool: ...
+    def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None: ...
+    def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None: ...
+    def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None: ...
+    def inside(self, slot: int) -> AbstractContextManager[Any]: ...
+    def sampled(
+        self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
+    ) -> None: ...
+
+
+def plain_sampling(sampling: Any) -> dict[str, Any]:
+    """The fields of vLLM's ``SamplingParams`` that a workload can hold and that are not the default."""
+    plain = {name: getattr(sampling, name, None) for name in SAMPLING}
+    default = type(sampling)()
+    return {k: v for k, v in plain.items() if v is not None and v != getattr(default, k, None)}
+
+
+def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replaces ``owner.name`` by ``wrapper(original, *args, **kwargs)`` on this instance."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+class Adapter:
+    """Base of the engine adapters.
+
+    Args:
+        runner: the engine's model runner, its model loaded and not yet traced.
+        recorder: what is told.
+        config: the engine's ``VllmConfig``.
+    """
+
+    def __init__(self, runner: Any, recorder: Recorder, config: Any) -> None:
+        self.runner = runner
+        self.recorder = recorder
+        self.numbering = Numbering(0)
+        self.forced: Mapping[RowKey, int] = {}
+        self._begun: list[Request] = []
+        self._sampler_slot = slot_of(SAMPLER)
+        parallel = config.parallel_config.tensor_parallel_size
+        heads = config.model_config.get_total_num_kv_heads()
+        recorder.sites = tap_operators(self.model(), parallel, max(1, parallel // heads))
+        recorder.sites.append(Site(SAMPLER, "Sampler", self._sampler_slot, ("logits",), role="sampler"))
+        self._logits_slots = [s.slot for s in recorder.sites if s.role == "logits"]
+        self.attach()
+
+    def model(self) -> torch.nn.Module:
+        """The model, out of any wrapper that captures graphs."""
+        raise NotImplementedError
+
+    def attach(self) -> None:
+        """Wraps the runner's methods."""
+        raise NotImplementedError
+
+    def begin_pass(self, first_request: int | None, forced: Mapping[RowKey, int]) -> None:
+        """Requests of the coming pass begin at ``first_request``; ``forced`` tokens replace sampled ones."""
+        self.numbering = Numbering(first_request)
+        self.forced = forced
+
+    def number(self, engine_id: str, prompt: Sequence[int], sampling: Any) -> tuple[int, int]:
+        """(request, sequence) of a scheduled request; one seen first is reported where no workload names it."""
+        known = self.numbering.counted or self.numbering.knows(engine_id)
+        key = self.numbering.number(engine_id)
+        if not known:
+            self._begun.append(Request(*key, tuple(int(t) for t in prompt), plain_sampling(sampling)))
+        return key
+
+    def begin_step(self, rows: RowMap) -> None:
+        """Begins a step and reports the requests that begin with it, or that began in one that is not recorded."""
+        self.recorder.begin_step(rows)
+        if self._begun and self.recorder.requested(self._begun):
+            self._begun = []
+
+    def set_logits_rows(self, rows_in: RowMap, rows_out: RowMap) -> None:
+        """The rows of the next call of the logits processor."""
+        for slot in self._logits_slots:
+            self.recorder.set_rows(slot, rows_in, rows_out)
+
+    def force(self, keys: Sequence[RowKey], chosen: torch.Tensor) -> torch.Tensor:
+        """The tokens to go on with: golden ones where known, else ``chosen`` (shape ``[len(keys)]``)."""
+        if not self.forced or not self.recorder.recording:
+            return chosen
+        tokens = [self.forced.get(key, -1) for key in keys]
+        wanted = torch.tensor(tokens, dtype=chosen.dtype)
+        if chosen.device.type != "cpu":
+            wanted = self.recorder.device.upload(wanted)
+        return torch.where(wanted >= 0, wanted, chosen)
+
+    def report_sampler(
+        self, rows: RowMap, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor,
+        logprobs: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        """Records the sampler's outputs.
+
+        Args:
+            rows: rows of the outputs.
+            keys: places of the new tokens, one a row.
+            tokens: tokens that the generation goes on with, ``int64 [rows]``.
+            choices: the sampler's own, ``int64 [rows]``.
+            logprobs: reported log probabilities of ``tokens``, ``float32 [rows]``.
+        """
+        self.recorder.set_rows(self._sampler_slot, rows, rows)
+        self.recorder.observe(choices, self._sampler_slot, 0, replace=False)
+        if logprobs is not None:
+            self.recorder.observe(logprobs, self._sampler_slot, 1, replace=False)
+        self.recorder.sampled(keys, tokens, choices, logprobs)

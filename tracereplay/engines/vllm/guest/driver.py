@@ -1,0 +1,173 @@
+"""The process that owns the engine: reads commands from stdin, one JSON object a line, and answers likewise.
+
+    {"do": "start", "model": DIR, "settings": {...}}      -> {"ok": {...what the engine says of itself}}
+    {"do": "tokenize", "texts": [...]}                    -> {"ok": [[ids], ...]}
+    {"do": "generate", "prompts": [...], "pass": {...}}   -> {"ok": {"requests": [...], "seconds": s, ...}}
+    end of input                                          -> the process ends
+
+An answer may be ``{"error": sentence, "exit_code": n}``. Everything that the engine prints goes to stderr,
+since stdout belongs to the answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tracereplay.engines.vllm.guest.worker import CONTROL
+from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
+
+__all__ = ["main"]
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
+
+
+class Driver:
+    """One engine."""
+
+    def __init__(self) -> None:
+        self._llm: Any = None
+        self._requests = 0
+        self._vocab = 0
+
+    def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Builds ``vllm.LLM``."""
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+
+        known = {f.name for f in dataclasses.fields(EngineArgs)}
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            raise UsageError(_unknown_setting(unknown[0], known))
+        arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
+        if not any((Path(model) / name).exists() for name in _TOKENIZERS):
+            arguments.setdefault("skip_tokenizer_init", True)
+        self._llm = LLM(**arguments)
+        self._vocab = int(self._llm.llm_engine.model_config.get_vocab_size())
+        described = self._control({"do": "describe"})
+        refusals = [d["refusal"] for d in described if "refusal" in d]
+        if refusals:
+            raise Unsupported(refusals[0])
+        return {**described[0], "ranks": len(described)}
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of ``texts`` by the engine's own tokenizer."""
+        if self._llm.llm_engine.model_config.skip_tokenizer_init:
+            raise WorkloadError("The model directory holds no tokenizer; give prompts as prompt_token_ids.")
+        tokenizer = self._llm.get_tokenizer()
+        return [list(map(int, tokenizer.encode(text))) for text in texts]
+
+    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Generates once; records if ``recording`` says where (the worker's ``begin`` arguments)."""
+        from vllm import SamplingParams
+
+        for number, prompt in enumerate(prompts):
+            self._check(prompt, number)
+        parameters = [SamplingParams(detokenize=False, **p["sampling"]) for p in prompts]
+        inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
+        self._llm.reset_prefix_cache()  # golden keys and values of an injected pass must not be met again
+        if recording is not None:
+            self._control({"do": "begin", "first_request": self._next_request(), **recording})
+        started = time.perf_counter()
+        try:
+            outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        finally:
+            seconds = time.perf_counter() - started
+            ended = self._control({"do": "end"}) if recording is not None else []
+        requests = [r for number, output in enumerate(outputs) for r in _results(number, output)]
+        return {"requests": requests, "seconds": seconds, "ranks": ended}
+
+    def _check(self, prompt: Mapping[str, Any], number: int) -> None:
+        wrong = [i for i in prompt["prompt_token_ids"] if not 0 <= i < self._vocab]
+        if wrong:
+            raise WorkloadError(
+                f"Prompt {number} has the token id {wrong[0]}; the model's vocabulary ends at {self._vocab - 1}."
+            )
+
+    def _next_request(self) -> int:
+        return int(self._llm.request_counter.counter)
+
+    def _control(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every worker's answer."""
+        try:
+            texts = self._llm.collective_rpc(CONTROL, args=(json.dumps(message),))
+        except AttributeError as error:
+            raise EngineFailed(
+                "The engine's worker did not load tracereplay; VLLM_PLUGINS or a sitecustomize may hide it."
+            ) from error
+        answers = [json.loads(text) for text in texts]
+        for answer in answers:
+            if "error" in answer:
+                raise _remote_error(answer)
+        return answers
+
+
+def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:
+    error = TracereplayError(answer["error"])
+    error.exit_code = answer["exit_code"]
+    return error
+
+
+def _unknown_setting(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return f"This engine knows no setting {name!r}{hint}"
+
+
+def _results(number: int, output: Any) -> list[dict[str, Any]]:
+    """Plain results of one request, one entry a sequence."""
+    return [
+        {
+            "request": number,
+            "sequence": sequence.index,
+            "token_ids": list(sequence.token_ids),
+            "logprobs": _chosen(sequence.token_ids, sequence.logprobs),
+            "prompt_logprobs": _chosen(output.prompt_token_ids, output.prompt_logprobs),
+            "finish_reason": sequence.finish_reason,
+            "num_cached_tokens": getattr(output, "num_cached_tokens", None),
+        }
+        for sequence in output.outputs
+    ]
+
+
+def _chosen(tokens: Any, logprobs: Any) -> list[float | None] | None:
+    """The logprob of each token itself, out of the top-k dictionaries."""
+    if logprobs is None:
+        return None
+    return [None if d is None else float(d[t].logprob) for t, d in zip(tokens, logprobs, strict=False)]
+
+
+def _answer(out: TextIO, value: Mapping[str, Any]) -> None:
+    out.write(json.dumps(value) + "\n")
+    out.flush()
+
+
+def _carry_out(driver: Driver, command: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"ok": getattr(driver, command.pop("do"))(**command)}
+    except TracereplayError as error:
+        return {"error": str(error), "exit_code": error.exit_code, "kind": type(error).__name__}
+    except BaseException as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}", "exit_code": 4, "crashed": True}
+
+
+def main() -> None:
+    """Serves commands until the input ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    driver = Driver()
+    for line in sys.stdin:
+        _answer(out, _carry_out(driver, json.loads(line)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The ``vllm.general_plugins`` entry point; every process of the engine loads it, perhaps several times.
+
+It does nothing unless `launch` has put ``TRACEREPLAY_GUEST`` into the environment.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from tracereplay.engines.variables import ENABLED
+
+__all__ = ["register"]
+
+# where V0 and V1 keep the class that makes a worker; 0.8.5 has the first, newer ones the second
+_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base")
+
+
+def register() -> None:
+    """Makes every worker that this process or a fork of it creates controllable; safe to call again."""
+    if not os.environ.get(ENABLED) or any(isinstance(f, _OnImport) for f in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _OnImport())
+    for name in _MODULES:
+        if name in sys.modules:
+            _patch(sys.modules[name])
+
+
+class _OnImport(importlib.abc.MetaPathFinder):
+    """Patches the worker modules as they are imported.
+
+    Why not import them here: plugins are loaded while vLLM is half imported, and what fails then is not
+    tried again.
+    """
+
+    def __init__(self) -> None:
+        self._asking = False
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if fullname not in _MODULES or self._asking:
+            return None
+        self._asking = True  # find_spec asks the other finders, and this one again
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                _patch(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _patch(module: ModuleType) -> None:
+    wrapper: Any = getattr(module, "WorkerWrapperBase", None)
+    if wrapper is None or getattr(wrapper, "_tracereplay", False):
+        return
+    original = wrapper.init_worker
+
+    def init_worker(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _join(self.worker)
+        return result
+
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _join(self.worker)
+        return self.worker.load_model(*args, **kwargs)
+
+    wrapper.init_worker = init_worker
+    if not hasattr(wrapper, "load_model"):
+        # A worker process of V1 loads plugins inside init_worker, when it is too late to wrap that. The
+        # wrapper hands calls on to its worker, so the one that loads the model can be met here.
+        wrapper.load_model = load_model
+    wrapper._tracereplay = True
+
+
+def _join(worker: Any) -> None:
+    from tracereplay.engines.vllm.guest.worker import CONTROL, GuestWorker
+
+    if not hasattr(worker, CONTROL):
+        GuestWorker(worker)

@@ -1,0 +1,112 @@
+"""vLLM's V0 engine (0.8.5): rows from the scheduled groups, tokens at the sampler module's ``_sample``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.errors import Unsupported
+from tracereplay.event import RowKey, RowMap, make_rows
+from tracereplay.hooks.kernels import unseen
+
+__all__ = ["V0Adapter", "refuse_v0"]
+
+
+def refuse_v0(runner: Any, config: Any) -> None:
+    """Raises Unsupported, with the way out, if this V0 engine runs in a way that cannot be recorded."""
+    if getattr(config, "speculative_config", None) is not None:
+        raise Unsupported("Speculative decoding cannot be recorded or forced; leave speculative_config out.")
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise Unsupported("Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1.")
+    if getattr(config.scheduler_config, "num_scheduler_steps", 1) > 1:
+        raise Unsupported("Multi-step scheduling cannot be recorded; set num_scheduler_steps=1.")
+    if runner.device.type == "cuda" and not config.model_config.enforce_eager:
+        raise Unsupported("CUDA graphs cannot be recorded yet; give --set enforce_eager=true.")
+
+
+class V0Adapter(Adapter):
+    """See the module."""
+
+    def model(self) -> torch.nn.Module:
+        model: torch.nn.Module = self.runner.model
+        return model
+
+    def attach(self) -> None:
+        from vllm.model_executor.layers import sampler
+
+        self._rows: RowMap = make_rows([])
+        self._choices: list[int] = []
+        self._keys: list[RowKey] = []
+        self._sample_rows: RowMap = make_rows([])
+        wrap_method(self.runner, "prepare_model_input", self._prepare)
+        wrap_method(self.runner, "execute_model", self._execute)
+        wrap_method(self.runner.sampler, "forward", self._sampler)
+        wrap_method(sampler, "_sample", self._sample)
+
+    def _prepare(self, original: Any, groups: Any, *args: Any, **kwargs: Any) -> Any:
+        model_input = original(groups, *args, **kwargs)
+        if self.recorder.recording:
+            self._rows = self._rows_of(groups, model_input)
+        return model_input
+
+    def _rows_of(self, groups: Any, model_input: Any) -> RowMap:
+        """Rows in the order in which the model input was built: group by group, sequence by sequence."""
+        positions = model_input.input_positions
+        positions = (positions if positions.dim() == 1 else positions[0]).tolist()
+        lengths = list(model_input.query_lens)
+        rows: list[tuple[int, int, int]] = []
+        for group in groups:
+            for data in group.seq_data.values():
+                key = self.number(group.request_id, data.prompt_token_ids, group.sampling_params)
+                start = len(rows)
+                rows.extend((*key, p) for p in positions[start : start + lengths.pop(0)])
+        return make_rows(rows)
+
+    def _execute(self, original: Any, model_input: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.recorder.recording:
+            return original(model_input, *args, **kwargs)
+        # Other ranks than the driver's receive tensors only; the reader gives them the driver's rows.
+        rows, self._rows = self._rows, make_rows([])
+        self.begin_step(rows)
+        metadata = model_input.sampling_metadata
+        if len(rows) and metadata is not None:
+            selected = rows[metadata.selected_token_indices.cpu().numpy()]
+            self._settle(metadata, selected)
+            self.set_logits_rows(rows, selected)
+            self.recorder.set_rows(self._sampler_slot, selected, selected)
+        try:
+            return original(model_input, *args, **kwargs)
+        finally:
+            self.recorder.end_step()
+
+    def _settle(self, metadata: Any, selected: RowMap) -> None:
+        """Which of the selected rows are sampled, in order of the sequence groups."""
+        indices = [i for group in metadata.seq_groups for i in group.sample_indices]
+        self._sample_rows = selected[np.array(indices, dtype=np.int64)]
+        self._keys = [RowKey(r, s, p + 1) for r, s, p in self._sample_rows.tolist()]
+
+    def _sample(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        results, tensor = original(*args, **kwargs)
+        if not self.recorder.recording or not isinstance(results, list):
+            return results, tensor
+        self._choices = [token for tokens, _ in results for token in tokens]
+        with unseen():
+            forced = iter(self.force(self._keys, torch.tensor(self._choices, dtype=torch.int64)).tolist())
+        return [([next(forced) for _ in tokens], parents) for tokens, parents in results], tensor
+
+    def _sampler(self, original: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.recorder.recording:
+            return original(logits, *args, **kwargs)
+        given = self.recorder.feed(logits, self._sampler_slot, 0)
+        with self.recorder.inside(self._sampler_slot):
+            output = original(logits if given is None else given, *args, **kwargs)
+        samples = [sample for group in output.outputs for sample in group.samples]
+        if len(samples) == len(self._keys) == len(self._choices):
+            tokens = torch.tensor([s.output_token for s in samples], dtype=torch.int64)
+            logprobs = torch.tensor([s.logprobs[s.output_token].logprob for s in samples], dtype=torch.float32)
+            choices = torch.tensor(self._choices, dtype=torch.int64)
+            self.report_sampler(self._sample_rows, self._keys, tokens, choices, logprobs)
+        return output

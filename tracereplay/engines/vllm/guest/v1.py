@@ -1,0 +1,162 @@
+"""vLLM's V1 engine: rows from the input batch, tokens at ``Sampler.sample``.
+
+Works for ``GPUModelRunner`` and the CPU runner that inherits from it (0.8.5 to 0.32). A step lies between
+``_prepare_inputs``, after which the batch is settled, and the end of ``sample_tokens`` (or of ``execute_model``
+where a version samples inside it).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.errors import Unsupported
+from tracereplay.event import RowKey, RowMap, make_rows
+from tracereplay.hooks.kernels import unseen
+
+__all__ = ["V1Adapter", "refuse_v1"]
+
+
+def refuse_v1(runner: Any, config: Any) -> None:
+    """Raises Unsupported, with the way out, if this V1 engine runs in a way that cannot be recorded."""
+    if type(runner).__module__.startswith("vllm.v1.worker.gpu."):
+        raise Unsupported(
+            "This engine uses Model Runner V2, which cannot be recorded yet; "
+            "set VLLM_USE_V2_MODEL_RUNNER=0 (engine add ... --env VLLM_USE_V2_MODEL_RUNNER=0)."
+        )
+    if getattr(config, "speculative_config", None) is not None:
+        raise Unsupported("Speculative decoding cannot be recorded or forced; leave speculative_config out.")
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise Unsupported("Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1.")
+    _refuse_cuda_graphs(runner, config)
+
+
+def _refuse_cuda_graphs(runner: Any, config: Any) -> None:
+    compilation = config.compilation_config
+    mode = getattr(compilation, "cudagraph_mode", None)
+    graphs = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
+    if runner.device.type == "cuda" and graphs and not config.model_config.enforce_eager:
+        raise Unsupported(
+            "CUDA graphs cannot be recorded yet, since a replayed graph runs no host code; "
+            'give --set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
+        )
+
+
+class V1Adapter(Adapter):
+    """See the module."""
+
+    def model(self) -> torch.nn.Module:
+        model: torch.nn.Module = self.runner.get_model()
+        return model
+
+    def attach(self) -> None:
+        self._rows: RowMap = make_rows([])
+        self._last_rows: RowMap = make_rows([])
+        self._keys: list[RowKey] = []
+        self._discarded: np.ndarray[Any, np.dtype[np.bool_]] = np.zeros(0, dtype=bool)
+        self._choice: torch.Tensor | None = None
+        wrap_method(self.runner, "_prepare_inputs", self._prepare_inputs)
+        wrap_method(self.runner, "execute_model", self._execute_model)
+        if hasattr(self.runner, "sample_tokens"):
+            wrap_method(self.runner, "sample_tokens", self._sample_tokens)
+        wrap_method(self.runner, "_get_prompt_logprobs_dict", self._prompt_logprobs)
+        wrap_method(self.runner.sampler, "sample", self._sample)
+        wrap_method(self.runner.sampler, "forward", self._sampler)
+
+    # -- steps ------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(scheduler_output, *args, **kwargs)
+        if self.recorder.recording:
+            self._settle(scheduler_output)
+            self.begin_step(self._rows)
+            self.set_logits_rows(self._last_rows, self._last_rows)
+        return result
+
+    def _settle(self, scheduler_output: Any) -> None:
+        """Reads the batch: the flattened rows, and each request's last one."""
+        batch = self.runner.input_batch
+        rows: list[tuple[int, int, int]] = []
+        last, keys, discarded = [], [], []
+        for index, engine_id in enumerate(batch.req_ids):
+            state = self.runner.requests[engine_id]
+            request, sequence = self.number(engine_id, state.prompt_token_ids or (), state.sampling_params)
+            start = int(batch.num_computed_tokens_cpu[index])
+            end = start + scheduler_output.num_scheduled_tokens[engine_id]
+            rows.extend((request, sequence, position) for position in range(start, end))
+            last.append((request, sequence, end - 1))
+            keys.append(RowKey(request, sequence, end))
+            # A chunk of a prompt (or of a preempted sequence) gives a token that nobody takes.
+            discarded.append(end < state.num_tokens)
+        self._rows, self._last_rows, self._keys = make_rows(rows), make_rows(last), keys
+        self._discarded = np.array(discarded, dtype=bool)
+
+    def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if result is not None:  # None: the step goes on in sample_tokens
+            self.recorder.end_step()
+        return result
+
+    def _sample_tokens(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        self.recorder.end_step()
+        return result
+
+    # -- logits and tokens ------------------------------------------------------------------------------
+
+    def _prompt_logprobs(self, original: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Prompt logprobs take slices of the step's hidden states: where a slice lies says its rows."""
+        if not self.recorder.recording:
+            return original(hidden, *args, **kwargs)
+        model, rows = self.runner.model, self._rows
+        compute = model.compute_logits
+
+        def with_rows(part: torch.Tensor, *rest: Any, **options: Any) -> Any:
+            width = hidden.stride(0) * hidden.element_size()
+            start = (part.data_ptr() - hidden.data_ptr()) // width
+            found = rows[start : start + len(part)]
+            self.set_logits_rows(found, found)
+            return compute(part, *rest, **options)
+
+        model.compute_logits = with_rows
+        try:
+            return original(hidden, *args, **kwargs)
+        finally:
+            del model.compute_logits
+
+    def _sample(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        sampled, logprobs = original(*args, **kwargs)
+        if self.recorder.recording and len(sampled) == len(self._keys):
+            keys = [RowKey(-1, 0, 0) if d else k for k, d in zip(self._keys, self._discarded, strict=True)]
+            with unseen():
+                self._choice = sampled.to(torch.int64).view(-1).clone()
+                sampled = self.force(keys, sampled)
+        return sampled, logprobs
+
+    def _sampler(self, original: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.recorder.recording:
+            return original(logits, *args, **kwargs)
+        self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
+        given = self.recorder.feed(logits, self._sampler_slot, 0)
+        with self.recorder.inside(self._sampler_slot):
+            output = original(logits if given is None else given, *args, **kwargs)
+        if self._choice is not None:
+            self._report(output, self._choice)
+            self._choice = None
+        return output
+
+    def _report(self, output: Any, choice: torch.Tensor) -> None:
+        tensors = output.logprobs_tensors
+        tokens = output.sampled_token_ids.view(-1).to(torch.int64)
+        logprobs = None if tensors is None else tensors.logprobs[:, 0].to(torch.float32)
+        rows, keys = self._last_rows, self._keys
+        if self._discarded.any():
+            kept = np.flatnonzero(~self._discarded)
+            at = self.recorder.device.upload(torch.from_numpy(kept))
+            tokens, choice = tokens[at], choice[at]
+            logprobs = None if logprobs is None else logprobs[at]
+            rows, keys = rows[kept], [keys[i] for i in kept]
+        self.report_sampler(rows, keys, tokens, choice, logprobs)

@@ -1,0 +1,227 @@
+"""Recording and replaying inside one worker process, controlled by messages.
+
+The driver speaks to all workers through the engine's own ``collective_rpc``; messages and answers are JSON
+texts, because that crosses every engine's process boundary.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tracereplay.cancellation import Cancellation
+from tracereplay.device import device_of
+from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
+from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.choose import adapt
+from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
+from tracereplay.engines.vllm.guest.describe import describe
+from tracereplay.errors import TracereplayError
+from tracereplay.event import RowKey
+from tracereplay.hooks.taps import listen
+from tracereplay.passes import INJECTED, RECORD
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.session import Replacement, Session
+from tracereplay.replayer.cancelled import CancelledRows
+from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
+from tracereplay.replayer.tables import RowTables
+from tracereplay.trace import SegmentWriter, Trace, open_trace, segment_path
+
+__all__ = ["CONTROL", "GuestWorker"]
+
+CONTROL = "tracereplay_control"
+
+
+class GuestWorker:
+    """Attached to one engine worker.
+
+    Args:
+        worker: vLLM's worker, before its model is loaded.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._session: Session | None = None
+        self._adapter: Adapter | None = None
+        self._refusal = "The engine has not loaded its model."
+        self._golden: tuple[str, Trace] | None = None
+        self._tables: dict[tuple[str, str], RowTables] = {}  # by trace and pass; for many passes over the same two
+        load = worker.load_model
+
+        @functools.wraps(load)
+        def load_model(*args: Any, **kwargs: Any) -> Any:
+            result = load(*args, **kwargs)
+            if not os.environ.get(NO_TAPS):
+                self._attach()
+            return result
+
+        worker.load_model = load_model
+        setattr(worker, CONTROL, self.control)
+
+    def _attach(self) -> None:
+        """Taps the model; whatever goes wrong is kept to be told, and the engine starts as usual."""
+        worker = self._worker
+        try:
+            session = Session(worker.rank, device_of(worker.model_runner.device))
+            self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
+            _watch_weights(self._adapter.model(), session)
+            self._session = session
+            listen(session)
+            if os.environ.get(RECORD_TO):
+                self._record_all(os.environ[RECORD_TO])
+        except TracereplayError as error:
+            self._refuse(str(error))
+        except Exception:
+            self._refuse(f"Taps could not be attached to this engine:\n{traceback.format_exc()}")
+
+    def _refuse(self, why: str) -> None:
+        """Keeps why this engine is not recorded; a command's trace says so by a segment without steps."""
+        self._refusal = why
+        if os.environ.get(RECORD_TO):
+            with contextlib.suppress(OSError):
+                path = claim_segment(Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank)
+                SegmentWriter(path, {**self._meta(), "refused": why}).close_alone()
+
+    def _record_all(self, trace: str) -> None:
+        """Records everything until the process ends: the engine belongs to a command of the user's."""
+        answer = json.loads(self.control(json.dumps(
+            {"do": "begin", "trace": trace, "pass_name": RECORD, "first_request": None, "golden": None,
+             "inject": False, "options": json.loads(os.environ.get(OPTIONS, "{}"))})))  # fmt: skip
+        if "error" in answer:
+            self._refuse(answer["error"])
+            return
+        atexit.register(self._do_end)
+        shutdown = getattr(self._worker, "shutdown", None)
+        if shutdown is not None:
+
+            @functools.wraps(shutdown)
+            def ending(*args: Any, **kwargs: Any) -> Any:
+                self._do_end()
+                return shutdown(*args, **kwargs)
+
+            self._worker.shutdown = ending
+
+    def control(self, message: str) -> str:
+        """Carries out one message; the answer has ``error`` if it could not be."""
+        request = json.loads(message)
+        try:
+            answer = getattr(self, f"_do_{request.pop('do')}")(**request)
+        except TracereplayError as error:
+            answer = {"error": str(error), "exit_code": error.exit_code}
+        except Exception:
+            answer = {"error": traceback.format_exc(), "exit_code": 4}
+        return json.dumps(answer)
+
+    def _do_describe(self) -> dict[str, Any]:
+        if self._session is None and not os.environ.get(NO_TAPS):
+            return {"refusal": self._refusal}
+        found = describe(self._worker.model_runner, self._worker.vllm_config)
+        return {**found, "rank": self._worker.rank, "taps": self._session is not None}
+
+    def _do_begin(
+        self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool,
+        cancel: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Begins a pass.
+
+        Args:
+            trace: directory that is written to.
+            pass_name: of the pass.
+            first_request: see `Numbering`.
+            golden: the golden trace, whose tokens are forced.
+            inject: whether golden values are fed.
+            cancel: a `Cancellation` as plain data, and under ``injected`` the trace that has the injected pass by
+                which isolated errors are cancelled.
+            options: how much is recorded (`Options`).
+        """
+        session, adapter = self._session, self._adapter
+        if session is None or adapter is None:
+            return {"error": self._refusal, "exit_code": 2}
+        forced: Mapping[RowKey, int] = {}
+        replacement: Replacement | None = None
+        if golden is not None:
+            source = self._open(golden)
+            prompts = [len(p.token_ids or ()) for p in source.run.prompts]
+            forced = forced_tokens(golden_tokens(source), prompts)
+            if inject:
+                replacement = GoldenRows(self._rows_of(source, RECORD, golden_tokens(source)))
+            elif cancel is not None:
+                replacement = self._cancelled(source, cancel)
+        meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
+        if first_request is None:  # a command of the user's: only the engine knows which model it loaded
+            path = claim_segment(Path(trace), self._worker.vllm_config, session.rank)
+            meta |= self._meta()
+            options = {**(options or {}), "in_flight": 0}
+        else:
+            path = segment_path(Path(trace), pass_name, session.rank)
+        adapter.begin_pass(first_request, forced)
+        session.begin_pass(path, meta, replacement, self._options(options or {}), adapter.model())
+        return {}
+
+    def _options(self, given: Mapping[str, Any]) -> Options:
+        """A budget is for all ranks together."""
+        options = Options(**given)
+        share = options.max_bytes and options.max_bytes // self._world()
+        return replace(options, max_bytes=share)
+
+    def _cancelled(self, golden: Trace, cancel: Mapping[str, Any]) -> CancelledRows:
+        """Keeps both passes' rows for the next time: a bisection runs many passes over the same two."""
+        assert self._session is not None
+        keys = (str(golden.path), RECORD), (str(cancel["injected"]), INJECTED)
+        if set(self._tables) != set(keys):
+            tokens = golden_tokens(golden)
+            injected = open_trace(cancel["injected"])
+            self._tables = {
+                keys[0]: self._rows_of(golden, RECORD, tokens),
+                keys[1]: self._rows_of(injected, INJECTED, tokens, own=True),
+            }
+            injected.close()
+        names = {site.slot: site.name for site in self._session.sites}
+        rows, measured = (self._tables[key] for key in keys)
+        return CancelledRows(rows, measured, names, Cancellation.from_dict(cancel))
+
+    def _rows_of(
+        self, trace: Trace, name: str, tokens: Mapping[tuple[int, int], list[int]], *, own: bool = False
+    ) -> RowTables:
+        assert self._session is not None
+        sites, rank = self._session.sites, self._session.rank
+        return RowTables(trace, name, tokens, sites, rank, self._world(), self._session.device, own=own)
+
+    def _do_end(self) -> dict[str, Any]:
+        return {} if self._session is None else self._session.end_pass()
+
+    def _open(self, golden: str) -> Trace:
+        if self._golden is None or self._golden[0] != golden:
+            self._golden = (golden, open_trace(golden))
+        return self._golden[1]
+
+    def _meta(self) -> dict[str, Any]:
+        """What only the engine knows of itself, where a command of the user's started it."""
+        config = self._worker.vllm_config
+        engines = getattr(config.parallel_config, "data_parallel_size", 1)
+        return {
+            "rank": self._worker.rank, "world": self._world(), "model": str(config.model_config.model),
+            "engines": max(engines, data_parallel_rank(config) + 1),
+        }  # fmt: skip
+
+    def _world(self) -> int:
+        return int(self._worker.vllm_config.parallel_config.tensor_parallel_size)
+
+
+def _watch_weights(model: Any, session: Session) -> None:
+    """Counts updates of a running engine's weights: reinforcement learning loads new ones between generations."""
+    if hasattr(model, "load_weights"):
+
+        def load(original: Any, *args: Any, **kwargs: Any) -> Any:
+            session.weights_updated()
+            return original(*args, **kwargs)
+
+        wrap_method(model, "load_weights", load)

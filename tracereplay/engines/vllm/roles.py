@@ -1,0 +1,37 @@
+"""What vLLM's operators do, by class name, and torch's that its models use: globs, the first that fits.
+
+A trace says the role of each site itself: this is for those that do not, and for what makes them.
+"""
+
+from __future__ import annotations
+
+from tracereplay.engines.roles import RoleTable
+
+__all__ = ["OPERATORS"]
+
+# (class names, role, the float64 reference that it computes, if there is one)
+OPERATORS = RoleTable((
+    ("Sampler", "sampler", None),
+    ("*LogitsProcessor", "logits", "logits"),
+    ("MambaMixer* *Mixer* *ShortConv* *GatedDeltaNet* *LinearAttention*", "mixer", None),
+    ("*Attention*", "attention", None),
+    ("GemmaRMSNorm", "norm", "gemma_rms_norm"),
+    ("RMSNorm", "norm", "rms_norm"),
+    ("*Norm *Norm[0-9]* *NormGated", "norm", None),
+    ("GateLinear", "router", None),
+    ("FusedMoE* *MoERunner* *MoE", "experts", None),
+    (
+        "QKVParallelLinear MergedColumnParallelLinear ColumnParallelLinear RowParallelLinear "
+        "ReplicatedLinear Linear",
+        "linear", "linear",
+    ),
+    ("*Linear*", "linear", None),
+    ("RotaryEmbedding", "rotary", "rotary"),
+    ("*Rotary*", "rotary", None),
+    ("VocabParallelEmbedding", "embedding", "embedding"),
+    ("*Embedding ParallelLMHead", "embedding", None),
+    ("SiluAndMul", "activation", "silu_and_mul"),
+    ("GeluAndMul", "activation", "gelu_and_mul"),
+    ("*AndMul *GELU* *Gelu* SiLU *ReLU* *Activation* XIELU *Softcap*", "activation", None),
+    ("Conv[0-9]d* *Conv", "convolution", None),
+))  # fmt: skip

@@ -1,0 +1,55 @@
+"""Traces that an engine is made to write: what each says first, and that nobody writes when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tracereplay.launch.process import Launchable
+from tracereplay.trace import TraceDirectory
+from tracereplay.workload import Workload
+
+__all__ = ["KERNEL", "OPERATOR", "engine_header", "making", "replay_header", "run_header"]
+
+# Levels of a recording; the first is that of one that says nothing.
+OPERATOR, KERNEL = "operator", "kernel"
+
+
+def engine_header(engine: Launchable, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How a trace describes its engine; ``info`` is what the engine says of itself when it has started."""
+    return {"name": engine.name, "family": engine.family, **(info or {})}
+
+
+def run_header(kind: str, engine: Launchable, workload: Workload, level: str = OPERATOR) -> dict[str, Any]:
+    """What a trace says of its run before the engine has started; ``kind`` is recording or replay, ``level``
+    operator or kernel."""
+    return {
+        "tracereplay": version("tracereplay"),
+        "kind": kind,
+        "level": level,
+        "engine": engine_header(engine),
+        "workload": workload.as_dict(),
+        "notes": [],
+    }
+
+
+def replay_header(engine: Launchable, workload: Workload, golden: str, level: str = OPERATOR) -> dict[str, Any]:
+    """The same of a replay of the trace with the digest ``golden``."""
+    return {**run_header("replay", engine, workload, level), "golden": golden}
+
+
+@contextmanager
+def making(path: Path, header: Mapping[str, Any]) -> Iterator[TraceDirectory]:
+    """Makes a trace at ``path``; it is complete if nothing is raised.
+
+    Leaves only when nobody writes into the trace any more, however the engine ended.
+    """
+    directory = TraceDirectory(path, header)
+    try:
+        yield directory
+    finally:
+        directory.settle()
+    directory.complete()

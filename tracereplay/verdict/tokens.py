@@ -1,0 +1,74 @@
+"""Which tokens and logprobs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tracereplay.jsondata import optional, plain, real
+
+__all__ = ["TokenDivergence", "TokenFinding"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDivergence:
+    """The first greedy token that the candidate chose otherwise; ``position`` counts from the prompt's begin."""
+
+    request: int
+    position: int
+    golden: int
+    candidate: int
+    sequence: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request": self.request, "position": self.position, "golden": self.golden,
+            "candidate": self.candidate, "sequence": self.sequence,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenDivergence:
+        return cls(data["request"], data["position"], data["golden"], data["candidate"], data.get("sequence", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFinding:
+    """Tokens and logprobs of the uninjected pass.
+
+    Args:
+        compared: tokens compared.
+        first_divergence: None where every greedy choice is the same.
+        logprob_max, logprob_mean: absolute difference of golden tokens' logprobs, in nats; None if none.
+        logprobs: how many logprobs were compared.
+        differing: greedy tokens that differ.
+        forced: whether golden tokens were forced, so that every position stands for itself.
+    """
+
+    compared: int = 0
+    first_divergence: TokenDivergence | None = None
+    logprob_max: float | None = None
+    logprob_mean: float | None = None
+    logprobs: int = 0
+    differing: int = 0
+    forced: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        first = self.first_divergence
+        return {
+            "compared": self.compared,
+            "first_divergence": None if first is None else first.as_dict(),
+            "logprob_abs_diff": {"max": plain(self.logprob_max), "mean": plain(self.logprob_mean)},
+            "logprobs": self.logprobs,
+            "differing": self.differing,
+            "forced": self.forced,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenFinding:
+        logprob = data["logprob_abs_diff"]
+        return cls(
+            data["compared"], optional(TokenDivergence.from_dict, data["first_divergence"]),
+            real(logprob["max"]), real(logprob["mean"]), data.get("logprobs", 0), data.get("differing", 0),
+            data.get("forced", True),
+        )  # fmt: skip
