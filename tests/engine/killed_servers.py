@@ -1,6 +1,8 @@
 """Recorded HTTP servers that are killed at random moments under load, and what is left of them.
 
-    python tests/engine/killed_servers.py COUNT SEED      prints a line of JSON for each, and their sums
+    python tests/engine/killed_servers.py COUNT SEED [KIND...]      prints a line of JSON for each, and their sums
+
+What a failed one leaves (trace, log, what the clients have) is kept in a folder whose name is printed.
 
 SIGKILL goes to one of the processes of a server, or to all of them at once, the recording parent included. Each
 answer whose last byte a client has must be in the trace, token for token; the trace must say what was asked, be
@@ -11,13 +13,16 @@ left.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +65,7 @@ def killed(folder: Path, kind: str, chance: random.Random) -> dict[str, Any]:
         found = check(server, kind)
     finally:
         server.close()
+        (folder / "answers.json").write_text(json.dumps([dataclasses.asdict(a) for a in server.answers]))
     seconds = {"started": round(started, 1), "ended": round(ended, 1)}
     return {"kind": kind, "running": running, **found, **seconds}
 
@@ -92,18 +98,20 @@ def _check_description(trace: Trace) -> None:
     assert run["engine"]["versions"]["vllm"]
 
 
-def main(count: int, seed: int) -> dict[str, Any]:
+def main(count: int, seed: int, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     chance = random.Random(seed)
     sums: collections.Counter[str] = collections.Counter()
     for number in range(count):
-        kind = KINDS[(number + seed) % len(KINDS)]
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                found = killed(Path(folder), kind, chance)
-            except Exception:  # the others are of interest all the same
-                traceback.print_exc()
-                sums.update({"failed": 1, f"failed: {kind}": 1})
-                continue
+        kind = kinds[(number + seed) % len(kinds)]
+        folder = Path(tempfile.mkdtemp(prefix=f"killed-{kind}-"))
+        try:
+            found = killed(folder, kind, chance)
+        except Exception:  # the others are of interest all the same
+            traceback.print_exc()
+            print(f"{folder} is kept", file=sys.stderr, flush=True)
+            sums.update({"failed": 1, f"failed: {kind}": 1})
+            continue
+        shutil.rmtree(folder)
         print(json.dumps(found), flush=True)
         sums.update({"killed": 1, found["kind"]: 1, "under load": int(found["running"] > 0)})
         sums.update({name: found[name] for name in ("finished", "cut")})
@@ -111,6 +119,6 @@ def main(count: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sums = main(int(sys.argv[1]), int(sys.argv[2]))
+    sums = main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or KINDS)
     print(json.dumps(sums))
     sys.exit("failed" in sums or sums["under load"] * 3 < 2 * sums["killed"])
