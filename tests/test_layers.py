@@ -66,6 +66,19 @@ ANALYST_SIDE = (
 )  # fmt: skip
 
 
+# Who may name vLLM, besides documents (*.md) and its own room; whoever else does is vLLM-shaped without need.
+SAYS_VLLM = {
+    "tracereplay/environments/recipes.toml": "what its builds need",
+    "tracereplay/alone/kernels.toml": "its kernels that may run alone",
+    "cli/demo.py": "the demo compares two of its versions",
+    "tracereplay/engines/known.py": "puts it among the families",
+    "tracereplay/gate/gate.toml": "what a trace may ask for, in one list to be read as one",
+    "cli/record.py": "a command of its is the example of what to record",
+}
+VLLM_ROOM = "tracereplay/engines/vllm/"
+NEVER = ("comparator", "bisector", "calibrator", "replayer", "recorder", "report", "trace")  # whatever the reason
+
+
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by its full name."""
     found = {}
@@ -149,3 +162,13 @@ importlib.import_module("tracereplay.cli.main").main()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "replay" in done.stdout
+
+
+def test_vllm_is_named_in_its_room_only() -> None:
+    root = PACKAGE.parent
+    every = (path for folder in (PACKAGE, root / "cli") for path in folder.rglob("*"))
+    files = [path for path in every if path.suffix in (".py", ".toml", ".j2")]
+    says = {str(p.relative_to(root)) for p in files if "vllm" in p.read_text(encoding="utf-8").lower()}
+    outside = {name for name in says if not name.startswith(VLLM_ROOM)}
+    assert outside == set(SAYS_VLLM)
+    assert not [name for name in outside if name.split("/")[1] in NEVER]

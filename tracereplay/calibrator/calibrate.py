@@ -19,6 +19,7 @@ from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, mea
 from tracereplay.calibrator.variations import Variation
 from tracereplay.comparator import Policy
 from tracereplay.comparator.policy_file import policy_text
+from tracereplay.engines.known import family_of
 from tracereplay.errors import OtherWeights, TracereplayError, UsageError
 from tracereplay.launch import Launchable, jobs
 from tracereplay.trace import Trace, open_trace
@@ -162,7 +163,8 @@ def _calibration(golden: Path, source: Trace, made: Sequence[Run], skipped: Sequ
     policy = Policy(calibration=tuple(found.rule for found in earned), logprob_max_abs=allowed)
     engine = source.run.engine
     versions, resolved = source.run.engine_facts("versions"), source.run.engine_facts("settings")
-    parts = [engine.get("name"), versions.get("vllm"), resolved.get("dtype"), engine.get("device")]
+    release = versions.get(family_of(engine).package)
+    parts = [engine.get("name"), release, resolved.get("dtype"), engine.get("device")]
     return Calibration(
         golden.name, source.digest(), ", ".join(str(part) for part in parts if part), _now(), tuple(made),
         tuple(skipped), earned, max(drifts, default=None), policy,

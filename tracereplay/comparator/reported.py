@@ -1,7 +1,7 @@
 """Which quantity a sampler reports as a token's logprob, found by computing each from the recorded logits.
 
-vLLM's V0 reports what it samples from: after temperature, top-k, top-p and min-p. V1 reports raw logprobs
-unless ``logprobs_mode`` says otherwise. Two engines may so agree in every logit and differ in every logprob,
+Some engines report what they sample from: after temperature, top-k, top-p and min-p. Others report raw logprobs
+unless they are asked for something else. Two engines may so agree in every logit and differ in every logprob,
 which is no numeric error. Settings alone do not tell (a trainer or a server may report as it likes), so the
 quantity is looked for in the numbers themselves.
 """
@@ -119,8 +119,8 @@ def quantities(logits: Floats, token: int, sampling: Mapping[str, Any]) -> Float
 
     Args:
         logits: of one row, ``[vocabulary]``.
-        sampling: vLLM's parameters. Filters are applied as vLLM does: top-k, then top-p on what is left (the
-            smallest set whose probability reaches it), then min-p relative to the most probable token.
+        sampling: the request's parameters. Filters are applied in this order: top-k, then top-p on what is left
+            (the smallest set whose probability reaches it), then min-p relative to the most probable token.
     """
     scaled = logits / (float(sampling.get("temperature", 1.0)) or 1.0)
     filtered = _filtered(scaled, sampling)

@@ -12,7 +12,7 @@ from tracereplay.verdict import SettingDifference
 
 __all__ = ["OtherPrompts", "compare_prompts", "compare_sampling"]
 
-# vLLM's own values of parameters that nobody gave; None is the same as not given.
+# What parameters that nobody gave are; None is the same as not given.
 _DEFAULTS: Mapping[str, Any] = {
     "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
     "repetition_penalty": 1.0, "n": 1, "min_tokens": 0, "ignore_eos": False,

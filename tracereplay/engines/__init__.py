@@ -1,6 +1,6 @@
 """Families of inference engines, by name.
 
 family    what a family is
-vllm      vLLM
+known     which there are; each has a room of its own
 toy       a decoder in numpy: milliseconds, flaws on request
 """

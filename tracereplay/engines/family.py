@@ -110,11 +110,11 @@ class Family(Protocol):
 
     @property
     def name(self) -> str:
-        """In the registry, in traces and on the command line: ``vllm``."""
+        """In the registry, in traces and on the command line: lower case."""
 
     @property
     def title(self) -> str:
-        """As it is written in a sentence: ``vLLM``."""
+        """As it is written in a sentence."""
 
     @property
     def package(self) -> str:

@@ -10,10 +10,11 @@ from tracereplay.engines.toy.family import TOY
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.errors import UsageError
 
-__all__ = ["DEFAULT", "EXAMPLE", "FAMILIES", "family_named", "family_of"]
+__all__ = ["DEFAULT", "EXAMPLE", "FAMILIES", "PACKAGE", "family_named", "family_of"]
 
 DEFAULT = VLLM.name  # of engines that were registered, and traces that were made, before there was another
 EXAMPLE = VLLM.requirement  # of what to install, for messages
+PACKAGE = EXAMPLE.partition("==")[0]  # whose releases are bisected
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (VLLM, TOY)}
 
 

@@ -4,8 +4,8 @@
         operator(...)                 ──▶ listener.begin(...), listener.end(...) for each kernel
 
 Composite operators (``aten.linear``) are taken apart, as PyTorch does itself where no inference mode is on: what
-runs is what they consist of. A custom operator that is written in Python (``vllm.unified_attention``) is seen
-and looked into.
+runs is what they consist of. A custom operator that is written in Python is seen and looked into, where the
+engine has said so (`look_into`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["KernelListener", "declared_writes", "unseen", "watching"]
+__all__ = ["KernelListener", "declared_writes", "look_into", "unseen", "watching"]
 
-# Namespaces whose operators are Python functions over other operators.
-_LOOKED_INTO = frozenset({"vllm"})
+_looked_into: set[str] = set()
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _has_computed_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+
+
+def look_into(namespace: str) -> None:
+    """Operators of this namespace are Python functions over other operators; those are seen too."""
+    _looked_into.add(namespace)
 
 
 class KernelListener(Protocol):
@@ -72,7 +76,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         return _returnable(result)
 
     def _run(self, func: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func.namespace not in _LOOKED_INTO or not backend or not _has_computed_kernel(func.name(), backend):
+        if func.namespace not in _looked_into or not backend or not _has_computed_kernel(func.name(), backend):
             return func(*args, **kwargs)
         # Past the key at which this mode listens, straight to the function: the mode sees what that calls.
         with self:
@@ -106,7 +110,7 @@ def _key_of(device: str) -> str:
 def _is_composite(op: Any, backend: str) -> bool:
     """Whether PyTorch has nothing for ``op`` but a function over other operators.
 
-    Only PyTorch's own: vLLM's C++ kernels that are registered for any device look the same, and are kernels.
+    Only PyTorch's own: an engine's C++ kernels that are registered for any device look the same, and are kernels.
     Why not `OpOverload.decompose`: it prefers decompositions in Python, which compute other bits than what runs.
     """
     name = op.name()

@@ -1,4 +1,4 @@
-"""Recording a command of the user's own: ``tracereplay record -o DIR.trace -- vllm serve ...``.
+"""Recording a command of the user's own: ``tracereplay record -o DIR.trace -- COMMAND ...``.
 
 The command runs as it is, with the plugin in its way. What was asked of the engine is not known
 beforehand: the segments say which requests began and which tokens came of them.

@@ -136,7 +136,7 @@ def record_pass(
         name: of the pass.
         golden: path of the golden trace whose tokens are forced.
         inject: whether its values are fed.
-        cancel: what to cancel, as `engines.vllm.guest.worker` takes it.
+        cancel: what to cancel, a `cancellation.Cancellation` as plain data, and the trace with the injected pass.
         options: how much is recorded (`recorder.options.Options`).
     """
     where = {

@@ -253,7 +253,7 @@ def _constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _caches(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """The attention layers' key/value caches: vLLM binds them to an attribute of this name."""
+    """The attention layers' key/value caches: engines bind them to an attribute of this name."""
     for module in model.modules():
         yield from _tensors(getattr(module, "kv_cache", None))
 

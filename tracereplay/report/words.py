@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tracereplay.engines.known import family_of
 from tracereplay.verdict import Source, Verdict
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
 
@@ -104,9 +105,10 @@ def source(side: Source) -> str:
     engine = side.engine
     versions = engine.get("versions") or {}
     settings = engine.get("settings") or {}
+    names = (family_of(engine).package, "torch", "transformers")
     parts: Iterable[Any] = (
         engine.get("name", "unnamed"),
-        *(f"{name} {versions[name]}" for name in ("vllm", "torch", "transformers", "toy") if name in versions),
+        *(f"{name} {versions[name]}" for name in names if name in versions),
         settings.get("dtype"),
         engine.get("device"),
     )

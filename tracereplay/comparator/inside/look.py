@@ -20,7 +20,7 @@ from tracereplay.verdict.inside import Inside, KernelRow, SharedValue, Why
 __all__ = ["Place", "look_inside"]
 
 BEYOND = ("exceeds", "nonfinite")
-ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})  # names of arguments in PyTorch's and vLLM's schemas
+ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})  # names of arguments in kernels' schemas
 
 
 class Place(NamedTuple):

@@ -1,7 +1,7 @@
 """A toy engine: two decoder layers in numpy that record and replay real traces in milliseconds.
 
 It stands in for an inference engine in README examples, tests and fixtures. Sites and operators are named
-as in vLLM's Llama, requests are batched continuously, prompts may be prefilled in chunks, and three
+as in a Llama, requests are batched continuously, prompts may be prefilled in chunks, and three
 "versions" round differently, as engine generations do. A `Flaw` plants a fault inside one operator or on
 the way to one, so that a verdict can be checked against what is known.
 

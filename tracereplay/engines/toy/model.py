@@ -1,4 +1,4 @@
-"""The toy's model: two decoder layers, called as vLLM's Llama calls its own."""
+"""The toy's model: two decoder layers, called as an engine's Llama calls its own."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def record(
         path: trace to create.
         flaw: a fault to plant, or several.
         rounding: the "engine version": ``once`` rounds each operator's result; ``truncate`` does so towards
-            zero, as vLLM 0.8.5 does on CPUs; ``twice`` rounds also what lies between, takes all
+            zero, as some engines do on CPUs; ``twice`` rounds also what lies between, takes all
             rows into its logits processor and shares the prompt between samples.
         max_rows: rows a step may hold; longer prompts are prefilled in chunks. None: no limit.
         tensor_parallel: 1 or 2 ranks.

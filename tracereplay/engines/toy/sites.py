@@ -1,4 +1,4 @@
-"""The toy's operators, named as in vLLM's Llama, and how two ranks share them."""
+"""The toy's operators, named as in an engine's Llama, and how two ranks share them."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_ra
 from tracereplay.engines.vllm.guest.describe import describe
 from tracereplay.errors import TracereplayError
 from tracereplay.event import RowKey
+from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen
 from tracereplay.passes import INJECTED, RECORD
 from tracereplay.recorder.options import Options
@@ -74,6 +75,7 @@ class GuestWorker:
             self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
             _watch_weights(self._adapter.model(), session)
             self._session = session
+            look_into("vllm")
             listen(session)
             if os.environ.get(RECORD_TO):
                 self._record_all(os.environ[RECORD_TO])
