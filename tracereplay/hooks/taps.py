@@ -9,8 +9,8 @@ Module hooks in Python vanish when a model is compiled; operators that PyTorch's
 
 ``feed`` gives the operator what the listener returns; ``observe`` may overwrite its tensor. All state
 lives in the listener: an engine may drop Dynamo's guards, so whatever a wrapper itself reads is frozen at its
-first trace. In eager mode the listener is called directly, once for all inputs of a call and once for all outputs: the
-dispatcher takes several microseconds more for each tensor.
+first trace. In eager mode the listener is called directly, once for all inputs of a call and once for all outputs:
+the dispatcher takes several microseconds more for each tensor.
 """
 
 from __future__ import annotations
