@@ -28,27 +28,32 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system with room for 1 MiB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True)
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """A file system with room for 1 MiB, and variables for the engine: none, if it is a real one.
+
+    Who may not mount one preloads a library by which the C library's calls fail as on such a disk.
+    """
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.decode().strip()}")
-    yield mount
-    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+        yield folder, {"LD_PRELOAD": str(faulty_disk(tmp_path)), "FAULTY_DISK": f"enospc:{1 << 20}"}
+        return
+    yield folder, {}
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_costs_the_trace_and_not_the_generation(
-    engines: Engines, single_process: Mapping[str, str], small_disk: Path
+    engines: Engines, single_process: Mapping[str, str], small_disk: tuple[Path, Mapping[str, str]]
 ) -> None:
-    running = engines.start("v1", env=single_process)
+    folder, variables = small_disk
+    running = engines.start("v1", env={**single_process, **variables})
     prompts = greedy(9, 6, max_tokens=60)
     plain = running.generate(*prompts)
     with pytest.raises(RecordingIncomplete, match="No space left on device"):
-        running.record(*prompts, folder=small_disk)
+        running.record(*prompts, folder=folder)
     assert running.generate(*prompts) == plain
-    path = next(small_disk.iterdir())
+    path = next(folder.iterdir())
     trace = open_trace(path)
     assert not trace.complete
     assert 0 < len(trace.steps("record")) < 60

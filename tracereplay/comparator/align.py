@@ -26,18 +26,9 @@ from tracereplay.trace import Trace
 from tracereplay.trace.shards import join
 
 __all__ = [
-    "LANE",
-    "CallInfo",
-    "Pairs",
-    "PassIndex",
-    "StepInfo",
-    "Table",
-    "TableKey",
-    "Tensor",
-    "gather",
-    "index_pass",
-    "pair_rows",
-]
+    "LANE", "Array", "CallInfo", "Ints", "Pairs", "PassIndex", "StepInfo", "Table", "TableKey", "Tensor", "gather",
+    "index_pass", "pair_rows", "sites_of",
+]  # fmt: skip
 
 Array: TypeAlias = npt.NDArray[Any]
 Ints: TypeAlias = npt.NDArray[np.int64]

@@ -23,7 +23,7 @@ from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
 from tracereplay.trace.rows import RowFinder, prefix_digests
 from tracereplay.verdict import Coverage, ErrorClass, Metrics, NotCompared, Tolerance
 
-__all__ = ["Comparison", "Finding", "Rows", "compare_passes"]
+__all__ = ["Comparison", "Exclusion", "Finding", "Mask", "Rows", "compare_passes"]
 
 BLOCK = 32 << 20  # bytes of golden tensors; half of what a segment reader keeps at hand
 

@@ -30,7 +30,10 @@ import numpy.typing as npt
 from tracereplay.comparator.dtypes import Array, coarser, eps, is_float, smallest, widen
 from tracereplay.verdict import ErrorClass, Metrics, Worst
 
-__all__ = ["BIAS_ULP", "BIAS_Z", "SIGN_ULP", "RowErrors", "Tally", "lean_score", "row_errors", "trimmed_rms"]
+__all__ = [
+    "BIAS_ROWS", "BIAS_ULP", "BIAS_Z", "SIGN_ULP", "Event", "RowErrors", "Tally", "compare_rows", "differing",
+    "lean_score", "row_errors", "trimmed_rms",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from tracereplay.event import RowKey, Sampled
 from tracereplay.trace import Trace
 from tracereplay.verdict import TokenDivergence, TokenFinding
 
-__all__ = ["Generation", "compare_tokens", "first_differences", "read_generation"]
+__all__ = ["Generation", "Sampling", "compare_tokens", "first_differences", "read_generation"]
 
 Sampling: TypeAlias = Mapping[RowKey, Sampled]
 

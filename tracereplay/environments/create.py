@@ -38,7 +38,7 @@ from tracereplay.errors import EnvironmentFailed, UsageError
 from tracereplay.launch.places import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
-__all__ = ["Created", "create_engine", "is_ready", "remove_engine"]
+__all__ = ["READY", "Created", "create_engine", "is_ready", "remove_engine"]
 
 READY = "ready.json"
 Report = Callable[[str], None]

@@ -27,7 +27,10 @@ from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, Usag
 from tracereplay.launch.overlay import overlay_for
 from tracereplay.launch.places import home
 
-__all__ = ["Configured", "EngineProcess", "Launchable", "guest_environment", "is_log"]
+__all__ = [
+    "LAST_LINES", "Configured", "EngineProcess", "Launchable", "guest_environment", "is_log",
+    "process_environment",
+]  # fmt: skip
 
 LAST_LINES = 25
 LOG_BEGINS = b"# tracereplay: the engine "

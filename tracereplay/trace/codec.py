@@ -30,20 +30,9 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.trace.chunk import MAX_HEADER, Entry, read_header, regions
 
 __all__ = [
-    "CHUNK_CODECS",
-    "DELTA",
-    "MAX_CHUNK",
-    "PLANES",
-    "RAW",
-    "STRONG",
-    "ZSTD",
-    "Base",
-    "Encoder",
-    "Reference",
-    "decode_chunk",
-    "decompress",
-    "difference",
-]
+    "CHUNK_CODECS", "DELTA", "MAX_CHUNK", "PLANES", "RAW", "STRONG", "ZSTD", "Base", "Bytes", "Encoder",
+    "Reference", "decode_chunk", "decompress", "difference",
+]  # fmt: skip
 
 RAW, ZSTD, PLANES, STRONG, DELTA = range(5)
 CHUNK_CODECS = (RAW, PLANES, STRONG, DELTA)

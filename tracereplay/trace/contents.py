@@ -23,7 +23,7 @@ from tracereplay.dtypes import itemsize
 from tracereplay.trace.chunk import MAX_TENSORS, ChunkBuilder
 from tracereplay.trace.records import Located
 
-__all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous"]
+__all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous", "strided_bytes"]
 
 CHUNK = 1 << 20  # bytes from which a chunk is written: large enough to compress well
 PIECE = 4 << 20  # bytes that a chunk has at most: small enough to read one call without much else

@@ -12,7 +12,7 @@ from tracereplay.dtypes import itemsize
 from tracereplay.event import Argument, Value, flatten
 from tracereplay.trace import TensorBytes
 
-__all__ = ["Memories", "row_major"]
+__all__ = ["Memories", "plain", "row_major"]
 
 
 class Memories:

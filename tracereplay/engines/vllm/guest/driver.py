@@ -2,7 +2,8 @@
 
     {"do": "start", "model": DIR, "settings": {...}}      -> {"ok": {...what the engine says of itself}}
     {"do": "tokenize", "texts": [...]}                    -> {"ok": [[ids], ...]}
-    {"do": "generate", "prompts": [...], "pass": {...}}   -> {"ok": {"requests": [...], "seconds": s, ...}}
+    {"do": "generate", "prompts": [...], "recording": {...} or null}
+                                                   -> {"ok": {"requests": [...], "seconds": s, "ranks": [...]}}
     end of input                                          -> the process ends
 
 An answer may be ``{"error": sentence, "exit_code": n}``. Everything that the engine prints goes to stderr,
