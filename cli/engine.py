@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tracereplay import environments
-from tracereplay.environments.doctor import CHECKS, Finding, examine, start_engine
+from tracereplay.environments.doctor import CHECKS, Diagnosis, examine, start_engine
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch.places import home
@@ -119,7 +119,7 @@ def remove(name: Name) -> None:
         progress.print(f"The engine '{name}' was removed; {engine.python} was left as it is.")
 
 
-def _show(finding: Finding) -> None:
+def _show(finding: Diagnosis) -> None:
     mark, style = {"ok": ("ok", "green"), "warning": ("!", "yellow"), "error": ("wrong", "red")}[finding.level]
     progress.print(f"{mark:>6}  ", style=style, end="")
     progress.print(finding.what, markup=False, soft_wrap=True)

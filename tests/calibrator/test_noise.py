@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracereplay.calibrator.noise import Kind, Noise, bound, earn
+from tracereplay.calibrator.noise import Noise, NoiseKind, bound, earn
 from tracereplay.comparator.tolerance import DEFAULTS
 from tracereplay.verdict.measures import rounded_up
 
-NORM = Kind("RMSNorm", "operator", "bfloat16")
-EDGE = Kind("RMSNorm", "edge", "float32")
+NORM = NoiseKind("RMSNorm", "operator", "bfloat16")
+EDGE = NoiseKind("RMSNorm", "edge", "float32")
 
 
-def run(kind: Kind = NORM, **sites: float) -> Noise:
+def run(kind: NoiseKind = NORM, **sites: float) -> Noise:
     return Noise({kind: sites}, {}, None, 0, 0, 1.0)
 
 

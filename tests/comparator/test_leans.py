@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from simulations import pair, rmsnorm, tally, truncated
 
-from tracereplay.comparator.leans import Kind, conventions
+from tracereplay.comparator.leans import Group, conventions
 from tracereplay.comparator.metrics import Tally
 
-NORM, ACT, LINEAR = (Kind(name, "out", 0, "bfloat16") for name in ("RMSNorm", "SiluAndMul", "RowParallelLinear"))
+NORM, ACT, LINEAR = (Group(name, "out", 0, "bfloat16") for name in ("RMSNorm", "SiluAndMul", "RowParallelLinear"))
 
 
 def leaning(count: int = 1, sign: int = 1, rows: int = 16) -> list[Tally]:
@@ -29,7 +29,7 @@ def identical(count: int = 1) -> list[Tally]:
     return [tally(pair(x, x, "bfloat16"))] * count
 
 
-CASES: dict[str, tuple[dict[Kind, Sequence[Tally]], set[Kind]]] = {
+CASES: dict[str, tuple[dict[Group, Sequence[Tally]], set[Group]]] = {
     "an engine that truncates wherever it rounds": (
         {NORM: leaning(5), ACT: leaning(4), LINEAR: identical(9)}, {NORM, ACT},
     ),
@@ -41,13 +41,13 @@ CASES: dict[str, tuple[dict[Kind, Sequence[Tally]], set[Kind]]] = {
     ),
     "all operators of one class": ({NORM: leaning(5), ACT: identical(4)}, set()),
     "two classes of five that differ": (
-        {NORM: leaning(2), ACT: leaning(2), **{Kind(n, "out", 0, "bfloat16"): honest(2) for n in "abc"}}, set(),
+        {NORM: leaning(2), ACT: leaning(2), **{Group(n, "out", 0, "bfloat16"): honest(2) for n in "abc"}}, set(),
     ),
     "one operator beside an engine that truncates": (
         {NORM: leaning(5), ACT: leaning(4), LINEAR: identical(9) + leaning(1)}, {NORM, ACT},
     ),
     "another dtype's convention": (
-        {NORM: leaning(3), ACT: leaning(3), Kind("LogitsProcessor", "out", 0, "float32"): leaning(1)}, {NORM, ACT},
+        {NORM: leaning(3), ACT: leaning(3), Group("LogitsProcessor", "out", 0, "float32"): leaning(1)}, {NORM, ACT},
     ),
     "both directions in one class": ({NORM: leaning(2) + leaning(2, sign=-1), ACT: leaning(2)}, set()),
     "too few rows to tell": ({NORM: leaning(3, rows=8), ACT: leaning(3)}, set()),
@@ -61,6 +61,6 @@ def test_a_convention_is_what_most_operators_show(name: str) -> None:
 
 
 def test_an_input_joins_a_convention_and_makes_none() -> None:
-    edge = Kind("RMSNorm", "in", 0, "bfloat16")
+    edge = Group("RMSNorm", "in", 0, "bfloat16")
     assert conventions({edge: leaning(3), NORM: leaning(3)}) == set()
     assert conventions({edge: leaning(3), NORM: leaning(3), ACT: leaning(3)}) == {edge, NORM, ACT}

@@ -11,19 +11,19 @@ import pytest
 
 from tracereplay.engines.known import family_named
 from tracereplay.environments import Engine, doctor
-from tracereplay.environments.doctor import Finding, examine
+from tracereplay.environments.doctor import Diagnosis, examine
 from tracereplay.errors import EngineFailed, UsageError
 
 HERE = Engine("e", Path(sys.executable))
 
 
 def test_the_checks_end_at_the_first_error() -> None:
-    def well(engine: Engine) -> Iterator[Finding]:
-        yield Finding("warning", "odd")
+    def well(engine: Engine) -> Iterator[Diagnosis]:
+        yield Diagnosis("warning", "odd")
 
-    def ill(engine: Engine) -> Iterator[Finding]:
-        yield Finding("error", "first")
-        yield Finding("error", "second")
+    def ill(engine: Engine) -> Iterator[Diagnosis]:
+        yield Diagnosis("error", "first")
+        yield Diagnosis("error", "second")
 
     found = [f.what for f in examine(HERE, [well, ill, well])]
     assert found == ["odd", "first", "second"]
@@ -56,7 +56,7 @@ def test_a_variable_of_the_users_that_changes_the_engine_is_pointed_out(monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("LD_PRELOAD", "")
     (finding,) = doctor.check_variables(engine)
-    assert finding == Finding(
+    assert finding == Diagnosis(
         "warning",
         "VLLM_USE_V1 is '1' in your shell, which wins over the engine's '0'.",
         "If that is not meant: unset VLLM_USE_V1.",

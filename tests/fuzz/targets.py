@@ -25,10 +25,10 @@ from tracereplay.storage.files import File
 from tracereplay.trace import SegmentReader, codec, plain
 from tracereplay.trace.arrays import restore
 from tracereplay.trace.chunk import ChunkBuilder
-from tracereplay.trace.content import content_digest
+from tracereplay.trace.digest import content_digest
 from tracereplay.trace.frames import HEADER_SIZE, MAGIC, write_header
 from tracereplay.trace.manifest import read_manifest
-from tracereplay.trace.pack import packed_parts
+from tracereplay.trace.packfile import packed_parts
 from tracereplay.trace.plain import pack, unpack
 from tracereplay.trace.records import read_step
 

@@ -27,7 +27,7 @@ from tracereplay.trace import (
     index,
 )
 from tracereplay.trace.arrays import restore
-from tracereplay.trace.contents import PIECE
+from tracereplay.trace.dedup import PIECE
 
 SITE = Site("model.norm", "RMSNorm", 77, ("x", "residual"), {"out0": Layout(-1, (2, 1), (1, 2))}, {"eps": 1e-5})
 
@@ -261,7 +261,7 @@ def test_a_chain_of_indexes_finds_every_step(tmp_path: Path, monkeypatch: pytest
     assert contents(list(reader.steps())) == steps
     assert [number for number, _, _ in reader.index.steps] == list(range(20))
     kinds = [frame.kind for frame in frames.scan(LocalFile(path))]
-    assert kinds.count(frames.Kind.INDEX) > 4
+    assert kinds.count(frames.Tag.INDEX) > 4
     unclosed = SegmentReader(write(tmp_path / "b.seg", steps, close=False))
     assert contents(list(unclosed.steps())) == steps
 

@@ -25,7 +25,7 @@ from tracereplay.errors import UsageError
 from tracereplay.trace import Trace
 from tracereplay.verdict.measures import rounded_up
 
-__all__ = ["MARGIN", "Earned", "Kind", "Noise", "bound", "earn", "measure_noise"]
+__all__ = ["MARGIN", "Earned", "Noise", "NoiseKind", "bound", "earn", "measure_noise"]
 
 SPREAD, AT_LEAST, FEW, WITHOUT_SPREAD = 4.0, 1.5, 8, 2.0
 MARGIN = (
@@ -36,7 +36,7 @@ MUCH_NOISIER = 2.0  # times the tolerance of the other sites
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Kind:
+class NoiseKind:
     """What a rule speaks of: outputs of an operator class, or what arrives at it, in one dtype."""
 
     operator: str
@@ -56,7 +56,7 @@ class Noise:
         share: of golden's calls that were compared.
     """
 
-    sites: Mapping[Kind, Mapping[str, float]]
+    sites: Mapping[NoiseKind, Mapping[str, float]]
     unfit: Mapping[str, str]
     logprob_max: float | None
     tokens: int
@@ -82,7 +82,7 @@ class Earned:
         multiple: of the default that is tolerated; below 1 the default stays.
     """
 
-    kind: Kind
+    kind: NoiseKind
     site: str
     noise: float
     at: str
@@ -123,7 +123,7 @@ def measure_noise(golden: Trace, candidate: Trace) -> Noise:
         raise UsageError("It ran other weights than golden; nothing can be compared.")
     if not candidate.complete:
         raise UsageError("Its trace is incomplete.")
-    sites: dict[Kind, dict[str, float]] = {}
+    sites: dict[NoiseKind, dict[str, float]] = {}
     unfit: dict[str, str] = {}
     for finding in evidence.comparison.findings:
         if not finding.rows:
@@ -132,7 +132,7 @@ def measure_noise(golden: Trace, candidate: Trace) -> Noise:
             what = "output" if finding.kind == "operator" else "input"
             unfit[f"{what} {finding.key.index} of {finding.key.site}"] = why
         if finding.tolerance.dtype in DEFAULTS and math.isfinite(finding.metrics.allowance_ratio):
-            of = sites.setdefault(Kind(finding.operator, finding.kind, finding.tolerance.dtype), {})
+            of = sites.setdefault(NoiseKind(finding.operator, finding.kind, finding.tolerance.dtype), {})
             of[finding.key.site] = max(of.get(finding.key.site, 0.0), finding.metrics.allowance_ratio)
     tokens, drift = evidence.tokens, evidence.tokens.logprob_max
     if drift is not None and not math.isfinite(drift):
@@ -178,7 +178,7 @@ def earn(runs: Sequence[Noise]) -> tuple[Earned, ...]:
     return tuple(found)
 
 
-def _of_kind(kind: Kind, sites: dict[str, list[float]], runs: int) -> list[Earned]:
+def _of_kind(kind: NoiseKind, sites: dict[str, list[float]], runs: int) -> list[Earned]:
     single: list[Earned] = []
     while len(sites) > 1:
         noisiest = max(sites, key=lambda site: max(sites[site]))

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 from tracereplay.comparator.metrics import BIAS_ROWS, Tally
 
-__all__ = ["Kind", "conventions"]
+__all__ = ["Group", "conventions"]
 
 NEARLY_ALL = 0.75
 CLASSES_AT_LEAST = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Group:
     """Tensors that the same code computes: an output or input of an operator class, in one dtype."""
 
     operator: str
@@ -35,7 +35,7 @@ class Kind:
     dtype: str
 
 
-def conventions(kinds: Mapping[Kind, Sequence[Tally]]) -> frozenset[Kind]:
+def conventions(kinds: Mapping[Group, Sequence[Tally]]) -> frozenset[Group]:
     """The kinds whose lean along the values' signs is a convention; see the module.
 
     Args:
@@ -51,7 +51,7 @@ def conventions(kinds: Mapping[Kind, Sequence[Tally]]) -> frozenset[Kind]:
     return frozenset(found)
 
 
-def _output(kind: Kind, dtype: str) -> bool:
+def _output(kind: Group, dtype: str) -> bool:
     return kind.side == "out" and kind.dtype == dtype
 
 

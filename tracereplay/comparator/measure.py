@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tracereplay.comparator.align import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.dtypes import coarser, is_float
-from tracereplay.comparator.leans import Kind, conventions
+from tracereplay.comparator.leans import Group, conventions
 from tracereplay.comparator.metrics import Event, Tally, compare_rows
 from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
 from tracereplay.trace.rows import RowFinder, prefix_digests
@@ -393,9 +393,9 @@ def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) 
 
 def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, isolated: bool) -> None:
     """Lets tensors lean by more where that is a way of rounding, or where the lean may be inherited."""
-    kinds: dict[Kind, list[_Job]] = {}
+    kinds: dict[Group, list[_Job]] = {}
     for job in jobs:
-        kind = Kind(job.operator, job.key.side, job.key.index, job.tolerance.dtype)
+        kind = Group(job.operator, job.key.side, job.key.index, job.tolerance.dtype)
         kinds.setdefault(kind, []).append(job)
     shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
     for kind in shared if isolated else kinds:

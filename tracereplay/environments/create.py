@@ -57,7 +57,7 @@ class Created:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What an environment is made of; two equal plans give the same environment.
 
     ``python`` is what uv is asked for; ``python_key`` is what of it decides the result (the version, not where
@@ -157,20 +157,20 @@ def is_ready(root: Path) -> bool:
     return _marker(root) is not None and os.access(Environment(root).python, os.X_OK)
 
 
-def _plan(texts: Sequence[str], python: str | None) -> Plan:
+def _plan(texts: Sequence[str], python: str | None) -> BuildPlan:
     if not texts:
         raise UsageError(f"Say what to install, as in 'tracereplay engine create v1 {EXAMPLE}'.")
     requirements = parse_requirements(texts)
     recipe = recipe_for(requirements)
     here = ".".join(str(n) for n in sys.version_info[:2])
     if python is not None:
-        return Plan(requirements, recipe, python, python, python)
+        return BuildPlan(requirements, recipe, python, python, python)
     if recipe is None or recipe.python.contains(Version(here)):
-        return Plan(requirements, recipe, getattr(sys, "_base_executable", "") or sys.executable, here)
-    return Plan(requirements, recipe, str(recipe.python), str(recipe.python))
+        return BuildPlan(requirements, recipe, getattr(sys, "_base_executable", "") or sys.executable, here)
+    return BuildPlan(requirements, recipe, str(recipe.python), str(recipe.python))
 
 
-def _check_free(name: str, before: Engine | None, plan: Plan) -> None:
+def _check_free(name: str, before: Engine | None, plan: BuildPlan) -> None:
     """Raise UsageError if the name stands for something else already."""
     if before is None or before.requirements == plan.texts:
         return
@@ -181,7 +181,7 @@ def _check_free(name: str, before: Engine | None, plan: Plan) -> None:
     )
 
 
-def _check_libraries(plan: Plan) -> None:
+def _check_libraries(plan: BuildPlan) -> None:
     """Before anything is downloaded: does this machine have what the engine cannot start without?"""
     libraries = plan.recipe.libraries if plan.recipe else ()
     missing = [library for library in libraries if library.missing(Path(sys.executable))]
@@ -194,7 +194,7 @@ def _check_libraries(plan: Plan) -> None:
         )
 
 
-def _build(plan: Plan, uv: str, lock: int, report: Report) -> None:
+def _build(plan: BuildPlan, uv: str, lock: int, report: Report) -> None:
     root = plan.root
     if root.exists():
         report("Deleting the old environment" if is_ready(root) else "Deleting what an interrupted creation left")
@@ -212,7 +212,7 @@ def _build(plan: Plan, uv: str, lock: int, report: Report) -> None:
         raise
 
 
-def _install_arguments(plan: Plan) -> list[str]:
+def _install_arguments(plan: BuildPlan) -> list[str]:
     arguments = ["--python", str(Environment(plan.root).python)]
     extra: tuple[str, ...] = ()
     if plan.recipe is not None:
@@ -223,7 +223,7 @@ def _install_arguments(plan: Plan) -> list[str]:
     return [*arguments, *plan.texts, *extra]
 
 
-def _run_uv(command: list[str], plan: Plan, lock: int, report: Report) -> None:
+def _run_uv(command: list[str], plan: BuildPlan, lock: int, report: Report) -> None:
     """Run uv, reporting its phases.
 
     Raises:
@@ -259,13 +259,13 @@ def _run_uv(command: list[str], plan: Plan, lock: int, report: Report) -> None:
         raise EnvironmentFailed(_failure(plan, process.returncode, "\n".join(last)))
 
 
-def _failure(plan: Plan, code: int, last: str) -> str:
+def _failure(plan: BuildPlan, code: int, last: str) -> str:
     what = " ".join(plan.texts)
     recipe = f"the recipe '{plan.recipe.name}'" if plan.recipe else "no recipe: none is known for it"
     return f"uv could not build an environment for {what} (exit {code}; {recipe}). It said:\n{last}"
 
 
-def _apply_fixups(plan: Plan, report: Report) -> None:
+def _apply_fixups(plan: BuildPlan, report: Report) -> None:
     env = Environment(plan.root)
     for fixup in plan.recipe.fixups if plan.recipe else ():
         if fixup.needed(env):
@@ -273,7 +273,7 @@ def _apply_fixups(plan: Plan, report: Report) -> None:
             fixup.apply(env)
 
 
-def _engine(name: str, plan: Plan) -> Engine:
+def _engine(name: str, plan: BuildPlan) -> Engine:
     marker = _marker(plan.root) or {}
     env = Environment(plan.root)
     recipe = plan.recipe
@@ -295,7 +295,7 @@ def _engine(name: str, plan: Plan) -> Engine:
     )
 
 
-def _write_marker(plan: Plan, seconds: float) -> None:
+def _write_marker(plan: BuildPlan, seconds: float) -> None:
     values = {
         "requirements": plan.texts,
         "recipe": plan.recipe.name if plan.recipe else None,

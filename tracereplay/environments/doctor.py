@@ -29,7 +29,7 @@ from tracereplay.launch import EngineProcess
 from tracereplay.launch.places import home
 from tracereplay.launch.process import process_environment
 
-__all__ = ["CHECKS", "Check", "Finding", "examine", "start_engine"]
+__all__ = ["CHECKS", "Check", "Diagnosis", "examine", "start_engine"]
 
 LOCATE = """
 import importlib.util, json, pathlib, site, sys
@@ -46,7 +46,7 @@ print("TORCH", torch.__version__, torch.cuda.device_count() if torch.cuda.is_ava
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing that was looked at: how it stands, in words, and what to do if it is not well."""
 
     level: Literal["ok", "warning", "error"]
@@ -54,10 +54,10 @@ class Finding:
     do: str = ""
 
 
-Check = Callable[[Engine], Iterable[Finding]]
+Check = Callable[[Engine], Iterable[Diagnosis]]
 
 
-def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[Finding]:
+def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[Diagnosis]:
     """Make the checks in order, giving each finding as it is made; the last check starts the engine.
 
     Nothing is raised for what is wrong with the engine: that is a finding.
@@ -71,67 +71,67 @@ def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[F
             return
 
 
-def check_interpreter(engine: Engine) -> Iterator[Finding]:
+def check_interpreter(engine: Engine) -> Iterator[Diagnosis]:
     """Is there a finished environment with an interpreter that runs, and is the engine in it?"""
     if engine.environment is not None and not is_ready(engine.environment):
         missing = "is gone" if not engine.environment.exists() else f"was not finished (no {READY})"
-        yield Finding("error", f"The environment {engine.environment} {missing}.", _again(engine))
+        yield Diagnosis("error", f"The environment {engine.environment} {missing}.", _again(engine))
         return
     family = family_named(engine.family)
     try:
         versions = inspect_python(engine.python, engine.env, family)
     except UsageError as error:
-        yield Finding("error", str(error), _again(engine))
+        yield Diagnosis("error", str(error), _again(engine))
         return
     if (unusable := family.why_unusable(engine.python, versions)) is not None:
-        yield Finding("error", unusable, _again(engine))
+        yield Diagnosis("error", unusable, _again(engine))
         return
     known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    yield Finding("ok", f"The interpreter runs: {known}.")
+    yield Diagnosis("ok", f"The interpreter runs: {known}.")
     changed = [n for n, v in versions.items() if engine.versions.get(n) not in (None, v)]
     for name in changed:
-        yield Finding(
+        yield Diagnosis(
             "warning",
             f"{name} is {versions[name]} now and was {engine.versions[name]} when the engine was registered.",
             "Remove the engine and register it again, so that traces name the right version.",
         )
 
 
-def check_variables(engine: Engine) -> Iterator[Finding]:
+def check_variables(engine: Engine) -> Iterator[Diagnosis]:
     """Does a variable of the user's own change what the engine is?"""
     for name, value in engine.env.items():
         own = os.environ.get(name)
         if own not in (None, value) and name != "LD_PRELOAD":
-            yield Finding(
+            yield Diagnosis(
                 "warning",
                 f"{name} is {own!r} in your shell, which wins over the engine's {value!r}.",
                 f"If that is not meant: unset {name}.",
             )
 
 
-def check_recipe(engine: Engine) -> Iterator[Finding]:
+def check_recipe(engine: Engine) -> Iterator[Diagnosis]:
     """Does the machine have what the recipe asks for, and are the fix-ups that it needs in place?"""
     recipe = next((recipe for recipe in known_recipes() if recipe.name == engine.recipe), None)
     if recipe is None or engine.environment is None:
         return
     wrong = list(_open_points(engine, recipe, Environment(engine.environment)))
-    yield from wrong or [Finding("ok", f"Everything that the recipe '{recipe.name}' asks for is there.")]
+    yield from wrong or [Diagnosis("ok", f"Everything that the recipe '{recipe.name}' asks for is there.")]
 
 
-def _open_points(engine: Engine, recipe: Recipe, env: Environment) -> Iterator[Finding]:
+def _open_points(engine: Engine, recipe: Recipe, env: Environment) -> Iterator[Diagnosis]:
     for library in recipe.libraries:
         if library.missing(engine.python):
             install = f"Install it (Debian and Ubuntu: apt-get install {library.debian}) and try again."
-            yield Finding("error", f"This machine lacks {' or '.join(library.sonames)}.", install)
+            yield Diagnosis("error", f"This machine lacks {' or '.join(library.sonames)}.", install)
     for fixup in recipe.fixups:
         if fixup.needed(env):
-            yield Finding("error", f"A fix-up is not in place. {fixup.why}", _again(engine))
+            yield Diagnosis("error", f"A fix-up is not in place. {fixup.why}", _again(engine))
     for path in engine.env.get("LD_PRELOAD", "").split(":"):
         if path and not Path(path).exists():
-            yield Finding("error", f"{path}, which is to be preloaded, is gone.", _again(engine))
+            yield Diagnosis("error", f"{path}, which is to be preloaded, is gone.", _again(engine))
 
 
-def check_libraries(engine: Engine) -> Iterator[Finding]:
+def check_libraries(engine: Engine) -> Iterator[Diagnosis]:
     """Do the engine's compiled parts find every library? Asked of ldd, which runs none of their code."""
     family = family_named(engine.family)
     if family.compiled is None:
@@ -139,7 +139,7 @@ def check_libraries(engine: Engine) -> Iterator[Finding]:
     ldd = shutil.which("ldd")
     found = _ask(engine, LOCATE, "FOUND", family.compiled.package)
     if ldd is None or found is None:
-        yield Finding("warning", f"{family.title}'s shared libraries were not looked at (no ldd).")
+        yield Diagnosis("warning", f"{family.title}'s shared libraries were not looked at (no ldd).")
         return
     places = json.loads(found)
     objects = sorted(Path(places["package"]).glob("*.so"))
@@ -151,12 +151,14 @@ def check_libraries(engine: Engine) -> Iterator[Finding]:
         )
         missing |= set(_missing(result.stdout + result.stderr, bundled))
     for what in sorted(missing):
-        yield Finding("error", f"{family.title}'s compiled part cannot be loaded: {what}.", _remedy(engine, what))
+        yield Diagnosis(
+            "error", f"{family.title}'s compiled part cannot be loaded: {what}.", _remedy(engine, what)
+        )
     if not missing:
-        yield Finding("ok", f"{family.title}'s {len(objects)} shared libraries find what they need.")
+        yield Diagnosis("ok", f"{family.title}'s {len(objects)} shared libraries find what they need.")
 
 
-def check_torch(engine: Engine) -> Iterator[Finding]:
+def check_torch(engine: Engine) -> Iterator[Diagnosis]:
     """Can torch be imported, and does it see a GPU?"""
     if family_named(engine.family).compiled is None:
         return
@@ -164,14 +166,14 @@ def check_torch(engine: Engine) -> Iterator[Finding]:
     line = _line(result.stdout, "TORCH")
     if line is None:
         said = _tail(result.stderr) or f"exit {result.returncode}"
-        yield Finding("error", f"torch cannot be imported: {said}", _remedy(engine, said))
+        yield Diagnosis("error", f"torch cannot be imported: {said}", _remedy(engine, said))
         return
     version, devices = line.split()
     seen = f"{devices} GPU{'s' if devices != '1' else ''} seen" if devices != "0" else "no GPU seen"
-    yield Finding("ok", f"torch {version} can be imported ({seen}).")
+    yield Diagnosis("ok", f"torch {version} can be imported ({seen}).")
 
 
-def start_engine(engine: Engine) -> Iterator[Finding]:
+def start_engine(engine: Engine) -> Iterator[Diagnosis]:
     """Does the engine start and generate one token? The model is made up, and has no weights."""
     log = home() / "logs" / f"doctor-{engine.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -184,9 +186,9 @@ def start_engine(engine: Engine) -> Iterator[Finding]:
         except TracereplayError as error:
             said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             what = "\n".join([str(error), *getattr(error, "last_lines", "").splitlines()])
-            yield Finding("error", what, f"{_remedy(engine, what, said)} All that it printed is in {log}.")
+            yield Diagnosis("error", what, f"{_remedy(engine, what, said)} All that it printed is in {log}.")
             return
-    yield Finding("ok", f"The engine starts and generated one token from a dummy model (token {token}).")
+    yield Diagnosis("ok", f"The engine starts and generated one token from a dummy model (token {token}).")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -1,6 +1,6 @@
 """The trace file, both sides. Nothing outside this package knows how it is laid out (FORMAT.md)."""
 
-from tracereplay.trace.contents import TensorBytes
+from tracereplay.trace.dedup import TensorBytes
 from tracereplay.trace.directory import WEIGHTS, TraceDirectory, segment_path, weight_site
 from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.reader import SegmentReader

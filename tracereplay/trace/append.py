@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from tracereplay.trace.codec import Bytes, Encoder, Reference
-from tracereplay.trace.frames import MAGIC, Kind, write_header, write_tail
+from tracereplay.trace.frames import MAGIC, Tag, write_header, write_tail
 from tracereplay.trace.index import IndexBuilder
 from tracereplay.trace.plain import encode_record, pack
 
@@ -50,11 +50,11 @@ class Appender:
         """Begins a new segment."""
         self._write([MAGIC])
 
-    def record(self, kind: Kind, value: Any, *, counted: bool = True) -> tuple[int, int]:
+    def record(self, kind: Tag, value: Any, *, counted: bool = True) -> tuple[int, int]:
         """Writes plain data as a frame; returns where its header begins and how long its payload is, in bytes."""
         return self.packed(kind, pack(value), counted=counted)
 
-    def packed(self, kind: Kind, data: bytes, *, counted: bool = True) -> tuple[int, int]:
+    def packed(self, kind: Tag, data: bytes, *, counted: bool = True) -> tuple[int, int]:
         """Writes msgpack bytes as a frame; see `record`."""
         self.settle()
         if counted:
@@ -75,7 +75,7 @@ class Appender:
         state = xxhash.xxh3_128(start)
         for data in [data for _, data in buffers] if plain is None else plain:
             state.update(data)
-        self.content.update(bytes([Kind.DATA]) + state.digest())
+        self.content.update(bytes([Tag.DATA]) + state.digest())
         size = len(start) + sum(memoryview(data).nbytes for _, data in buffers)
         if self._pool is None:
             self._chunk(self._encoder.encode(start, buffers, references), size)
@@ -100,11 +100,11 @@ class Appender:
         return encoder.encode(*chunk)
 
     def _chunk(self, pieces: Sequence[Bytes], size: int) -> None:
-        self.index.chunks.append((*self._frame(Kind.DATA, self._encoder.codec, pieces, size), size))
+        self.index.chunks.append((*self._frame(Tag.DATA, self._encoder.codec, pieces, size), size))
 
     def write_index(self) -> int:
         """Writes what the index lacks; returns where the last INDEX frame begins."""
-        self.index.last = self.record(Kind.INDEX, self.index.take(), counted=False)[0]
+        self.index.last = self.record(Tag.INDEX, self.index.take(), counted=False)[0]
         return self.index.last
 
     def end(self, summary: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ class Appender:
         last = self.write_index()
         offset = self.size
         said = {**summary, "steps": self.index.all_steps, "index": last, "content": self.content.hexdigest()}
-        self.record(Kind.END, said, counted=False)
+        self.record(Tag.END, said, counted=False)
         self._write([write_tail(offset)])
         os.fsync(self._fd)
 
@@ -127,7 +127,7 @@ class Appender:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _frame(self, kind: Kind, codec: int, pieces: Sequence[Bytes], size: int) -> tuple[int, int]:
+    def _frame(self, kind: Tag, codec: int, pieces: Sequence[Bytes], size: int) -> tuple[int, int]:
         state = xxhash.xxh3_64()
         for piece in pieces:
             state.update(piece)

@@ -21,7 +21,7 @@ __all__ = [
     "MAGIC",
     "TAIL_SIZE",
     "Frame",
-    "Kind",
+    "Tag",
     "check_magic",
     "end_of",
     "fetch",
@@ -40,7 +40,7 @@ TAIL_SIZE = _TAIL.size
 MAX_STORED = 80 << 20  # bytes of a payload that is read in one piece; chunks and records have limits below it
 
 
-class Kind(IntEnum):
+class Tag(IntEnum):
     """What a frame holds. Readers skip kinds they do not know."""
 
     META = 1
@@ -58,7 +58,7 @@ class Frame:
     """A frame's header, and where it stands.
 
     Args:
-        kind: a `Kind`, or a number from a later version.
+        kind: a `Tag`, or a number from a later version.
         codec: how the payload is stored (`codec.py`).
         offset: of the header in the segment, bytes.
         length: of the payload as stored, bytes.
@@ -140,12 +140,12 @@ def scan(file: File) -> Iterator[Frame]:
         if frame.end > file.size:
             return  # torn by the end of the recording; what came before it stands
         yield frame
-        if frame.kind == Kind.END:
+        if frame.kind == Tag.END:
             return  # what follows is the tail
         offset = frame.end
 
 
-def fetch(file: File, offset: int, length: int, kind: Kind) -> tuple[Frame, bytes]:
+def fetch(file: File, offset: int, length: int, kind: Tag) -> tuple[Frame, bytes]:
     """The frame of ``kind`` whose header begins at ``offset``, and its payload as stored, in one read.
 
     Args:

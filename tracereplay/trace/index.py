@@ -11,7 +11,7 @@ from typing import Any
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.storage.files import File
-from tracereplay.trace.frames import HEADER_SIZE, Frame, Kind, fetch, scan
+from tracereplay.trace.frames import HEADER_SIZE, Frame, Tag, fetch, scan
 from tracereplay.trace.limits import Limits
 from tracereplay.trace.plain import decode_record, unpack
 
@@ -102,7 +102,7 @@ def indexed(file: File, last: int, limits: Limits) -> Index:
     while last:
         if not 0 < last < before:
             raise DamagedTrace(f"{file.name} is damaged: its index leads from byte {before} to byte {last}.")
-        frame, payload = fetch(file, last, 1 << 16, Kind.INDEX)
+        frame, payload = fetch(file, last, 1 << 16, Tag.INDEX)
         if frame.end > before:
             raise DamagedTrace(f"{file.name} is damaged: frames of its index lie in each other at byte {last}.")
         before = last
@@ -155,12 +155,12 @@ def scanned(file: File) -> Index:
 
 def _add(found: Index, frame: Frame) -> None:
     place = (frame.offset, frame.length)
-    if frame.kind == Kind.DATA:
+    if frame.kind == Tag.DATA:
         found.chunks.append((*place, frame.size))
-    elif frame.kind == Kind.STEP:
+    elif frame.kind == Tag.STEP:
         found.steps.append((len(found.steps), *place))
-    elif frame.kind == Kind.SITES:
+    elif frame.kind == Tag.SITES:
         found.sites.append(place)
-    elif frame.kind == Kind.END:
+    elif frame.kind == Tag.END:
         found.end = place
     found.at = frame.end

@@ -17,11 +17,11 @@ from tracereplay.event import Site, Step, Value
 from tracereplay.passes import RECORD
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
-from tracereplay.trace.content import content_digest
+from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.joined import JoinedSegments, Start, starts
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
-from tracereplay.trace.pack import packed_parts
+from tracereplay.trace.packfile import packed_parts
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.run import Run, read_run
 from tracereplay.trace.served import served_run, told_by_segments

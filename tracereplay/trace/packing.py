@@ -9,7 +9,7 @@ from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace.directory import refuse_live, segment_path
 from tracereplay.trace.open import Trace
-from tracereplay.trace.pack import write_pack
+from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
 from tracereplay.trace.rewrite import references_to, rewrite
 

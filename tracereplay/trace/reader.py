@@ -17,8 +17,8 @@ from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace import records
 from tracereplay.trace.chunk import Entry
 from tracereplay.trace.codec import Base, Bytes, decode_chunk
-from tracereplay.trace.contents import strided_bytes
-from tracereplay.trace.frames import MAGIC, Frame, Kind, check_magic, end_of, fetch
+from tracereplay.trace.dedup import strided_bytes
+from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch
 from tracereplay.trace.index import Index, indexed, scanned
 from tracereplay.trace.limits import Limits
 from tracereplay.trace.plain import decode_record, unpack
@@ -58,13 +58,13 @@ class SegmentReader:
         self._limits.chunks(size for _, _, size in self.index.chunks)
         self._read_meta()
         for offset, length in self.index.sites:
-            self._add_sites(self._record(offset, length, Kind.SITES, list))
+            self._add_sites(self._record(offset, length, Tag.SITES, list))
 
     def _find_index(self) -> Index:
         end = end_of(self.file)
         if end is None:
             return scanned(self.file)
-        summary = self._record(end, _GUESS, Kind.END, dict)
+        summary = self._record(end, _GUESS, Tag.END, dict)
         found = indexed(self.file, _number(summary, "index", self.name), self._limits)
         if len(found.steps) != _number(summary, "steps", self.name):
             raise DamagedTrace(
@@ -80,7 +80,7 @@ class SegmentReader:
         """The first frame, unless the recording ended before it was whole."""
         if self.summary is None and not self.index.at:
             return
-        self.meta = self._record(len(MAGIC), _GUESS, Kind.META, dict)
+        self.meta = self._record(len(MAGIC), _GUESS, Tag.META, dict)
 
     def _add_sites(self, data: list[Any]) -> None:
         try:
@@ -90,7 +90,7 @@ class SegmentReader:
         except records.WRONG as error:
             raise DamagedTrace(f"{self.name} holds a site record that cannot be read: {error!r}.") from error
 
-    def _record(self, offset: int, length: int, kind: Kind, expected: type) -> Any:
+    def _record(self, offset: int, length: int, kind: Tag, expected: type) -> Any:
         frame, payload = fetch(self.file, offset, length, kind)
         self._limits.record(offset, frame.size)
         value = unpack(decode_record(payload, frame.codec, frame.size, self.name), self.name)
@@ -109,7 +109,7 @@ class SegmentReader:
     def step(self, place: int) -> Step:
         """The step at ``place`` in the file."""
         _, offset, length = self.index.steps[place]
-        record = self._record(offset, length, Kind.STEP, dict)
+        record = self._record(offset, length, Tag.STEP, dict)
         check = partial(self._limits.kernels, place)
         step = records.read_step(record, self._names, self._load, check)
         self._limits.step(place, step)
@@ -140,9 +140,9 @@ class SegmentReader:
 
     def decoded(self, frame: Frame) -> bytes:
         """A record's msgpack bytes; nothing for kinds that this version does not know."""
-        if frame.kind not in (Kind.META, Kind.SITES, Kind.STEP, Kind.INDEX, Kind.END):
+        if frame.kind not in (Tag.META, Tag.SITES, Tag.STEP, Tag.INDEX, Tag.END):
             return b""
-        _, payload = fetch(self.file, frame.offset, frame.length, Kind(frame.kind))
+        _, payload = fetch(self.file, frame.offset, frame.length, Tag(frame.kind))
         self._limits.record(frame.offset, frame.size)
         return decode_record(payload, frame.codec, frame.size, self.name)
 
@@ -151,7 +151,7 @@ class SegmentReader:
         if type(number) is not int or not 0 <= number < len(self.index.chunks):
             raise DamagedTrace(f"{self.name} names chunk {number}; it holds {len(self.index.chunks)}.")
         offset, length, _ = self.index.chunks[number]
-        return fetch(self.file, offset, length, Kind.DATA)
+        return fetch(self.file, offset, length, Tag.DATA)
 
     def close(self) -> None:
         self.file.close()

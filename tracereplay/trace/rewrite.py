@@ -14,7 +14,7 @@ from tracereplay.event import Call, Value
 from tracereplay.trace import codec
 from tracereplay.trace.append import Appender
 from tracereplay.trace.chunk import WIDTHS, Entry
-from tracereplay.trace.frames import Kind, scan
+from tracereplay.trace.frames import Tag, scan
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located, located_of
@@ -55,14 +55,14 @@ def _copy(segment: SegmentReader, to: Appender, references: References, base: Tr
     numbers = iter([number for number, _, _ in segment.index.steps])
     chunk = 0
     for frame in scan(segment.file):
-        if frame.kind == Kind.DATA:
+        if frame.kind == Tag.DATA:
             _copy_chunk(segment, to, chunk, references, base)
             chunk += 1
-        elif frame.kind in (Kind.META, Kind.SITES, Kind.STEP):
-            place = to.packed(Kind(frame.kind), segment.decoded(frame))
-            if frame.kind == Kind.SITES:
+        elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
+            place = to.packed(Tag(frame.kind), segment.decoded(frame))
+            if frame.kind == Tag.SITES:
                 to.index.sites.append(place)
-            if frame.kind == Kind.STEP:
+            if frame.kind == Tag.STEP:
                 to.index.steps.append((next(numbers), *place))
     if segment.summary is not None:
         to.end({k: v for k, v in segment.summary.items() if k not in ("steps", "index", "content")})

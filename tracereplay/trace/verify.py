@@ -21,9 +21,9 @@ from tracereplay.event import Step, Value
 from tracereplay.storage.files import File
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
-from tracereplay.trace.content import count_content
+from tracereplay.trace.digest import count_content
 from tracereplay.trace.directory import MANIFEST, refuse_live, replace_manifest, segment_path
-from tracereplay.trace.frames import Frame, Kind, scan
+from tracereplay.trace.frames import Frame, Tag, scan
 from tracereplay.trace.kernels import Kernels
 from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.reader import SegmentReader
@@ -71,7 +71,7 @@ def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
     steps = 0
     try:
         frames += scan(file)
-        steps = sum(frame.kind == Kind.STEP for frame in frames)
+        steps = sum(frame.kind == Tag.STEP for frame in frames)
         segment = SegmentReader(file, trace.from_base)
         _check(segment, frames)
     except TraceError as error:
@@ -108,10 +108,10 @@ def _check(segment: SegmentReader, frames: list[Frame]) -> None:
     for frame in frames:
         decoded = _decoded(segment, frame, chunk)
         count_content(state, frame.kind, decoded)
-        if frame.kind == Kind.DATA:
+        if frame.kind == Tag.DATA:
             _expect(segment, "chunk", chunk, frame, segment.index.chunks)
             chunk += 1
-        if frame.kind == Kind.STEP:
+        if frame.kind == Tag.STEP:
             _expect(segment, "step", place, frame, segment.index.steps)
             for value in {id(value): value for value in values_of(segment.step(place))}.values():
                 value.load()
@@ -124,7 +124,7 @@ def _check(segment: SegmentReader, frames: list[Frame]) -> None:
 
 
 def _decoded(segment: SegmentReader, frame: Frame, chunk: int) -> Any:
-    return segment.chunk(chunk)[0] if frame.kind == Kind.DATA else segment.decoded(frame)
+    return segment.chunk(chunk)[0] if frame.kind == Tag.DATA else segment.decoded(frame)
 
 
 def _expect(
@@ -205,7 +205,7 @@ def _close(path: Path, trace: Trace) -> None:
         chunk = 0
         for frame in frames:
             count_content(to.content, frame.kind, _decoded(segment, frame, chunk))
-            chunk += frame.kind == Kind.DATA
+            chunk += frame.kind == Tag.DATA
         to.index.sites, to.index.chunks = list(segment.index.sites), list(segment.index.chunks)
         to.index.steps = [(_step_number(segment, i), o, n) for i, (_, o, n) in enumerate(segment.index.steps)]
         to.cut(max(_kept(frames), 8))

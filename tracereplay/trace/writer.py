@@ -19,8 +19,8 @@ from tracereplay.event import Request, RowMap, Sampled, Site
 from tracereplay.trace import records
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
-from tracereplay.trace.contents import Contents, TensorBytes
-from tracereplay.trace.frames import Kind
+from tracereplay.trace.dedup import Contents, TensorBytes
+from tracereplay.trace.frames import Tag
 
 __all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
@@ -87,7 +87,7 @@ class SegmentWriter:
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None
         self._to.magic()
-        self._to.record(Kind.META, dict(meta))
+        self._to.record(Tag.META, dict(meta))
 
     @property
     def failed(self) -> bool:
@@ -105,7 +105,7 @@ class SegmentWriter:
 
     def sites(self, sites: Iterable[Site]) -> None:
         """Says which sites the following steps speak of; may be called again with more."""
-        self._to.index.sites.append(self._to.record(Kind.SITES, [records.write_site(s) for s in sites]))
+        self._to.index.sites.append(self._to.record(Tag.SITES, [records.write_site(s) for s in sites]))
 
     # -- a step -----------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class SegmentWriter:
             record = records.write_step(
                 number, list(maps), self._contents.values, packed, sampled, notes, requests, weights, kernels
             )
-            place = self._to.record(Kind.STEP, record)
+            place = self._to.record(Tag.STEP, record)
         except OSError:
             self.rollback()
             raise

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import xxhash
 
-from tracereplay.trace.frames import Kind, scan
+from tracereplay.trace.frames import Tag, scan
 from tracereplay.trace.reader import SegmentReader
 
 __all__ = ["content_digest", "count_content"]
 
-COUNTED = (Kind.META, Kind.SITES, Kind.DATA, Kind.STEP)
+COUNTED = (Tag.META, Tag.SITES, Tag.DATA, Tag.STEP)
 
 
 def count_content(state: xxhash.xxh3_128, kind: int, decoded: bytes | bytearray | memoryview) -> None:
@@ -24,7 +24,7 @@ def content_digest(segment: SegmentReader) -> str:
     chunk = 0
     for frame in scan(segment.file):
         count_content(
-            state, frame.kind, segment.chunk(chunk)[0] if frame.kind == Kind.DATA else segment.decoded(frame)
+            state, frame.kind, segment.chunk(chunk)[0] if frame.kind == Tag.DATA else segment.decoded(frame)
         )
-        chunk += frame.kind == Kind.DATA
+        chunk += frame.kind == Tag.DATA
     return state.hexdigest()

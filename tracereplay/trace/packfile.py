@@ -24,7 +24,7 @@ from tracereplay.trace.directory import SEGMENT
 from tracereplay.trace.frames import (
     HEADER_SIZE,
     MAGIC,
-    Kind,
+    Tag,
     check_magic,
     end_of,
     fetch,
@@ -72,7 +72,7 @@ def _write(fd: int, manifest: bytes, segments: Mapping[str, File]) -> None:
         file.write(MAGIC)
         payload, codec = encode_record(manifest)
         digest = xxhash.xxh3_64_intdigest(payload)
-        file.write(write_header(Kind.MANIFEST, codec, len(payload), len(manifest), digest) + payload)
+        file.write(write_header(Tag.MANIFEST, codec, len(payload), len(manifest), digest) + payload)
         for name, segment in segments.items():
             places.append((name, file.tell()))
             head = _NAME.pack(len(name.encode())) + name.encode()
@@ -80,12 +80,12 @@ def _write(fd: int, manifest: bytes, segments: Mapping[str, File]) -> None:
             state = xxhash.xxh3_64(head)
             for block in _blocks(segment):
                 state.update(block)
-            file.write(write_header(Kind.SEGMENT, 0, length, length, state.intdigest()) + head)
+            file.write(write_header(Tag.SEGMENT, 0, length, length, state.intdigest()) + head)
             for block in _blocks(segment):
                 file.write(block)
         end = file.tell()
         said = pack({"segments": places})
-        file.write(write_header(Kind.END, 0, len(said), len(said), xxhash.xxh3_64_intdigest(said)) + said)
+        file.write(write_header(Tag.END, 0, len(said), len(said), xxhash.xxh3_64_intdigest(said)) + said)
         file.write(write_tail(end))
         file.flush()
         os.fsync(fd)
@@ -105,7 +105,7 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
     """
     check_magic(file)
     try:
-        frame, payload = fetch(file, len(MAGIC), 16 << 10, Kind.MANIFEST)
+        frame, payload = fetch(file, len(MAGIC), 16 << 10, Tag.MANIFEST)
     except DamagedTrace as error:
         raise NotATrace(f"{file.name} is not a packed trace: {error}") from error
     limit = min(MAX_MANIFEST, MANIFEST[0] + MANIFEST[1] * frame.length)
@@ -116,7 +116,7 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
     end = end_of(file)
     if end is None:
         raise DamagedTrace(f"{file.name} is damaged: it was cut off; a packed trace ends with an end mark.")
-    frame, payload = fetch(file, end, 4 << 10, Kind.END)
+    frame, payload = fetch(file, end, 4 << 10, Tag.END)
     try:
         record = decode_record(payload, frame.codec, frame.size, file.name, most=1 << 20)
         places = [(str(name), int(offset)) for name, offset in unpack(record, file.name)["segments"]]
@@ -132,6 +132,6 @@ def _part(file: File, name: str, offset: int, end: int) -> File:
     head = _NAME.pack(len(name.encode())) + name.encode()
     data = file.read(offset, HEADER_SIZE + len(head)) if 0 < offset < end else b""
     frame = frame_of(data, offset, file.name)
-    if frame.kind != Kind.SEGMENT or data[HEADER_SIZE:] != head or frame.end > end or frame.length < len(head):
+    if frame.kind != Tag.SEGMENT or data[HEADER_SIZE:] != head or frame.end > end or frame.length < len(head):
         raise DamagedTrace(f"{file.name} is damaged: there is no segment {name!r} at byte {offset}.")
     return Window(file, frame.payload + len(head), frame.length - len(head), name)
