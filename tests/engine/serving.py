@@ -40,7 +40,7 @@ class Answer:
     prompt: tuple[int, ...] = ()
     tokens: list[int] = field(default_factory=list)
     finished: bool = False  # the client has its last byte
-    aborted: bool = False  # the client hung up
+    aborted: bool = False  # the client hung up, or the server says that it gave the request up
     ended: float | None = None  # when it was over, in whichever way; on the monotonic clock
 
 
@@ -197,7 +197,7 @@ class Server:
                 self._listen(response, answer, abort)
             else:
                 _take(json.loads(response.read()), answer)
-                answer.finished = True
+                answer.finished = not answer.aborted
         finally:
             answer.ended = time.monotonic()
             connection.close()
@@ -209,7 +209,7 @@ class Server:
             if not line.startswith(b"data: "):
                 continue
             if line.strip() == b"data: [DONE]":
-                answer.finished = True
+                answer.finished = not answer.aborted
                 return
             _take(json.loads(line[6:]), answer)
             pieces += 1
@@ -227,13 +227,14 @@ def _take(said: Mapping[str, Any], answer: Answer) -> None:
         if prompt:
             answer.prompt = tuple(prompt)
         answer.tokens += choice.get("token_ids") or []
+        answer.aborted |= choice.get("finish_reason") == "abort"
 
 
 def compared(trace: Trace, answers: Sequence[Answer]) -> int:
     """Holds what clients have against the trace; returns how many finished answers there were.
 
-    Prompts are different, so a prompt says which request it was. Of an answer that was cut off, by the client or
-    by a kill, the tokens that came must be there.
+    Prompts are different, so a prompt says which request it was. Of an answer that was cut off, by the client, by
+    a kill or by a server that ends (which answers what it has not begun, too), the tokens that came must be there.
     """
     prompts = [tuple(p["prompt_token_ids"]) for p in trace.raw_run["workload"]["prompts"]]
     assert len(set(prompts)) == len(prompts)
