@@ -47,7 +47,8 @@ CASES: dict[str, tuple[dict[Group, Sequence[Tally]], set[Group]]] = {
         {NORM: leaning(5), ACT: leaning(4), LINEAR: identical(9) + leaning(1)}, {NORM, ACT},
     ),
     "another dtype's convention": (
-        {NORM: leaning(3), ACT: leaning(3), Group("LogitsProcessor", "out", 0, "float32"): leaning(1)}, {NORM, ACT},
+        {NORM: leaning(3), ACT: leaning(3), Group("LogitsProcessor", "out", 0, "float32"): leaning(1)},
+        {NORM, ACT},
     ),
     "both directions in one class": ({NORM: leaning(2) + leaning(2, sign=-1), ACT: leaning(2)}, set()),
     "too few rows to tell": ({NORM: leaning(3, rows=8), ACT: leaning(3)}, set()),

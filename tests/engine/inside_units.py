@@ -16,6 +16,7 @@ from unit_runner import run
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.device import Cpu
+from tracereplay.engines.vllm.guest.choose import generation
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
 from tracereplay.engines.vllm.guest.v1 import refuse_v1
@@ -122,6 +123,22 @@ def model_runner_v2_is_refused_with_the_way_out():
     refusal = _refusal(_runner("vllm.v1.worker.gpu.model_runner", "cpu"), _config())
     assert "VLLM_USE_V2_MODEL_RUNNER=0" in refusal, refusal
     assert not _refusal(_runner("vllm.v1.worker.gpu_model_runner", "cpu"), _config())
+
+
+def a_runner_of_neither_generation_is_not_ours():
+    assert generation(_runner("vllm.v1.worker.cpu_model_runner", "cpu")) == "V1"
+    assert generation(_runner("vllm.worker.cpu_model_runner", "cpu")) == "V0"
+    derived = type(
+        "Mine", (type(_runner("vllm.v1.worker.gpu_model_runner", "cpu")),), {"__module__": "mine.runner"}
+    )
+    assert generation(derived()) == "V1"
+    for other in ("sglang.srt.model_executor.model_runner", "vllm_omni.worker", "vllm.workers"):
+        said = ""
+        try:
+            generation(_runner(other, "cpu"))
+        except Unsupported as error:
+            said = str(error)
+        assert f"model runner is {other}.Runner" in said, said
 
 
 def graphs_pipelines_and_speculation_are_refused():

@@ -7,14 +7,30 @@ from typing import Any
 from tracereplay.engines.vllm.guest.adapter import Adapter, Recorder
 from tracereplay.engines.vllm.guest.v0 import V0Adapter, refuse_v0
 from tracereplay.engines.vllm.guest.v1 import V1Adapter, refuse_v1
+from tracereplay.errors import Unsupported
 
 __all__ = ["adapt", "generation"]
 
 
+# Where the model runners of a generation are defined; subclasses from elsewhere count by what they derive from.
+_ROOMS = {"V1": "vllm.v1.worker.", "V0": "vllm.worker."}
+
+
 def generation(runner: Any) -> str:
-    """``V0`` or ``V1``, by where the runner's class comes from (subclasses included)."""
+    """``V0`` or ``V1``, by where the runner's class or a base of it comes from.
+
+    Raises:
+        Unsupported: it is neither's.
+    """
     modules = [base.__module__ for base in type(runner).__mro__]
-    return "V1" if any(m.startswith("vllm.v1.") for m in modules) else "V0"
+    for name, room in _ROOMS.items():
+        if any(f"{module}.".startswith(room) for module in modules):
+            return name
+    kind = f"{type(runner).__module__}.{type(runner).__qualname__}"
+    raise Unsupported(
+        f"This engine's model runner is {kind}; those of vLLM's V0 (0.8.5) and V1 engines can be recorded. Start "
+        "the engine without the plugin or the setting that replaces it."
+    )
 
 
 def adapt(runner: Any, recorder: Recorder, config: Any) -> Adapter:
