@@ -77,7 +77,7 @@ def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(
     assert (roles["minimal"]["tokens_differ"], roles["minimal"]["restores"]) == (0, True)
     assert roles["complement"]["tokens_differ"] > 0  # all but that set does not give golden's tokens back
     assert verdict["bisection"]["complement_restores"] is False
-    assert "closure holds: 32 rows of logits come back bit for bit" in verdict["out"]
+    assert "closure holds: 32 rows of logits are reproduced bit for bit" in verdict["out"]
 
 
 def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
@@ -200,7 +200,7 @@ def test_other_weights_are_found_before_the_engine_starts(
 def test_a_verdict_with_a_bisection_is_shown_again(tracereplay: Program, bisect: Bisect, tmp_path: Path) -> None:
     bisect("--set", TWO)
     shown = tracereplay("report", tmp_path / "verdict.json").out
-    assert "parity comes back by cancelling" in shown
+    assert "parity is restored by cancelling" in shown
     assert FIRST in shown
 
 

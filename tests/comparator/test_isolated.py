@@ -154,5 +154,5 @@ def test_the_verdict_survives_json_and_is_printed(tmp_path: Path) -> None:
     terminal.render(verdict, console)
     text = console.export_text()
     assert "exceeds" in text
-    assert "1 of 2 calls executed alone and compared" in text
+    assert "1 of 2 calls executed in isolation and compared" in text
     assert "crashed: \\x1b[31m: x.y" in text

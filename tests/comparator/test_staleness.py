@@ -124,7 +124,7 @@ def test_an_update_that_differs_is_the_cause_and_no_operator_is_blamed(
     assert (verdict.verdict, verdict.cause, verdict.first_divergence) == ("diverged", "setting", None)
     found = update_of(verdict)
     assert ((found.golden, found.candidate), found.effect) == (values, "semantic")
-    assert verdict.reasons[0].startswith("Weights were updated under way, and not alike: in golden ")
+    assert verdict.reasons[0].startswith("Weights were updated during generation, but not alike: in golden ")
 
 
 def test_the_reason_says_which_rows_attended_to_older_keys_and_values(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def test_a_report_fits_its_terminal(verdicts: dict[str, Verdict], name: str, wid
         ("operator", "DIVERGED  RMSNorm at model.layers.1.input_layernorm", ["would pass  a = ", "exceeds"]),
         ("edge", "DIVERGED  the edge into model.layers.1.post_attention_layernorm", ["Edges that differ"]),
         ("nan", "DIVERGED  RowParallelLinear at model.layers.1.mlp.down_proj", ["nonfinite", "3 not finite"]),
-        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["lean one way; max_ulp = "]),
-        ("weights", "INCONCLUSIVE  The two engines ran other weights", ["semantic"]),
+        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["they are biased; max_ulp = "]),
+        ("weights", "INCONCLUSIVE  The two engines ran different weights", ["semantic"]),
     ],
 )
 def test_the_answer_comes_first(verdicts: dict[str, Verdict], name: str, begin: str, contained: list[str]) -> None:

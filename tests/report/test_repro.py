@@ -115,7 +115,7 @@ def test_other_kinds_of_arguments(golden: Trace) -> None:
         ({"name": "triton.k", "schema": ""}, "launched past the dispatcher"),
         ({"keywords": {"a=1)\nimport os #": 1}}, "an argument is named"),
         ({"keywords": {"dtype": Opaque("dtype", "float32)\nimport os")}}, "which torch does not have"),
-        ({"outputs": ()}, "nothing that it gave was recorded"),
+        ({"outputs": ()}, "none of its results was recorded"),
     ],
 )
 def test_what_cannot_be_reproduced_is_said(golden: Trace, change: dict[str, Any], words: str) -> None:
@@ -209,7 +209,7 @@ def test_an_operator_is_built_with_its_configuration_and_weights(golden: Trace) 
     ("site", "changes", "words"),
     [
         ("model.layers.0.self_attn.attn", {}, "Attention"),
-        ("model.layers.0.self_attn.attn", {"config": ATTENTION}, "works on what its engine keeps between calls"),
+        ("model.layers.0.self_attn.attn", {"config": ATTENTION}, "uses state that its engine keeps between calls"),
         ("model.norm", {"operator": "os.system"}, "are not rebuilt"),
         (
             "model.norm",
