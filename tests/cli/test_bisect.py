@@ -158,7 +158,7 @@ def test_a_folder_of_another_bisection_is_refused(
     assert (ended.code, "holds a bisection of another golden trace" in ended.err) == (2, True)
     write(tmp_path / "thesis.txt", "years of work")
     ended = tracereplay(*words, tmp_path)
-    assert (ended.code, "holds something else" in ended.err) == (2, True)
+    assert (ended.code, "contains something other than a bisection" in ended.err) == (2, True)
 
 
 def test_an_engine_that_changed_since_does_not_go_on_from_what_was_measured(

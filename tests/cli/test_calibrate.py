@@ -93,13 +93,13 @@ def test_another_engine_and_variables_can_be_varied(tracereplay: Program, golden
     ("words", "message"),
     [
         (("--vary", "weather"), "no variation 'weather'"),
-        (("--vary", ""), "Nothing is varied"),
+        (("--vary", ""), "There is nothing to vary"),
         (("--also", "fast"), "'fast' is not of the form KEY=VALUE"),
         (("--also", " "), "changes nothing"),
         (("--also", "engine=gremlin"), "no engine named 'gremlin'"),
         (("--vary", "", "--also", "dies=loading"), "No run could be made. also: toy dies=loading: "),
         (("-o", "policy.toml/x"), "cannot be written"),
-        (("--keep", "no/such/place"), "cannot be made"),
+        (("--keep", "no/such/place"), "cannot be created"),
     ],
 )
 def test_a_mistake_is_a_sentence(tracereplay: Program, golden: Path, words: tuple[str, ...], message: str) -> None:

@@ -161,7 +161,7 @@ def test_names_in_a_trace_never_become_names_in_a_script(golden: Trace) -> None:
 def test_what_a_script_loads_and_runs_stands_at_its_top(golden: Trace) -> None:
     found = reproduce_kernel(golden, 0, kernel(tensor([1]), tensor([2])), Constants(golden))
     head = found.script.partition('"""\n\nimport json')[0]
-    assert "What it loads: inputs.safetensors and expected.safetensors" in head
+    assert "It loads inputs.safetensors and expected.safetensors" in head
     assert "runs PyTorch's operator aten.add.Tensor." in found.loads
 
 

@@ -33,7 +33,7 @@ def test_a_segment_without_its_end_keeps_the_trace_incomplete(tmp_path: Path) ->
 
 def test_an_existing_path_is_refused(tmp_path: Path) -> None:
     TraceDirectory(tmp_path / "a.trace", {})
-    with pytest.raises(UsageError, match="exists already; give another path, or --force"):
+    with pytest.raises(UsageError, match="already exists; give another path, or --force"):
         TraceDirectory(tmp_path / "a.trace", {})
 
 

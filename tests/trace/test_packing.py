@@ -102,9 +102,9 @@ def test_an_interrupted_recording_is_packed_as_it_is(golden: Path, tmp_path: Pat
 def test_what_is_there_is_not_replaced_unasked(golden: Path, tmp_path: Path) -> None:
     out = tmp_path / "golden.pack"
     out.write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         pack_trace(open_trace(golden), out)
-    with pytest.raises(UsageError, match="is a file that holds no trace; it is not replaced"):
+    with pytest.raises(UsageError, match="is a file that is not a trace, so it is not replaced"):
         pack_trace(open_trace(golden), out, force=True)
     assert out.read_text() == "mine"
     out.unlink()

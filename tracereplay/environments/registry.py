@@ -155,7 +155,7 @@ def add_engine(
     settings: Mapping[str, Any] | None = None,
     family: str = DEFAULT,
 ) -> Engine:
-    """Register an interpreter that exists already, such as a GPU environment of the user's own.
+    """Register an interpreter that already exists, such as a GPU environment of the user's own.
 
     Raises:
         UsageError: the name is taken or cannot be one, there is no such family, the interpreter does not run, or

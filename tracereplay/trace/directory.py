@@ -231,4 +231,4 @@ def made_here(path: Path) -> bool:
 def refuse_taken(path: Path) -> None:
     """Raises UsageError if anything is at ``path``."""
     if os.path.lexists(path):
-        raise UsageError(f"{path} exists already; give another path, or --force to replace it.")
+        raise UsageError(f"{path} already exists; give another path, or --force to replace it.")

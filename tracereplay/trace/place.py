@@ -137,7 +137,7 @@ def _refuse_others(path: Path, inputs: Iterable[Path]) -> None:
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
     if why is not None:
-        raise UsageError(f"{path} {why}; it is not replaced. Give another path, or move it away yourself.")
+        raise UsageError(f"{path} {why}, so it is not replaced. Give another path, or move it away.")
 
 
 def _why_it_stays(path: Path, inputs: Iterable[Path]) -> str | None:
@@ -153,16 +153,16 @@ def _why_it_stays(path: Path, inputs: Iterable[Path]) -> str | None:
         with open_trace(path) as trace:
             why = _why_not_ours(path, trace)
     except NotATrace:
-        return "is a directory that holds no trace" if path.is_dir() else "is a file that holds no trace"
+        return "is a directory that is not a trace" if path.is_dir() else "is a file that is not a trace"
     except TraceError as error:
         return f"is not certain to be a trace ({error})"
-    return why or ("is being recorded at this moment" if in_use(path) else None)
+    return why or ("is being recorded" if in_use(path) else None)
 
 
 def _why_not_ours(path: Path, trace: Trace) -> str | None:
     others = [] if trace.packed else sorted(name for name in os.listdir(path) if not _is_ours(name))
     if others:
-        return f"holds {others[0]!r} besides a trace"
+        return f"contains {others[0]!r} in addition to a trace"
     for key in trace.parts:
         start = trace.file(key).read(0, len(MAGIC))
         if start != MAGIC[: len(start)]:
