@@ -112,7 +112,9 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         if line.strip()
     ]
     if not prompts:
-        raise WorkloadError(f'The prompt file {path} is empty; give one JSON object a line: {{"prompt": "..."}}.')
+        raise WorkloadError(
+            f'The prompt file {path} is empty; give one JSON object per line: {{"prompt": "..."}}.'
+        )
     return tuple(prompts)
 
 

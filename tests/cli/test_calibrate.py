@@ -72,7 +72,7 @@ def test_what_the_engine_refuses_is_skipped_with_the_reason(
     assert ended.code == 0, ended.err
     assert "also: toy max_sequences=1: This engine knows no setting 'max_sequences'" in ended.out
     assert "RuntimeError: " in ended.out
-    assert "output 0 of model.norm is not finite on one side; no tolerance lets that pass" in ended.out
+    assert "output 0 of model.norm is not finite on one side; no tolerance allows that" in ended.out
     assert "logprob is not finite on one side" in ended.out
     assert "Skipped: " in ended.err
     policy = load_policy(write(tmp_path / "policy.toml", ended.out))  # a policy, whatever the engine printed

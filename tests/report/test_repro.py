@@ -112,7 +112,7 @@ def test_other_kinds_of_arguments(golden: Trace) -> None:
     [
         ({"name": "aten.from_file.default"}, "it opens a file"),
         ({"name": "x.y.z", "schema": "x::y.z(int data_ptr) -> ()"}, "'data_ptr' stands for"),
-        ({"name": "triton.k", "schema": ""}, "launched past the dispatcher"),
+        ({"name": "triton.k", "schema": ""}, "launched without the dispatcher"),
         ({"keywords": {"a=1)\nimport os #": 1}}, "an argument is named"),
         ({"keywords": {"dtype": Opaque("dtype", "float32)\nimport os")}}, "which torch does not have"),
         ({"outputs": ()}, "none of its results was recorded"),

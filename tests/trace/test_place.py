@@ -92,7 +92,8 @@ def fifo(path: Path) -> None:
 
 
 STRANGERS = {
-    foreign_manifest: "not certain to be a trace", extra_file: "contains 'notes.txt' in addition", extra_folder: "'src'",
+    foreign_manifest: "not certain to be a trace", extra_file: "contains 'notes.txt' in addition",
+    extra_folder: "'src'",
     changed_manifest: "fails its checksum", named_segment_absent: "lacks the segments of the pass 'record'",
     foreign_segment: "record-rank1.seg that is not one", linked_segment: "symbolic link", link: "a symbolic link",
     dangling_link: "a symbolic link", plain_file: "a file that is not a trace", cut_pack: "not certain",

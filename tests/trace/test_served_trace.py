@@ -209,7 +209,7 @@ def bytes_of(path: Path) -> dict[str, bytes]:
 
 def test_a_live_recording_is_neither_repaired_nor_packed_nor_replaced(live: Path, tmp_path: Path) -> None:
     before = bytes_of(live)
-    with pytest.raises(UsageError, match=r"is being recorded: record-rank0.seg is still written to"):
+    with pytest.raises(UsageError, match=r"is being recorded: record-rank0.seg is still being written"):
         repair(open_trace(live))
     with pytest.raises(UsageError, match="is being recorded"):
         pack_trace(open_trace(live), tmp_path / "a.pack")

@@ -51,12 +51,12 @@ class Constants:
         source = self._sources.get(constant.name)
         if source is None:
             raise MissingWeights(
-                f"{constant.name} belongs to no operator, and is not looked for in the checkpoint."
+                f"{constant.name} belongs to no operator, so it cannot be loaded from the checkpoint."
             )
         array = self._parameters.load(source)
         data = array.tobytes()
         if array.shape != constant.shape or constant.digest not in (None, xxhash.xxh3_128_hexdigest(data)):
-            raise MissingWeights(f"The engine held {constant.name} otherwise than the checkpoint has it.")
+            raise MissingWeights(f"The engine's {constant.name} differed from the checkpoint's.")
         return data
 
 

@@ -93,7 +93,7 @@ def why_no_reference(kernel: Kernel) -> str | None:
     if draws(kernel):
         return "it draws random numbers"
     results = (*kernel.outputs, *kernel.written.values())
-    return None if any(map(_is_float, results)) else "it gives no floating-point numbers"
+    return None if any(map(_is_float, results)) else "it returns no floating-point numbers"
 
 
 def plain_argument(argument: Argument) -> Any:

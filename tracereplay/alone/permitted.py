@@ -29,7 +29,7 @@ else:
 __all__ = ["MAX_BYTES", "UNKNOWN", "Changed", "changed", "refusal", "shapes_of"]
 
 MAX_BYTES = 1 << 30  # of a call's arguments, of the memory that they span, and of what it asks for
-UNKNOWN = "it is not among the kernels that are known to be safe"
+UNKNOWN = "it is not among the kernels known to be safe"
 KINDS = ("dtype", "device", "layout", "memory_format", "Generator")
 # Of these a single number may say how large the result is.
 _LENGTHS = frozenset("arange bincount linspace one_hot randperm repeat_interleave constant_pad_nd".split())  # noqa: SIM905
@@ -100,7 +100,7 @@ def refusal(kernel: Kernel) -> str | None:
     if base in rules.refused:
         return rules.refused[base]
     if not kernel.schema:
-        return "it was launched past the dispatcher"
+        return "it was launched without the dispatcher"
     if kernel.failed:
         return f"it raised {kernel.failed} when it was recorded"
     if base.removesuffix("_") not in rules.aten and base not in rules.shaped:

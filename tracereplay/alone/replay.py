@@ -97,7 +97,7 @@ def replay_isolated(
         weights = weights_directory(source, model)
         workload = Workload(str(weights), (), {}, None)  # nothing is generated
         header = replay_header(engine, workload, source.digest(), source.run.level)
-        report(f"Starting a process for single calls under {engine.name}")
+        report(f"Starting a process for isolated calls under {engine.name}")
         setup = {
             sandbox.KERNEL: {
                 "libraries": family.libraries if any(map(is_custom, _kernels(source, selection))) else (),
@@ -123,11 +123,11 @@ def _check(golden: Trace, selection: Selection) -> None:
     if selection.kernel is None:
         calls = operator_requests(golden, selection.site, golden.ranks(RECORD)[0])
         if not any(True for _ in chain(calls, _kernels(golden, selection))):
-            raise UsageError(f"{golden.path} holds no call of an operator at {selection.site!r}.")
+            raise UsageError(f"{golden.path} contains no operator call at {selection.site!r}.")
     elif golden.run.level != KERNEL:
-        raise UsageError(f"{golden.path} holds no kernels; record it with --level kernel.")
+        raise UsageError(f"{golden.path} contains no kernels; record it with --level kernel.")
     elif not any(True for _ in _kernels(golden, selection)):
-        raise UsageError(f"{golden.path} holds no kernel {selection.kernel!r} at {selection.site!r}.")
+        raise UsageError(f"{golden.path} contains no kernel {selection.kernel!r} at {selection.site!r}.")
 
 
 def _kernels(golden: Trace, selection: Selection) -> Iterator[Kernel]:

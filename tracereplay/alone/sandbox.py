@@ -107,7 +107,7 @@ class Sandbox:
         if outcome.status != "done":
             lines = self.last_lines()
             self.close()
-            message = f"Nothing can be run alone under the engine {engine.name!r}: {outcome.reason}"
+            message = f"No call can be run in isolation under the engine {engine.name!r}: {outcome.reason}"
             raise EngineFailed(f"{message}; its last lines were:", lines)
 
     def __enter__(self) -> Sandbox:
@@ -141,7 +141,9 @@ class Sandbox:
         """
         if self._process is None:
             if self.restarts >= self._limits.restarts:
-                return Outcome("failed", f"failed: not run, since {self.restarts} children have ended already")
+                return Outcome(
+                    "failed", f"failed: not run, since {self.restarts} child processes have already ended"
+                )
             started = self._start()
             if started.status != "done":
                 return started
@@ -237,7 +239,7 @@ def alone_of(engine: Launchable) -> Alone:
     """
     family = family_named(engine.family)
     if family.alone is None:
-        raise Unsupported(f"Single calls of {family.title} cannot be run alone; leave out --mode isolated.")
+        raise Unsupported(f"{family.title} calls cannot be run in isolation; leave out --mode isolated.")
     return family.alone
 
 

@@ -38,7 +38,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     sampled = (s for step in golden.steps(RECORD) for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(
-            f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
+            f"{golden.path} has no logprobs, which a bisection needs; record it again with --logprobs 0."
         )
     return as_long_as(golden, work)
 

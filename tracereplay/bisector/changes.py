@@ -139,7 +139,7 @@ def _add_variables(
         if mine.get(variable) == other.get(variable) or not _matters(name) or variable == "LD_PRELOAD":
             continue
         if variable in os.environ:
-            skipped.append(Skipped(name, "it is set in the shell, whose value an engine keeps"))
+            skipped.append(Skipped(name, "it is set in the shell, which takes precedence"))
         elif variable in mine or variable in engine.env:
             changes[name] = Change(name, mine.get(variable, ABSENT), variable in engine.env)
         else:

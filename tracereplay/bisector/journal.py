@@ -62,8 +62,8 @@ class Journal:
         first, *lines = path.read_text(encoding="utf-8").split("\n")
         if _json(first) != header:
             raise UsageError(
-                f"{path.parent} holds a bisection of another golden trace, engine or setting; give another --work "
-                "directory, or delete it."
+                f"{path.parent} contains a bisection of another golden trace, engine or setting; give another "
+                "--work directory, or delete it."
             )
         for line in lines:
             run = _json(line)

@@ -128,7 +128,7 @@ class _Study:
                 complement = self._complement(terms, smallest.members)
                 self._alone()
         except OutOfBudget:
-            self._report(f"All {self._max} passes are spent")
+            self._report(f"All {self._max} passes are used up")
         bisection = self._bisection(everything, smallest, complement, left)
         if smallest is not None:
             rest = [term for term in terms if term not in smallest.members]
@@ -150,7 +150,7 @@ class _Study:
             found = check_closure(self._golden, self._candidate, (trace, CANCELLED), self._generation)
             effect = effect_of(self._sampled, sampled_tokens(trace, CANCELLED), self._generation, self._own)
         if not found.held:
-            self._report("Generating with golden inputs again, to see what does not repeat")
+            self._report("Generating with golden inputs again, to find what is not reproducible")
             with self._bench.injected_again() as trace:
                 unstable = unstable_sites(self._candidate, (trace, INJECTED_AGAIN), self._generation)
             found = replace(found, unstable=unstable)

@@ -166,7 +166,7 @@ class _Study:
                     break
         except OutOfBudget:
             self._spent = True
-            self._report(f"All {self._most} engine starts are spent")
+            self._report(f"All {self._most} engine starts are used up")
         return self._judged(verdict, smallest, left, changes)
 
     def _accepted(self, changes: Sequence[Change]) -> list[Change]:
@@ -264,7 +264,7 @@ class _Study:
             rest = "" if found.proven else f" The {self._most} starts ran out before each was shown to be needed."
             return f"With golden's {what} the candidate is at parity.{rest}"
         if not changes:
-            return "The two differ in no setting that could be changed."
+            return "The two do not differ in any setting that could be changed."
         if self._spent:
             return self._tried(changes)
         if found.unexplained is None:
@@ -278,7 +278,7 @@ class _Study:
         """What was done before the starts were spent."""
         begun = f"All {self._most} engine starts were spent before a set of golden's settings was found"
         if not self._found:
-            return f"{begun}: {len(changes)} differ, and the engine took none of those that were tried."
+            return f"{begun}: {len(changes)} differ, and the engine accepted none of those that were tried."
         most = max(self._found, key=len)
         never = [c.name for c in changes if not any(c.name in names for names in self._found)]
         rest = f"; never set: {some(never)}" if never else ""

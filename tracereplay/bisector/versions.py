@@ -102,7 +102,7 @@ def bisect_versions(
     if judge.outcome(bad) != BAD:
         return newest
     if judge.outcome(good, strictly=True) == BAD:
-        raise UsageError(f"{package} {good} diverges from {golden} already; give an older --good.")
+        raise UsageError(f"{package} {good} already diverges from {golden}; give an older --good.")
     found = first_bad(len(names), lambda i: judge.outcome(names[i]))
     return judge.final(names, found, package)
 
@@ -114,7 +114,7 @@ def _between(package: str, good: str, bad: str, versions: Sequence[str] | None) 
         found = sorted({*versions, good, bad}, key=read_version)
         outside = [v for v in found if not read_version(good) <= read_version(v) <= read_version(bad)]
         if outside:
-            raise UsageError(f"--versions names {outside[0]}, which does not lie between {good} and {bad}.")
+            raise UsageError(f"--versions names {outside[0]}, which is not between {good} and {bad}.")
     if good not in found or bad not in found:
         missing = good if good not in found else bad
         raise UsageError(f"There is no release {missing} of {package}; there are {', '.join(found) or 'none'}.")
@@ -186,7 +186,7 @@ class _Judge:
             engine_starts=self._starts,
             criterion="the replay's verdict is not diverged",
             proven=not between,
-            skipped=tuple(Skipped(v, "it lies between the last good and the first bad version") for v in between),
+            skipped=tuple(Skipped(v, "it is between the last good and the first bad version") for v in between),
             tried=tuple(self._tried),
             first_bad=bad,
             last_good=good,

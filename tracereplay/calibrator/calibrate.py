@@ -85,7 +85,7 @@ class Calibration:
             "tracereplay": version("tracereplay"), "date": self.date, "golden": self.golden, "digest": self.digest,
             "engine": self.engine, "runs": [run.words for run in self.runs],
             "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.skipped],
-            "noise": [f"{place} {why}; no tolerance lets that pass" for place, why in self.unfit.items()],
+            "noise": [f"{place} {why}; no tolerance allows that" for place, why in self.unfit.items()],
             "margin": MARGIN,
         }  # fmt: skip
         return policy_text(self.policy, {key: value for key, value in about.items() if value})

@@ -120,7 +120,7 @@ def measure_noise(golden: Trace, candidate: Trace) -> Noise:
     """
     evidence = gather_evidence(golden, candidate, Policy())
     if evidence.other_weights:
-        raise UsageError("It ran other weights than golden; nothing can be compared.")
+        raise UsageError("It ran different weights from golden's; nothing can be compared.")
     if not candidate.complete:
         raise UsageError("Its trace is incomplete.")
     sites: dict[Kind, dict[str, float]] = {}
@@ -142,7 +142,7 @@ def measure_noise(golden: Trace, candidate: Trace) -> Noise:
 
 def _unfit(finding: Finding) -> str | None:
     if finding.error_class == "biased":
-        return f"leans by {finding.metrics.bias_ulp:+.2g} ulp"
+        return f"is biased by {finding.metrics.bias_ulp:+.2g} ulp"
     if finding.error_class == "nonfinite":
         return "is not finite on one side"
     return None if math.isfinite(finding.metrics.allowance_ratio) else "holds other integers"

@@ -50,7 +50,7 @@ class Variation:
         chosen = self.engine or engine
         for name in self.env:
             if name in os.environ:
-                raise UsageError(f"{name} is set in the shell, whose value an engine keeps; unset it to vary it.")
+                raise UsageError(f"{name} is set in the shell, which takes precedence; unset it to vary it.")
         return Configured(chosen.name, chosen.python, {**chosen.env, **self.env}, chosen.settings, chosen.family)
 
 

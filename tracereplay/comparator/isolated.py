@@ -133,7 +133,7 @@ class _Comparison:
         for mine, theirs in pairs:
             if mine is None or theirs is None or [*map(_name, mine.kernels)] != [*map(_name, theirs.kernels)]:
                 raise DamagedTrace(
-                    f"{candidate.path} has other kernels than {golden.path}, which it is a replay of."
+                    f"{candidate.path} does not have the kernels of {golden.path}, which it is a replay of."
                 )
             for kernel, other in zip(mine.kernels, theirs.kernels, strict=True):
                 if other.failed != NOT_ASKED:
@@ -215,7 +215,7 @@ def _nothing_to_compare(kernel: Kernel) -> str | None:
     name = kernel.name.split(".")[1]
     results = [*flatten(kernel.outputs), *kernel.written.values()]
     if name in _UNWRITTEN:
-        return "nothing to compare: its result is memory that nobody has written yet"
+        return "nothing to compare: its result is uninitialized memory"
     if not any(isinstance(r, Value | bool | int | float) for r in results):
         named = any(isinstance(r, Named) for r in results)
         return f"nothing to compare: it gives {'a parameter, or a view of one' if named else 'nothing'}"

@@ -135,7 +135,7 @@ def of_other_weights(golden: Versions, candidate: Versions, rows: Rows) -> Exclu
             return None
         keys = rows.of(table)
         apart = _apart(golden.of(keys), candidate.of(keys))
-        return "computed with weights of another version", apart | _apart(
+        return "computed with a different version of the weights", apart | _apart(
             golden.sampled_of(keys), candidate.sampled_of(keys)
         )
 
@@ -153,7 +153,7 @@ def computed_again(golden: Versions, index: PassIndex, rows: Rows) -> Exclusion:
         if not golden.changes:
             return None
         then = golden.at(step_of[table.order])
-        return "computed again with other weights, which are fed", _apart(then, golden.of(rows.of(table)))
+        return "recomputed with different weights, and fed from there", _apart(then, golden.of(rows.of(table)))
 
     return again
 

@@ -176,7 +176,7 @@ def _check_free(name: str, before: Engine | None, plan: Plan) -> None:
         return
     what = " ".join(before.requirements) or str(before.python)
     raise UsageError(
-        f"There is an engine named '{name}' already ({what}). Choose another name, or remove it first with "
+        f"An engine named '{name}' already exists ({what}). Choose another name, or remove it first with "
         f"'tracereplay engine remove {name}'."
     )
 
@@ -197,7 +197,9 @@ def _check_libraries(plan: Plan) -> None:
 def _build(plan: Plan, uv: str, lock: int, report: Report) -> None:
     root = plan.root
     if root.exists():
-        report("Deleting the old environment" if is_ready(root) else "Deleting what an interrupted creation left")
+        report(
+            "Deleting the old environment" if is_ready(root) else "Deleting the remains of an interrupted creation"
+        )
         _delete(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

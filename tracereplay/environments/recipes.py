@@ -92,7 +92,7 @@ def recipe_for(requirements: Iterable[Requirement], recipes: Iterable[Recipe] | 
         version = pinned_version(requirement)
         if version is None:
             raise UsageError(
-                f"'{requirement}' does not say which version. Pin one, as in '{requirement.name}==0.18.1', "
+                f"'{requirement}' does not specify a version. Pin one, as in '{requirement.name}==0.18.1', "
                 "so that the engine is the same when it is built again."
             )
         recipe = next((r for r in mine if r.matches(requirement.name, version)), None)

@@ -253,12 +253,12 @@ def _read(path: Path) -> Engine:
     try:
         found = Engine.from_json(json.loads(path.read_text(encoding="utf-8")))
         if not _is_whole(found) or found.name != path.stem:
-            raise ValueError("it is not what an engine is registered as")
+            raise ValueError("it is not an engine registration")
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"The registration of the engine '{path.stem}' cannot be read ({error}). Delete {path} and create "
-            "the engine again; an environment that was built for it is found and used again."
+            "the engine again; an environment built for it is reused."
         ) from error
 
 

@@ -115,7 +115,7 @@ def _refused_sampling(prompts: Sequence[RecordedPrompt]) -> list[str]:
 
 def _refuse(trace: Trace, refused: Sequence[str], hint: str) -> None:
     if refused:
-        raise UnsafeRequest(f"{trace.path} asks for what only you may give: {'; '.join(refused)}. {hint}".strip())
+        raise UnsafeRequest(f"{trace.path} asks for what only you may grant: {'; '.join(refused)}. {hint}".strip())
 
 
 def _identified(trace: Trace, model: Path | None, *, other_weights: bool) -> tuple[Path, str | None]:
@@ -127,8 +127,8 @@ def _identified(trace: Trace, model: Path | None, *, other_weights: bool) -> tup
         check_weights(trace.run.weights, directory, digest)
     if model is None and digest is None:
         raise UsageError(
-            f"The model at {directory} holds no safetensors files any more, so that it is not known to be the "
-            "one that was recorded. Say with --model which to use."
+            f"The model at {directory} no longer has safetensors files, so it is not known to be the one that was "
+            "recorded. Say with --model which to use."
         )
     return directory, digest
 

@@ -167,7 +167,7 @@ def _left_out(result: Mapping[str, Any]) -> list[str]:
     notes = [f"The recording ended after {n} steps, as {_ENDED[why]} asked." for why, n in ended.items()]
     dropped = max((rank.get("dropped", 0) for rank in ranks), default=0)
     if dropped:
-        notes.append(f"{dropped} steps were left out, since the writer could not keep up.")
+        notes.append(f"{dropped} steps were dropped because the writer could not keep up.")
     return notes
 
 

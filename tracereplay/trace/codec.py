@@ -137,7 +137,7 @@ def decode_chunk(
         DamagedTrace: the codec is unknown, or the data are not what an encoder makes.
     """
     if codec not in CHUNK_CODECS:
-        raise DamagedTrace(f"{name} uses codec {codec}, which this version does not know; update tracereplay.")
+        raise DamagedTrace(f"{name} uses codec {codec}, which is unknown to this version; update tracereplay.")
     if size > MAX_CHUNK:
         raise DamagedTrace(f"{name} declares a chunk of {size} bytes; the limit is {MAX_CHUNK}.")
     if codec == RAW:
@@ -283,7 +283,7 @@ def _undo(
         if reference is None:
             continue
         if base is None:
-            raise DamagedTrace(f"{name} is stored as a difference from another trace, and says not from which.")
+            raise DamagedTrace(f"{name} is stored as a difference from another trace, but does not say which.")
         found = base(*reference)
         if len(found) != entry.end - entry.start:
             raise DamagedTrace(f"{name} holds a difference from a tensor of another size in its base.")

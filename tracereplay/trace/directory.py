@@ -193,7 +193,9 @@ def live_part(path: Path) -> Path | None:
 def refuse_live(path: Path) -> None:
     """Raises UsageError if a trace, or a segment of one, is being written at ``path``."""
     if (part := live_part(path)) is not None:
-        raise UsageError(f"{path} is being recorded: {part.name} is still written to. Wait until that has ended.")
+        raise UsageError(
+            f"{path} is being recorded: {part.name} is still being written. Wait until the recording has ended."
+        )
 
 
 class _Held:

@@ -57,8 +57,8 @@ class Limits:
         self._left[what] -= size
         if size < 0 or self._left[what] < 0:
             raise DamagedTrace(
-                f"{self._file.name} asks for far more memory than its {self._file.size} bytes can honestly stand "
-                f"for (its {what} alone)."
+                f"{self._file.name} asks for far more memory than its {self._file.size} bytes can honestly "
+                f"account for (its {what} alone)."
             )
 
 

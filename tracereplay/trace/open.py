@@ -272,7 +272,9 @@ class Trace:
         """The bytes of a stored tensor, by the name of its segment's file and its place in it."""
         match = SEGMENT.fullmatch(segment)
         if match is None:
-            raise DamagedTrace(f"A segment {segment!r} of {self.path} is spoken of, and no trace has such a one.")
+            raise DamagedTrace(
+                f"A segment {segment!r} of {self.path} is referred to, and no trace has one of that name."
+            )
         return self.part((match["pass"], int(match["rank"]))).tensor(chunk, number)
 
     def _find_base(self) -> Trace:
@@ -280,7 +282,7 @@ class Trace:
         name = described.get("name") if isinstance(described, dict) else None
         if not isinstance(described, dict) or not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
             raise DamagedTrace(
-                f"{self.path} is stored as a difference from another trace, and says not from which."
+                f"{self.path} is stored as a difference from another trace, but does not say which."
             )
         beside = Path(self.path).parent / name if isinstance(self.path, Path) else None
         if beside is None or not _exists(beside) or beside.is_symlink():

@@ -115,7 +115,7 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
     manifest = read_manifest(data, f"{file.name}'s manifest")
     end = end_of(file)
     if end is None:
-        raise DamagedTrace(f"{file.name} is damaged: it was cut off; a packed trace ends with an end mark.")
+        raise DamagedTrace(f"{file.name} is damaged: it is truncated; a packed trace ends with an end mark.")
     frame, payload = fetch(file, end, 4 << 10, Kind.END)
     try:
         record = decode_record(payload, frame.codec, frame.size, file.name, most=1 << 20)

@@ -67,7 +67,7 @@ def pass_of(trace: Trace, name: str | None) -> str:
         UsageError: there is no such pass, or no step yet.
     """
     if not trace.passes:
-        raise UsageError(f"{trace.path} holds no steps yet, so there is nothing of it to show.")
+        raise UsageError(f"{trace.path} has no steps yet, so there is nothing to show.")
     if name is None:
         return min(trace.passes, key=lambda p: PASSES.index(p) if p in PASSES else len(PASSES))
     if name not in trace.passes:

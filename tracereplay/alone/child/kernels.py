@@ -140,7 +140,7 @@ def _check_schema(op: Any, recorded: str, renamed: Mapping[str, str], without: S
     before = [renamed.get(a.name, a.name) for a in schema_arguments(recorded) if a.name not in without]
     now = schema_arguments(schema)
     if [a.name for a in now[: len(before)]] != before or not all(a.default for a in now[len(before) :]):
-        raise NotReplayable(f"its schema is another here: {schema}")
+        raise NotReplayable(f"its schema is different here: {schema}")
 
 
 # Arguments
@@ -197,7 +197,7 @@ class _Call:
             generator = torch.Generator()
             generator.set_state(torch.from_numpy(np.frombuffer(bytes(state.data), np.uint8).copy()))
             return generator
-        raise NotReplayable(f"an argument of type {kind!r} cannot be made again")
+        raise NotReplayable(f"an argument of type {kind!r} cannot be recreated")
 
 
 def _tensors(value: Any) -> Any:
@@ -212,7 +212,7 @@ def _tensors(value: Any) -> Any:
 def _attribute(name: str, kind: type) -> Any:
     found = getattr(torch, name, None)
     if not isinstance(found, kind):
-        raise NotReplayable(f"{name[:40]!r} is no {kind.__name__} of this torch")
+        raise NotReplayable(f"{name[:40]!r} is not a {kind.__name__} in this torch")
     return found
 
 
@@ -221,9 +221,9 @@ def _constant(
 ) -> torch.Tensor:  # fmt: skip
     whole = _constants[name]
     if str(whole.dtype) != f"torch.{dtype}":
-        raise NotReplayable(f"{name} is taken as {dtype} and is {whole.dtype}")
+        raise NotReplayable(f"{name} is used as {dtype}, but is {whole.dtype}")
     numbers = int(np.prod(shape, dtype=np.int64))
     room = whole.untyped_storage().nbytes() // itemsize(dtype)
     if start + numbers > room:
-        raise NotReplayable(f"a view of {name} reaches beyond it")
+        raise NotReplayable(f"a view of {name} extends past its end")
     return whole.as_strided(list(shape), list(strides), start)
