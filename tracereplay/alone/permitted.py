@@ -1,8 +1,8 @@
 """Which recorded kernels may be executed, and under which name.
 
-A trace is a stranger's, and executing a recorded call is executing a stranger's choice of function. So only what
-kernels.toml names is executed, and of that nothing whose schema speaks of pointers, handles or files, whatever it
-is called. The child asks the same of the schema that the candidate has (`alone.child.kernels`).
+A trace is a stranger's, and executing a recorded call is executing a stranger's choice of function. So only
+kernels listed in kernels.toml are executed, and none whose schema takes pointers, handles or files, whatever its
+name. The child checks the candidate's schema in the same way (`alone.child.kernels`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WIDEST = 8  # bytes of an element, mostly
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What became of a kernel.
+    """How a kernel changed between versions.
 
     Args:
         now: its name.
@@ -80,14 +80,14 @@ def _rules() -> _Rules:
 
 
 def changed(kernel: Kernel) -> Changed:
-    """Under which name, and with which arguments, other versions have it."""
+    """The name and arguments that it has in other versions."""
     base = _base(kernel.name)
     found = _rules().changed.get(base, Changed(base))
     return replace(found, now=kernel.name.replace(base, found.now, 1))
 
 
 def shapes_of(kernel: Kernel) -> Shapes | None:
-    """What a kernel that trusts its caller takes; None of those that check their arguments themselves."""
+    """The shapes of a kernel that trusts its caller; None for one that checks its arguments itself."""
     return _rules().shaped.get(_base(kernel.name))
 
 

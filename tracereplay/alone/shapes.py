@@ -1,4 +1,4 @@
-"""Shapes that a kernel takes which does not check them itself: what stands in kernels.toml, asked of a call."""
+"""Checks the shapes given to kernels that do not check them themselves, as listed in kernels.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIZE = re.compile(r"(\d*)([a-z*])")
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What a kernel's tensors must be for it to stay within their memory.
+    """The shapes that keep a kernel within its tensors' memory.
 
     Args:
         forms: for each tensor argument its shapes, as kernels.toml explains them.

@@ -1,6 +1,6 @@
 """Which version of an engine was the first to diverge.
 
-    good ── ? ── ? ── ? ── ? ── bad        judge the middle, halve; what cannot be judged is passed over
+    good ── ? ── ? ── ? ── ? ── bad        judge the middle, halve; skip what cannot be judged
                   │
                   └▶ build its environment, replay golden, look at the verdict
 
@@ -74,23 +74,23 @@ def bisect_versions(
 
     Args:
         golden: path of the golden trace.
-        folder: where verdicts are kept; a bisection that was cut off goes on from them.
+        folder: where verdicts are kept; an interrupted bisection resumes from them.
         good, bad: versions; each is judged first.
         package: the distribution to install.
         versions: those to try, ends included; by default all releases between, as uv finds them.
         build: makes the engine of a version; by default an environment with ``package==version``.
         policy: what is tolerated.
-        settings: engine arguments laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
-        log: file for what the engines print.
-        report: is told what is being done.
+        settings: engine arguments that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
+        log: file for the engines' output.
+        report: called with each line of progress.
 
     Returns:
-        The verdict of the first bad version against a recording of the last good one. Where ``bad`` does not
+        The verdict of the first bad version against a recording of the last good one. If ``bad`` does not
         diverge: its own verdict, without a bisection.
 
     Raises:
-        UsageError: the ends are in the wrong order, ``good`` diverges already, or the weights are others.
+        UsageError: the ends are in the wrong order, ``good`` already diverges, or the weights differ.
         EnvironmentFailed, EngineFailed: an end cannot be judged.
     """
     check_order(good, bad)

@@ -1,4 +1,4 @@
-"""Which releases of a package there are between two, as uv would install them here.
+"""The releases of a package between two versions, as uv would install them here.
 
 uv has no command that lists releases. It is asked for the newest below the one before, again and again, so that
 whatever uv was told (an index, a folder of wheels, this Python) is respected.

@@ -1,4 +1,4 @@
-"""Which values a trace may ask for: the lists of gate.toml, and what their kinds mean."""
+"""The values that a trace may ask for: the lists of gate.toml, and the meaning of their kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process's recording: gathers the taps' tensors into calls and steps, and hands steps to the writer process.
+"""One process's recording: collects the taps' tensors into calls and steps, and hands steps to the writer process.
 
     begin_pass ─▶ [ begin_step ─▶ feed/observe ... ─▶ end_step ]* ─▶ end_pass
 

@@ -1,9 +1,9 @@
 """How a chunk's bytes are stored: codecs by id, the id standing in the frame's header.
 
-    RAW     as it is
+    RAW     unchanged
     ZSTD    one zstandard frame (records, not chunks)
     PLANES  header, then for each region its byte planes, each a zstandard frame or raw; fast
-    STRONG  the same layout, made with more effort: what `pack --level` writes
+    STRONG  the same layout, compressed more strongly: what `pack --level` writes
     DELTA   the same layout, after tensors that a base trace has too were replaced by their difference from it
 
 **Byte planes.** The high bytes of floats repeat (sign and exponent), the low ones hardly do. Apart, the high ones
@@ -130,7 +130,7 @@ def decode_chunk(
         data: its stored pieces, joined.
         codec: from the frame's header.
         size: of the decoded chunk, from the frame's header.
-        name: of the segment, for messages.
+        name: of the segment, for error messages.
         base: where tensors are found that this chunk holds only a difference from.
 
     Raises:

@@ -1,11 +1,11 @@
-"""A trace that is being made: a directory with a manifest and one segment for each pass and rank.
+"""A trace being written: a directory with a manifest and one segment for each pass and rank.
 
     NAME.trace/
       manifest.json        see `manifest.py`
       record-rank0.seg     the segments
 
-The manifest says ``incomplete`` from the first moment to the last, so that a recording that was cut off is
-known without reading any data.
+The manifest says ``incomplete`` until the very end, so that an interrupted recording is
+recognized without reading any data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a segment may cost its reader: so much in any case, and more the larger its file is.
+"""What reading a segment may cost: a fixed allowance, plus more for a larger file.
 
 Why by the size of the file: a few kilobytes of zstandard can stand for gigabytes, and a record can name the same
 bytes a million times. Recordings of real engines stay far below: their records compress to a tenth, their tensors

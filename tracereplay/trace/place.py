@@ -1,4 +1,4 @@
-"""Where a new trace goes, without losing what is there.
+"""Where a new trace is written, without losing what exists there.
 
     nothing at OUT            it is made at OUT
     --force, and a trace      it is made as .OUT.partial-XXXXXXXX beside it, and renamed when it is complete
@@ -26,18 +26,18 @@ __all__ = ["Place", "in_use", "passing_trace", "remove_trace"]
 
 
 class Place:
-    """Where a new trace is made, and where it goes.
+    """Where a new trace is written, and where it ends up.
 
     Args:
         out: where it goes.
-        force: replace the trace that is there.
+        force: replace an existing trace.
         inputs: paths that the command reads, which are never replaced.
 
     The public attributes: ``path``, where the new trace is at the moment, and ``replaces``, whether a trace is
     there that stays until `put`.
 
     Raises:
-        UsageError: something is at ``out`` that must stay.
+        UsageError: something at ``out`` must not be replaced.
     """
 
     def __init__(self, out: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:

@@ -32,7 +32,7 @@ def unpack(data: bytes | memoryview, name: str, *, own: bool = False) -> Any:
 
     Args:
         data: all of it.
-        name: of the segment, for messages.
+        name: of the segment, for error messages.
         own: whether this very program made the data; then what they claim is not counted first.
 
     Raises:

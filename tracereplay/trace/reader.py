@@ -1,4 +1,4 @@
-"""Reading one segment: the index says where frames are, tensors are read when asked for."""
+"""Reading one segment: the index says where frames are, tensors are read on demand."""
 
 from __future__ import annotations
 

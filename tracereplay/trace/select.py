@@ -1,4 +1,4 @@
-"""Choosing calls and rows of a trace, reading only the steps that are asked for."""
+"""Selecting calls and rows of a trace, reading only the requested steps."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def choose(
     trace: Trace, pass_name: str, wanted: str, *, rank: int = 0, step: int | None = None,
     request: int | None = None, first_steps: int | None = None,
 ) -> Iterator[Chosen]:  # fmt: skip
-    """The tensors of the calls that are asked for, in order of execution.
+    """The tensors of the selected calls, in order of execution.
 
     Args:
         trace: to read.

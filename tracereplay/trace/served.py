@@ -1,4 +1,4 @@
-"""What is known of a recorded command (a server) from its segments alone.
+"""What the segments alone say about a recorded command (a server).
 
 Its manifest is filled while it runs and finished when it has ended; a parent that was killed did neither. What was
 asked of the engines, and of which, stands in the segments too.

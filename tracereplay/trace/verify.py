@@ -1,8 +1,8 @@
-"""Looking at every byte of a trace, and giving an interrupted recording its index.
+"""Checking every byte of a trace, and rebuilding the index of an interrupted recording.
 
-complete      closed, and every frame is what was written
-recoverable   not closed; every committed step is there
-damaged       some frame is not what was written
+complete      closed, and every frame is intact
+recoverable   not closed; every committed step is intact
+damaged       at least one frame is not intact
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SegmentReport:
         frames: whole ones.
         size: of the file, bytes.
         kept: bytes up to the last whole frame.
-        problem: what is wrong, as a sentence with the place; None where nothing is.
+        problem: what is wrong and where, as a sentence; None if nothing is.
         dropped: steps that the recorder says it dropped under pressure.
     """
 

@@ -1,4 +1,4 @@
-"""Writing one segment: an append-only file, one for each process and pass.
+"""Writing one segment: an append-only file for each process and pass.
 
     META ─▶ SITES ─▶ [ DATA* STEP (INDEX) ]* ─▶ INDEX ─▶ END ─▶ tail
 

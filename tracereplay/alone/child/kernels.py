@@ -14,8 +14,8 @@ Arguments are plain data and tensors; a map among them is something else::
     {"kind": "dtype", "text": "bfloat16", "state": tensor or nil}    `event.Opaque`
     {"complex": [real, imaginary]}
 
-The answer to a call is ``{"schema": the candidate's, "outputs": [...], "written": [tensors]}`` and, where a
-reference was wanted, ``reference`` and ``reference_written`` likewise, or ``no_reference``: why there is none.
+The answer to a call is ``{"schema": the candidate's, "outputs": [...], "written": [tensors]}`` and, if a
+reference was requested, also ``reference`` and ``reference_written``, or ``no_reference``: why there is none.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _constants: dict[str, torch.Tensor] = {}
 
 
 def prepare(setup: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Loads the libraries that register kernels; says what executes.
+    """Loads the libraries that register kernels; describes the process.
 
     Args:
         setup: ``{"libraries": modules to import, "describe": "module:function"}`` (`engines.family.Alone`), of the
@@ -60,7 +60,7 @@ def run(request: Mapping[str, Any]) -> Any:
     """Executes one request; see the module.
 
     Raises:
-        NotReplayable: the candidate has no such kernel, or means something else by its arguments.
+        NotReplayable: the candidate has no such kernel, or its arguments have a different meaning.
         RuntimeError: the kernel raised it.
     """
     if request.get("forget"):
@@ -118,7 +118,7 @@ def _operator(name: str) -> Any:
 
 
 def _without(op: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request without arguments that this kernel does not know and can do without."""
+    """The request without optional arguments that this kernel does not have."""
     known = {argument.name for argument in op._schema.arguments}
     left_out = set(request.get("without", ())) - known
     names = [argument.name for argument in schema_arguments(request["schema"])]
@@ -132,7 +132,7 @@ def _without(op: Any, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_schema(op: Any, recorded: str, renamed: Mapping[str, str], without: Sequence[str]) -> None:
-    """Refuses where the recorded arguments would mean something else to the candidate's kernel."""
+    """Refuses if the recorded arguments would mean something different to the candidate's kernel."""
     schema = str(op._schema)
     outside = outside_of_tensors(schema)
     if outside:

@@ -1,4 +1,4 @@
-"""What operators give in float64, on inputs as they were recorded.
+"""What operators return in float64, on the recorded inputs.
 
 A reference takes an operator's inputs as rows ``[rows, width]`` in float64 and gives its outputs alike; see
 `Inputs`. Of a value that is rounded on the way (a sum of residuals that the norm reads again) it takes the

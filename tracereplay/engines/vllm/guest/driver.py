@@ -1,4 +1,4 @@
-"""The process that owns the engine: reads commands from stdin, one JSON object a line, and answers likewise.
+"""The process that owns the engine: reads commands from stdin, one JSON object per line, and answers likewise.
 
     {"do": "start", "model": DIR, "settings": {...}}      -> {"ok": {...what the engine says of itself}}
     {"do": "tokenize", "texts": [...]}                    -> {"ok": [[ids], ...]}
