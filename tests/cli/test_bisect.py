@@ -113,7 +113,7 @@ def test_an_engine_that_does_not_repeat_itself_breaks_the_closure_and_is_named(b
         == "output 0 of model.layers.0.self_attn.qkv_proj is not what it was on golden inputs"
     )
     assert "model.layers.0.self_attn.qkv_proj" in verdict["closure"]["unstable"]
-    assert "sites do not repeat on the same inputs" in " ".join(verdict["reasons"])
+    assert "sites are not reproducible on the same inputs" in " ".join(verdict["reasons"])
 
 
 def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect) -> None:
@@ -121,7 +121,7 @@ def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect
     assert verdict["closure"]["held"]
     assert verdict["bisection"]["minimal"] is None
     assert verdict["bisection"]["skipped"][0]["name"] == "sampler"
-    assert "no logprob differs, only what the sampler chose" in " ".join(verdict["reasons"])
+    assert "no logprob differs, only the sampled tokens" in " ".join(verdict["reasons"])
     assert "nan" not in verdict["out"]
 
 

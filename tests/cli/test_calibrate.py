@@ -26,7 +26,7 @@ def test_runs_that_agree_bit_for_bit_keep_the_defaults(tracereplay: Program, gol
         "chunks: toy enable",
     ):
         assert part in text
-    assert "the same bit for bit in all runs" in ended.out
+    assert "identical bit for bit in all runs" in ended.out
     assert "is tolerated, the default" in ended.out
 
 

@@ -124,7 +124,7 @@ def test_a_random_kernel_says_so(tmp_path: Path) -> None:
     generator = {"generator": ["o", "Generator", "cpu", -1]}
     golden = [call("aten.rand.default", [tensor(X)], keywords=generator)]
     verdict = verdict_of(tmp_path, golden, [call("aten.rand.default", [tensor(X + 1)])])
-    assert "From a generator in the same state it draws other numbers." in verdict.reasons[0]
+    assert "Given a generator in the same state, it draws different numbers." in verdict.reasons[0]
 
 
 def test_a_candidate_of_another_golden_is_not_judged(tmp_path: Path) -> None:

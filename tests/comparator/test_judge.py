@@ -248,7 +248,7 @@ def test_a_recording_cut_off_before_its_results_is_read_from_its_steps(golden: P
 def test_other_weights_are_said_first(judge: Judge) -> None:
     verdict = judge(model="another")
     assert (verdict.verdict, verdict.cause) == ("inconclusive", "setting")
-    assert "other weights" in verdict.reasons[0]
+    assert "different weights" in verdict.reasons[0]
     assert verdict.settings_diff[0].name == "weights"
     assert verdict.first_divergence is None  # nobody is to blame
     assert any(o.error_class == "exceeds" for o in verdict.operators)
@@ -356,7 +356,7 @@ def test_an_output_that_the_compiler_removed_is_no_other_structure(
     assert left == [("model.norm", "the candidate's call has no output 1")]
     verdict = compare_traces(golden, without_output(candidate, tmp_path / "all", "model.norm", {0, 1}), policy)
     assert (verdict.verdict, verdict.cause) == ("diverged", "structure")
-    assert "the first model.norm" in verdict.reasons[0]
+    assert "the first being model.norm" in verdict.reasons[0]
 
 
 def test_an_engine_that_truncates_rounds_otherwise(judge: Judge, golden: Path, tmp_path: Path) -> None:

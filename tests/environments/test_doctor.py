@@ -59,7 +59,7 @@ def test_a_variable_of_the_users_that_changes_the_engine_is_pointed_out(monkeypa
     assert finding == Finding(
         "warning",
         "VLLM_USE_V1 is '1' in your shell, which overrides the engine's '0'.",
-        "If that is not meant: unset VLLM_USE_V1.",
+        "If that is not intended: unset VLLM_USE_V1.",
     )
 
 
@@ -72,7 +72,7 @@ def test_a_preloaded_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
         env={"LD_PRELOAD": "/absent/lib.so"},
     )
     findings = {f.what: f for f in doctor.check_recipe(engine)}
-    assert findings["/absent/lib.so, which is to be preloaded, is gone."].level == "error"
+    assert findings["/absent/lib.so, which should be preloaded, is missing."].level == "error"
 
 
 def test_ldd_is_read_without_what_others_bring_along_and_without_weak_versions() -> None:

@@ -102,7 +102,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("make", STRANGERS, ids=lambda make: make.__name__)
-def test_what_is_not_certainly_a_trace_is_not_replaced(old: Path, make: Callable[[Path], None]) -> None:
+def test_a_path_that_is_not_certainly_a_trace_is_not_replaced(old: Path, make: Callable[[Path], None]) -> None:
     make(old)
     before = tree(old.parent) if not old.is_fifo() else None
     for force in (False, True):
@@ -145,7 +145,7 @@ def test_an_interrupted_trace_is_a_trace(old: Path, make: Callable[[Path], objec
     assert os.listdir(old.parent) == []
 
 
-def test_an_empty_directory_is_replaced_but_not_unasked(tmp_path: Path) -> None:
+def test_an_empty_directory_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match="already exists"):
         Place(tmp_path / "out")
@@ -155,7 +155,7 @@ def test_an_empty_directory_is_replaced_but_not_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_what_the_command_reads_is_not_replaced(old: Path) -> None:
+def test_an_input_of_the_command_is_not_replaced(old: Path) -> None:
     (old.parent / "link").symlink_to(old)
     for given in (old, old / "..", old.parent / "link", Path(os.path.relpath(old))):
         inputs = [given / old.name if given.name == ".." else given]
@@ -197,7 +197,7 @@ sys.stdin.read()
 """
 
 
-def test_a_recording_whose_engine_still_loads_is_in_use(tmp_path: Path) -> None:
+def test_a_recording_is_in_use_while_its_engine_loads(tmp_path: Path) -> None:
     out = tmp_path / "live.trace"
     command = [sys.executable, "-c", RECORDING, str(out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as recording:
@@ -209,7 +209,7 @@ def test_a_recording_whose_engine_still_loads_is_in_use(tmp_path: Path) -> None:
     Place(out, force=True)  # what a killed process left may go
 
 
-def test_what_has_come_to_be_there_meanwhile_stays(old: Path) -> None:
+def test_files_that_appear_meanwhile_are_kept(old: Path) -> None:
     place = Place(old, force=True)
     TraceDirectory(place.path, {}).complete()
     extra_file(old)
@@ -233,7 +233,7 @@ def test_a_trace_without_a_step_is_cleared_and_one_with_steps_is_not(old: Path, 
     assert open_trace(place.path).steps("record")
 
 
-def test_what_another_process_has_begun_is_not_cleared(tmp_path: Path) -> None:
+def test_a_trace_started_by_another_process_is_not_cleared(tmp_path: Path) -> None:
     place = Place(tmp_path / "new.trace")
     (tmp_path / "new.trace").mkdir()
     (tmp_path / "new.trace" / "manifest.json").write_bytes(
@@ -243,7 +243,7 @@ def test_what_another_process_has_begun_is_not_cleared(tmp_path: Path) -> None:
     assert (tmp_path / "new.trace" / "manifest.json").exists()
 
 
-def test_a_passing_trace_never_takes_what_is_not_ours_with_it(tmp_path: Path) -> None:
+def test_a_temporary_trace_never_deletes_files_of_others(tmp_path: Path) -> None:
     with passing_trace(tmp_path / "trial.trace") as path:
         TraceDirectory(path, {}).complete()
     assert not path.exists()
