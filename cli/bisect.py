@@ -44,7 +44,7 @@ Work = Annotated[
     typer.Option(
         parser=local_path,
         metavar="DIR",
-        help="Keep what is measured there; the same command goes on from it.",
+        help="Directory for measurements; rerunning the same command resumes from it.",
         show_default=False,
     ),
 ]
@@ -56,16 +56,18 @@ def operators(
     engine: EngineName,
     settings: Settings = [],  # noqa: B006
     model: Model = None,
-    max_passes: Annotated[int, typer.Option(min=1, help="Generations beyond the replay.")] = MAX_PASSES,
+    max_passes: Annotated[
+        int, typer.Option(min=1, help="Maximum number of generations after the replay.")
+    ] = MAX_PASSES,
     work: Work = None,
     policy: PolicyFile = None,
     strict: Strict = False,
     json_file: JsonFile = None,
     log: Log = None,
 ) -> None:
-    """Find the smallest set of operators and edges whose own errors make the difference.
+    """Find the smallest set of operators and edges whose own errors cause the divergence.
 
-    Replays GOLDEN, then generates again and again with the isolated errors of a chosen set cancelled.
+    Replays GOLDEN, then generates repeatedly, cancelling the isolated errors of a different set each time.
     """
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)
@@ -88,20 +90,22 @@ def settings_(
     from_: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="ENGINE", help="Take the settings of this engine, not golden's.", show_default=False
+            "--from", metavar="ENGINE", help="Take the settings from this engine, not golden.", show_default=False
         ),
     ] = None,
     model: Model = None,
-    max_starts: Annotated[int, typer.Option(min=1, help="Engine starts beyond the first.")] = MAX_STARTS,
+    max_starts: Annotated[
+        int, typer.Option(min=1, help="Maximum number of engine starts after the first.")
+    ] = MAX_STARTS,
     work: Work = None,
     policy: PolicyFile = None,
     strict: Strict = False,
     json_file: JsonFile = None,
     log: Log = None,
 ) -> None:
-    """Find the smallest set of settings that makes the difference, as arguments to pass.
+    """Find the smallest set of settings that causes the divergence, as arguments to pass.
 
-    Starts the engine again and again, with golden's values for a chosen set of the settings that differ.
+    Restarts the engine repeatedly, each time with golden's values for some of the settings that differ.
     """
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     like = None if from_ is None else load_engine(from_)
@@ -120,12 +124,12 @@ def settings_(
 @app.command()
 def versions(
     golden: GoldenTrace,
-    good: Annotated[str, typer.Option(metavar="VERSION", help="An older one that does not diverge.")],
-    bad: Annotated[str, typer.Option(metavar="VERSION", help="A newer one that does.")],
-    package: Annotated[str, typer.Option(metavar="NAME", help="The package to install.")] = PACKAGE,
+    good: Annotated[str, typer.Option(metavar="VERSION", help="An older version that does not diverge.")],
+    bad: Annotated[str, typer.Option(metavar="VERSION", help="A newer version that does.")],
+    package: Annotated[str, typer.Option(metavar="NAME", help="Package to install.")] = PACKAGE,
     only: Annotated[
         str | None,
-        typer.Option("--versions", metavar="A,B,...", help="Try these alone.", show_default="all releases"),
+        typer.Option("--versions", metavar="A,B,...", help="Versions to try.", show_default="all releases"),
     ] = None,
     settings: Settings = [],  # noqa: B006
     model: Model = None,
@@ -137,7 +141,7 @@ def versions(
 ) -> None:
     """Find the first version that diverges from GOLDEN, and compare it with the one before it.
 
-    Builds an environment for each version that it tries; they stay registered, as PACKAGE-VERSION.
+    Builds an environment for each version it tries; these stay registered as PACKAGE-VERSION.
     """
     rules, given = policy_of(policy, strict), assignments(settings)
     check_json(json_file)
@@ -161,7 +165,7 @@ def _finish(verdict: Verdict, json_file: str | None) -> NoReturn:
 
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
-    """Where measurements are kept: the user's folder, or one that goes afterwards."""
+    """The folder for measurements: the user's, or one that is deleted afterwards."""
     if work is None:
         with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
             yield Path(folder)
@@ -169,5 +173,5 @@ def _folder(work: Path | None) -> Iterator[Path]:
     if work.exists() and not work.is_dir():
         raise UsageError(f"--work {work} is not a directory.")
     if work.is_dir() and any(work.iterdir()) and not (work / "journal.jsonl").exists():
-        raise UsageError(f"--work {work} holds something else than a bisection; give a new directory.")
+        raise UsageError(f"--work {work} contains something other than a bisection; give a new directory.")
     yield work

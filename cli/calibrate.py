@@ -1,4 +1,4 @@
-"""``tracereplay calibrate``: earn tolerances from runs that ought to agree."""
+"""``tracereplay calibrate``: derive tolerances from runs that should agree."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ BY_DEFAULT = "batch,threads,chunks"
 def calibrate_(
     context: typer.Context,
     golden: GoldenTrace,
-    engine: Annotated[str, typer.Option(help="An engine that is known to be good.", show_default=False)],
+    engine: Annotated[str, typer.Option(help="Name of an engine known to be good.", show_default=False)],
     vary: Annotated[
         str,
         typer.Option(
             metavar="NAME,...",
-            help="batch: requests alone, not together; threads: another OMP_NUM_THREADS; chunks: prompts in "
-            "chunks; repeat: nothing.",
+            help="What to vary. batch: run requests one at a time; threads: use another OMP_NUM_THREADS; chunks: "
+            "prefill in chunks; repeat: change nothing.",
         ),
     ] = BY_DEFAULT,
     also: Annotated[
         list[str],
         typer.Option(
             metavar="'KEY=VALUE ...'",
-            help="One more run, with these: arguments of the engine's, environment variables (in capitals), and "
-            "engine=NAME for another engine.",
+            help="Add a run with these engine arguments, environment variables (in capitals), or engine=NAME for "
+            "another engine.",
         ),
     ] = [],  # noqa: B006
-    runs: Annotated[int, typer.Option(min=1, help="How often each is run.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Number of runs of each variation.")] = 1,
     settings: Settings = [],  # noqa: B006
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
+        typer.Option(metavar="DIR", help="Checkpoint directory, if it has moved.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -64,28 +64,27 @@ def calibrate_(
             "--out",
             parser=local_path,
             metavar="POLICY.toml",
-            help="Where the policy goes.",
+            help="File to write the policy to.",
             show_default="stdout",
         ),
     ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
-            parser=local_path, metavar="DIR", help="Keep the runs' traces there, for compare.", show_default=False
+            parser=local_path, metavar="DIR", help="Directory to keep the runs' traces in.", show_default=False
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a policy that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing policy.")] = False,
     log: Log = None,
 ) -> None:
-    """Measure the noise between runs that ought to agree with GOLDEN, and write it as a policy.
+    """Measure the noise between runs that should agree with GOLDEN, and write it as a policy.
 
-    Each run replays GOLDEN with something changed that must not matter. What an operator differs by on golden
-    inputs is its noise; its tolerance becomes the largest noise with a margin, and is never below the default.
-    A variation that the engine refuses is skipped with the reason. replay, compare and bisect take the file as
-    --policy.
+    Each run replays GOLDEN with a change that must not matter. An operator's noise is how much its outputs differ
+    on golden inputs; its tolerance is the largest noise plus a margin, and never below the default. A variation
+    that the engine refuses is skipped with the reason. Pass the file to replay, compare and bisect with --policy.
     """
     if out is None:
-        refuse_given(context, ["force"], "There is no -o POLICY to replace")
+        refuse_given(context, ["force"], "Without -o POLICY there is nothing to replace")
     known, given = load_engine(engine), assignments(settings)
     _check_out(out, force)
     check_log(log)
@@ -95,7 +94,7 @@ def calibrate_(
         variations = [named_variation(name.strip(), trace.run) for name in vary.split(",") if name.strip()]
     variations += [_also(text) for text in also]
     if not variations:
-        raise UsageError(f"Nothing is varied; give --also, or some of {', '.join(NAMES)} to --vary.")
+        raise UsageError(f"There is nothing to vary; give --also, or --vary with some of {', '.join(NAMES)}.")
     _make_room(keep)
     with progress(f"Calibrating {known.name}") as report:
         found = calibrate(
@@ -106,7 +105,7 @@ def calibrate_(
         return
     write_text(out, found.text)
     report_form.render(found, Console(highlight=False))
-    stderr.print(f"\nThe policy is in {out}.", soft_wrap=True, markup=False)
+    stderr.print(f"\nWrote the policy to {out}.", soft_wrap=True, markup=False)
 
 
 def _also(text: str) -> Variation:
@@ -124,12 +123,12 @@ def _check_out(out: Path | None, force: bool) -> None:
     if out is None:
         return
     if out.is_file() and not force:
-        raise UsageError(f"There is a file at {out} already; give another path, or --force to replace it.")
+        raise UsageError(f"{out} already exists; give another path, or --force to replace it.")
     check_output("--out", out, POLICY)
 
 
 def _make_room(folder: Path | None) -> None:
-    """Makes the directory; runs are not mixed with what is there."""
+    """Creates the directory; runs are never mixed with existing files."""
     if folder is None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -137,4 +136,4 @@ def _make_room(folder: Path | None) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--keep {folder} cannot be made: {error.strerror}.") from error
+        raise UsageError(f"--keep {folder} cannot be created: {error.strerror}.") from error

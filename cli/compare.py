@@ -1,4 +1,4 @@
-"""``tracereplay compare``: judge two traces that are there already."""
+"""``tracereplay compare``: compare two existing traces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def compare(
     context: typer.Context,
     golden: Annotated[str, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)],
     candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+        str,
+        typer.Argument(metavar="CANDIDATE", help="A replay of GOLDEN, or another recording.", show_default=False),
     ],
     policy: PolicyFile = None,
     strict: Strict = False,

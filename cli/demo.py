@@ -1,4 +1,4 @@
-"""``tracereplay demo``: the real thing, on a small model: what vLLM's V1 does otherwise than V0."""
+"""``tracereplay demo``: how vLLM's V1 differs from V0, on a small model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GOLDEN, MODEL = "tiny-llama-v0.trace", "tiny-llama"
 
 def demo(
     context: typer.Context,
-    engine: Annotated[str, typer.Option(help=f"The engine; built from {REQUIREMENT} if there is none.")] = ENGINE,
-    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Where the verdict goes.")] = (
+    engine: Annotated[str, typer.Option(help=f"Engine name; built from {REQUIREMENT} if missing.")] = ENGINE,
+    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="File to write the verdict to.")] = (
         "tracereplay-demo.json"
     ),
     out: CandidateOut = None,
@@ -33,21 +33,21 @@ def demo(
 ) -> None:
     """Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.
 
-    Ends with 1: the two differ. The engine is built on first use: some minutes, 3 GB.
+    Exits with 1, because the two differ. The engine is built on first use: a few minutes, 3 GB.
     """
     if out is None:
-        refuse_given(context, ["force"], "There is no -o TRACE to replace")
+        refuse_given(context, ["force"], "Without -o TRACE there is nothing to replace")
     golden, model = fixture(GOLDEN), fixture(MODEL)
     check_json(json_file)
     verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=force)
     code = deliver(verdict, json_file)
     if json_file != "-":
-        stderr.print(f"\nThe whole verdict is in {json_file}.", soft_wrap=True, markup=False)
+        stderr.print(f"\nWrote the full verdict to {json_file}.", soft_wrap=True, markup=False)
     raise typer.Exit(code)
 
 
 def _engine(name: str) -> Engine:
-    """The engine of that name, built if there is none."""
+    """The engine of that name, built if it does not exist."""
     found = registered(name)
     if found is not None:
         return found
@@ -60,12 +60,10 @@ def fixture(name: str) -> Path:
     """A file that comes with tracereplay: beside the package in a checkout, inside it where installed.
 
     Raises:
-        UsageError: it was left out of this installation.
+        UsageError: this installation lacks it.
     """
     package = Path(tracereplay.__file__).resolve().parent
     for place in (package / "fixtures", package.parent / "fixtures"):
         if (place / name).exists():
             return place / name
-    raise UsageError(
-        f"This installation of tracereplay came without its fixture {name}; install it from a checkout."
-    )
+    raise UsageError(f"This installation of tracereplay lacks the fixture {name}; install it from a checkout.")

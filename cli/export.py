@@ -1,4 +1,4 @@
-"""``tracereplay export``: tensors and calls of a trace for tools that know nothing of traces."""
+"""``tracereplay export``: write a trace's tensors and calls for other tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["export"]
 
 def export(
     trace: TracePath,
-    site: Annotated[str, typer.Argument(metavar="[SITE]", help="An operator's place; globs too.")] = "*",
+    site: Annotated[str, typer.Argument(metavar="[SITE]", help="Site of an operator, or a glob.")] = "*",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -28,7 +28,7 @@ def export(
             "--out",
             parser=local_path,
             metavar="FILE.safetensors",
-            help="Where tensors go.",
+            help="File to write tensors to.",
             show_default=False,
         ),
     ] = None,
@@ -38,18 +38,18 @@ def export(
             "--calls",
             parser=local_path,
             metavar="FILE.jsonl",
-            help="Where calls go, as JSON lines.",
+            help="File to write calls to, as JSON lines.",
             show_default=False,
         ),
     ] = None,
     pass_name: PassName = None,
     step: OneStep = None,
     request: OneRequest = None,
-    rank: Annotated[int, typer.Option(min=0, help="Whose segment, under tensor parallelism.")] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="Tensor-parallel rank to export.")] = 0,
     base: BaseTrace = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that export wrote.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files written by export.")] = False,
 ) -> None:
-    """Write chosen tensors to a safetensors file, and what calls they belong to as JSON lines."""
+    """Write selected tensors to a safetensors file, and the calls they belong to as JSON lines."""
     if out is None and calls is None:
         raise UsageError("Nothing to write: give -o FILE.safetensors for tensors, --calls FILE.jsonl for calls.")
     _check_out(out, calls, force)
@@ -69,5 +69,5 @@ def _check_out(out: Path | None, calls: Path | None, force: bool) -> None:
         if path is None:
             continue
         if path.is_file() and not force:
-            raise UsageError(f"There is a file at {path} already; give another path, or --force to replace it.")
+            raise UsageError(f"{path} already exists; give another path, or --force to replace it.")
         check_output(option, path, kind)

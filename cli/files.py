@@ -1,4 +1,4 @@
-"""Files that verbs write: each is replaced only by its own kind, and appears when it is whole."""
+"""Files that commands write: each replaces only a file of its own kind, and appears only when complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 256 << 20  # bytes of a file that is read to see what it is
 
 
 class Kind(NamedTuple):
-    """A kind of file: what it is called, and how one is known."""
+    """A kind of file: what it is called, and how to recognize one."""
 
     what: str
     known: Callable[[Path], bool]
@@ -41,27 +41,27 @@ def _json(path: Path) -> object:
 
 
 VERDICT = Kind("a verdict", _is_verdict)
-POLICY = Kind("a policy as calibrate writes it, without rules of yours", is_calibrated)
-LOG = Kind("a log of an engine", is_log)
-TENSORS = Kind("tensors that export wrote", is_exported_tensors)
-CALLS = Kind("calls that export wrote", is_exported_calls)
+POLICY = Kind("a policy written by calibrate, without rules of your own", is_calibrated)
+LOG = Kind("an engine log", is_log)
+TENSORS = Kind("a tensor file written by export", is_exported_tensors)
+CALLS = Kind("a call list written by export", is_exported_calls)
 
 
 def check_output(option: str, path: Path, kind: Kind) -> None:
-    """Raises UsageError if ``path`` cannot be written, or holds something that must stay."""
+    """Raises UsageError if ``path`` cannot be written, or holds something that must not be replaced."""
     if path.is_dir():
         raise UsageError(f"{option} {path} cannot be written: it is a directory.")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"{option} {path} cannot be written: there is no directory {folder}.")
+        raise UsageError(f"{option} {path} cannot be written: the directory {folder} does not exist.")
     if not path.exists():
         if not os.access(folder, os.W_OK):
-            raise UsageError(f"{option} {path} cannot be written: the directory {folder} is read-only for you.")
+            raise UsageError(f"{option} {path} cannot be written: you have no write permission in {folder}.")
         return
     if path.is_file() and not _may_go(path, kind):
         raise UsageError(
-            f"{option} {path} is there already and is not {kind.what}; it is not replaced. Give another path, or "
-            "move it away yourself."
+            f"{option} {path} already exists and is not {kind.what}, so it is not replaced. Give another path, or "
+            "move the file away."
         )
 
 
@@ -81,11 +81,11 @@ def check_distinct(outputs: Mapping[str, Path | str | None]) -> None:
             continue
         place = os.path.realpath(path)
         if place in seen:
-            raise UsageError(f"{seen[place]} and {option} name the same file, {path}; give each its own.")
+            raise UsageError(f"{seen[place]} and {option} name the same file, {path}; give each its own file.")
         seen[place] = option
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step."""
+    """Writes a text file atomically."""
     with written(path) as file:
         file.write(text.encode())

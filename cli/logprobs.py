@@ -20,15 +20,18 @@ __all__ = ["logprobs"]
 
 
 def logprobs(
-    golden: Annotated[str, typer.Argument(metavar="GOLDEN", help="Who generated.", show_default=False)],
+    golden: Annotated[
+        str, typer.Argument(metavar="GOLDEN", help="Trace of the engine that generates.", show_default=False)
+    ],
     candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="A replay of it, or another recording.", show_default=False)
+        str,
+        typer.Argument(metavar="CANDIDATE", help="A replay of GOLDEN, or another recording.", show_default=False),
     ],
     json_file: JsonFile = None,
 ) -> None:
     """Show how the logprobs of two traces differ, as importance ratios; no engine is started.
 
-    A measurement, not a verdict: it ends with 0 however far they are apart.
+    A measurement, not a verdict: exits with 0 however much they differ.
     """
     check_json(json_file)
     with open_trace(golden) as mine, open_trace(candidate) as theirs:

@@ -1,8 +1,8 @@
-"""The ``tracereplay`` program: mounts the verbs, and words whatever goes wrong as a sentence.
+"""The ``tracereplay`` program: registers the commands, and reports every error as a sentence.
 
 Exit codes: 0 match, 1 diverged, 2 wrong usage, 3 inconclusive, 4 the engine or this machine failed,
-5 unreadable or unsafe trace, 70 a defect of tracereplay's own, 130 interrupted, 141 standard output was closed
-before all was written, whatever the verdict.
+5 unreadable or unsafe trace, 70 internal error, 130 interrupted, 141 standard output was closed early, whatever
+the verdict.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ __all__ = ["app", "main"]
 INTERNAL, INTERRUPTED, OUTPUT_CLOSED = 70, 130, 141
 EXIT_CODES = (
     "Exit codes: 0 match, 1 diverged, 2 wrong usage, 3 inconclusive, 4 the engine or this machine failed, "
-    "5 a trace cannot be read or is unsafe to read, 70 a defect of tracereplay's own, 130 interrupted, "
-    "141 standard output was closed before all was written."
+    "5 a trace cannot be read or is unsafe to read, 70 internal error, 130 interrupted, "
+    "141 standard output was closed early."
 )
 
 
@@ -70,8 +70,8 @@ class _Verbs(TyperGroup):
 
 app = typer.Typer(
     cls=_Verbs,
-    help="Record every operator of an LLM generation, replay it under another engine, and name the operator "
-    "to blame.",
+    help="Record every operator of an LLM generation, replay it under another engine, and find the operator "
+    "that computes something different.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -106,7 +106,7 @@ def _program(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; may stand behind a verb too.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; also accepted after a command.")
     ] = False,
 ) -> None:
     pass
@@ -156,7 +156,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 
 def _without_debug(words: list[str]) -> tuple[list[str], bool]:
-    """The words without ``--debug``, which may stand anywhere before ``--``."""
+    """The arguments without ``--debug``, which may appear anywhere before ``--``."""
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word != "--debug"]
     return kept + words[end:], len(kept) < end
@@ -168,11 +168,11 @@ def _say(sentence: str) -> None:
 
 
 def _quote(lines: str, whole: bool) -> None:
-    """What the engine said last; colours and control characters of its are left out."""
+    """Prints the engine's last lines without colours and control characters."""
     for line in lines.splitlines():
         stderr.print(Text("    " + clean(Text.from_ansi(line).plain)), style="dim", soft_wrap=True)
     if lines and not whole:
-        _say("The same command with --log FILE keeps all of it.")
+        _say("Run the same command with --log FILE to keep all of its output.")
 
 
 def _sentence(error: Exception) -> str:
@@ -180,10 +180,10 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"This machine refused something: {where}{error.strerror}."
+        return f"The operating system reported an error: {where}{error.strerror}."
     return (
-        f"This is an internal error of tracereplay, please report it: {type(error).__name__}: {error}\n"
-        "The same command with --debug shows where it happened."
+        f"This is an internal error in tracereplay, please report it: {type(error).__name__}: {error}\n"
+        "Run the same command with --debug to see where it happened."
     )
 
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what their texts mean."""
+"""Options shared by several commands, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def local_path(text: str) -> Path:
         UsageError: it is a URL.
     """
     if "://" in text:
-        raise UsageError(f"Nothing can be written to {text}; give a path of this machine.")
+        raise UsageError(f"Cannot write to {text}; give a local path.")
     return Path(text)
 
 
@@ -76,19 +76,19 @@ BaseTrace = Annotated[
     typer.Option(
         "--base",
         metavar="TRACE",
-        help="The trace that it is stored as a difference from, if it is not beside it.",
+        help="Trace that TRACE stores its differences from, if not in the same directory.",
         show_default=False,
     ),
 ]
 PassName = Annotated[
     str | None,
-    typer.Option("--pass", help="Which pass: record, injected or rerun.", show_default="the first of these"),
+    typer.Option("--pass", help="Pass to read: record, injected or rerun.", show_default="the first of these"),
 ]
 OneStep = Annotated[
-    int | None, typer.Option("--step", min=0, help="Only this step, by its number.", show_default=False)
+    int | None, typer.Option("--step", min=0, help="Number of the only step to select.", show_default=False)
 ]
 OneRequest = Annotated[
-    int | None, typer.Option("--request", min=0, help="Only this request's rows.", show_default=False)
+    int | None, typer.Option("--request", min=0, help="Number of the only request to select.", show_default=False)
 ]
 
 GoldenTrace = Annotated[
@@ -97,45 +97,48 @@ GoldenTrace = Annotated[
 ]
 Model = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The checkpoint, if it is no longer where it was.", show_default=False),
+    typer.Option(metavar="DIR", help="Checkpoint directory, if it has moved.", show_default=False),
 ]
 
 Settings = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="An argument of the engine's, such as enforce_eager=false."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Engine argument, such as enforce_eager=false."),
 ]
 PolicyFile = Annotated[
     Path | None,
     typer.Option(
-        "--policy", metavar="FILE", help="Tolerances, as TOML; calibrate writes them.", show_default=False
+        "--policy", metavar="FILE", help="Tolerances as TOML, such as calibrate writes.", show_default=False
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Tolerate nothing: every bit must be the same.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Tolerate no difference: every bit must match.")]
 UseOracle = Annotated[
     bool,
-    typer.Option(
-        "--oracle", help="Hold both sides against float64 references, and say which is nearer the truth."
-    ),
+    typer.Option("--oracle", help="Compare both sides with float64 references, and say which is more accurate."),
 ]
 CandidateOut = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--out", parser=local_path, metavar="TRACE", help="Keep the candidate's trace.", show_default=False
+        "-o",
+        "--out",
+        parser=local_path,
+        metavar="TRACE",
+        help="Path to keep the candidate's trace at.",
+        show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace a trace that is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing trace.")]
 Log = Annotated[
     Path | None,
     typer.Option(
         "--log",
         metavar="FILE",
-        help="Keep everything that the engine prints; a log that is there is continued.",
+        help="File to keep the engine's output in; an existing log is appended to.",
         show_default=False,
     ),
 ]
 JsonFile = Annotated[
     str | None,
-    typer.Option("--json", metavar="FILE", help="Write the verdict as JSON; - is stdout.", show_default=False),
+    typer.Option("--json", metavar="FILE", help="File to write as JSON; - is stdout.", show_default=False),
 ]
 
 
@@ -162,7 +165,7 @@ def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None
 
 
 def read_from(*paths: str | Path | None) -> list[Path]:
-    """The files of this machine that reading some traces needs; one that cannot be opened is not asked further."""
+    """The local files that reading some traces needs; for a trace that cannot be opened, only its own path."""
     found = [Path(path) for path in paths if path is not None]
     for path in tuple(found):
         with suppress(TraceError), open_trace(path) as trace:
@@ -171,7 +174,7 @@ def read_from(*paths: str | Path | None) -> list[Path]:
 
 
 def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
-    """``KEY=VALUE`` as a dictionary; a value that is JSON (``2``, ``true``, ``null``) as such, else as text.
+    """``KEY=VALUE`` as a dictionary; a value that is JSON (``2``, ``true``, ``null``) is parsed, else it is text.
 
     Raises:
         UsageError: a text is not of that form.
@@ -199,13 +202,13 @@ def policy_of(file: Path | None, strict: bool) -> Policy:
 
 
 def check_json(file: str | None) -> None:
-    """Raises UsageError if ``--json`` cannot be written, before anything slow begins."""
+    """Raises UsageError if ``--json`` cannot be written, before anything slow starts."""
     if file not in (None, "-"):
         check_output("--json", Path(str(file)), VERDICT)
 
 
 def check_log(file: Path | None, json_file: str | None = None) -> None:
-    """Raises UsageError if ``--log`` cannot be written, before anything slow begins, or is ``--json``'s file."""
+    """Raises UsageError if ``--log`` cannot be written or is ``--json``'s file, before anything slow starts."""
     if file is None:
         return
     check_distinct({"--json": json_file, "--log": file})
@@ -215,7 +218,7 @@ def check_log(file: Path | None, json_file: str | None = None) -> None:
 
 
 def check_golden(golden: Path, given: Mapping[str, Any], model: Path | None) -> None:
-    """Raises what is wrong with a golden trace's requests, before anything slow begins (`gate.check_request`)."""
+    """Raises if a golden trace's request is refused, before anything slow starts (`gate.check_request`)."""
     with open_trace(golden) as trace:
         if RECORD in trace.passes:  # what is no recording, the verb itself refuses
             check_request(trace, given, model)

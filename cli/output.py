@@ -1,4 +1,4 @@
-"""What the verbs share in telling: progress on stderr, a verdict on stdout or in a file."""
+"""Output shared by the commands: progress on stderr, a verdict on stdout or in a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ stderr = Console(stderr=True, highlight=False)
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """Gives a function that tells what is being done; each line has the seconds since the start."""
+    """Yields a function that reports progress; each line shows the seconds since the start."""
     begun = time.monotonic()
     with stderr.status(title) as status:
 
@@ -53,7 +53,7 @@ def deliver(verdict: Verdict, json_file: str | None) -> int:
 
 @contextmanager
 def weights_first(golden: Path, engine: str, json_file: str | None, mode: Mode = "injected") -> Iterator[None]:
-    """Delivers a verdict of its own, and ends, if what follows finds that the weights are others than golden's."""
+    """Delivers a verdict of its own and exits if the body finds that the weights differ from golden's."""
     try:
         yield
     except OtherWeights as found:
@@ -64,25 +64,25 @@ def weights_first(golden: Path, engine: str, json_file: str | None, mode: Mode =
 
 @contextmanager
 def new_trace(out: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[Place]:
-    """The place of a trace that is made in the context, and says where it is if that fails.
+    """The place of a trace that is made in the context; reports where it is if that fails.
 
     Args:
         out: where it goes.
-        force: replace a trace that is there, as soon as the new one is complete.
+        force: replace an existing trace, as soon as the new one is complete.
         inputs: what the command reads.
     """
     place = Place(out, force=force, inputs=inputs)
     if place.replaces:
-        _tell(f"{out} stays as it is until the new trace is complete, which is made as {place.path}.")
+        _tell(f"{out} stays unchanged until the new trace, {place.path}, is complete.")
     try:
         yield place
         if place.replaces and not _complete(place.path):
-            _tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is as it was.")
+            _tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is unchanged.")
         else:
             place.put()
     except BaseException:
         if not place.clear() and place.replaces:
-            _tell(f"What was finished is in {place.path}; {out} is as it was.")
+            _tell(f"What was finished is in {place.path}; {out} is unchanged.")
         raise
 
 

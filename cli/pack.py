@@ -1,4 +1,4 @@
-"""``tracereplay pack``: one file out of a trace, to attach it to a report or to put it at a URL."""
+"""``tracereplay pack``: pack a trace into one file, to attach to a report or serve from a URL."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def pack(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", parser=local_path, metavar="FILE", help="The file to make.", show_default="TRACE.pack"
+            "-o", "--out", parser=local_path, metavar="FILE", help="File to write.", show_default="TRACE.pack"
         ),
     ] = None,
     level: Annotated[
         int | None,
-        typer.Option(min=1, max=22, help="Compress with this effort of zstandard's.", show_default="as it is"),
+        typer.Option(min=1, max=22, help="zstandard compression level.", show_default="unchanged"),
     ] = None,
     base: BaseTrace = None,
     force: Force = False,
 ) -> None:
-    """Make one file of a trace. It opens like the directory, also at a URL.
+    """Pack a trace into one file, which opens like the directory, also from a URL.
 
-    With --base, tensors are stored as their difference from that trace's, which is then needed to read it.
+    With --base, tensors are stored as differences from that trace, which is then needed to read the file.
     """
     source = opened(trace)
     if out is None:
         if isinstance(source.path, str):
-            raise UsageError("Say where the file shall go: -o FILE.")
+            raise UsageError("Give the file to write: -o FILE.")
         out = source.path.with_name(f"{source.path.name}.pack")
     pack_trace(source, out, level=level, base=opened(base) if base is not None else None, force=force)
     words = f"Packed {size_words(source.size)} into {size_words(out.stat().st_size)}: {out}"

@@ -1,4 +1,4 @@
-"""``tracereplay record``: generate under an engine and keep what every operator took and gave."""
+"""``tracereplay record``: generate under an engine and record every operator's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -45,14 +45,12 @@ class WhenBehind(str, Enum):
 
 def record(
     context: typer.Context,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", parser=local_path, metavar="TRACE", help="The trace to make.")
-    ],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=local_path, metavar="TRACE", help="Trace to write.")],
     command: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[-- COMMAND...]",
-            help="Record a command of yours instead, such as vllm serve DIR.",
+            help="Command to record instead, such as vllm serve DIR.",
             show_default=False,
         ),
     ] = None,
@@ -62,43 +60,49 @@ def record(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Prompts, one JSON object a line.", show_default=False),
+        typer.Option(metavar="FILE.jsonl", help="Prompts, one JSON object per line.", show_default=False),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default=False)] = None,
-    logprobs: Annotated[int, typer.Option(min=0, help="Alternatives a token whose logprobs are given.")] = 0,
-    n: Annotated[int, typer.Option(min=1, help="Samples for each prompt.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to generate per prompt.")] = 16,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed.", show_default=False)] = None,
+    logprobs: Annotated[int, typer.Option(min=0, help="Number of alternative tokens to report logprobs for.")] = 0,
+    n: Annotated[int, typer.Option(min=1, help="Number of samples per prompt.")] = 1,
     settings: Settings = [],  # noqa: B006
     level: Annotated[
-        Level, typer.Option(help="operator: what each module takes and gives; kernel: also what it dispatches.")
+        Level,
+        typer.Option(
+            help="operator: record each operator's inputs and outputs; kernel: also the kernels it runs."
+        ),
     ] = Level.operator,
     check_writes: Annotated[
         bool,
-        typer.Option(help="At kernel level, notice writes that a custom kernel's schema does not declare."),
+        typer.Option(help="At kernel level, detect writes that a custom kernel's schema does not declare."),
     ] = True,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="End the recording after so many steps.", show_default=False)
+        int | None, typer.Option(min=1, help="Stop recording after this many steps.", show_default=False)
     ] = None,
     max_bytes: Annotated[
         int | None,
-        typer.Option(min=MIN_BYTES, help="End the recording before its files hold more.", show_default=False),
+        typer.Option(min=MIN_BYTES, help="Stop recording before the files exceed this size.", show_default=False),
     ] = None,
     when_behind: Annotated[
-        WhenBehind, typer.Option(help="What happens where the writer cannot keep up with the engine.")
+        WhenBehind, typer.Option(help="What to do when the writer cannot keep up with the engine.")
     ] = WhenBehind.block,
     with_weights: Annotated[
-        bool, typer.Option("--with-weights", help="Copy the weights into the trace; usually it has their digests.")
+        bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
     check_observer: Annotated[
-        bool, typer.Option("--check-observer", help="Generate without recording too, and state what it changed.")
+        bool,
+        typer.Option(
+            "--check-observer", help="Also generate without recording, and report what recording changed."
+        ),
     ] = False,
     log: Log = None,
     force: Force = False,
 ) -> None:
-    """Generate under an engine, and record what every operator took and gave.
+    """Generate under an engine, and record every operator's inputs and outputs.
 
-    The sampling options hold for prompts that do not give their own.
+    The sampling options apply to prompts that do not set their own.
     """
     options = {
         "max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value, "level": level.value,

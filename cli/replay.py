@@ -1,4 +1,4 @@
-"""``tracereplay replay``: run a golden trace again under another engine, and judge it."""
+"""``tracereplay replay``: replay a golden trace under another engine, and compare the two."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def replay(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="injected: which operator differs on the same inputs; rerun: only where the generations part; "
-            "isolated: recorded kernels alone, one by one, without model or engine."
+            help="injected: find the operator that differs on golden inputs; rerun: only find where generations "
+            "diverge; isolated: run recorded operators and kernels one by one, without a model or engine."
         ),
     ] = Mode.injected,
     settings: Settings = [],  # noqa: B006
     model: Model = None,
     site: Annotated[
         str | None,
-        typer.Option(metavar="GLOB", help="isolated: only calls at these sites.", show_default=False),
+        typer.Option(metavar="GLOB", help="Sites to replay, with --mode isolated.", show_default=False),
     ] = None,
     kernel: Annotated[
         str | None,
-        typer.Option(metavar="GLOB", help="isolated: only these kernels, such as aten.mm.", show_default=False),
+        typer.Option(metavar="GLOB", help="Kernels to replay, with --mode isolated.", show_default=False),
     ] = None,
     out: CandidateOut = None,
     policy: PolicyFile = None,
@@ -76,17 +76,17 @@ def replay(
         bool,
         typer.Option(
             "--other-weights",
-            help="Go on with a checkpoint that is another than golden's; nothing is blamed then.",
+            help="Continue if the checkpoint differs from golden's; no operator is blamed then.",
         ),
     ] = False,
     json_file: JsonFile = None,
     log: Log = None,
     force: Force = False,
 ) -> None:
-    """Run a golden trace again under another engine, and name the first operator that differs."""
+    """Replay a golden trace under another engine, and name the first operator that differs."""
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     if out is None:
-        refuse_given(context, ["force"], "There is no -o TRACE to replace")
+        refuse_given(context, ["force"], "Without -o TRACE there is nothing to replace")
     check_json(json_file)
     check_log(log, json_file)
     if mode is Mode.isolated:
@@ -94,7 +94,7 @@ def replay(
         work = _alone(candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle)
     else:
         if site or kernel:
-            raise UsageError("--site and --kernel choose what is replayed alone; give --mode isolated with them.")
+            raise UsageError("--site and --kernel select calls to replay in isolation; add --mode isolated.")
         check_golden(golden, given, model)
         options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
         work = _whole(candidate, golden, other_weights=other_weights, **options)

@@ -1,4 +1,4 @@
-"""``tracereplay report``: show a verdict that was written as JSON."""
+"""``tracereplay report``: show a verdict saved as JSON."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["report"]
 
 def report(
     verdict: Annotated[
-        Path, typer.Argument(metavar="VERDICT.json", help="What --json wrote.", show_default=False)
+        Path, typer.Argument(metavar="VERDICT.json", help="File written by --json.", show_default=False)
     ],
     everything: Annotated[
-        bool, typer.Option("--all", help="Every site, edge and note, not the first few.")
+        bool, typer.Option("--all", help="Show every site, edge and note, not only the first few.")
     ] = False,
 ) -> None:
-    """Show a verdict that was written with --json; ends with 0 whatever the verdict is."""
+    """Show a verdict written by --json; exits with 0 whatever the verdict."""
     terminal.render(read_verdict(verdict), Console(highlight=False), everything=everything)
 
 
@@ -32,12 +32,12 @@ def read_verdict(path: Path) -> Verdict:
     """The verdict in a JSON file.
 
     Raises:
-        UsageError: the file cannot be read or holds something else.
+        UsageError: the file cannot be read or is not a verdict.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"The verdict {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}; give a file that --json wrote.") from error
+        raise UsageError(f"{path} is not JSON: {error}; give a file written by --json.") from error
     return Verdict.from_dict(data)

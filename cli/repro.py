@@ -1,4 +1,4 @@
-"""``tracereplay repro``: one recorded call as a folder that runs without tracereplay."""
+"""``tracereplay repro``: turn one recorded call into a folder that runs without tracereplay."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = ["repro"]
 
 def repro(
     trace: TracePath,
-    site: Annotated[str, typer.Option(metavar="SITE", help="The operator's place.", show_default=False)],
-    step: Annotated[int, typer.Option(min=0, metavar="N", help="In which step.", show_default=False)],
+    site: Annotated[str, typer.Option(metavar="SITE", help="Site of the operator.", show_default=False)],
+    step: Annotated[int, typer.Option(min=0, metavar="N", help="Step of the call.", show_default=False)],
     out: Annotated[
         Path,
         typer.Option(
-            "-o", "--out", parser=local_path, metavar="DIR", help="The folder to make.", show_default=False
+            "-o", "--out", parser=local_path, metavar="DIR", help="Directory to create.", show_default=False
         ),
     ],
     kernel: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A kernel inside it, such as aten.mm, and not the operator.", show_default=False
+            metavar="NAME", help="A kernel inside the operator, such as aten.mm, instead.", show_default=False
         ),
     ] = None,
-    occurrence: Annotated[int, typer.Option(min=0, help="Which of several such calls in the step.")] = 0,
+    occurrence: Annotated[int, typer.Option(min=0, help="Index of the call, if the step has several.")] = 0,
     model: Model = None,
     base: BaseTrace = None,
 ) -> None:

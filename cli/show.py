@@ -1,4 +1,4 @@
-"""``tracereplay show``: what a trace holds, or what one operator took and gave."""
+"""``tracereplay show``: show what a trace contains, or one operator's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def show(
     site: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SITE]", help="An operator's place, such as model.norm; globs too.", show_default=False
+            metavar="[SITE]", help="Site of an operator, such as model.norm, or a glob.", show_default=False
         ),
     ] = None,
     pass_name: PassName = None,
     step: OneStep = None,
     request: OneRequest = None,
-    steps: Annotated[int, typer.Option(min=1, help="How many steps of a site to show.")] = 4,
-    everything: Annotated[bool, typer.Option("--all", help="Every step and site, not the first few.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of a site to show.")] = 4,
+    everything: Annotated[bool, typer.Option("--all", help="Show every step and site.")] = False,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="What PyTorch dispatched inside the operator, if that was recorded.")
+        bool, typer.Option("--kernels", help="Show the kernels recorded inside the operator.")
     ] = False,
     base: BaseTrace = None,
 ) -> None:
-    """Show what a trace holds; with SITE, the tensors of that operator's calls."""
+    """Show what a trace contains; with SITE, the tensors of that operator's calls."""
     source = opened(trace, base)
     console = Console(highlight=False)
     if site is None:
@@ -65,7 +65,7 @@ def show(
     limit = None if everything else steps
     name = pass_of(source, pass_name)
     if kernels:
-        refuse_given(context, ["request"], "Kernels have no rows of single requests")
+        refuse_given(context, ["request"], "Kernels cannot be selected by request")
         show_kernels(source, name, site, console, step=step, first_steps=limit)
         return
     _show_sites(name, choose(source, name, site, step=step, request=request, first_steps=limit), console)
@@ -92,7 +92,7 @@ def _show_run(trace: Trace, passes: Sequence[str], console: Console, everything:
 
 
 def _operators(trace: Trace, name: str, everything: bool) -> tuple[tuple[str, ...], ...]:
-    """Of each class of operators (or of each site): how many sites there are, how many calls, the first site."""
+    """For each operator class (or each site): the number of sites and of calls, and the first site."""
     rank = trace.ranks(name)[0]
     calls = Counter(call.site for step in trace.steps(name, rank) for call in step.calls)
     sites: dict[str, list[str]] = {}
@@ -157,7 +157,7 @@ def _cell(words: str) -> Text:
 
 
 def _show_sites(pass_name: str, chosen: Iterator[Chosen], console: Console) -> None:
-    """A table a site; sites in order of their first call."""
+    """One table per site, in order of their first calls."""
     found: dict[str, list[Chosen]] = {}
     for one in chosen:
         found.setdefault(one.site.name, []).append(one)
@@ -170,7 +170,7 @@ def _show_sites(pass_name: str, chosen: Iterator[Chosen], console: Console) -> N
 
 
 def _note_sharing(console: Console, tensors: Sequence[Chosen]) -> None:
-    """Says which of a call's inputs lay in the same memory: views of one tensor."""
+    """Says which of a call's inputs shared memory: views of one tensor."""
     shared: dict[int, list[str]] = {}
     for one in tensors:
         if one.value.storage >= 0 and one.name.startswith("in"):
@@ -181,7 +181,7 @@ def _note_sharing(console: Console, tensors: Sequence[Chosen]) -> None:
 
 
 def _named(one: Chosen) -> str:
-    """The tensor's name, with the parameter's that it was passed as."""
+    """The tensor's name, and the name of the parameter it was passed as."""
     index = int("".join(filter(str.isdigit, one.name)))
     if one.name.startswith("in"):
         return f"{one.name} {one.site.inputs[index] if index < len(one.site.inputs) else ''}".rstrip()

@@ -1,4 +1,4 @@
-"""``tracereplay show TRACE SITE --kernels``: what was dispatched inside an operator's calls."""
+"""``tracereplay show TRACE SITE --kernels``: the kernels that ran inside an operator's calls."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LIST = 6  # parts of a list that are shown
 def show_kernels(
     trace: Trace, pass_name: str, site: str, console: Console, *, step: int | None, first_steps: int | None
 ) -> None:
-    """Prints a table for each step and site: the kernels in order, what they took, gave and wrote.
+    """Prints a table for each step and site: the kernels in order, with their inputs, outputs and writes.
 
-    ``@3`` after a tensor is the number of the memory in which it lay: the same number is the same memory.
+    ``@3`` after a tensor identifies the memory it was in: equal numbers mean the same memory.
 
     Raises:
         UsageError: there is no such site or step, or no kernel was recorded.
@@ -41,13 +41,15 @@ def show_kernels(
                 console.print()
                 shown = True
     if shown:
-        console.print(Text("@ and a number: the memory in which a tensor lay", style="dim"))
+        console.print(
+            Text("@N identifies the memory a tensor was in: equal numbers mean the same memory", style="dim")
+        )
     else:
-        raise UsageError(f"{trace.path} holds no kernels of {site!r} there; record it with --level kernel.")
+        raise UsageError(f"{trace.path} has no kernels of {site!r} there; record it with --level kernel.")
 
 
 def _table(title: str, kernels: list[tuple[int, Kernel]]) -> Table:
-    table = Table("kernel", "takes", "gives", box=None, pad_edge=False, header_style="dim")
+    table = Table("kernel", "inputs", "outputs", box=None, pad_edge=False, header_style="dim")
     table.title, table.title_justify = Text(clean(title)), "left"
     depths: dict[int, int] = {}
     for place, kernel in kernels:

@@ -1,4 +1,4 @@
-"""A trace in one line of words."""
+"""Traces summarized for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["observer_words", "size_words", "summary"]
 
 
 def summary(trace: Trace) -> str:
-    """A trace in one line of words."""
+    """A trace in one line."""
     steps = [step for name in trace.passes for step in trace.steps(name, trace.ranks(name)[0])]
     sites = {site for name in trace.passes for site in trace.sites(name, trace.ranks(name)[0])}
     tokens = sum(len(step.sampled) for step in steps)
@@ -21,14 +21,14 @@ def summary(trace: Trace) -> str:
 
 
 def observer_words(observer: Mapping[str, Any]) -> str:
-    """What recording changed, measured against an engine without taps."""
+    """What recording changed, compared with an engine without taps."""
     differ, drift = observer.get("tokens_differ"), observer.get("logprob_abs_diff")
     words = f"the tokens of {differ} of {observer.get('sequences')} sequences"
-    return words if drift is None else f"{words}, and logprobs by {number(drift['max'])} at most"
+    return words if drift is None else f"{words}, and logprobs by at most {number(drift['max'])}"
 
 
 def size_words(size: float) -> str:
-    """Bytes in a unit that fits."""
+    """A size in a suitable unit."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

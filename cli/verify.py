@@ -1,4 +1,4 @@
-"""``tracereplay verify``: is every byte of a trace what was written?"""
+"""``tracereplay verify``: check that a trace is intact and complete."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["verify"]
 
 RECOVERABLE = 3
 _WORDS = {
-    "complete": "complete: closed, and every frame is what was written",
-    "recoverable": "recoverable: interrupted or not closed; every committed step is there",
-    "damaged": "damaged: some frame is not what was written",
+    "complete": "complete: closed, and every frame is intact",
+    "recoverable": "recoverable: interrupted or not closed; every committed step is intact",
+    "damaged": "damaged: at least one frame is not intact",
 }
 
 
@@ -32,13 +32,13 @@ def verify(
     trace: TracePath,
     base: BaseTrace = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Give an interrupted recording its index; no step is made up.")
+        bool, typer.Option("--repair", help="Rebuild the index of an interrupted recording from its steps.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Read every byte of a trace and say whether it is complete, recoverable or damaged.
+    """Read every byte of a trace and report whether it is complete, recoverable or damaged.
 
-    Ends with 0 if it is complete, 3 if it is recoverable, 5 if it is damaged.
+    Exits with 0 if it is complete, 3 if it is recoverable, 5 if it is damaged.
     """
     source = opened(trace, base)
     if repair:

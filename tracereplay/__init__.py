@@ -1,4 +1,4 @@
-"""tracereplay: record what every operator of an LLM generation took and gave, replay it, name the one to blame.
+"""tracereplay: record every operator of an LLM generation, replay it, and find the operator that differs.
 
 for step in tracereplay.open_trace("golden.trace"):
     for call in step.calls:

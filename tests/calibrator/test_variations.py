@@ -21,17 +21,17 @@ def golden(threads: int = 1, lengths: Sequence[int] = (31, 10, 24), **settings: 
     return Run(engine={"settings": settings, "threads": threads}, prompts=prompts)
 
 
-def test_requests_run_alone_or_together() -> None:
+def test_the_batch_variation_runs_requests_alone_or_together() -> None:
     assert named_variation("batch", golden(max_num_seqs=8)).settings == {"max_num_seqs": 1}
     assert named_variation("batch", golden(max_num_seqs=1)).settings == {"max_num_seqs": 3}
 
 
-def test_threads_are_others_than_goldens() -> None:
+def test_the_threads_variation_uses_a_different_number_of_threads() -> None:
     assert named_variation("threads", golden(1)).env == {"OMP_NUM_THREADS": "2"}
     assert named_variation("threads", golden(16)).env == {"OMP_NUM_THREADS": "1"}
 
 
-def test_prompts_are_cut_or_whole() -> None:
+def test_the_chunks_variation_cuts_prompts_or_leaves_them_whole() -> None:
     cut = {"enable_chunked_prefill": True, "max_num_batched_tokens": 15, "max_num_seqs": 8}
     assert named_variation("chunks", golden(max_num_batched_tokens=4096, max_num_seqs=8)).settings == cut
     assert named_variation("chunks", golden(max_num_seqs=256)).settings["max_num_seqs"] == 15
@@ -41,7 +41,7 @@ def test_prompts_are_cut_or_whole() -> None:
     assert unset.settings["max_num_batched_tokens"] == 15
 
 
-def test_a_variation_keeps_all_else_of_the_engine() -> None:
+def test_a_variation_keeps_the_rest_of_the_engine_unchanged() -> None:
     started = named_variation("threads", golden()).applied(ENGINE)
     assert started == Configured("v1", Path("python"), {"OMP_NUM_THREADS": "2", "X": "y"}, {"dtype": "float32"})
     other = Configured("v0", Path("other"), {}, {})
@@ -50,7 +50,7 @@ def test_a_variation_keeps_all_else_of_the_engine() -> None:
     assert varied.words(ENGINE) == "also: v0 max_num_seqs=1 A=b"
 
 
-def test_what_would_vary_nothing_is_refused_with_the_reason() -> None:
+def test_refuses_a_variation_without_effect_with_the_reason() -> None:
     single = golden(lengths=[2])
     with pytest.raises(UsageError, match="Golden has 1 prompt; batches"):
         named_variation("batch", single).applied(ENGINE)
@@ -65,7 +65,7 @@ def test_a_variable_of_the_shell_cannot_be_varied(monkeypatch: pytest.MonkeyPatc
         named_variation("threads", golden()).applied(ENGINE)
 
 
-def test_an_unknown_variation_is_refused_with_those_that_there_are() -> None:
+def test_refuses_an_unknown_variation_and_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="no variation 'weather'; there are repeat, batch"):
         named_variation("weather", golden())
     assert all(named_variation(name, golden()).name == name for name in NAMES)

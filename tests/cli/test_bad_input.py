@@ -112,7 +112,7 @@ def test_an_engine_that_dies_while_loading_shows_its_last_lines(record: Callable
     check(ended, 4, "The engine 'toy' ended with exit code 3 while starting; its last lines were:")
     assert ended.err.splitlines()[-2:] == [
         "    RuntimeError: the toy engine cannot load its model",
-        "The same command with --log FILE keeps all of it.",
+        "Run the same command with --log FILE to keep all of its output.",
     ]
 
 
@@ -143,7 +143,7 @@ def test_a_trace_that_is_there_is_kept_without_force(
 ) -> None:
     before = (golden / "manifest.json").read_bytes()
     shutil.copytree(golden, tmp_path / "out.trace")
-    check(record("--set", "dies=loading"), 2, "exists already", "--force")
+    check(record("--set", "dies=loading"), 2, "already exists", "--force")
     assert (tmp_path / "out.trace" / "manifest.json").read_bytes() == before
     assert record("--force").code == 0
 
@@ -151,7 +151,7 @@ def test_a_trace_that_is_there_is_kept_without_force(
 def test_force_does_not_delete_what_is_no_trace(record: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "out.trace").mkdir()
     write(tmp_path / "out.trace" / "thesis.txt", "years of work")
-    check(record("--force"), 2, "holds no trace")
+    check(record("--force"), 2, "that is not a trace")
     assert (tmp_path / "out.trace" / "thesis.txt").exists()
 
 
@@ -288,7 +288,7 @@ def test_a_verdict_that_cannot_be_written_is_said_before_the_engine_starts(
     tracereplay: Program, golden: Path, tmp_path: Path
 ) -> None:
     ended = tracereplay("replay", golden, "--engine", "toy", "--json", tmp_path / "no" / "v.json")
-    check(ended, 2, "--json", "there is no directory")
+    check(ended, 2, "--json", "the directory", "does not exist")
     assert "Starting" not in ended.err
 
 
@@ -317,7 +317,7 @@ def test_a_defect_of_ours_asks_to_be_reported(tracereplay: Program, monkeypatch:
 
     monkeypatch.setattr("tracereplay.cli.compare.compare_traces", broken)
     ended = tracereplay("compare", "a", "b")
-    check(ended, 70, "internal error of tracereplay, please report it: ZeroDivisionError: division by zero")
+    check(ended, 70, "internal error in tracereplay, please report it: ZeroDivisionError: division by zero")
     shown = tracereplay("compare", "a", "b", "--debug")
     assert "Traceback" in shown.err
     assert shown.code == 70

@@ -77,7 +77,7 @@ def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(
     assert (roles["minimal"]["tokens_differ"], roles["minimal"]["restores"]) == (0, True)
     assert roles["complement"]["tokens_differ"] > 0  # all but that set does not give golden's tokens back
     assert verdict["bisection"]["complement_restores"] is False
-    assert "closure holds: 32 rows of logits come back bit for bit" in verdict["out"]
+    assert "closure holds: 32 rows of logits are reproduced bit for bit" in verdict["out"]
 
 
 def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
@@ -113,7 +113,7 @@ def test_an_engine_that_does_not_repeat_itself_breaks_the_closure_and_is_named(b
         == "output 0 of model.layers.0.self_attn.qkv_proj is not what it was on golden inputs"
     )
     assert "model.layers.0.self_attn.qkv_proj" in verdict["closure"]["unstable"]
-    assert "sites do not repeat on the same inputs" in " ".join(verdict["reasons"])
+    assert "sites are not reproducible on the same inputs" in " ".join(verdict["reasons"])
 
 
 def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect) -> None:
@@ -121,7 +121,7 @@ def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect
     assert verdict["closure"]["held"]
     assert verdict["bisection"]["minimal"] is None
     assert verdict["bisection"]["skipped"][0]["name"] == "sampler"
-    assert "no logprob differs, only what the sampler chose" in " ".join(verdict["reasons"])
+    assert "no logprob differs, only the sampled tokens" in " ".join(verdict["reasons"])
     assert "nan" not in verdict["out"]
 
 
@@ -129,7 +129,7 @@ def test_the_number_of_passes_is_bounded(bisect: Bisect) -> None:
     verdict = bisect("--set", "rounding=twice", "--set", TWO, "--max-passes", 3)
     assert verdict["bisection"]["passes"] == 3
     assert not verdict["bisection"]["proven"]
-    assert "All 3 passes are spent" in verdict["err"]
+    assert "All 3 passes are used up" in verdict["err"]
 
 
 def test_an_interrupted_bisection_goes_on_from_what_it_measured(bisect: Bisect, tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_a_folder_of_another_bisection_is_refused(
     bisect("--set", TWO, "--work", work)
     words = ("bisect", "operators", long_golden, "--engine", "toy", "--work")
     ended = tracereplay(*words, work, "--set", "rounding=twice")
-    assert (ended.code, "holds a bisection of another golden trace" in ended.err) == (2, True)
+    assert (ended.code, "contains a bisection of another golden trace" in ended.err) == (2, True)
     write(tmp_path / "thesis.txt", "years of work")
     ended = tracereplay(*words, tmp_path)
-    assert (ended.code, "holds something else" in ended.err) == (2, True)
+    assert (ended.code, "contains something other than a bisection" in ended.err) == (2, True)
 
 
 def test_an_engine_that_changed_since_does_not_go_on_from_what_was_measured(
@@ -200,7 +200,7 @@ def test_other_weights_are_found_before_the_engine_starts(
 def test_a_verdict_with_a_bisection_is_shown_again(tracereplay: Program, bisect: Bisect, tmp_path: Path) -> None:
     bisect("--set", TWO)
     shown = tracereplay("report", tmp_path / "verdict.json").out
-    assert "parity comes back by cancelling" in shown
+    assert "parity is restored by cancelling" in shown
     assert FIRST in shown
 
 
@@ -247,7 +247,7 @@ def test_where_settings_are_the_same_none_can_be_to_blame(bisect: Bisect, home: 
     write(home / "engines" / "toy.json", json.dumps({**engine, "settings": {"flaw": "model.norm:coarse"}}))
     verdict = bisect("--from", "toy", by="settings")
     assert verdict["bisection"]["minimal"] is None
-    assert "The two differ in no setting that could be changed." in verdict["reasons"]
+    assert "The two do not differ in any setting that could be changed." in verdict["reasons"]
 
 
 def test_what_was_tried_is_said_where_the_starts_are_spent(
@@ -288,8 +288,8 @@ def test_the_settings_of_another_engine_can_be_taken(bisect: Bisect, home: Path)
     [
         (("--good", "0.32.0", "--bad", "0.27.1"), "--good 0.32.0 is not older than --bad 0.27.1"),
         (("--good", "0.27.1", "--bad", "latest"), "'latest' is not a version"),
-        (("--good", "0.27.1", "--bad", "0.32.0", "--package", "vllm==1"), "shall be a name alone"),
-        (("--good", "0.27.1", "--bad", "0.32.0", "--versions", "0.9.0"), "0.9.0, which does not lie between"),
+        (("--good", "0.27.1", "--bad", "0.32.0", "--package", "vllm==1"), "must be only a name"),
+        (("--good", "0.27.1", "--bad", "0.32.0", "--versions", "0.9.0"), "0.9.0, which is not between"),
     ],
 )
 def test_a_range_that_cannot_be_walked(
@@ -307,4 +307,4 @@ def test_without_a_network_it_says_what_to_do(
     monkeypatch.setattr("tracereplay.environments.releases.uv_binary", lambda: str(uv))
     ended = tracereplay("bisect", "versions", long_golden, "--good", "0.27.1", "--bad", "0.32.0")
     assert ended.code == 4
-    assert "Without a network, name those to try with --versions" in ended.err
+    assert "Without a network, list the versions to try with --versions" in ended.err

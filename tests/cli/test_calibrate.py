@@ -26,7 +26,7 @@ def test_runs_that_agree_bit_for_bit_keep_the_defaults(tracereplay: Program, gol
         "chunks: toy enable",
     ):
         assert part in text
-    assert "the same bit for bit in all runs" in ended.out
+    assert "identical bit for bit in all runs" in ended.out
     assert "is tolerated, the default" in ended.out
 
 
@@ -72,7 +72,7 @@ def test_what_the_engine_refuses_is_skipped_with_the_reason(
     assert ended.code == 0, ended.err
     assert "also: toy max_sequences=1: This engine knows no setting 'max_sequences'" in ended.out
     assert "RuntimeError: " in ended.out
-    assert "output 0 of model.norm is not finite on one side; no tolerance lets that pass" in ended.out
+    assert "output 0 of model.norm is not finite on one side; no tolerance allows that" in ended.out
     assert "logprob is not finite on one side" in ended.out
     assert "Skipped: " in ended.err
     policy = load_policy(write(tmp_path / "policy.toml", ended.out))  # a policy, whatever the engine printed
@@ -93,13 +93,13 @@ def test_another_engine_and_variables_can_be_varied(tracereplay: Program, golden
     ("words", "message"),
     [
         (("--vary", "weather"), "no variation 'weather'"),
-        (("--vary", ""), "Nothing is varied"),
+        (("--vary", ""), "There is nothing to vary"),
         (("--also", "fast"), "'fast' is not of the form KEY=VALUE"),
         (("--also", " "), "changes nothing"),
         (("--also", "engine=gremlin"), "no engine named 'gremlin'"),
         (("--vary", "", "--also", "dies=loading"), "No run could be made. also: toy dies=loading: "),
         (("-o", "policy.toml/x"), "cannot be written"),
-        (("--keep", "no/such/place"), "cannot be made"),
+        (("--keep", "no/such/place"), "cannot be created"),
     ],
 )
 def test_a_mistake_is_a_sentence(tracereplay: Program, golden: Path, words: tuple[str, ...], message: str) -> None:

@@ -74,14 +74,16 @@ def test_the_golden_trace_that_is_being_replayed_is_kept(
         for mode in ("injected", "isolated"):
             words = ("replay", given, "--engine", "toy", "--mode", mode, "-o", out, "--force")
             ended = tracereplay(*words)
-            assert (ended.code, "is read by this command; it is not replaced" in ended.err) == (2, True), ended.err
+            assert (ended.code, "is read by this command, so it is not replaced" in ended.err) == (2, True), (
+                ended.err
+            )
     assert tree(golden) == before
 
 
 def test_a_plain_file_is_kept_by_pack(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
     out = write(tmp_path / "thesis.txt", "years of work")
     ended = tracereplay("pack", golden, "-o", out, "--force")
-    assert (ended.code, "is a file that holds no trace; it is not replaced" in ended.err) == (2, True)
+    assert (ended.code, "is a file that is not a trace, so it is not replaced" in ended.err) == (2, True)
     ended = tracereplay("pack", golden, "-o", golden, "--force")
     assert (ended.code, "is read by this command" in ended.err) == (2, True)
     assert out.read_text() == "years of work"
@@ -91,7 +93,7 @@ def test_a_plain_file_is_kept_by_pack(tracereplay: Program, golden: Path, tmp_pa
 def test_demo_replaces_a_trace_only_when_told_to(tracereplay: Program, golden: Path, tmp_path: Path) -> None:
     before = tree(golden)
     ended = tracereplay("demo", "--engine", "toy", "-o", golden, "--json", tmp_path / "v.json")
-    assert (ended.code, "exists already; give another path, or --force" in ended.err) == (2, True)
+    assert (ended.code, "already exists; give another path, or --force" in ended.err) == (2, True)
     assert tree(golden) == before
 
 
@@ -108,7 +110,7 @@ def test_a_recording_that_fails_leaves_the_old_trace_in_place(
         assert not new  # it holds nothing
     else:
         (partial,) = new
-        assert f"What was finished is in {partial}; {golden} is as it was." in ended.err
+        assert f"What was finished is in {partial}; {golden} is unchanged." in ended.err
         assert open_trace(partial).steps("record")
     assert record(golden, "--force").code == 0
     assert open_trace(golden).complete
@@ -248,7 +250,7 @@ def test_json_replaces_verdicts_only(tracereplay: Program, golden: Path, prompts
             ("demo", "--engine", "toy"),
         ):
             ended = tracereplay(*words, "--json", path)
-            assert (ended.code, "is not a verdict; it is not replaced" in ended.err) == (2, True), ended.err
+            assert (ended.code, "is not a verdict, so it is not replaced" in ended.err) == (2, True), ended.err
             assert "Starting" not in ended.err
         assert path.read_bytes() == before
     verdict = write(tmp_path / "verdict.json", "")
@@ -268,7 +270,7 @@ def test_a_log_is_continued_and_nothing_else_is_written_to(
             tracereplay("bisect", "settings", golden, "--engine", "toy", "--log", path),
             tracereplay("calibrate", golden, "--engine", "toy", "--log", path),
         ):
-            assert (ended.code, "is not a log of an engine; it is not replaced" in ended.err) == (2, True)
+            assert (ended.code, "is not an engine log, so it is not replaced" in ended.err) == (2, True)
         assert path.read_bytes() == before
     log = tmp_path / "engine.log"
     first = record(tmp_path / "a.trace", "--set", "dies=generating", "--log", log)

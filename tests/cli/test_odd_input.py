@@ -80,7 +80,7 @@ def test_nothing_is_written_to_a_url(
         ("repro", golden, "--site", "model.norm", "--step", 0, "-o", URL),
     ):
         ended = tracereplay(*words)
-        assert (ended.code, f"Nothing can be written to {URL}" in ended.err) == (2, True), ended.err
+        assert (ended.code, f"Cannot write to {URL}" in ended.err) == (2, True), ended.err
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_h_is_help_for_each_verb(tracereplay: Program) -> None:
     ):
         short, whole = tracereplay(*words, "-h"), tracereplay(*words, "--help")
         assert (short.code, short.out) == (0, whole.out)
-    for code in ("70 a defect", "130 interrupted", "141 standard output"):
+    for code in ("70 internal error", "130 interrupted", "141 standard output"):
         assert code in " ".join(tracereplay("-h").out.split())
 
 

@@ -242,7 +242,7 @@ def test_a_packed_trace_serves_as_the_directory_does(tracereplay: Program, golde
     replayed = tracereplay("replay", packed, "--engine", "toy", "-o", golden.with_name("candidate.trace"))
     assert replayed.code == 0, replayed.err
     again = tracereplay("pack", golden)
-    assert (again.code, "exists already" in again.err) == (2, True)
+    assert (again.code, "already exists" in again.err) == (2, True)
 
 
 def test_a_candidate_packed_as_a_difference_is_compared_with_golden(tracereplay: Program, golden: Path) -> None:

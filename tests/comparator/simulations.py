@@ -264,7 +264,7 @@ def _tolerances(dtype: str) -> None:
     """One line for each operator: the worst over distributions and widths."""
     a, b = DEFAULTS[dtype]
     print(f"\n**{dtype}**: a = {a:g}, b = {b:g}\n")
-    print("| operator | needed b | error / allowance | greatest lean (ulp) | 3 % off | 5 sigma off |")
+    print("| operator | needed b | error / allowance | greatest bias (ulp) | 3 % off | 5 sigma off |")
     print("|---|---|---|---|---|---|")
     for name in HONEST:
         found = [pair for operator, _, _, pair in cases(dtype) if operator == name]

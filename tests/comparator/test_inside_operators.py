@@ -151,7 +151,7 @@ def test_other_kernels_are_compared_at_the_values_that_both_compute(tmp_path: Pa
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
     report.render(found, console)
     text = console.export_text()
-    assert "Values that both compute:" in text
+    assert "Values that both sides compute:" in text
     assert "1: residual bfloat16[2, 64]" in text
 
 

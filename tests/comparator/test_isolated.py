@@ -124,7 +124,7 @@ def test_a_random_kernel_says_so(tmp_path: Path) -> None:
     generator = {"generator": ["o", "Generator", "cpu", -1]}
     golden = [call("aten.rand.default", [tensor(X)], keywords=generator)]
     verdict = verdict_of(tmp_path, golden, [call("aten.rand.default", [tensor(X + 1)])])
-    assert "From a generator in the same state it draws other numbers." in verdict.reasons[0]
+    assert "Given a generator in the same state, it draws different numbers." in verdict.reasons[0]
 
 
 def test_a_candidate_of_another_golden_is_not_judged(tmp_path: Path) -> None:
@@ -154,5 +154,5 @@ def test_the_verdict_survives_json_and_is_printed(tmp_path: Path) -> None:
     terminal.render(verdict, console)
     text = console.export_text()
     assert "exceeds" in text
-    assert "1 of 2 calls executed alone and compared" in text
+    assert "1 of 2 calls executed in isolation and compared" in text
     assert "crashed: \\x1b[31m: x.y" in text

@@ -248,7 +248,7 @@ def test_a_recording_cut_off_before_its_results_is_read_from_its_steps(golden: P
 def test_other_weights_are_said_first(judge: Judge) -> None:
     verdict = judge(model="another")
     assert (verdict.verdict, verdict.cause) == ("inconclusive", "setting")
-    assert "other weights" in verdict.reasons[0]
+    assert "different weights" in verdict.reasons[0]
     assert verdict.settings_diff[0].name == "weights"
     assert verdict.first_divergence is None  # nobody is to blame
     assert any(o.error_class == "exceeds" for o in verdict.operators)
@@ -258,7 +258,7 @@ def test_a_candidate_that_does_not_repeat_itself_is_inconclusive(judge: Judge) -
     passes = ("rerun", "injected", "injectedtwice")
     verdict = judge(Policy(logprob_max_abs=1.0, differing_tokens=99), noise=0.002, passes=passes)
     assert verdict.verdict == "inconclusive"
-    assert "does not repeat itself" in verdict.reasons[0]
+    assert "does not reproduce its own results" in verdict.reasons[0]
     assert judge(passes=passes).verdict == "match"
 
 
@@ -356,7 +356,7 @@ def test_an_output_that_the_compiler_removed_is_no_other_structure(
     assert left == [("model.norm", "the candidate's call has no output 1")]
     verdict = compare_traces(golden, without_output(candidate, tmp_path / "all", "model.norm", {0, 1}), policy)
     assert (verdict.verdict, verdict.cause) == ("diverged", "structure")
-    assert "the first model.norm" in verdict.reasons[0]
+    assert "the first being model.norm" in verdict.reasons[0]
 
 
 def test_an_engine_that_truncates_rounds_otherwise(judge: Judge, golden: Path, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_lean_is_named_only_where_nothing_is_worse(golden: Path, tmp_path: Pat
     lean = toy.replay(golden, tmp_path / "lean", flaw=Flaw("model.layers.0.mlp.act_fn", "floor"))
     verdict = compare_traces(golden, lean)
     assert found(verdict).error_class == "biased"
-    assert "leans by -0." in verdict.reasons[0]
+    assert "bias is -0." in verdict.reasons[0]
     allowed = compare_traces(golden, lean, Policy(bias_max_ulp=0.6, logprob_max_abs=1.0))
     assert allowed.verdict == "match"
     early, late, tolerance = Event(0, 0, Metrics()), Event(9, 0, Metrics()), Tolerance(1, 1)
@@ -467,7 +467,7 @@ def test_another_dtype_is_the_cause_whatever_it_shows_in(tmp_path: Path) -> None
     assert verdict.reasons[0] == (
         "A setting differs: dtype is 'float32' in golden and 'bfloat16' in the candidate. That changes what "
         "Attention at model.layers.0.self_attn.attn computes, which exceeds the tolerance. Replay with "
-        "--set dtype=float32 to learn whether anything else differs."
+        "--set dtype=float32 to find out whether anything else differs."
     )
 
 
@@ -516,7 +516,7 @@ def test_a_setting_is_blamed_only_where_the_operator_that_it_touches_differs(tmp
     assert (verdict.cause, found(verdict).site) == ("setting", QKV.site)
     assert "quantization is not set in golden and 'fp8' in the candidate" in verdict.reasons[0]
     assert verdict.reasons[1] == (
-        "No setting explains RMSNorm at model.norm, which exceeds the tolerance on golden inputs besides."
+        "No setting explains RMSNorm at model.norm, which also exceeds the tolerance on golden inputs."
     )
 
 
@@ -583,7 +583,7 @@ def test_an_edge_behind_operators_that_golden_alone_runs_is_another_structure(
     assert (verdict.cause, found(verdict).site) == ("structure", "model.norm")
     assert verdict.reasons[0] == (
         "The two do not run the same operators: right before input 1 of model.norm, where what arrives exceeds "
-        "the tolerance, golden alone runs 9 operators up to model.layers.1.mlp.down_proj."
+        "the tolerance, only golden runs 9 operators up to model.layers.1.mlp.down_proj."
     )
 
 
@@ -593,7 +593,7 @@ def test_an_edge_behind_operators_that_the_candidate_alone_runs_is_too(golden: P
     fewer = without_sites(golden, tmp_path / "fewer", "record", LAYER)
     verdict = compare_traces(fewer, toy.replay(fewer, tmp_path / "candidate", flaw=INTO_NORM))
     assert verdict.cause == "structure"
-    assert "the candidate alone runs 9 operators up to model.layers.1.mlp.down_proj." in verdict.reasons[0]
+    assert "only the candidate runs 9 operators up to model.layers.1.mlp.down_proj." in verdict.reasons[0]
 
 
 def test_sites_that_are_not_shared_elsewhere_excuse_no_edge_and_no_operator(golden: Path, tmp_path: Path) -> None:
@@ -613,8 +613,8 @@ def test_what_an_operator_was_built_with_is_said_where_it_differs(golden: Path, 
     candidate = toy.replay(mine, tmp_path / "candidate", flaw=NORM)
     theirs = without_sites(candidate, tmp_path / "theirs", "injected", "nothing", {"model.norm": {"eps": 1e-6}})
     verdict = compare_traces(mine, theirs)
-    assert "It was built otherwise: eps is 1e-05 in golden and 1e-06 here." in verdict.reasons[0]
-    assert "built otherwise" not in compare_traces(mine, candidate).reasons[0]
+    assert "It was built differently: eps is 1e-05 in golden and 1e-06 in the candidate." in verdict.reasons[0]
+    assert "built differently" not in compare_traces(mine, candidate).reasons[0]
 
 
 def recorded(path: Path, *prompts: tuple[int, ...], texts: tuple[str, ...] = (), **sampling: Any) -> Path:
@@ -631,16 +631,16 @@ def test_other_prompts_are_said_and_are_no_match(tmp_path: Path) -> None:
         "few": ((5, 6, 7, 8), (9, 10, 11)),
     }
     words = {
-        "part": "1 of 3 requests differ, request 1 from position 2 on.",
+        "part": "1 of 3 requests differ, the first being request 1 from position 2 on.",
         "order": "the same ones in another order.",
-        "few": "1 of 3 requests differ, the first that the candidate lacks being request 2.",
+        "few": "1 of 3 requests differ, and the first that the candidate lacks is request 2.",
     }
     for name_, prompts in others.items():
         verdict = compare_traces(golden, recorded(tmp_path / name_, *prompts), Policy(min_coverage=0.0))
         assert (verdict.verdict, verdict.cause) == ("inconclusive", None), name_
-        assert verdict.reasons[0].startswith(f"The two were given other prompts: {words[name_]}"), verdict.reasons
+        assert verdict.reasons[0].startswith(f"The two ran different prompts: {words[name_]}"), verdict.reasons
     tokenized = recorded(tmp_path / "tokenized", (5, 6, 7, 8), (9, 10, 12), (20, 21), texts=("a", "b", "c"))
-    assert "another tokenizer made other tokens of it" in compare_traces(golden, tokenized).reasons[0]
+    assert "was tokenized differently" in compare_traces(golden, tokenized).reasons[0]
 
 
 def test_other_sampling_parameters_are_a_setting_and_no_fault_of_the_sampler(tmp_path: Path) -> None:

@@ -151,7 +151,10 @@ def test_logprobs_that_mean_something_else_are_named_as_such(drawn: Path, tmp_pa
     assert reported is not None
     assert (reported.golden, reported.candidate) == ("raw", "scaled")
     assert (verdict.verdict, verdict.cause) == ("diverged", "setting")
-    assert "golden raw ones (log-softmax of the logits), the candidate temperature-scaled" in verdict.reasons[0]
+    assert (
+        "golden reports raw logprobs (log-softmax of the logits), the candidate temperature-scaled"
+        in verdict.reasons[0]
+    )
     assert (reported.raw_max_diff == pytest.approx(0, abs=1e-6)) == (rounding == "once")
 
 

@@ -124,13 +124,13 @@ def test_an_update_that_differs_is_the_cause_and_no_operator_is_blamed(
     assert (verdict.verdict, verdict.cause, verdict.first_divergence) == ("diverged", "setting", None)
     found = update_of(verdict)
     assert ((found.golden, found.candidate), found.effect) == (values, "semantic")
-    assert verdict.reasons[0].startswith("Weights were updated under way, and not alike: in golden ")
+    assert verdict.reasons[0].startswith("Weights were updated during generation, but not alike: in golden ")
 
 
 def test_the_reason_says_which_rows_attended_to_older_keys_and_values(tmp_path: Path) -> None:
     reason = replayed(tmp_path, CLEARED, KEPT).reasons[0]
-    assert "in golden before step 3, and no row attended to keys and values of older weights" in reason
-    assert "15 rows attended to keys and values of older weights, the first in request 0 at position 7" in reason
+    assert "in golden before step 3, and no row attended to keys and values from older weights" in reason
+    assert "15 rows attended to keys and values from older weights, the first in request 0 at position 7" in reason
 
 
 def test_a_fault_is_found_under_the_same_update_and_beside_another_one(tmp_path: Path) -> None:

@@ -393,7 +393,7 @@ def a_writer_that_is_killed_costs_the_trace_and_not_the_operator():
         session.end_step()
     summary = session.end_pass()
     listen(None)
-    assert any("the writer process ended before its time" in text for text in summary["errors"]), summary
+    assert any("the writer process ended prematurely" in text for text in summary["errors"]), summary
     steps = list(SegmentReader(path).steps())
     assert [s.number for s in steps] == list(range(len(steps)))
     assert len(steps) <= 3

@@ -86,7 +86,7 @@ def record(path: Path, seed: int, out: int) -> None:
             said = writer.steps
             os.write(out, f"wrote {said}\n".encode())
     summary = session.end_pass()
-    assert any("the writer process ended before its time" in text for text in summary["errors"]), summary
+    assert any("the writer process ended prematurely" in text for text in summary["errors"]), summary
     os.write(out, b"on 1\n")
 
 

@@ -68,7 +68,9 @@ def test_raw_against_processed_logprobs(engines: Engines, v1: Running, bisect: B
     assert verdict.rollout.reported.raw_max_diff < 1e-4
     assert named(verdict) == ["logprobs_mode"]
     assert verdict.cause == "setting"
-    assert "golden raw ones (log-softmax of the logits), the candidate filtered ones" in " ".join(verdict.reasons)
+    assert "golden reports raw logprobs (log-softmax of the logits), the candidate filtered logprobs" in " ".join(
+        verdict.reasons
+    )
 
 
 def test_the_precision_of_the_head(engines: Engines, single_process: Mapping[str, str], bisect: Bisect) -> None:

@@ -208,7 +208,7 @@ def test_what_opens_a_file_is_not_executed_and_the_file_is_not_made(sandbox: San
         ("_C.onednn_mm.default", [1, 2, None, 4096], "its argument 'handler_tensor' stands for"),
         ("aten.no_such.default", [], "this engine has no kernel aten.no_such"),
         ("aten.mm.nonsense", [], "no overload 'nonsense'"),
-        ("aten.neg.default", [1], "its schema is another here"),
+        ("aten.neg.default", [1], "its schema is different here"),
     ],
 )
 def test_the_child_refuses_what_it_does_not_have_or_should_not_run(
@@ -242,7 +242,7 @@ def test_a_view_beyond_a_parameter_is_refused(sandbox: Sandbox) -> None:
         outcome = runner.run(
             forged("aten.neg.default", schema, Named("model.norm.weight", "bfloat16", shape, (1,), start))
         )
-        assert outcome.reason == "not replayable: a view of model.norm.weight reaches beyond it"
+        assert outcome.reason == "not replayable: a view of model.norm.weight extends past its end"
     inside = forged("aten.neg.default", schema, Named("model.norm.weight", "bfloat16", (8,), (1,), 120))
     assert runner.run(inside).status == "done"
     other = forged("aten.neg.default", schema, Named("model.no.weight", "bfloat16", (8,), (1,), 0))

@@ -64,7 +64,7 @@ def test_another_update_under_way_is_the_cause(
     assert (found.golden, found.candidate) == (values[golden], values[candidate])
     assert {o.error_class for o in verdict.operators if o.rows} <= {"identical"}  # no row is alike without update
     if candidate == KEPT:
-        assert "14 rows attended to keys and values of older weights" in verdict.reasons[0]
+        assert "14 rows attended to keys and values from older weights" in verdict.reasons[0]
         assert "the first in request 0 at position 24" in verdict.reasons[0]
 
 

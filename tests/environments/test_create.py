@@ -146,7 +146,7 @@ def test_a_killed_creation_is_not_used_and_is_built_again(uv: FakeUv, home: Path
     assert made.engine.environment == left
     assert said[:2] == [
         "Waiting for another process that is creating the same environment",
-        "Deleting what an interrupted creation left",
+        "Deleting the remains of an interrupted creation",
     ]
     assert len(uv.installs) == 2
     assert (left / "whole").exists()

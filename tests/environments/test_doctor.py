@@ -58,8 +58,8 @@ def test_a_variable_of_the_users_that_changes_the_engine_is_pointed_out(monkeypa
     (finding,) = doctor.check_variables(engine)
     assert finding == Diagnosis(
         "warning",
-        "VLLM_USE_V1 is '1' in your shell, which wins over the engine's '0'.",
-        "If that is not meant: unset VLLM_USE_V1.",
+        "VLLM_USE_V1 is '1' in your shell, which overrides the engine's '0'.",
+        "If that is not intended: unset VLLM_USE_V1.",
     )
 
 
@@ -72,7 +72,7 @@ def test_a_preloaded_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
         env={"LD_PRELOAD": "/absent/lib.so"},
     )
     findings = {f.what: f for f in doctor.check_recipe(engine)}
-    assert findings["/absent/lib.so, which is to be preloaded, is gone."].level == "error"
+    assert findings["/absent/lib.so, which should be preloaded, is missing."].level == "error"
 
 
 def test_ldd_is_read_without_what_others_bring_along_and_without_weak_versions() -> None:
@@ -100,7 +100,7 @@ def test_ldd_is_read_without_what_others_bring_along_and_without_weak_versions()
         ("torch.OutOfMemoryError: CUDA out of memory.", "gpu_memory_utilization"),
         ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype=half"),
         ("The engine 'e' was killed by SIGILL while starting", "processor lacks instructions"),
-        ("something else", "Nothing is known about this failure"),
+        ("something else", "This failure is not a known one"),
     ],
 )
 def test_known_failures_have_a_remedy(said: str, advice: str) -> None:
@@ -154,7 +154,7 @@ def test_an_engine_that_generates_is_well(monkeypatch: pytest.MonkeyPatch) -> No
     ("error", "advice"),
     [
         (EngineFailed("It died; its last lines were:", "libnuma.so.1: cannot open"), "apt-get install libnuma1"),
-        (UsageError("This engine knows no setting 'devise'."), "Nothing is known"),
+        (UsageError("This engine knows no setting 'devise'."), "This failure is not a known one"),
     ],
 )
 def test_an_engine_that_fails_is_quoted_and_answered(

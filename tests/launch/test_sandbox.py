@@ -102,7 +102,7 @@ def test_children_are_started_anew_so_often(sandbox: Sandbox) -> None:
     ended = [sandbox.run("test", {"do": "exit"}).status for _ in range(4)]
     assert ended == ["crashed"] * 3 + ["failed"]
     assert sandbox.restarts == 2
-    assert "2 children have ended" in sandbox.run("test", {"do": "echo", "value": 1}).reason
+    assert "2 child processes have already ended" in sandbox.run("test", {"do": "echo", "value": 1}).reason
 
 
 def test_the_child_has_no_secrets_and_does_not_outlive_the_sandbox(

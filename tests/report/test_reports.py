@@ -68,18 +68,20 @@ def test_a_report_fits_its_terminal(verdicts: dict[str, Verdict], name: str, wid
         ("operator", "DIVERGED  RMSNorm at model.layers.1.input_layernorm", ["would pass  a = ", "exceeds"]),
         ("edge", "DIVERGED  the edge into model.layers.1.post_attention_layernorm", ["Edges that differ"]),
         ("nan", "DIVERGED  RowParallelLinear at model.layers.1.mlp.down_proj", ["nonfinite", "3 not finite"]),
-        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["lean one way; max_ulp = "]),
-        ("weights", "INCONCLUSIVE  The two engines ran other weights", ["semantic"]),
+        ("biased", "DIVERGED  MergedColumnParallelLinear at", ["they are biased; max_ulp = "]),
+        ("weights", "INCONCLUSIVE  The two engines ran different weights", ["semantic"]),
     ],
 )
-def test_the_answer_comes_first(verdicts: dict[str, Verdict], name: str, begin: str, contained: list[str]) -> None:
+def test_the_report_begins_with_the_outcome(
+    verdicts: dict[str, Verdict], name: str, begin: str, contained: list[str]
+) -> None:
     text = printed(verdicts[name], 120)
     assert text.startswith(begin)
     for part in contained:
         assert part in text
 
 
-def test_everything_lists_every_site(verdicts: dict[str, Verdict]) -> None:
+def test_the_full_report_lists_every_site(verdicts: dict[str, Verdict]) -> None:
     text = printed(verdicts["rounding"], 160, everything=True)
     for operator in verdicts["rounding"].operators:
         assert operator.operator in text
@@ -107,7 +109,7 @@ def test_control_characters_of_a_trace_are_escaped(verdicts: dict[str, Verdict])
     assert "[bold]" in text  # not taken for markup
 
 
-def test_json_is_the_verdict(verdicts: dict[str, Verdict]) -> None:
+def test_json_round_trips_the_verdict(verdicts: dict[str, Verdict]) -> None:
     for verdict in verdicts.values():
         text = json_report.render(verdict)
         assert text.endswith("}\n")
@@ -118,27 +120,27 @@ def test_json_is_the_verdict(verdicts: dict[str, Verdict]) -> None:
 @pytest.mark.parametrize(
     ("share", "expected"), [(1.0, "100%"), (0.0, "0%"), (0.99999, "99.9%"), (1e-9, "0.1%"), (0.5, "50.0%")]
 )
-def test_only_all_is_100_percent(share: float, expected: str) -> None:
+def test_only_exact_shares_are_shown_as_0_or_100_percent(share: float, expected: str) -> None:
     assert words.percent(share) == expected
 
 
-def test_the_end_of_a_name_is_kept() -> None:
+def test_a_long_name_is_shortened_at_its_beginning() -> None:
     assert words.shorten("model.layers.31.mlp.act_fn", 12) == "….mlp.act_fn"
 
 
-def test_routers_that_send_rows_elsewhere_are_shown(verdicts: dict[str, Verdict]) -> None:
+def test_routing_flips_are_shown(verdicts: dict[str, Verdict]) -> None:
     found = (
         RoutingFinding("model.layers.0.mlp.experts", 40, 0, 0),
         RoutingFinding("model.layers.1.mlp.experts", 40, 2, 3),
     )
     text = printed(replace(verdicts["rounding"], routing=found))
-    assert "Routing  rows that go to other experts than golden's" in text
+    assert "Routing  rows that go to different experts than in golden" in text
     assert "model.layers.1.mlp.experts  40 rows  2 flips  3 near ties" in text
     assert "model.layers.0.mlp.experts" not in text
     assert "Routing" not in printed(verdicts["rounding"])
 
 
-def test_limits_on_tokens_and_logprobs_that_are_stated_would_pass(verdicts: dict[str, Verdict]) -> None:
+def test_the_stated_token_and_logprob_limits_would_pass(verdicts: dict[str, Verdict]) -> None:
     tokens = verdicts["rounding"].tokens
     assert tokens.logprob_max
     line = next(line for line in printed(verdicts["rounding"], 120).splitlines() if "would pass: [tokens]" in line)

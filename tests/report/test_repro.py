@@ -64,7 +64,7 @@ def calls(script: str) -> list[str]:
     return [ast.unparse(node.func) for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Call)]
 
 
-def test_a_folder_has_inputs_results_and_a_script(golden: Trace, tmp_path: Path) -> None:
+def test_a_reproducer_contains_inputs_expected_outputs_and_a_script(golden: Trace, tmp_path: Path) -> None:
     chosen, count = choose_kernel(golden, "model.layers.0.self_attn.rotary_emb", "_C.rotary_embedding", 1)
     assert count == 1
     found = reproduce_kernel(golden, 1, chosen, Constants(golden, model=FIXTURES / "tiny-llama"))
@@ -81,7 +81,7 @@ def test_a_folder_has_inputs_results_and_a_script(golden: Trace, tmp_path: Path)
         write_reproducer(found, tmp_path / "repro")
 
 
-def test_arguments_are_what_they_were(golden: Trace, tmp_path: Path) -> None:
+def test_a_script_passes_the_recorded_arguments(golden: Trace, tmp_path: Path) -> None:
     shared = tensor([[1, 2], [3, 4]], (4, 1), 9, 2), tensor([7, 8], None, 9, 4)
     call = kernel(*shared, alpha=2.5, name="aten.add.Tensor")
     found = reproduce_kernel(golden, 0, call, Constants(golden))
@@ -94,7 +94,7 @@ def test_arguments_are_what_they_were(golden: Trace, tmp_path: Path) -> None:
     assert load_file(tmp_path / "repro" / "expected.safetensors")["output 0"].tolist() == [3]
 
 
-def test_other_kinds_of_arguments(golden: Trace) -> None:
+def test_arguments_that_are_not_tensors_become_python_expressions(golden: Trace) -> None:
     state = Value("uint8", (4,), (1,), lambda: b"1234")
     script = script_of(
         golden,
@@ -112,18 +112,18 @@ def test_other_kinds_of_arguments(golden: Trace) -> None:
     [
         ({"name": "aten.from_file.default"}, "it opens a file"),
         ({"name": "x.y.z", "schema": "x::y.z(int data_ptr) -> ()"}, "'data_ptr' stands for"),
-        ({"name": "triton.k", "schema": ""}, "launched past the dispatcher"),
+        ({"name": "triton.k", "schema": ""}, "launched without the dispatcher"),
         ({"keywords": {"a=1)\nimport os #": 1}}, "an argument is named"),
         ({"keywords": {"dtype": Opaque("dtype", "float32)\nimport os")}}, "which torch does not have"),
-        ({"outputs": ()}, "nothing that it gave was recorded"),
+        ({"outputs": ()}, "none of its results was recorded"),
     ],
 )
-def test_what_cannot_be_reproduced_is_said(golden: Trace, change: dict[str, Any], words: str) -> None:
+def test_reports_calls_that_cannot_be_reproduced(golden: Trace, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         script_of(golden, replace(kernel(tensor([1]), tensor([2])), **change))
 
 
-def test_what_a_stranger_wrote_is_text_and_no_code(golden: Trace) -> None:
+def test_text_from_a_trace_never_becomes_code(golden: Trace) -> None:
     clean = script_of(golden, kernel(tensor([1]), tensor([2])))
     evil = '"""\nimport os\nos.system("x")\n"""\\'
     hostile = replace(kernel(tensor([1]), evil), site=evil)
@@ -142,7 +142,7 @@ def test_what_a_stranger_wrote_is_text_and_no_code(golden: Trace) -> None:
         ("aten.add.Tensor(); import os; os", ADD),
     ],
 )
-def test_a_kernel_that_nobody_knows_is_refused(golden: Trace, name: str, schema: str) -> None:
+def test_an_unlisted_kernel_is_refused(golden: Trace, name: str, schema: str) -> None:
     with pytest.raises(TracereplayError, match=r"known to be safe|another kernel|stands for|a file") as raised:
         script_of(golden, kernel(tensor([1]), name=name, schema=schema))
     assert raised.value.exit_code in (2, 5)
@@ -158,10 +158,10 @@ def test_names_in_a_trace_never_become_names_in_a_script(golden: Trace) -> None:
     assert '"exec": 2,' in script
 
 
-def test_what_a_script_loads_and_runs_stands_at_its_top(golden: Trace) -> None:
+def test_a_script_states_at_its_top_what_it_loads_and_runs(golden: Trace) -> None:
     found = reproduce_kernel(golden, 0, kernel(tensor([1]), tensor([2])), Constants(golden))
     head = found.script.partition('"""\n\nimport json')[0]
-    assert "What it loads: inputs.safetensors and expected.safetensors" in head
+    assert "It loads inputs.safetensors and expected.safetensors" in head
     assert "runs PyTorch's operator aten.add.Tensor." in found.loads
 
 
@@ -169,11 +169,11 @@ def test_what_a_script_loads_and_runs_stands_at_its_top(golden: Trace) -> None:
     ("site", "name", "step", "words"),
     [
         ("model.no", "aten.mm", 0, "no site"),
-        ("model.norm", "aten.mm", 0, "there are"),
+        ("model.norm", "aten.mm", 0, "those that did"),
         ("model.norm", "_C.*", 99, "has no step 99; its steps are 0 to 2"),
     ],
 )
-def test_a_choice_that_is_none_says_what_there_is(
+def test_refuses_a_selection_without_matches_and_lists_what_exists(
     golden: Trace, site: str, name: str, step: int, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
@@ -209,7 +209,7 @@ def test_an_operator_is_built_with_its_configuration_and_weights(golden: Trace) 
     ("site", "changes", "words"),
     [
         ("model.layers.0.self_attn.attn", {}, "Attention"),
-        ("model.layers.0.self_attn.attn", {"config": ATTENTION}, "works on what its engine keeps between calls"),
+        ("model.layers.0.self_attn.attn", {"config": ATTENTION}, "uses state that its engine keeps between calls"),
         ("model.norm", {"operator": "os.system"}, "are not rebuilt"),
         (
             "model.norm",
@@ -235,7 +235,7 @@ def compiled(tmp_path: Path, **settings: Any) -> Path:
     return path
 
 
-def test_a_recording_that_was_compiled_says_why_that_alone_differs(golden: Trace, tmp_path: Path) -> None:
+def test_a_compiled_recording_says_why_compilation_alone_differs(golden: Trace, tmp_path: Path) -> None:
     site = "model.layers.1.input_layernorm"
     eager = of_operator(golden, site)
     assert (eager.caution, "CAUTION" in eager.script, "compiled" in eager.script) == (None, False, False)

@@ -56,7 +56,7 @@ tensors_of_any_dtype = st.lists(
 
 @pytest.mark.parametrize("codec_id", CHUNK_CODECS)
 @given(tensors=tensors_of_any_dtype)
-def test_what_was_stored_is_read(codec_id: int, tensors: list[tuple[str, bytes]]) -> None:
+def test_stored_tensors_read_back_unchanged(codec_id: int, tensors: list[tuple[str, bytes]]) -> None:
     if tensors:
         assert read(*_with(stored(tensors, codec_id), codec_id)) == [data for _, data in tensors]
 
@@ -66,7 +66,7 @@ def _with(found: tuple[bytes, int], codec_id: int) -> tuple[bytes, int, int]:
 
 
 @pytest.mark.parametrize("codec_id", [PLANES, STRONG])
-def test_large_tensors_come_back_and_floats_shrink(codec_id: int) -> None:
+def test_large_tensors_round_trip_and_floats_are_compressed(codec_id: int) -> None:
     values = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
     bf16 = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     given_tensors = [("bfloat16", bf16), ("float32", values.tobytes()), ("int64", np.arange(5000).tobytes())]
@@ -195,7 +195,7 @@ def test_any_metadata_is_read_or_refused(data: bytes) -> None:
         assert str(error).startswith("a.seg holds metadata")  # noqa: PT017
 
 
-def test_no_module_of_the_trace_can_unpickle() -> None:
+def test_no_trace_module_can_unpickle() -> None:
     folder = Path(codec.__file__).parent
     sources = "".join(p.read_text() for p in [*folder.glob("*.py"), *(folder.parent / "storage").glob("*.py")])
     for word in ("pickle", "eval(", "exec(", "np.load(", "allow_pickle", "yaml", "marshal", "torch.load"):

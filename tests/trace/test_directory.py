@@ -33,7 +33,7 @@ def test_a_segment_without_its_end_keeps_the_trace_incomplete(tmp_path: Path) ->
 
 def test_an_existing_path_is_refused(tmp_path: Path) -> None:
     TraceDirectory(tmp_path / "a.trace", {})
-    with pytest.raises(UsageError, match="exists already; give another path, or --force"):
+    with pytest.raises(UsageError, match="already exists; give another path, or --force"):
         TraceDirectory(tmp_path / "a.trace", {})
 
 
@@ -59,7 +59,7 @@ def test_a_manifest_that_cannot_be_written_first_leaves_no_folder(
         ("[" * 100_000, DamagedTrace, "cannot be read"),
     ],
 )
-def test_a_strange_manifest_is_one_sentence(
+def test_a_strange_manifest_is_reported_in_a_sentence(
     tmp_path: Path, manifest: str, error: type[TraceError], words: str
 ) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
@@ -67,14 +67,14 @@ def test_a_strange_manifest_is_one_sentence(
         open_trace(tmp_path)
 
 
-def test_what_is_no_trace_is_said_to_be_none(tmp_path: Path) -> None:
+def test_refuses_a_path_that_is_not_a_trace(tmp_path: Path) -> None:
     with pytest.raises(NotATrace, match="There is no trace at"):
         open_trace(tmp_path / "nowhere")
     with pytest.raises(NotATrace, match="is not a trace"):
         open_trace(tmp_path)
 
 
-def test_names_outside_the_pattern_are_not_read(tmp_path: Path) -> None:
+def test_files_with_other_names_are_not_read(tmp_path: Path) -> None:
     directory = TraceDirectory(tmp_path / "a.trace", {})
     for name in ("other.seg", "record-rank00.seg", "record-rank\u0661.seg", "record-rank0.seg\n"):
         (directory.path / name).write_text("x")
@@ -107,7 +107,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_one_before(
     assert not open_trace(tmp_path / "t.trace").results
 
 
-def test_a_trace_has_settled_when_nobody_writes_into_it(tmp_path: Path) -> None:
+def test_a_trace_has_settled_once_no_process_writes_to_it(tmp_path: Path) -> None:
     directory = TraceDirectory(tmp_path / "t.trace", {})
     with (directory.path / "record-rank0.seg").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -29,7 +29,7 @@ def script() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trace_of_format_1_holds_what_it_held(script: ModuleType, name: str) -> None:
+def test_a_trace_of_format_1_reads_as_it_was_written(script: ModuleType, name: str) -> None:
     folder = FIXTURES / "format-1"
     base = None if NAMES[name] is None else open_trace(folder / str(NAMES[name]))
     expected = json.loads((folder / f"{name.split('.')[0]}.json").read_text())
@@ -39,7 +39,7 @@ def test_a_trace_of_format_1_holds_what_it_held(script: ModuleType, name: str) -
     )  # the base lies beside it
 
 
-def test_the_cut_ones_are_recoverable_and_the_others_complete() -> None:
+def test_truncated_traces_are_recoverable_and_the_others_complete() -> None:
     states = {name: {r.state for r in verify(open_trace(FIXTURES / "format-1" / name))} for name in NAMES}
     assert {name for name, found in states.items() if "recoverable" in found} == {"cut.trace", "ranks.trace"}
     assert not any("damaged" in found for found in states.values())

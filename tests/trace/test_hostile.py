@@ -80,14 +80,14 @@ def test_an_odd_trace_is_shown_without_harm(opened: Opened, name: str) -> None:
     assert found["verbs"]["show"]["code"] == 0
 
 
-def test_what_a_stranger_wrote_is_shown_as_text(opened: Opened) -> None:
+def test_text_from_a_trace_is_shown_without_markup(opened: Opened) -> None:
     shown = opened["escapes-in-the-manifest"]["verbs"]["show"]["out"]
     assert "\\x1b]0;gotcha\\x07" in shown
     assert "[bold]x" in shown
     assert "\\u202e" in shown
 
 
-def test_the_committed_files_are_those_that_the_script_writes(tmp_path: Path) -> None:
+def test_the_committed_files_match_those_the_script_writes(tmp_path: Path) -> None:
     made = {path.name for kind in ("refused", "shown") for path in (HOSTILE / kind).iterdir()}
     assert made == {*make_hostile.REFUSED, *make_hostile.SHOWN}
     kinds = HOSTILE / "refused", HOSTILE / "shown"

@@ -39,7 +39,7 @@ def test_many_small_tensors_are_spread_over_chunks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 15, 16, 31, 32, 255, 256, 65_535, 65_536])
-def test_what_lists_maps_and_texts_claim_is_counted_at_every_width(length: int) -> None:
+def test_sizes_claimed_by_msgpack_are_limited_at_every_width(length: int) -> None:
     parts = {
         "list": [7] * length,
         "map": dict.fromkeys(range(length)),

@@ -36,7 +36,9 @@ def size(path: Path) -> int:
 
 
 @pytest.mark.parametrize("level", [None, 3, 19])
-def test_a_packed_trace_holds_what_the_directory_holds(golden: Path, tmp_path: Path, level: int | None) -> None:
+def test_a_packed_trace_has_the_same_contents_as_the_directory(
+    golden: Path, tmp_path: Path, level: int | None
+) -> None:
     whole = open_trace(golden)
     pack_trace(whole, tmp_path / "golden.pack", level=level)
     packed = open_trace(tmp_path / "golden.pack")
@@ -99,12 +101,12 @@ def test_an_interrupted_recording_is_packed_as_it_is(golden: Path, tmp_path: Pat
         assert everything(packed) == everything(cut)
 
 
-def test_what_is_there_is_not_replaced_unasked(golden: Path, tmp_path: Path) -> None:
+def test_an_existing_path_is_not_replaced_without_force(golden: Path, tmp_path: Path) -> None:
     out = tmp_path / "golden.pack"
     out.write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         pack_trace(open_trace(golden), out)
-    with pytest.raises(UsageError, match="is a file that holds no trace; it is not replaced"):
+    with pytest.raises(UsageError, match="is a file that is not a trace, so it is not replaced"):
         pack_trace(open_trace(golden), out, force=True)
     assert out.read_text() == "mine"
     out.unlink()
@@ -116,7 +118,7 @@ def test_what_is_there_is_not_replaced_unasked(golden: Path, tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["golden.pack"]
 
 
-def test_a_pack_that_was_cut_off_or_is_no_pack_is_said_to_be_so(golden: Path, tmp_path: Path) -> None:
+def test_refuses_a_pack_that_is_truncated_or_not_a_pack(golden: Path, tmp_path: Path) -> None:
     pack_trace(open_trace(golden), tmp_path / "whole.pack")
     data = (tmp_path / "whole.pack").read_bytes()
     bad = tmp_path / "bad.pack"
@@ -189,7 +191,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
         thread.join()
 
 
-def test_one_call_at_a_url_is_read_by_its_ranges(
+def test_one_call_at_a_url_is_read_with_range_requests(
     golden: Path, tmp_path: Path, server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracereplay.storage.remote.END", 4096)  # the toy's traces are small
@@ -204,7 +206,7 @@ def test_one_call_at_a_url_is_read_by_its_ranges(
     assert everything(trace) == everything(open_trace(golden))
 
 
-def test_a_missing_address_is_a_sentence(server: tuple[str, list[int]]) -> None:
+def test_a_missing_url_is_reported_in_a_sentence(server: tuple[str, list[int]]) -> None:
     with pytest.raises(NotATrace, match="There is no trace at"):
         open_trace(f"{server[0]}/absent.pack")
     with pytest.raises(UsageError, match="cannot be opened"):
@@ -213,7 +215,7 @@ def test_a_missing_address_is_a_sentence(server: tuple[str, list[int]]) -> None:
         open_trace("http://127.0.0.1:9/golden.pack")
 
 
-def test_directories_and_packs_open_alike_at_a_url(golden: Path, tmp_path: Path) -> None:
+def test_directories_and_packs_open_from_a_url(golden: Path, tmp_path: Path) -> None:
     pack_trace(open_trace(golden), tmp_path / "golden.pack")
     memory = fsspec.filesystem("memory")
     memory.put(str(golden), "/traces/golden.trace", recursive=True)
@@ -223,7 +225,7 @@ def test_directories_and_packs_open_alike_at_a_url(golden: Path, tmp_path: Path)
         assert everything(open_trace(f"memory://traces/{name}")) == local
 
 
-def test_a_directory_that_is_no_trace_is_said_to_be_none_at_a_url(tmp_path: Path) -> None:
+def test_refuses_a_url_of_a_directory_that_is_not_a_trace(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/other/file.txt", b"x")
     with pytest.raises(NotATrace, match="is not a trace"):
         open_trace("memory://other")

@@ -68,12 +68,12 @@ def same(parameters: Parameters, site: Site) -> bool:
         ({"shape": (1 << 40, 128)}, "rows more than the checkpoint"),
     ],
 )
-def test_what_cannot_be_had_is_said(golden, change, words: str) -> None:
+def test_reports_weights_that_are_missing(golden, change, words: str) -> None:
     with pytest.raises(MissingWeights, match=words):
         Parameters(golden, MODEL).load(replace(parameter(golden, "model.embed_tokens"), **change))
 
 
-def test_other_weights_are_refused(golden, tmp_path: Path) -> None:
+def test_different_weights_are_refused(golden, tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "other")
     (file,) = (tmp_path / "other").glob("*.safetensors")
     data = bytearray(file.read_bytes())

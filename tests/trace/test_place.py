@@ -92,20 +92,21 @@ def fifo(path: Path) -> None:
 
 
 STRANGERS = {
-    foreign_manifest: "not certain to be a trace", extra_file: "holds 'notes.txt' besides", extra_folder: "'src'",
+    foreign_manifest: "not certain to be a trace", extra_file: "contains 'notes.txt' in addition",
+    extra_folder: "'src'",
     changed_manifest: "fails its checksum", named_segment_absent: "lacks the segments of the pass 'record'",
     foreign_segment: "record-rank1.seg that is not one", linked_segment: "symbolic link", link: "a symbolic link",
-    dangling_link: "a symbolic link", plain_file: "a file that holds no trace", cut_pack: "not certain",
+    dangling_link: "a symbolic link", plain_file: "a file that is not a trace", cut_pack: "not certain",
     fifo: "not certain",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("make", STRANGERS, ids=lambda make: make.__name__)
-def test_what_is_not_certainly_a_trace_is_not_replaced(old: Path, make: Callable[[Path], None]) -> None:
+def test_a_path_that_is_not_certainly_a_trace_is_not_replaced(old: Path, make: Callable[[Path], None]) -> None:
     make(old)
     before = tree(old.parent) if not old.is_fifo() else None
     for force in (False, True):
-        with pytest.raises(UsageError, match=STRANGERS[make] if force else "exists already") as refused:
+        with pytest.raises(UsageError, match=STRANGERS[make] if force else "already exists") as refused:
             Place(old, force=force)
     assert "it is not replaced" in str(refused.value)
     with pytest.raises(UsageError):
@@ -144,9 +145,9 @@ def test_an_interrupted_trace_is_a_trace(old: Path, make: Callable[[Path], objec
     assert os.listdir(old.parent) == []
 
 
-def test_an_empty_directory_is_replaced_but_not_unasked(tmp_path: Path) -> None:
+def test_an_empty_directory_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         Place(tmp_path / "out")
     place = Place(tmp_path / "out", force=True)
     TraceDirectory(place.path, {}).complete()
@@ -154,11 +155,11 @@ def test_an_empty_directory_is_replaced_but_not_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_what_the_command_reads_is_not_replaced(old: Path) -> None:
+def test_an_input_of_the_command_is_not_replaced(old: Path) -> None:
     (old.parent / "link").symlink_to(old)
     for given in (old, old / "..", old.parent / "link", Path(os.path.relpath(old))):
         inputs = [given / old.name if given.name == ".." else given]
-        with pytest.raises(UsageError, match="is read by this command; it is not replaced"):
+        with pytest.raises(UsageError, match="is read by this command, so it is not replaced"):
             Place(old, force=True, inputs=inputs)
     Place(old, force=True, inputs=[old.with_name("absent")])
 
@@ -182,7 +183,7 @@ def test_a_trace_that_is_being_recorded_is_not_replaced(old: Path) -> None:
     with (old / "record-rank0.seg").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as a writer process does
         assert in_use(old)
-        with pytest.raises(UsageError, match="is being recorded at this moment"):
+        with pytest.raises(UsageError, match="is being recorded"):
             Place(old, force=True)
     assert not in_use(old)
 
@@ -196,24 +197,24 @@ sys.stdin.read()
 """
 
 
-def test_a_recording_whose_engine_still_loads_is_in_use(tmp_path: Path) -> None:
+def test_a_recording_is_in_use_while_its_engine_loads(tmp_path: Path) -> None:
     out = tmp_path / "live.trace"
     command = [sys.executable, "-c", RECORDING, str(out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as recording:
         assert recording.stdout is not None
         assert recording.stdout.readline() == "begun\n"
-        with pytest.raises(UsageError, match="is being recorded at this moment"):
+        with pytest.raises(UsageError, match="is being recorded"):
             Place(out, force=True)
         recording.kill()
     Place(out, force=True)  # what a killed process left may go
 
 
-def test_what_has_come_to_be_there_meanwhile_stays(old: Path) -> None:
+def test_files_that_appear_meanwhile_are_kept(old: Path) -> None:
     place = Place(old, force=True)
     TraceDirectory(place.path, {}).complete()
     extra_file(old)
     before = tree(old)
-    with pytest.raises(UsageError, match=r"holds 'notes.txt' .* The new trace is .*\.old\.trace\.partial-"):
+    with pytest.raises(UsageError, match=r"contains 'notes.txt' .* The new trace is .*\.old\.trace\.partial-"):
         place.put()
     assert tree(old) == before
     assert open_trace(place.path).said_complete
@@ -232,7 +233,7 @@ def test_a_trace_without_a_step_is_cleared_and_one_with_steps_is_not(old: Path, 
     assert open_trace(place.path).steps("record")
 
 
-def test_what_another_process_has_begun_is_not_cleared(tmp_path: Path) -> None:
+def test_a_trace_started_by_another_process_is_not_cleared(tmp_path: Path) -> None:
     place = Place(tmp_path / "new.trace")
     (tmp_path / "new.trace").mkdir()
     (tmp_path / "new.trace" / "manifest.json").write_bytes(
@@ -242,12 +243,12 @@ def test_what_another_process_has_begun_is_not_cleared(tmp_path: Path) -> None:
     assert (tmp_path / "new.trace" / "manifest.json").exists()
 
 
-def test_a_passing_trace_never_takes_what_is_not_ours_with_it(tmp_path: Path) -> None:
+def test_a_temporary_trace_never_deletes_files_of_others(tmp_path: Path) -> None:
     with passing_trace(tmp_path / "trial.trace") as path:
         TraceDirectory(path, {}).complete()
     assert not path.exists()
     path.mkdir()
     (path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="holds no trace; it is not replaced"), passing_trace(path):
+    with pytest.raises(UsageError, match="that is not a trace, so it is not replaced"), passing_trace(path):
         pass
     assert (path / "thesis.txt").read_text() == "years of work"

@@ -12,7 +12,7 @@ from tracereplay.trace.rows import RowFinder
 from tracereplay.trace.shards import cut, join
 
 
-def test_a_row_is_found_by_its_place() -> None:
+def test_a_row_is_found_by_its_position() -> None:
     finder = RowFinder({(0, 0): [5, 6, 7]})
     assert finder.add(make_rows([(0, 0, 0), (0, 0, 1)])).tolist() == [0, 1]
     assert finder.find(make_rows([(0, 0, 1), (0, 0, 2), (3, 0, 0)])).tolist() == [1, -1, -1]
@@ -24,7 +24,7 @@ def test_a_row_that_was_never_computed_is_found_by_its_prefix() -> None:
     assert finder.find(make_rows([(1, 0, 1), (1, 0, 2), (0, 1, 2)])).tolist() == [1, -1, 2]
 
 
-def test_alike_rows_share_a_number() -> None:
+def test_rows_with_equal_prefixes_share_a_number() -> None:
     finder = RowFinder({(0, 0): [5, 6], (0, 1): [5, 6]})
     finder.add(make_rows([(0, 0, 0), (0, 0, 1), (0, 1, 1)]))
     assert finder.alike().tolist() == [0, 1, 1]
@@ -48,6 +48,6 @@ def test_cutting_undoes_joining(world: int, unit: int, layout: tuple[tuple[int, 
     assert np.array_equal(join(pieces, cut_up), whole)
 
 
-def test_what_cannot_be_cut_says_so() -> None:
+def test_refuses_a_tensor_that_cannot_be_cut() -> None:
     with pytest.raises(ValueError, match="cannot be cut for 2 ranks"):
         cut(np.zeros((1, 3)), Layout(-1, (1,), (1,)), 0, 2)

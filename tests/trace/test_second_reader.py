@@ -67,29 +67,29 @@ def flipped(data: bytes, place: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["golden", "cut", "corners", "ranks"])
-def test_directory(name: str) -> None:
+def test_reads_a_directory(name: str) -> None:
     assert found(Trace(FIXTURES / f"{name}.trace")) == twin(name)
 
 
 @pytest.mark.parametrize(("name", "base"), [("candidate", "golden"), ("odd", "corners")])
-def test_pack_of_differences(name: str, base: str) -> None:
+def test_a_pack_of_differences_is_read_with_its_base(name: str, base: str) -> None:
     assert found(Trace(FIXTURES / f"{name}.pack", Trace(FIXTURES / f"{base}.trace"))) == twin(name)
 
 
-def test_differences_need_their_base() -> None:
+def test_differences_cannot_be_read_without_their_base() -> None:
     with pytest.raises(DamagedError, match="base"):
         found(Trace(FIXTURES / "candidate.pack"))
     with pytest.raises(DamagedError, match="another trace"):
         Trace(FIXTURES / "candidate.pack", Trace(FIXTURES / "corners.trace"))
 
 
-def test_scanned_as_indexed(tmp_path: Path) -> None:
+def test_scanning_finds_the_same_frames_as_the_index(tmp_path: Path) -> None:
     """Without its tail, the segment is gone through, and all of it is found."""
     expected = twin("golden") | {"complete": False}
     assert found(altered(tmp_path, (GOLDEN / SEGMENT).read_bytes()[:-16])) == expected
 
 
-def test_flipped_header(tmp_path: Path) -> None:
+def test_flipped_bits_in_frame_headers_are_noticed(tmp_path: Path) -> None:
     data = (GOLDEN / SEGMENT).read_bytes()
     for frame in frames(memoryview(data)):
         for place in range(frame.offset, frame.offset + 32):
@@ -99,7 +99,7 @@ def test_flipped_header(tmp_path: Path) -> None:
             altered(tmp_path, flipped(data, frame.offset + 7)).digest()
 
 
-def test_flipped_payload(tmp_path: Path) -> None:
+def test_flipped_bits_in_a_payload_are_noticed(tmp_path: Path) -> None:
     data = (GOLDEN / SEGMENT).read_bytes()
     for frame in frames(memoryview(data)):
         for place in (frame.offset + 32, frame.end - frame.length // 2, frame.end - 1):
@@ -108,7 +108,7 @@ def test_flipped_payload(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 7, -16, -9, -8, -1])
-def test_flipped_ends(tmp_path: Path, place: int) -> None:
+def test_flipped_bits_in_end_marks_are_noticed_or_harmless(tmp_path: Path, place: int) -> None:
     """A damaged magic or tail is noticed, if only by the trace not being complete."""
     data = (GOLDEN / SEGMENT).read_bytes()
     try:
@@ -117,7 +117,7 @@ def test_flipped_ends(tmp_path: Path, place: int) -> None:
         assert place < -8 or place >= 0
 
 
-def test_flipped_pack(tmp_path: Path) -> None:
+def test_flipped_bits_in_a_pack_are_noticed(tmp_path: Path) -> None:
     data = (FIXTURES / "candidate.pack").read_bytes()
     for place in range(0, len(data) - 8, 499):
         (tmp_path / "copy.pack").write_bytes(flipped(data, place))
@@ -125,7 +125,7 @@ def test_flipped_pack(tmp_path: Path) -> None:
             Trace(tmp_path / "copy.pack")
 
 
-def test_flipped_manifest(tmp_path: Path) -> None:
+def test_flipped_bits_in_a_manifest_are_noticed(tmp_path: Path) -> None:
     trace = altered(tmp_path, (GOLDEN / SEGMENT).read_bytes())
     assert trace.complete
     path = tmp_path / "copy.trace" / "manifest.json"
@@ -134,7 +134,7 @@ def test_flipped_manifest(tmp_path: Path) -> None:
         Trace(path.parent)
 
 
-def test_truncated(tmp_path: Path) -> None:
+def test_a_truncated_segment_keeps_the_steps_before_the_cut(tmp_path: Path) -> None:
     """Wherever a segment is cut, the steps before the cut are found."""
     data = (GOLDEN / SEGMENT).read_bytes()
     all_steps = twin("golden")["segments"]["record 0"]

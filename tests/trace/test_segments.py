@@ -50,7 +50,7 @@ def write(path: Path, steps: list[list[bytes]], close: bool = True) -> Path:
     return path
 
 
-def test_threads_that_compress_change_no_byte(tmp_path: Path) -> None:
+def test_compression_threads_do_not_change_the_output(tmp_path: Path) -> None:
     written = []
     for workers in (0, 3):
         random = np.random.default_rng(0)
@@ -81,7 +81,9 @@ def read(path: Path) -> list[list[bytes]]:
 
 @settings(max_examples=30, deadline=None)
 @given(steps=st.lists(st.lists(st.binary(max_size=64), min_size=1, max_size=4), max_size=5))
-def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, steps: list[list[bytes]]) -> None:
+def test_a_segment_reads_back_as_written(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[list[bytes]]
+) -> None:
     path = write(tmp_path_factory.mktemp("segment") / "a.seg", steps)
     assert read(path) == steps
 
@@ -169,7 +171,7 @@ def moments(draw: st.DrawFn) -> list[list[TensorBytes]]:
 
 @settings(max_examples=200, deadline=None)
 @given(given_moments=moments())
-def test_strides_and_shared_memory_come_back_as_the_operator_saw_them(
+def test_strides_and_shared_memory_are_restored(
     tmp_path_factory: pytest.TempPathFactory, given_moments: list[list[TensorBytes]]
 ) -> None:
     path = tmp_path_factory.mktemp("views") / "a.seg"
@@ -233,7 +235,7 @@ def test_memory_that_was_written_has_a_new_version(tmp_path: Path) -> None:
     assert [v.load() for v in values] == [before, after, after]
 
 
-def test_a_view_of_memory_that_was_written_unseen_is_stored_anew(tmp_path: Path) -> None:
+def test_a_view_of_memory_written_unobserved_is_stored_again(tmp_path: Path) -> None:
     base = TensorBytes("uint8", (16,), (1,), bytes(16), 0, 0)
     view = TensorBytes("uint8", (4,), (2,), b"abcd", 0, 3)
     values = one_step(tmp_path / "a.seg", base, view).calls[0].inputs
@@ -288,7 +290,7 @@ def test_one_call_is_read_without_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [5000, 6000, 7000, 20_000])
-def test_a_segment_never_outgrows_its_budget_and_is_whole(tmp_path: Path, limit: int) -> None:
+def test_a_segment_stays_within_its_budget_and_is_complete(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "a.seg"
     writer = SegmentWriter(path, {}, max_bytes=limit)
     writer.sites([SITE])
@@ -308,7 +310,7 @@ def test_a_segment_never_outgrows_its_budget_and_is_whole(tmp_path: Path, limit:
     assert SegmentReader(path).complete
 
 
-def test_what_is_taken_back_is_not_referred_to(tmp_path: Path) -> None:
+def test_rolled_back_contents_are_not_referred_to(tmp_path: Path) -> None:
     path = tmp_path / "a.seg"
     writer = SegmentWriter(path, {})
     writer.sites([SITE])
@@ -331,9 +333,7 @@ def test_a_later_kind_of_frame_is_skipped(tmp_path: Path) -> None:
     assert read(path) == [[b"one"]]
 
 
-def test_a_disk_that_is_full_costs_the_step_and_keeps_those_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_loses_only_the_current_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.seg"
     writer = SegmentWriter(path, {})
     writer.sites([SITE])

@@ -58,7 +58,7 @@ def tokens_of(path: Path) -> dict[tuple[int, int], int]:
     return {(s.key.request, s.key.position): s.token for step in trace.steps("record") for s in step.sampled}
 
 
-def test_what_a_killed_parent_left_out_is_read_from_the_segments(tmp_path: Path) -> None:
+def test_segments_supply_what_a_killed_parent_did_not_write(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     begun(path)
     engine(path, 0, [(1, 2), (3,)]).abandon()
@@ -72,7 +72,7 @@ def test_what_a_killed_parent_left_out_is_read_from_the_segments(tmp_path: Path)
     assert run["command"] == ["vllm", "serve"]
 
 
-def test_what_the_manifest_knows_better_stays(tmp_path: Path) -> None:
+def test_the_manifest_takes_precedence_over_the_segments(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     begun(
         path,
@@ -86,7 +86,7 @@ def test_what_the_manifest_knows_better_stays(tmp_path: Path) -> None:
     assert (run["engine"]["name"], run["engine"]["versions"]) == ("x", {"vllm": "1"})
 
 
-def test_a_trace_of_which_nothing_was_recorded_is_described_all_the_same(tmp_path: Path) -> None:
+def test_a_trace_without_recorded_steps_is_still_described(tmp_path: Path) -> None:
     begun(tmp_path / "a.trace")
     assert open_trace(tmp_path / "a.trace").raw_run["workload"]["prompts"] == []
 
@@ -134,7 +134,7 @@ def test_engines_are_read_as_one(tmp_path: Path) -> None:
     assert is_whole(trace)
 
 
-def test_engines_are_packed_verified_and_digested_each_by_itself(tmp_path: Path) -> None:
+def test_each_engine_is_packed_verified_and_digested_separately(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     begun(path)
     engine(path, 0, [(1, 2)]).close({})
@@ -181,7 +181,7 @@ def test_a_recording_that_loses_tokens_is_not_complete(tmp_path: Path) -> None:
     assert "It spoke in riddles." in refused.raw_run["notes"][0]
 
 
-def test_engines_with_another_model_are_kept_and_named(tmp_path: Path) -> None:
+def test_engines_with_a_different_model_are_kept_and_named(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     begun(path)
     engine(path, 0, [(1, 2)]).close({})
@@ -209,7 +209,7 @@ def bytes_of(path: Path) -> dict[str, bytes]:
 
 def test_a_live_recording_is_neither_repaired_nor_packed_nor_replaced(live: Path, tmp_path: Path) -> None:
     before = bytes_of(live)
-    with pytest.raises(UsageError, match=r"is being recorded: record-rank0.seg is still written to"):
+    with pytest.raises(UsageError, match=r"is being recorded: record-rank0.seg is still being written"):
         repair(open_trace(live))
     with pytest.raises(UsageError, match="is being recorded"):
         pack_trace(open_trace(live), tmp_path / "a.pack")

@@ -28,7 +28,7 @@ def values(path: Path) -> list[bytes]:
     return [v.load() for step in open_trace(path).steps("record") for v in values_of(step)]
 
 
-def test_a_whole_trace_is_complete(copy: Path) -> None:
+def test_an_intact_closed_trace_is_complete(copy: Path) -> None:
     (report,) = verify(open_trace(copy))
     assert (report.state, report.problem, report.kept) == ("complete", None, report.size - 16)
     assert report.steps == len(open_trace(copy).steps("record"))
@@ -61,7 +61,7 @@ def test_any_truncation_is_recoverable_and_repaired_without_a_step_more_or_less(
         shutil.rmtree(part)
 
 
-def test_repairing_what_is_whole_changes_nothing(copy: Path) -> None:
+def test_repairing_a_complete_trace_changes_nothing(copy: Path) -> None:
     before = (copy / "record-rank0.seg").read_bytes()
     assert repair(open_trace(copy)) == []
     assert (copy / "record-rank0.seg").read_bytes() == before

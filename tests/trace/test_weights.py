@@ -13,7 +13,7 @@ from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 
 
-def test_weights_are_stored_bit_for_bit_and_are_no_pass_of_the_generation(tmp_path: Path) -> None:
+def test_weights_are_stored_bit_for_bit_and_not_listed_as_a_pass(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tensors = {f"layers.{i}.weight": random.normal(size=(i + 1, 700, 1000)).astype(np.float32) for i in range(3)}
     tensors["scale"] = np.array(0.5, np.float16)
@@ -29,7 +29,7 @@ def test_weights_are_stored_bit_for_bit_and_are_no_pass_of_the_generation(tmp_pa
         assert trace.run.checkpoint[name][2] == xxhash.xxh3_128_hexdigest(tensor.tobytes())
 
 
-def test_the_digest_of_a_checkpoint_is_that_of_its_tensors_and_not_of_its_files(tmp_path: Path) -> None:
+def test_a_checkpoint_digest_depends_on_its_tensors_and_not_its_files(tmp_path: Path) -> None:
     one, two = np.ones((2, 3), np.float32), np.zeros(4, np.int64)
     layouts = {"whole": {"a": {"one": one, "two": two}}, "parts": {"a": {"two": two}, "b": {"one": one}}}
     for name, files in layouts.items():

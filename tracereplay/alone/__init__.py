@@ -1,1 +1,1 @@
-"""Replaying recorded calls alone, in the candidate's environment, without a model or an engine."""
+"""Replaying recorded calls in isolation, in the candidate's environment, without a model or an engine."""

@@ -1,4 +1,4 @@
-"""What recorded kernels take by name: parameters from the checkpoint, buffers from the trace, known by digest."""
+"""Tensors that recorded kernels take by name: parameters from the checkpoint, buffers from the trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Constants:
     Args:
         trace: a recording with kernels.
         rank: whose.
-        model: the checkpoint's directory, where it is not where it was recorded.
+        model: the checkpoint's directory, if it has moved since recording.
     """
 
     def __init__(self, trace: Trace, rank: int = 0, model: Path | None = None) -> None:
@@ -35,10 +35,10 @@ class Constants:
             self._sources.update({f"{site.name}.{p.name}": p for p in site.parameters})
 
     def load(self, name: str) -> TensorBytes:
-        """A constant as it was when the recording began.
+        """A constant as it was when the recording started.
 
         Raises:
-            MissingWeights: it cannot be had, or is not what was recorded.
+            MissingWeights: it is missing, or differs from what was recorded.
         """
         constant = self._known.get(name)
         if constant is None:
@@ -51,12 +51,12 @@ class Constants:
         source = self._sources.get(constant.name)
         if source is None:
             raise MissingWeights(
-                f"{constant.name} belongs to no operator, and is not looked for in the checkpoint."
+                f"{constant.name} belongs to no operator, so it cannot be loaded from the checkpoint."
             )
         array = self._parameters.load(source)
         data = array.tobytes()
         if array.shape != constant.shape or constant.digest not in (None, xxhash.xxh3_128_hexdigest(data)):
-            raise MissingWeights(f"The engine held {constant.name} otherwise than the checkpoint has it.")
+            raise MissingWeights(f"The engine's {constant.name} differed from the checkpoint's.")
         return data
 
 

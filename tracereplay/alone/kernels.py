@@ -24,7 +24,7 @@ class KernelRunner:
 
     Args:
         sandbox: where they are executed.
-        constants: what they take by name.
+        constants: the tensors they take by name.
         reference: whether each aten call is executed on float64 inputs too.
     """
 
@@ -51,7 +51,7 @@ class KernelRunner:
         return self._sandbox.run(KERNEL, self._request(kernel))
 
     def _keep(self, names: set[str]) -> None:
-        """Sees to it that the child has these constants."""
+        """Makes sure that the child has these constants."""
         if self._child != self._sandbox.starts:
             self._kept, self._child = {}, self._sandbox.starts
         for name in sorted(names - set(self._kept)):
@@ -82,18 +82,18 @@ class KernelRunner:
 
 
 def is_custom(kernel: Kernel) -> bool:
-    """Whether executing ``kernel`` takes libraries besides PyTorch."""
+    """Whether executing ``kernel`` needs libraries other than PyTorch."""
     return not kernel.name.startswith("aten.") and refusal(kernel) is None
 
 
 def why_no_reference(kernel: Kernel) -> str | None:
-    """Why the same call on float64 inputs does not say what ``kernel`` should give; None if it does."""
+    """Why the same call on float64 inputs is not a reference for ``kernel``; None if it is."""
     if not kernel.name.startswith("aten."):
         return "it is not a PyTorch kernel"
     if draws(kernel):
         return "it draws random numbers"
     results = (*kernel.outputs, *kernel.written.values())
-    return None if any(map(_is_float, results)) else "it gives no floating-point numbers"
+    return None if any(map(_is_float, results)) else "it returns no floating-point numbers"
 
 
 def plain_argument(argument: Argument) -> Any:

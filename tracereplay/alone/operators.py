@@ -26,7 +26,7 @@ KEPT = 2 << 30  # bytes of weights that a child holds at once; packed for the pr
 
 
 def setup_for(engine: Launchable) -> dict[str, Any]:
-    """What the handler is given when a sandbox starts for operators: ``setup={OPERATOR: setup_for(engine)}``."""
+    """The handler's setup for a sandbox that runs operators: ``setup={OPERATOR: setup_for(engine)}``."""
     return {"settings": dict(engine.settings)}
 
 
@@ -49,16 +49,16 @@ def operator_requests(golden: Trace, site: str = "*", rank: int = 0) -> Iterator
 
 
 class Operators:
-    """Runs operators of a recording alone.
+    """Runs operators of a recording in isolation.
 
-    An operator is rebuilt when the first of its calls is run, and its weights are sent then; afterwards only
-    inputs are. A child that died and one that holds too much are sent them anew.
+    An operator is rebuilt, and its weights are sent, when the first of its calls is run; afterwards only inputs
+    are sent. A new child, or one that keeps too much, is sent them again.
 
     Args:
         sandbox: where they run; started with `setup_for`.
         plan: of the engine's family (`engines.family.Alone`).
         golden: the recording.
-        model: the checkpoint's directory, where it is not where it was recorded.
+        model: the checkpoint's directory, if it has moved since recording.
     """
 
     def __init__(self, sandbox: Sandbox, plan: Planner, golden: Trace, model: Path | None = None) -> None:
@@ -76,7 +76,7 @@ class Operators:
         """Runs the operator at ``site`` on the inputs of ``call``.
 
         Returns:
-            Where done, ``outputs`` is ``{"outputs": [...], "written": {index: ...}}`` of `TensorBytes`: in the
+            If done, ``outputs`` is ``{"outputs": [...], "written": {index: ...}}`` of `TensorBytes`: in the
             order and with the indices of `Call.outputs` and `Call.written`. Otherwise the status and the reason.
         """
         if self._ranks > 1:
@@ -102,7 +102,7 @@ class Operators:
         return self._keys.setdefault(json.dumps(what, default=str), len(self._keys))
 
     def _keep(self, key: int, site: Site) -> Outcome | None:
-        """Sees to it that the child has the operator; an outcome if it cannot have it."""
+        """Makes sure that the child has the operator; returns an outcome if it cannot."""
         if self._child != self._sandbox.starts:
             self._kept, self._child = {}, self._sandbox.starts
         if key in self._kept:

@@ -1,8 +1,8 @@
 """Which recorded kernels may be executed, and under which name.
 
-A trace is a stranger's, and executing a recorded call is executing a stranger's choice of function. So only what
-kernels.toml names is executed, and of that nothing whose schema speaks of pointers, handles or files, whatever it
-is called. The child asks the same of the schema that the candidate has (`alone.child.kernels`).
+A trace is a stranger's, and executing a recorded call is executing a stranger's choice of function. So only
+kernels listed in kernels.toml are executed, and none whose schema takes pointers, handles or files, whatever its
+name. The child checks the candidate's schema in the same way (`alone.child.kernels`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ else:
 __all__ = ["MAX_BYTES", "UNKNOWN", "Changed", "changed", "refusal", "shapes_of"]
 
 MAX_BYTES = 1 << 30  # of a call's arguments, of the memory that they span, and of what it asks for
-UNKNOWN = "it is not among the kernels that are known to be safe"
+UNKNOWN = "it is not among the kernels known to be safe"
 KINDS = ("dtype", "device", "layout", "memory_format", "Generator")
 # Of these a single number may say how large the result is.
 _LENGTHS = frozenset("arange bincount linspace one_hot randperm repeat_interleave constant_pad_nd".split())  # noqa: SIM905
@@ -39,7 +39,7 @@ _WIDEST = 8  # bytes of an element, mostly
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What became of a kernel.
+    """How a kernel changed between versions.
 
     Args:
         now: its name.
@@ -80,14 +80,14 @@ def _rules() -> _Rules:
 
 
 def changed(kernel: Kernel) -> Changed:
-    """Under which name, and with which arguments, other versions have it."""
+    """The name and arguments that it has in other versions."""
     base = _base(kernel.name)
     found = _rules().changed.get(base, Changed(base))
     return replace(found, now=kernel.name.replace(base, found.now, 1))
 
 
 def shapes_of(kernel: Kernel) -> Shapes | None:
-    """What a kernel that trusts its caller takes; None of those that check their arguments themselves."""
+    """The shapes of a kernel that trusts its caller; None for one that checks its arguments itself."""
     return _rules().shaped.get(_base(kernel.name))
 
 
@@ -100,7 +100,7 @@ def refusal(kernel: Kernel) -> str | None:
     if base in rules.refused:
         return rules.refused[base]
     if not kernel.schema:
-        return "it was launched past the dispatcher"
+        return "it was launched without the dispatcher"
     if kernel.failed:
         return f"it raised {kernel.failed} when it was recorded"
     if base.removesuffix("_") not in rules.aten and base not in rules.shaped:

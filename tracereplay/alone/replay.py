@@ -1,8 +1,8 @@
-"""``replay --mode isolated``: recorded calls executed one by one, and what they gave as a trace.
+"""``replay --mode isolated``: recorded calls executed one by one, with their results as a trace.
 
-An operator's call has a counterpart where it was run. Every kernel of golden's steps has one at its place in the
-candidate's: with the outputs that it gave, or with the reason why it was not executed. Arguments are golden's,
-and are not written again.
+An operator's call has a counterpart if it was run. Every kernel of golden's steps has one at the same place in the
+candidate's: with its outputs, or with the reason why it was not executed. Arguments are golden's, and are not
+written again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Selection:
 
     Args:
         site: glob of module paths.
-        kernel: glob of kernels: ``aten.mm`` is all its overloads; operators are left out then. None: all.
+        kernel: glob of kernels: ``aten.mm`` means all its overloads; operators are left out then. None: all.
     """
 
     site: str = "*"
@@ -74,21 +74,21 @@ def replay_isolated(
     engine: Launchable, golden: Path, out: Path, *, selection: Selection = Selection(), reference: bool = False,
     model: Path | None = None, limits: Limits = LIMITS, report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
-    """Runs golden's operators, and its kernels if it has them, alone in ``engine``'s environment.
+    """Runs golden's operators, and its kernels if recorded, in isolation in ``engine``'s environment.
 
     Args:
         engine: whose environment; no engine is started.
         golden: a recording.
-        out: path of the candidate's trace, which is made.
+        out: path of the candidate's trace to create.
         selection: which calls.
         reference: execute PyTorch's own kernels on float64 inputs too, as the pass ``reference``.
-        model: checkpoint, where it is not where it was recorded.
-        limits: of the child that executes.
-        report: is told what is being done.
+        model: checkpoint directory, if it has moved since recording.
+        limits: of the child process.
+        report: called with each line of progress.
 
     Raises:
         UsageError: nothing of golden is selected.
-        Unsupported: calls of the engine's family cannot be run alone.
+        Unsupported: calls of the engine's family cannot be run in isolation.
         EngineFailed: nothing can be executed in that environment.
     """
     family = alone_of(engine)
@@ -97,7 +97,7 @@ def replay_isolated(
         weights = weights_directory(source, model)
         workload = Workload(str(weights), (), {}, None)  # nothing is generated
         header = replay_header(engine, workload, source.digest(), source.run.level)
-        report(f"Starting a process for single calls under {engine.name}")
+        report(f"Starting a process for isolated calls under {engine.name}")
         setup = {
             sandbox.KERNEL: {
                 "libraries": family.libraries if any(map(is_custom, _kernels(source, selection))) else (),
@@ -123,11 +123,11 @@ def _check(golden: Trace, selection: Selection) -> None:
     if selection.kernel is None:
         calls = operator_requests(golden, selection.site, golden.ranks(RECORD)[0])
         if not any(True for _ in chain(calls, _kernels(golden, selection))):
-            raise UsageError(f"{golden.path} holds no call of an operator at {selection.site!r}.")
+            raise UsageError(f"{golden.path} contains no operator call at {selection.site!r}.")
     elif golden.run.level != KERNEL:
-        raise UsageError(f"{golden.path} holds no kernels; record it with --level kernel.")
+        raise UsageError(f"{golden.path} contains no kernels; record it with --level kernel.")
     elif not any(True for _ in _kernels(golden, selection)):
-        raise UsageError(f"{golden.path} holds no kernel {selection.kernel!r} at {selection.site!r}.")
+        raise UsageError(f"{golden.path} contains no kernel {selection.kernel!r} at {selection.site!r}.")
 
 
 def _kernels(golden: Trace, selection: Selection) -> Iterator[Kernel]:

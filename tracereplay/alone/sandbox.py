@@ -1,7 +1,7 @@
-"""A child process in the candidate's environment that executes recorded calls, and may die of them.
+"""A child process in the candidate's environment that executes recorded calls, and may crash.
 
-Executing a recorded call is executing a stranger's choice of function on a stranger's data. Whatever becomes of
-the child (a signal, no answer, no memory) is an `Outcome`; the next request finds a new child.
+Executing a recorded call is executing a stranger's choice of function on a stranger's data. Whatever happens to
+the child (a signal, no answer, no memory) is an `Outcome`; the next request gets a new child.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Limits:
     """What a child may use.
 
     Args:
-        memory: bytes that it may take beyond what it has once its handlers are ready.
+        memory: bytes that it may use in addition to what it has once its handlers are ready.
         seconds: of wall-clock time for each request.
         start_seconds: until its handlers are ready (importing an engine from a cold disk takes a minute).
         largest: bytes of the tensors of one request, and of one answer.
-        restarts: how often a new child is started for one that is gone.
+        restarts: how often a dead child is replaced.
     """
 
     memory: int = 4 << 30
@@ -58,12 +58,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
     Args:
         status: ``done``, or what went wrong.
-        reason: in words, ``crashed: signal 11 (SIGSEGV)``; empty where done.
-        outputs: what the handler returned: plain data and `TensorBytes`; None where it did not.
+        reason: in words, ``crashed: signal 11 (SIGSEGV)``; empty if done.
+        outputs: what the handler returned: plain data and `TensorBytes`; None if it did not return.
     """
 
     status: Status
@@ -82,7 +82,7 @@ class Sandbox:
         limits: what the child may use.
 
     Attributes:
-        info: what each handler said of itself when it was ready.
+        info: each handler's description of itself.
 
     Raises:
         EngineFailed: the first child does not become ready.
@@ -107,7 +107,7 @@ class Sandbox:
         if outcome.status != "done":
             lines = self.last_lines()
             self.close()
-            message = f"Nothing can be run alone under the engine {engine.name!r}: {outcome.reason}"
+            message = f"No call can be run in isolation under the engine {engine.name!r}: {outcome.reason}"
             raise EngineFailed(f"{message}; its last lines were:", lines)
 
     def __enter__(self) -> Sandbox:
@@ -120,7 +120,7 @@ class Sandbox:
 
     @property
     def starts(self) -> int:
-        """How many children were started; it changes when the next request finds a new one."""
+        """How many children were started."""
         return self._starts
 
     @property
@@ -141,7 +141,9 @@ class Sandbox:
         """
         if self._process is None:
             if self.restarts >= self._limits.restarts:
-                return Outcome("failed", f"failed: not run, since {self.restarts} children have ended already")
+                return Outcome(
+                    "failed", f"failed: not run, since {self.restarts} child processes have already ended"
+                )
             started = self._start()
             if started.status != "done":
                 return started
@@ -230,14 +232,14 @@ class Sandbox:
 
 
 def alone_of(engine: Launchable) -> Alone:
-    """How calls of the engine's family are run alone.
+    """How calls of the engine's family are run in isolation.
 
     Raises:
         Unsupported: they are not.
     """
     family = family_named(engine.family)
     if family.alone is None:
-        raise Unsupported(f"Single calls of {family.title} cannot be run alone; leave out --mode isolated.")
+        raise Unsupported(f"{family.title} calls cannot be run in isolation; leave out --mode isolated.")
     return family.alone
 
 

@@ -1,4 +1,4 @@
-"""Shapes that a kernel takes which does not check them itself: what stands in kernels.toml, asked of a call."""
+"""Checks the shapes given to kernels that do not check them themselves, as listed in kernels.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIZE = re.compile(r"(\d*)([a-z*])")
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What a kernel's tensors must be for it to stay within their memory.
+    """The shapes that keep a kernel within its tensors' memory.
 
     Args:
         forms: for each tensor argument its shapes, as kernels.toml explains them.
@@ -45,7 +45,7 @@ class Shapes:
                 return f"its argument {name!r} is a tensor, which is not expected"
         for name, values in self.only.items():
             if arguments.get(name, values[0]) not in values:
-                return f"its argument {name!r} is {str(arguments[name])[:40]}; {list(values)} is known to be safe"
+                return f"its argument {name!r} is {str(arguments[name])[:40]}; only {list(values)} is safe"
         for names, fits in ((self.multiples, _is_multiple), (self.at_most, _is_at_most)):
             for name, of in names.items():
                 tensor, number = arguments.get(name), arguments.get(of)
@@ -64,7 +64,7 @@ class Shapes:
                 return f"its argument {name!r} is of {tensor.dtype}, not of int64"
             values = tensor.numpy() if isinstance(tensor, Value) else np.empty(0)
             if values.size and not 0 <= values.min() <= values.max() < sizes[size]:
-                return f"its argument {name!r} has values outside of 0 to {sizes[size]}"
+                return f"its argument {name!r} has values outside 0 to {sizes[size]}"
         return None
 
     def _sizes(self, arguments: Mapping[str, Argument]) -> dict[str, int]:
@@ -74,7 +74,7 @@ class Shapes:
             if argument is None and name in arguments:
                 continue  # a `Tensor?` that is left out
             if not isinstance(argument, Value | Named):
-                raise ValueError(f"its argument {name!r} is no tensor")
+                raise ValueError(f"its argument {name!r} is not a tensor")
             if not any(_bind(form, argument.shape, sizes) for form in forms):
                 raise ValueError(
                     f"its argument {name!r} has the shape {argument.shape}, which does not fit the others"

@@ -1,4 +1,4 @@
-"""One engine for many passes over one golden trace; it starts when a pass first needs it."""
+"""One engine for many passes over one golden trace, started when first needed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Report = Callable[[str], None]
 
 
 def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | None) -> Workload:
-    """Golden's workload as the candidate shall run it, its weights checked.
+    """Golden's workload as the candidate runs it, with its weights checked.
 
     Raises:
-        UsageError: golden is no recording, or has no logprobs.
-        OtherWeights: the model at hand is another than golden's.
+        UsageError: golden is not a recording, or has no logprobs.
+        OtherWeights: the model differs from golden's.
         WorkloadError: there is no model.
     """
     golden.require_recording()
@@ -38,7 +38,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     sampled = (s for step in golden.steps(RECORD) for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(
-            f"{golden.path} has no logprobs, by which a bisection measures; record it again with --logprobs 0."
+            f"{golden.path} has no logprobs, which a bisection needs; record it again with --logprobs 0."
         )
     return as_long_as(golden, work)
 
@@ -47,14 +47,14 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
 def begun(
     golden: Path, folder: Path, settings: Mapping[str, Any] | None, model: Path | None, **of: Any
 ) -> Iterator[tuple[Trace, Workload, Journal]]:
-    """How a bisection begins: golden, open; its workload as the candidate shall run it; the journal in ``folder``.
+    """Begins a bisection: opens golden, and returns it, the candidate's workload and the journal in ``folder``.
 
     Args:
         golden: path of the golden trace.
-        folder: where what is measured is kept; it is made.
-        settings: engine arguments laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
-        of: what else a bisection must have in common with one that was cut off, to go on from it.
+        folder: where measurements are kept; created if missing.
+        settings: engine arguments that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
+        of: what else must be unchanged for an interrupted bisection to be resumed.
 
     Raises:
         UsageError: see `golden_workload`; or ``folder`` belongs to another bisection.
@@ -74,9 +74,9 @@ class Bench:
         golden: the golden trace.
         workload: what is generated; see `golden_workload`.
         folder: where traces go.
-        log: file for what the engine prints.
-        report: is told what is being done.
-        process: the engine, if it runs already; it is left running.
+        log: file for the engine's output.
+        report: called with each line of progress.
+        process: the engine, if it is already running; it is left running.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Bench:
         return self._folder / "candidate.trace"
 
     def replay(self) -> Path:
-        """Makes `candidate`, unless it is there and whole."""
+        """Makes `candidate`, unless a complete one exists."""
         if self.candidate.exists():
             with open_trace(self.candidate) as trace:
                 if trace.complete and INJECTED in trace.passes:

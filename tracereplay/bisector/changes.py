@@ -1,4 +1,4 @@
-"""In which settings a candidate differs from golden, as changes that can be made to it one by one.
+"""The settings in which a candidate differs from golden, as changes that can be made one by one.
 
 golden's own arguments, and what its engine said of itself  ─┐
 the candidate's arguments, and what it said of itself       ─┴─▶ Change ...  ─▶ Plan: arguments and variables
@@ -32,7 +32,7 @@ class Change:
     Args:
         name: as settings are named in a verdict; variables begin with ``environment.``.
         value: golden's; `ABSENT` leaves the argument or variable out.
-        given: whether someone gave it, in a command or for an engine, or it is a default that was resolved.
+        given: whether it was given explicitly, in a command or for an engine; otherwise it is a resolved default.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Change:
 
     @property
     def argument(self) -> str:
-        """How a person would make this change."""
+        """The change as a command-line argument."""
         if self.name.startswith(VARIABLE):
             variable = self.name.removeprefix(VARIABLE)
             return f"env -u {variable}" if self.value is ABSENT else f"env {variable}={self.value}"
@@ -59,13 +59,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An engine's settings, as it, or a trace of it, tells them.
+    """An engine's settings, as reported by it or by a trace of it.
 
     Args:
-        arguments: those that somebody gave.
-        resolved: what became of them and of the defaults.
+        arguments: those given explicitly.
+        resolved: the resulting values, defaults included.
         environment: variables.
-        trusted: by the user's own engine, and not by a trace, which may be a stranger's.
+        trusted: whether reported by the user's own engine, not by a trace, which may be a stranger's.
     """
 
     arguments: Mapping[str, Any]
@@ -75,17 +75,17 @@ class Told:
 
     @classmethod
     def by_trace(cls, trace: Trace) -> Told:
-        """What a trace tells, without arguments that it may not ask for."""
+        """The settings in a trace, without arguments that it may not ask for."""
         facts = trace.run.engine_facts
         return cls(applied_settings(trace), facts("settings"), facts("environment"))
 
     @classmethod
     def by_engine(cls, arguments: Mapping[str, Any], info: Mapping[str, Any]) -> Told:
-        """What an engine of the user's tells."""
+        """The settings of an engine of the user's."""
         return cls(arguments, info.get("settings") or {}, info.get("environment") or {}, trusted=True)
 
     def refusal(self, change: Change) -> str | None:
-        """Why this value is not taken over; None if it may be."""
+        """Why this value is not used; None if it may be."""
         if self.trusted or change.value is ABSENT:
             return None
         if change.name.startswith(VARIABLE):
@@ -97,7 +97,7 @@ class Told:
 def differences(
     golden: Told, theirs: Told, engine: Launchable, arguments: Mapping[str, Any]
 ) -> tuple[list[Change], list[Skipped]]:
-    """What could be changed to golden's, given arguments first, then by importance; and what could not be.
+    """What can be changed to golden's value, explicit arguments first, then by importance; and what cannot.
 
     Args:
         golden: what the golden trace tells, or the engine to compare with.
@@ -139,7 +139,7 @@ def _add_variables(
         if mine.get(variable) == other.get(variable) or not _matters(name) or variable == "LD_PRELOAD":
             continue
         if variable in os.environ:
-            skipped.append(Skipped(name, "it is set in the shell, whose value an engine keeps"))
+            skipped.append(Skipped(name, "it is set in the shell, which takes precedence"))
         elif variable in mine or variable in engine.env:
             changes[name] = Change(name, mine.get(variable, ABSENT), variable in engine.env)
         else:

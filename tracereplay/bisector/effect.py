@@ -1,4 +1,4 @@
-"""What is left of a difference once something was changed, and what share of it that explains.
+"""How much of a difference remains after a change, and what share of it the change explains.
 
     explains = 1 - m(changed) / m(nothing changed),    m: mean of (candidate - golden)^2 of logprobs
 
@@ -35,7 +35,7 @@ class Effect:
 
     Args:
         differences: logprobs, candidate over golden, in nats, in order of places; NaN where a side has none.
-        wrong: greedy tokens that the candidate would have chosen otherwise.
+        wrong: greedy tokens for which the candidate would have chosen differently.
     """
 
     differences: tuple[float, ...]
@@ -43,7 +43,7 @@ class Effect:
 
     @property
     def values(self) -> Floats:
-        """The differences that there are."""
+        """The differences that are known."""
         every = np.array(self.differences)
         found: Floats = every[~np.isnan(every)]
         return found
@@ -65,10 +65,10 @@ def effect_of(
     """Compares a run's tokens with golden's.
 
     Args:
-        golden, run: what was sampled at each place.
+        golden, run: the samples at each position.
         generation: golden's sequences.
-        own: what the sampler itself reported otherwise on golden logits, by place, to take away; golden's
-            logprob exactly where the run repeats what it reported there.
+        own: the sampler's own differences on golden logits, by position, to subtract; the result is exactly
+            golden's logprob if the run repeats what it reported there.
     """
     differences = []
     for key in sorted(golden):
@@ -85,7 +85,7 @@ def _less(apart: float, own: float) -> float:
 
 
 def explains(before: Effect, after: Effect) -> tuple[float, tuple[float, float]]:
-    """The share explained and its 95 % interval, by resampling positions, the same ones on both sides.
+    """The share explained and its 95 % interval, by resampling the same positions on both sides.
 
     Positions of one sequence are not independent, so the interval is narrow rather than wide. NaN where there was
     no difference to begin with.
@@ -129,7 +129,7 @@ class Criterion:
 
     Args:
         policy: tokens and logprobs must be within it.
-        before: the run with nothing changed. Where it is within the policy already (a fault that no token shows),
+        before: the run with nothing changed. If it is already within the policy (a fault that no token shows),
             95 % of its difference must be explained instead.
     """
 

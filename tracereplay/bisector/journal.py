@@ -1,9 +1,9 @@
-"""What was measured, kept on disk, so that a bisection that was interrupted goes on where it was.
+"""Measurements kept on disk, so that an interrupted bisection can be resumed.
 
-    DIR/journal.jsonl     a header, then one line for each run: what was changed, and what came of it
+    DIR/journal.jsonl     a header, then one line per run: what was changed, and the result
     DIR/candidate.trace   the replay (operators only)
 
-A line is written when its run is over; one that was cut off is not read.
+A line is written when its run is over; an incomplete one is ignored.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Measured runs by the names of what was changed in them.
+    """Measured runs, by the names of the changes made in them.
 
     Args:
-        folder: where it is kept; made if absent. None keeps nothing.
+        folder: where it is kept; created if missing. None keeps nothing.
         header: what the runs depend on: golden, engine, settings.
 
     Raises:
-        UsageError: the folder holds runs of something else, or cannot be written.
+        UsageError: the folder contains a different bisection, or cannot be written.
     """
 
     def __init__(self, folder: Path | None, header: Mapping[str, Any]) -> None:
@@ -45,11 +45,11 @@ class Journal:
         return len(self._runs)
 
     def find(self, changed: Iterable[str]) -> Effect | str | None:
-        """What came of a run, or why it could not be made; None if it was not tried."""
+        """The result of a run, or why it could not be made; None if it was not tried."""
         return self._runs.get(tuple(sorted(changed)))
 
     def keep(self, changed: Iterable[str], found: Effect | str) -> None:
-        """Writes a run down."""
+        """Records a run."""
         key = tuple(sorted(changed))
         self._runs[key] = found
         if isinstance(found, str):
@@ -62,8 +62,8 @@ class Journal:
         first, *lines = path.read_text(encoding="utf-8").split("\n")
         if _json(first) != header:
             raise UsageError(
-                f"{path.parent} holds a bisection of another golden trace, engine or setting; give another --work "
-                "directory, or delete it."
+                f"{path.parent} contains a bisection of another golden trace, engine or setting; give another "
+                "--work directory, or delete it."
             )
         for line in lines:
             run = _json(line)

@@ -1,4 +1,4 @@
-"""Delta debugging: the smallest set that is found to do the job.
+"""Delta debugging: finding a smallest set that suffices.
 
 ``ddmin`` of Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (2002), section 3: try
 each of n parts alone, then all but each part, and halve the parts when neither helps. It ends with a set of
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class OutOfBudget(Exception):
-    """Raised by the question when no more may be asked."""
+    """Raised by the question when the budget is used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def minimise(items: Sequence[T], restores: Callable[[Sequence[T]], bool]) -> Sma
     """A 1-minimal subset of ``items`` that still ``restores``.
 
     Args:
-        items: a set that does; likely members first.
+        items: a set that suffices; likely members first.
         restores: the question; it may raise `OutOfBudget`, and then the smallest set so far is returned. It is
             not asked of the empty set, which is known not to.
     """

@@ -1,12 +1,12 @@
-"""Which operators and edges cause a divergence: cancel their isolated errors and see what is left.
+"""Which operators and edges cause a divergence: cancel their isolated errors and measure what remains.
 
-    replay ─▶ verdict ─▶ everything cancelled: closure, and whether parity comes back at all
+    replay ─▶ verdict ─▶ everything cancelled: closure, and whether parity is restored at all
                       ─▶ each class alone: what it explains
                       ─▶ classes: a minimal set that restores parity        (ddmin)
                       ─▶ sites of those classes: a minimal set              (ddmin)
                       ─▶ all but that set; then the worst of its sites alone, while passes are left
 
-One engine start serves all passes, and every pass is written down before the next begins.
+One engine start serves all passes, and each pass is recorded before the next begins.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def bisect_operators(
     Args:
         engine: the candidate.
         golden: path of the golden trace.
-        folder: where what is measured is kept; a bisection that was cut off goes on from it.
+        folder: where measurements are kept; an interrupted bisection resumes from it.
         policy: what counts as parity.
-        settings: engine arguments laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
-        max_passes: generations beyond the replay, those of an earlier attempt included.
-        log: file for what the engine prints.
-        report: is told what is being done.
-        process: the engine, if it runs already; it is left running.
+        settings: engine arguments that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
+        max_passes: generations after the replay, including those of an earlier attempt.
+        log: file for the engine's output.
+        report: called with each line of progress.
+        process: the engine, if it is already running; it is left running.
 
     Returns:
-        The replay's verdict, with ``closure``, ``attribution`` and ``bisection`` unless it is no divergence.
+        The replay's verdict, with ``closure``, ``attribution`` and ``bisection`` if it diverged.
 
     Raises:
-        UsageError: other weights, no logprobs, or ``folder`` belongs to another bisection.
+        UsageError: different weights, no logprobs, or ``folder`` belongs to another bisection.
         EngineFailed, Unsupported: see `EngineProcess`.
     """
     rules = policy or Policy()
@@ -128,7 +128,7 @@ class _Study:
                 complement = self._complement(terms, smallest.members)
                 self._alone()
         except OutOfBudget:
-            self._report(f"All {self._max} passes are spent")
+            self._report(f"All {self._max} passes are used up")
         bisection = self._bisection(everything, smallest, complement, left)
         if smallest is not None:
             rest = [term for term in terms if term not in smallest.members]
@@ -150,7 +150,7 @@ class _Study:
             found = check_closure(self._golden, self._candidate, (trace, CANCELLED), self._generation)
             effect = effect_of(self._sampled, sampled_tokens(trace, CANCELLED), self._generation, self._own)
         if not found.held:
-            self._report("Generating with golden inputs again, to see what does not repeat")
+            self._report("Generating with golden inputs again, to find what is not reproducible")
             with self._bench.injected_again() as trace:
                 unstable = unstable_sites(self._candidate, (trace, INJECTED_AGAIN), self._generation)
             found = replace(found, unstable=unstable)
@@ -164,7 +164,7 @@ class _Study:
         return found
 
     def _try(self, terms: Sequence[Term], what: str) -> Effect:
-        """A run with ``terms`` cancelled, or what an earlier one gave.
+        """A run with ``terms`` cancelled, or the result of an earlier one.
 
         Raises:
             OutOfBudget: no pass is left.
@@ -220,7 +220,7 @@ class _Study:
         return self._criterion.restores(self._try(terms, what))
 
     def _complement(self, terms: Sequence[Term], members: Sequence[Term]) -> bool | None:
-        """Whether all but the minimal set does it too; None where there is nothing else."""
+        """Whether cancelling all but the minimal set works too; None if there is nothing else."""
         rest = [term for term in terms if term not in members]
         if not rest:
             return None

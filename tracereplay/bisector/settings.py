@@ -1,4 +1,4 @@
-"""Which settings cause a divergence: give the candidate golden's, and see what is left.
+"""Which settings cause a divergence: give the candidate golden's, and measure what remains.
 
     replay as it is ─▶ what differs ─▶ all that was given, then all there is, set to golden's ─▶ ddmin
 
@@ -45,26 +45,26 @@ def bisect_settings(
     policy: Policy | None = None, settings: Mapping[str, Any] | None = None, model: Path | None = None,
     max_starts: int = MAX_STARTS, log: Path | None = None, report: Report = lambda line: None,
 ) -> Verdict:  # fmt: skip
-    """Finds a minimal set of settings of golden's that brings the candidate to parity.
+    """Finds a minimal set of golden's settings that brings the candidate to parity.
 
     Args:
         engine: the candidate.
         golden: path of the golden trace.
-        folder: where what is measured is kept; a bisection that was cut off goes on from it.
-        like: an engine whose settings to take instead of those that golden was recorded with.
+        folder: where measurements are kept; an interrupted bisection resumes from it.
+        like: an engine whose settings are used instead of those that golden was recorded with.
         policy: what counts as parity.
-        settings: engine arguments of the candidate's, laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
-        max_starts: engine starts beyond the first, those of an earlier attempt included.
-        log: file for what the engine prints.
-        report: is told what is being done.
+        settings: engine arguments of the candidate that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
+        max_starts: engine starts after the first, including those of an earlier attempt.
+        log: file for the engine's output.
+        report: called with each line of progress.
 
     Returns:
-        The verdict of the candidate's rerun, with ``attribution`` and ``bisection`` unless it is no divergence;
-        its cause is ``setting`` where a set was found.
+        The verdict of the candidate's rerun, with ``attribution`` and ``bisection`` if it diverged;
+        its cause is ``setting`` if a set was found.
 
     Raises:
-        UsageError: other weights, no logprobs, or ``folder`` belongs to another bisection.
+        UsageError: different weights, no logprobs, or ``folder`` belongs to another bisection.
         EngineFailed, Unsupported: the candidate does not start as it is.
     """
     rules = policy or Policy()
@@ -96,7 +96,7 @@ class _Starts:
         self.starts = 0
 
     def replay(self) -> Path:
-        """The candidate's rerun as it is, unless it is there and whole."""
+        """The candidate's unchanged rerun, unless a complete one exists."""
         path = self._folder / "candidate.trace"
         # Here and not at the first change, whose refusals are taken to be the engine's.
         remove_trace(self._trial, self._golden.read_from)
@@ -117,7 +117,7 @@ class _Starts:
                 yield trace
 
     def describe(self, engine: Launchable) -> Told:
-        """What another engine tells, started with golden's arguments over its own."""
+        """The settings of another engine, started with golden's arguments over its own."""
         self._report(f"Starting the engine {engine.name}, to learn its settings")
         settings = {**engine.settings, **applied_settings(self._golden)}
         with self._process(Configured(engine.name, engine.python, engine.env, settings, engine.family)) as process:
@@ -166,7 +166,7 @@ class _Study:
                     break
         except OutOfBudget:
             self._spent = True
-            self._report(f"All {self._most} engine starts are spent")
+            self._report(f"All {self._most} engine starts are used up")
         return self._judged(verdict, smallest, left, changes)
 
     def _accepted(self, changes: Sequence[Change]) -> list[Change]:
@@ -264,7 +264,7 @@ class _Study:
             rest = "" if found.proven else f" The {self._most} starts ran out before each was shown to be needed."
             return f"With golden's {what} the candidate is at parity.{rest}"
         if not changes:
-            return "The two differ in no setting that could be changed."
+            return "The two do not differ in any setting that could be changed."
         if self._spent:
             return self._tried(changes)
         if found.unexplained is None:
@@ -278,7 +278,7 @@ class _Study:
         """What was done before the starts were spent."""
         begun = f"All {self._most} engine starts were spent before a set of golden's settings was found"
         if not self._found:
-            return f"{begun}: {len(changes)} differ, and the engine took none of those that were tried."
+            return f"{begun}: {len(changes)} differ, and the engine accepted none of those that were tried."
         most = max(self._found, key=len)
         never = [c.name for c in changes if not any(c.name in names for names in self._found)]
         rest = f"; never set: {some(never)}" if never else ""
@@ -289,7 +289,7 @@ class _Study:
 
 
 def _stages(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """What somebody gave comes first: a default that differs often follows from it."""
+    """Explicit settings come first: a default that differs often follows from them."""
     given = [change for change in changes if change.given]
     if given and len(given) < len(changes):
         yield given

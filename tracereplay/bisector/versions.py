@@ -1,6 +1,6 @@
 """Which version of an engine was the first to diverge.
 
-    good ── ? ── ? ── ? ── ? ── bad        judge the middle, halve; what cannot be judged is passed over
+    good ── ? ── ? ── ? ── ? ── bad        judge the middle, halve; skip what cannot be judged
                   │
                   └▶ build its environment, replay golden, look at the verdict
 
@@ -75,23 +75,23 @@ def bisect_versions(
 
     Args:
         golden: path of the golden trace.
-        folder: where verdicts are kept; a bisection that was cut off goes on from them.
+        folder: where verdicts are kept; an interrupted bisection resumes from them.
         good, bad: versions; each is judged first.
         package: the distribution to install.
         versions: those to try, ends included; by default all releases between, as uv finds them.
         build: makes the engine of a version; by default an environment with ``package==version``.
         policy: what is tolerated.
-        settings: engine arguments laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
-        log: file for what the engines print.
-        report: is told what is being done.
+        settings: engine arguments that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
+        log: file for the engines' output.
+        report: called with each line of progress.
 
     Returns:
-        The verdict of the first bad version against a recording of the last good one. Where ``bad`` does not
+        The verdict of the first bad version against a recording of the last good one. If ``bad`` does not
         diverge: its own verdict, without a bisection.
 
     Raises:
-        UsageError: the ends are in the wrong order, ``good`` diverges already, or the weights are others.
+        UsageError: the ends are in the wrong order, ``good`` already diverges, or the weights differ.
         EnvironmentFailed, EngineFailed: an end cannot be judged.
     """
     check_order(good, bad)
@@ -103,7 +103,7 @@ def bisect_versions(
     if judge.outcome(bad) != BAD:
         return newest
     if judge.outcome(good, strictly=True) == BAD:
-        raise UsageError(f"{package} {good} diverges from {golden} already; give an older --good.")
+        raise UsageError(f"{package} {good} already diverges from {golden}; give an older --good.")
     found = first_bad(len(names), lambda i: judge.outcome(names[i]))
     return judge.final(names, found, package)
 
@@ -115,7 +115,7 @@ def _between(package: str, good: str, bad: str, versions: Sequence[str] | None) 
         found = sorted({*versions, good, bad}, key=read_version)
         outside = [v for v in found if not read_version(good) <= read_version(v) <= read_version(bad)]
         if outside:
-            raise UsageError(f"--versions names {outside[0]}, which does not lie between {good} and {bad}.")
+            raise UsageError(f"--versions names {outside[0]}, which is not between {good} and {bad}.")
     if good not in found or bad not in found:
         missing = good if good not in found else bad
         raise UsageError(f"There is no release {missing} of {package}; there are {', '.join(found) or 'none'}.")
@@ -187,7 +187,7 @@ class _Judge:
             engine_starts=self._starts,
             criterion="the replay's verdict is not diverged",
             proven=not between,
-            skipped=tuple(Skipped(v, "it lies between the last good and the first bad version") for v in between),
+            skipped=tuple(Skipped(v, "it is between the last good and the first bad version") for v in between),
             tried=tuple(self._tried),
             first_bad=bad,
             last_good=good,

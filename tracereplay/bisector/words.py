@@ -22,7 +22,8 @@ def why(closure: Closure, found: Bisection) -> list[str]:
     words = [_closure(closure)]
     if closure.unstable:
         words.append(
-            f"{len(closure.unstable)} sites do not repeat on the same inputs, the first {closure.unstable[0]}."
+            f"{len(closure.unstable)} sites are not reproducible on the same inputs, the first being "
+            f"{closure.unstable[0]}."
         )
     if found.minimal is not None:
         words.append(_minimal(found))
@@ -30,7 +31,7 @@ def why(closure: Closure, found: Bisection) -> list[str]:
         words.append(f"No set of operators restores parity; {_unexplained(found.unexplained)}.")
     if found.positions < ENOUGH:
         words.append(
-            f"Only {found.positions} positions were measured; {ENOUGH} would make the intervals worth reading."
+            f"Only {found.positions} positions were measured; the intervals are meaningful from {ENOUGH} on."
         )
     return words
 
@@ -38,27 +39,28 @@ def why(closure: Closure, found: Bisection) -> list[str]:
 def _closure(closure: Closure) -> str:
     if closure.held:
         return (
-            f"Closure holds: with every isolated error cancelled, {closure.rows} rows of golden's logits come "
-            "back bit for bit."
+            f"Closure holds: with every isolated error cancelled, {closure.rows} rows of golden's logits are "
+            "reproduced bit for bit."
         )
     if closure.flipped:
         return (
-            f"Closure does not hold: {closure.first_broken}. Near ties in routers sent rows to other experts than "
-            f"golden's (routing flips): {some(closure.flipped)}."
+            f"Closure does not hold: {closure.first_broken}. Near ties in routers sent rows to different experts "
+            f"than in golden (routing flips): {some(closure.flipped)}."
         )
     if not closure.same_batches:
         return (
             f"Closure does not hold: {closure.first_broken}. The two passes composed their batches differently, "
-            "and rows may round otherwise in another batch: run the engine in one process, or with max_num_seqs=1."
+            "and rows may round differently in another batch: run the engine in one process, or with "
+            "max_num_seqs=1."
         )
-    why_not = "" if closure.unstable else " Something that computes was not observed."
+    why_not = "" if closure.unstable else " Some computation was not observed."
     return f"Closure does not hold: {closure.first_broken}.{why_not}"
 
 
 def _unexplained(share: float) -> str:
     if math.isnan(share):
-        return "no logprob differs, only what the sampler chose"
-    return f"{share:.1%} of the difference stays unexplained"
+        return "no logprob differs, only the sampled tokens"
+    return f"{share:.1%} of the difference remains unexplained"
 
 
 def _minimal(found: Bisection) -> str:
@@ -69,13 +71,13 @@ def _minimal(found: Bisection) -> str:
     if guilty:
         parts.append(f"out of tolerance: {', '.join(guilty)}")
     if honest:
-        parts.append(f"rounding otherwise: {some(honest)}")
+        parts.append(f"rounding differently: {some(honest)}")
     count = "one operator or edge" if len(found.minimal) == 1 else f"{len(found.minimal)} operators or edges"
     proven = (
         "none of them can be left out" if found.proven else "the passes ran out before each was shown to be needed"
     )
     left = found.largest_left
-    rest = f" Of what is left {left.name} differs most; it is {left.error_class}." if left is not None else ""
+    rest = f" Of the rest, {left.name} differs most ({left.error_class})." if left is not None else ""
     if len(found.minimal) == 1:
         return f"Cancelling {count} restores parity: {'; '.join(parts)}.{rest}"
     return f"Cancelling {count} restores parity ({proven}): {'; '.join(parts)}.{rest}"

@@ -1,4 +1,4 @@
-"""Earns tolerances: measures the noise between runs that ought to agree, and makes a policy of it."""
+"""Derives tolerances: measures the noise between runs that should agree, and turns it into a policy."""
 
 from tracereplay.calibrator.calibrate import Calibration, Run, calibrate
 from tracereplay.calibrator.variations import NAMES, Variation, named_variation

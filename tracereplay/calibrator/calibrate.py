@@ -1,4 +1,4 @@
-"""Runs golden's workload in several ways, and makes a policy of the noise between them and golden.
+"""Runs golden's workload in several ways, and turns the noise between them and golden into a policy.
 
 variations ──replay──▶ traces ──measure_noise──▶ Noise ... ──earn──▶ Policy, and on what it was measured
 """
@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run that was made: what was varied, in words, and how it differs from golden."""
+    """One run: what was varied, in words, and how it differs from golden."""
 
     variation: str
     noise: Noise
@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Noise between runs that ought to agree, and the policy that it earns.
+    """Noise between runs that should agree, and the resulting policy.
 
     Args:
         golden: name of the golden trace.
@@ -76,7 +76,7 @@ class Calibration:
 
     @property
     def unfit(self) -> Mapping[str, str]:
-        """Places that differ in a way that no tolerance lets pass, and how."""
+        """Places that differ in a way that no tolerance allows, and how."""
         return {place: why for run in self.runs for place, why in run.noise.unfit.items()}
 
     @property
@@ -86,7 +86,7 @@ class Calibration:
             "tracereplay": version("tracereplay"), "date": self.date, "golden": self.golden, "digest": self.digest,
             "engine": self.engine, "runs": [run.words for run in self.runs],
             "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.skipped],
-            "noise": [f"{place} {why}; no tolerance lets that pass" for place, why in self.unfit.items()],
+            "noise": [f"{place} {why}; no tolerance allows that" for place, why in self.unfit.items()],
             "margin": MARGIN,
         }  # fmt: skip
         return policy_text(self.policy, {key: value for key, value in about.items() if value})
@@ -97,21 +97,21 @@ def calibrate(
     settings: Mapping[str, Any] | None = None, model: Path | None = None, log: Path | None = None,
     keep: Path | None = None, report: Report = lambda line: None,
 ) -> Calibration:  # fmt: skip
-    """Replays ``golden`` under each variation and earns tolerances from how much that changes.
+    """Replays ``golden`` under each variation and derives tolerances from the noise.
 
     Args:
-        engine: one that is known to be good.
+        engine: an engine known to be good.
         golden: the golden trace.
         variations: what to vary; one that the engine refuses is skipped with the reason.
-        runs: how often each is run.
-        settings: engine arguments of all runs, laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
+        runs: number of runs of each variation.
+        settings: engine arguments of all runs that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
         log: file for what the engines print, one run after the other.
         keep: an empty directory for the runs' traces, ``1-batch.trace`` and so on; None for not keeping them.
-        report: is told what is being done.
+        report: called with each line of progress.
 
     Raises:
-        UsageError: ``golden`` is no recording, or not a single run could be made; the reasons are named.
+        UsageError: ``golden`` is not a recording, or no run could be made; the message gives the reasons.
     """
     made: list[Run] = []
     skipped: list[Skipped] = []

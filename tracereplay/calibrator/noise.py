@@ -1,11 +1,11 @@
-"""How much runs that ought to agree differ, and the tolerances that this earns.
+"""How much runs that should agree differ, and the tolerances derived from that.
 
 **Noise** of a tensor in one run is the multiple of its dtype's default tolerance that would have passed it: the
 largest quotient of error and default allowance over all rows, as in `comparator.metrics`. In an injected pass it
 is the operator's own, since every operator has golden inputs.
 
-**Margin.** A run that comes later may exceed the largest noise of those that were made: after n runs alike the
-next one does with probability 1 / (n + 1). So what is tolerated is the largest noise m plus four standard
+**Margin.** A later run may exceed the largest noise of the runs that were made: after n similar runs the next one
+does with probability 1 / (n + 1). So the tolerance is the largest noise m plus four standard
 deviations of the noise of all sites and runs, and at least 1.5 m; with fewer than eight such values, from which
 no spread can be told, 2 m. TOLERANCES.md has how often a further run exceeds it, by simulation. *Why not more?*
 At 1.36 times the bfloat16 default a scale that is 3 % off would pass.
@@ -37,7 +37,7 @@ MUCH_NOISIER = 2.0  # times the tolerance of the other sites
 
 @dataclass(frozen=True, slots=True, order=True)
 class NoiseKind:
-    """What a rule speaks of: outputs of an operator class, or what arrives at it, in one dtype."""
+    """What a rule applies to: outputs of an operator class, or its inputs as they arrive, in one dtype."""
 
     operator: str
     kind: str
@@ -49,10 +49,10 @@ class Noise:
     """How one run differs from golden.
 
     Args:
-        sites: of each kind and site the noise, as a multiple of the default tolerance; 0 where bit for bit equal.
-        unfit: places that differ in a way that no tolerance lets pass, and how.
+        sites: the noise by kind and site, as a multiple of the default tolerance; 0 if equal bit for bit.
+        unfit: places that differ in a way that no tolerance allows, and how.
         logprob_max: largest difference of a golden token's logprob in the rerun, nats; None without logprobs.
-        tokens, tokens_differ: greedy tokens compared, and those that the run would have chosen otherwise.
+        tokens, tokens_differ: greedy tokens compared, and those for which the run would have chosen differently.
         share: of golden's calls that were compared.
     """
 
@@ -71,7 +71,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """A tolerance, and the noise that it was earned by.
+    """A tolerance, and the noise that it was derived from.
 
     Args:
         kind: of the tensors.
@@ -116,11 +116,11 @@ def measure_noise(golden: Trace, candidate: Trace) -> Noise:
         candidate: a replay of it, with an injected pass.
 
     Raises:
-        UsageError: they ran other weights, or the candidate is incomplete.
+        UsageError: they ran different weights, or the candidate is incomplete.
     """
     evidence = gather_evidence(golden, candidate, Policy())
     if evidence.other_weights:
-        raise UsageError("It ran other weights than golden; nothing can be compared.")
+        raise UsageError("It ran different weights from golden's; nothing can be compared.")
     if not candidate.complete:
         raise UsageError("Its trace is incomplete.")
     sites: dict[NoiseKind, dict[str, float]] = {}
@@ -142,14 +142,14 @@ def measure_noise(golden: Trace, candidate: Trace) -> Noise:
 
 def _unfit(finding: Finding) -> str | None:
     if finding.error_class == "biased":
-        return f"leans by {finding.metrics.bias_ulp:+.2g} ulp"
+        return f"is biased by {finding.metrics.bias_ulp:+.2g} ulp"
     if finding.error_class == "nonfinite":
         return "is not finite on one side"
     return None if math.isfinite(finding.metrics.allowance_ratio) else "holds other integers"
 
 
 def bound(noise: Sequence[float]) -> float:
-    """What the noise of further runs stays below; see the module.
+    """An upper bound for the noise of further runs; see the module.
 
     Args:
         noise: of sites and runs, some at least above zero; those that were equal bit for bit are no sample of it.
@@ -162,9 +162,9 @@ def bound(noise: Sequence[float]) -> float:
 
 
 def earn(runs: Sequence[Noise]) -> tuple[Earned, ...]:
-    """The tolerances that runs earn, of a kind's single sites before that of the kind.
+    """The tolerances derived from runs, those of a kind's single sites before that of the kind.
 
-    Kinds that were equal bit for bit in all runs earn none: the default stays.
+    Kinds that were equal bit for bit in all runs get none: the default remains.
     """
     found: list[Earned] = []
     for kind in sorted({kind for run in runs for kind in run.sites}):

@@ -1,4 +1,4 @@
-"""What is varied between runs that ought to agree: how an engine is started, never what it generates."""
+"""What is varied between runs that should agree: how an engine is started, never what it generates."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Variation:
         name: for people.
         settings: engine arguments, laid over golden's.
         env: environment variables of the engine's process, over the engine's own.
-        engine: another engine than the one that is calibrated, or None.
-        idle: why it would vary nothing of what golden has; empty where it does.
+        engine: an engine other than the one being calibrated, or None.
+        idle: why it would vary nothing that golden has; empty if it does.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Variation:
         chosen = self.engine or engine
         for name in self.env:
             if name in os.environ:
-                raise UsageError(f"{name} is set in the shell, whose value an engine keeps; unset it to vary it.")
+                raise UsageError(f"{name} is set in the shell, which takes precedence; unset it to vary it.")
         return Configured(chosen.name, chosen.python, {**chosen.env, **self.env}, chosen.settings, chosen.family)
 
 
@@ -94,7 +94,7 @@ NAMES = tuple(_NAMED)
 
 
 def named_variation(name: str, run: Run) -> Variation:
-    """The variation of that name, as the opposite of what golden had.
+    """The variation of that name, as the opposite of golden's setting.
 
     Args:
         name: one of `NAMES`.

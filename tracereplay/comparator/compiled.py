@@ -1,4 +1,4 @@
-"""Whether a recorded engine compiled its model, and what that alone changes."""
+"""Whether a recorded engine compiled its model, and what compilation alone changes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ __all__ = ["WHY_COMPILED_DIFFERS", "compilation_of"]
 _OFF = (None, 0, "0", "NONE", "NO_COMPILATION")
 
 WHY_COMPILED_DIFFERS = (
-    "That alone may differ in the last bits: a compiler fuses an operator with its neighbours, and does not round "
-    "what it then keeps in registers"
+    "Compilation alone may change the last bits: a compiler fuses an operator with its neighbours, and does not "
+    "round what it then keeps in registers"
 )
 
 

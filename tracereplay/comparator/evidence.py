@@ -1,4 +1,4 @@
-"""Everything that a verdict is drawn from: the passes of two traces, compared."""
+"""Everything that a verdict is based on: the passes of two traces, compared."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ _LACKS_OUTPUT = "the candidate's call has no output"
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the verdict is drawn from.
+    """Everything that the verdict is based on.
 
     Args:
-        comparison: of the pass that the mode names.
+        comparison: of the pass that belongs to the mode.
         rerun: injected mode: of the rerun, up to where it first leaves the tolerance.
         unstable: sites that differed between two injected passes.
         other_golden: the candidate is a replay of another golden trace, by its digest.
         rollout: importance ratios in the uninjected pass, if there is one and it has logprobs.
-        routing: what became of each router, in the uninjected pass if there is one.
-        inside: kernels of the first operator that diverges, or else of the one that errs most, where both recorded
+        routing: the findings for each router, in the uninjected pass if there is one.
+        inside: kernels of the first operator that diverges, else of that with the largest error, if both recorded
             them.
-        oracle: what float64 references say, if they were asked.
+        oracle: the comparison with float64 references, if requested.
         tie: the first divergence is of experts that a near tie in their router chose.
-        unshared: operators that one side alone runs right before the first divergence, if that is an edge.
-        built: what the two built the first divergence's operator with, where that differs.
-        prompts: requests that the two were given other prompts for.
+        unshared: operators that only one side runs right before the first divergence, if that is an edge.
+        built: configuration in which the two sides' operators at the first divergence differ.
+        prompts: requests whose prompts differ.
         versions: golden's and the candidate's weights, in the uninjected pass if there is one.
     """
 
@@ -96,10 +96,10 @@ class Evidence:
 
     @property
     def explaining(self) -> tuple[SettingDifference, ...]:
-        """Settings that explain what is seen, by what they change at the place where it begins.
+        """Settings that explain the difference, by what they change at the place where it begins.
 
-        That place is the first divergence where it is to blame, else the first difference of all, before which
-        everything is identical. Where tokens part and no place is out of tolerance, it is any that differs.
+        That place is the first divergence if it is to blame, else the first difference of all, before which
+        everything is identical. If tokens diverge and no place is out of tolerance, it is any that differs.
         """
         first = self.comparison.first()
         if first is not None:
@@ -111,18 +111,18 @@ class Evidence:
 
     @property
     def besides(self) -> Finding | None:
-        """In the injected pass: the first place out of tolerance of which no setting is the reason."""
+        """In the injected pass: the first place out of tolerance that no setting explains."""
         beyond = (f for f in self.comparison.findings if f.blamed is not None and self.mode == "injected")
         return next((f for f in beyond if not any(_explains(d, f) for d in self.settings)), None)
 
     @property
     def other_update(self) -> bool:
-        """Whether weights were updated under way at other places, or with the cache kept on one side alone."""
+        """Whether weights were updated at different places, or with the cache kept on one side only."""
         return any(d.name == WEIGHTS_UPDATE for d in self.settings)
 
     @property
     def update_explains(self) -> bool:
-        """Whether that explains the first divergence, or what is seen without one.
+        """Whether that explains the first divergence, or the difference without one.
 
         What older weights left is read out of the cache, which no tap sees: attention may differ on equal inputs.
         In the injected pass the cache is golden's too, and what differs there is an operator's own doing.
@@ -142,13 +142,13 @@ class Evidence:
 
     @property
     def other_quantity(self) -> bool:
-        """Whether the two report different quantities as logprobs, and the logprobs agree but for that."""
+        """Whether the two report different quantities as logprobs, and the logprobs otherwise agree."""
         reported = None if self.rollout is None else self.rollout.reported
         return reported is not None and reported.differ and reported.raw_max_diff <= self.policy.logprob_max_abs
 
     @property
     def only_quantity(self) -> bool:
-        """Whether that is all there is: no token differs, and nothing before the sampler is out of tolerance."""
+        """Whether nothing else differs: no token, and nothing before the sampler is out of tolerance."""
         first = self.comparison.first()
         return self.other_quantity and not self.tokens_part and (first is None or first.role == "sampler")
 
@@ -166,7 +166,7 @@ class Evidence:
 
     @property
     def provable(self) -> bool:
-        """Whether the first divergence is to blame: in the injected pass, or where all before it is identical."""
+        """Whether the first divergence is to blame: in the injected pass, or if everything before is identical."""
         first = self.comparison.first()
         if self.mode == "injected" or first is None:
             return first is not None
@@ -193,10 +193,10 @@ class Evidence:
 def gather_evidence(
     golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None = None
 ) -> Evidence:
-    """Compares the passes of two traces; with ``weights``, holds them against float64 references as well.
+    """Compares the passes of two traces; with ``weights``, also with float64 references.
 
     Raises:
-        UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
+        UsageError: ``golden`` is not a recording, or ``candidate`` has no pass to compare.
         TraceError: a trace cannot be read.
     """
     golden.require_recording()
@@ -321,7 +321,7 @@ def _once_each(number_rows: Callable[[RowMap], Ints]) -> Callable[[RowMap], Ints
 
 
 def _unstable(candidate: Trace, index: PassIndex, finder: RowFinder, rows: Rows) -> tuple[str, ...]:
-    """Sites whose injected results do not repeat, where the injected pass was run twice."""
+    """Sites whose injected results are not reproducible, if the injected pass was run twice."""
     if INJECTED_AGAIN not in candidate.passes:
         return ()
     again = index_pass(candidate, INJECTED_AGAIN, _once_each(finder.find))

@@ -1,4 +1,4 @@
-"""Which rows are not to be compared, and why; each exclusion is a function from a table to a reason and a mask."""
+"""Rows that are not compared, and why; each exclusion is a function from a table to a reason and a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_context"
 
 
 def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusion:
-    """Rows from the position on where a sequence's tokens part: they are given other tokens."""
+    """Rows from the position where a sequence's tokens diverge: their input tokens differ."""
 
     def after(table: Table) -> tuple[str, Mask]:
         keys = rows.of(table)
@@ -26,7 +26,7 @@ def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusio
 
 
 def drawn_at_random(mine: Generation, index: PassIndex, rows: Rows) -> Exclusion:
-    """A token that was drawn at random is not an operator's result."""
+    """A token drawn at random is not an operator's result."""
     drawn = [request for request, greedy in enumerate(mine.greedy) if not greedy]
 
     def sampled(table: Table) -> tuple[str, Mask] | None:

@@ -1,4 +1,4 @@
-"""From findings to the verdict's values: what was measured of a tensor, as reports read it."""
+"""From findings to the verdict's values, as reports read them."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ def edge_of(finding: Finding) -> EdgeFinding:
 
 
 def _passing(finding: Finding) -> Tolerance | None:
-    """What would have passed; None where nothing was compared."""
+    """What would have passed; None if nothing was compared."""
     return passing_tolerance(finding.tolerance, finding.error_class, finding.metrics) if finding.rows else None

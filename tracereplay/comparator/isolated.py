@@ -1,4 +1,4 @@
-"""Kernels that were replayed alone, each beside golden's: what differs, and what was not replayed and why.
+"""Kernels replayed in isolation against golden's: what differs, and what was not replayed and why.
 
 The candidate's step has a kernel at the place of each of golden's (`alone.replay`), so that nothing
 needs to be aligned. A result's rows run along its last dimension.
@@ -37,13 +37,13 @@ _UNWRITTEN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class KernelsAlone:
-    """What comparing found.
+    """What the comparison found.
 
     Args:
         isolated: for the verdict.
         first: the first kernel out of tolerance, in golden's order; a lean only where nothing is worse.
         drawn: whether that kernel draws random numbers.
-        oracle: both sides against the same calls on float64 inputs, where these were made.
+        oracle: both sides against the same calls on float64 inputs, if these were made.
     """
 
     isolated: Isolated
@@ -84,7 +84,7 @@ def compare_kernels_alone(golden: Trace, candidate: Trace, policy: Policy) -> Ke
     """Compares the pass `isolated` of a candidate with the kernels of golden.
 
     Raises:
-        DamagedTrace: the candidate's kernels do not stand where golden's do.
+        DamagedTrace: the candidate's kernels are not at golden's places.
     """
     comparison = _Comparison(policy)
     for rank in golden.ranks(RECORD):
@@ -133,7 +133,7 @@ class _Comparison:
         for mine, theirs in pairs:
             if mine is None or theirs is None or [*map(_name, mine.kernels)] != [*map(_name, theirs.kernels)]:
                 raise DamagedTrace(
-                    f"{candidate.path} has other kernels than {golden.path}, which it is a replay of."
+                    f"{candidate.path} does not have the kernels of {golden.path}, which it is a replay of."
                 )
             for kernel, other in zip(mine.kernels, theirs.kernels, strict=True):
                 if other.failed != NOT_ASKED:
@@ -211,11 +211,11 @@ def draws(kernel: Kernel) -> bool:
 
 
 def _nothing_to_compare(kernel: Kernel) -> str | None:
-    """Why golden has nothing that a result could be compared with."""
+    """Why golden has nothing to compare a result with."""
     name = kernel.name.split(".")[1]
     results = [*flatten(kernel.outputs), *kernel.written.values()]
     if name in _UNWRITTEN:
-        return "nothing to compare: its result is memory that nobody has written yet"
+        return "nothing to compare: its result is uninitialized memory"
     if not any(isinstance(r, Value | bool | int | float) for r in results):
         named = any(isinstance(r, Named) for r in results)
         return f"nothing to compare: it gives {'a parameter, or a view of one' if named else 'nothing'}"
@@ -224,7 +224,7 @@ def _nothing_to_compare(kernel: Kernel) -> str | None:
 
 
 def _other_form(kernel: Kernel, other: Kernel) -> str | None:
-    """How the candidate's results are others than golden's in number, shape or kind of dtype."""
+    """How the candidate's results differ from golden's in number, shape or kind of dtype."""
     mine, theirs = list(map(_form, _all(kernel))), list(map(_form, _all(other)))
     if len(mine) != len(theirs):
         return f"{OTHER_FORM}: {len(theirs)} results for {len(mine)}"

@@ -36,13 +36,13 @@ def compare_traces(
     Args:
         golden: a recording.
         candidate: a replay of it (operators are judged on golden inputs, kernels alone), or another recording of
-            the same workload (only the first visible difference can be told).
+            the same workload (only the first visible difference can be found).
         policy: tolerances; the defaults if None.
-        oracle: hold both sides against float64 references, too.
-        model: the checkpoint, whose weights these need, where it is not where it was recorded.
+        oracle: also compare both sides with float64 references.
+        model: the checkpoint whose weights the references need, if it has moved since recording.
 
     Raises:
-        UsageError: ``golden`` is no recording, or ``candidate`` has no pass to compare.
+        UsageError: ``golden`` is not a recording, or ``candidate`` has no pass to compare.
         TraceError: a trace cannot be read.
     """
     mine = golden if isinstance(golden, Trace) else open_trace(golden)
@@ -60,13 +60,13 @@ def compare_traces(
 
 
 def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> Verdict:
-    """The verdict where no engine was started, since it would have run other weights.
+    """The verdict if no engine was started because it would have run different weights.
 
     Args:
         golden: the golden trace.
         engine: name of the candidate.
         found: the weights.
-        mode: in which it would have been replayed.
+        mode: the mode in which it would have been replayed.
     """
     weights = SettingDifference("weights", found.golden, found.candidate, effect_of("weights"))
     return Verdict(
@@ -109,7 +109,7 @@ def _judge(evidence: Evidence) -> Verdict:
 
 
 def _kernel(evidence: Evidence) -> str | None:
-    """The kernel to blame for the first divergence, where it could be told."""
+    """The kernel to blame for the first divergence, if known."""
     inside = evidence.inside
     if inside is None or inside.first is None or inside.why != "first divergence":
         return None
@@ -119,9 +119,9 @@ def _kernel(evidence: Evidence) -> str | None:
 def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
     """Verdict, cause and reasons.
 
-    1. other weights, or a replay of another golden trace that differs from this one: what follows blames nobody
+    1. inconclusive: different weights, or a replay of another golden trace that differs from this one
     2. diverged: a place out of tolerance, or tokens or logprobs
-    3. inconclusive: what was seen is within tolerance, but too little was seen, or it does not repeat
+    3. inconclusive: what was compared is within tolerance, but is too little, or is not reproducible
     4. match
     """
     if evidence.other_weights:
@@ -137,10 +137,10 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
 
 
 def _cause(evidence: Evidence) -> Cause | None:
-    """What the difference comes from, as far as it is known; None where only a replay could tell.
+    """What the difference comes from, as far as known; None if only a replay could tell.
 
-    Settings come first: where one changes what the place computes at which the difference begins, the place does
-    what it was told to.
+    Settings come first: if one changes what is computed where the difference begins, the operator there does what
+    it was told to.
     """
     first = evidence.comparison.first()
     if evidence.only_quantity or evidence.update_explains or evidence.explaining:
@@ -157,7 +157,7 @@ def _cause(evidence: Evidence) -> Cause | None:
 
 
 def _unobserved(evidence: Evidence) -> bool:
-    """Whether the rerun parts although nothing does on the same inputs.
+    """Whether the rerun diverges although nothing does on the same inputs.
 
     The rerun's first difference of all lies at a place where everything before is still golden. If that very
     place is identical in the injected pass, it reads something that is not recorded.

@@ -1,6 +1,6 @@
-"""From a golden trace and calls that were replayed alone to a verdict.
+"""From a golden trace and calls replayed in isolation to a verdict.
 
-There was no engine and no generation: settings that differ are those of the environment, and tokens say nothing.
+There was no engine and no generation: only settings of the environment are compared, and there are no tokens.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _OF_PROCESS = ("versions", "device")  # what a process without an engine can say
 
 @dataclass(frozen=True)
 class _Alone:
-    """What comparing found.
+    """What the comparison found.
 
     Args:
-        operators: of the operators that were run; None if none was.
-        kernels: of the kernels; None if golden has none.
-        broken: calls that golden survived and the candidate did not, or that gave something of another form.
-        coverage: of the operators' calls, or of the kernels where these were all that was asked for.
-        oracle: what float64 references say, if they were asked.
+        operators: the comparison of operators; None if none was run.
+        kernels: the comparison of kernels; None if golden has none.
+        broken: calls that crashed in the candidate only, or returned something of another form.
+        coverage: of the operators' calls, or of the kernels if only these were requested.
+        oracle: the comparison with float64 references, if requested.
     """
 
     operators: Comparison | None
@@ -66,10 +66,10 @@ class _Alone:
 
 
 def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None = None) -> Verdict:
-    """Compares what calls gave alone with what golden's gave; with ``weights``, holds both against references.
+    """Compares the outputs of isolated calls with golden's; with ``weights``, also both with float64 references.
 
     Raises:
-        UsageError: golden is no recording.
+        UsageError: golden is not a recording.
         DamagedTrace: the candidate's calls are not golden's.
     """
     golden.require_recording()
@@ -137,7 +137,7 @@ def _of_sites(golden: PassIndex, candidate: PassIndex) -> PassIndex:
 
 
 def _outputs(golden: PassIndex, candidate: PassIndex) -> PassIndex:
-    """The same without inputs, which are golden's on both sides, and with its calls numbered anew."""
+    """The same without inputs, which are golden's on both sides."""
     kept = _of_sites(golden, candidate)
     tables = {key: table for key, table in kept.tables.items() if key.side != "in"}
     return replace(kept, tables=tables)
@@ -148,15 +148,15 @@ def _together(one: Oracle, other: Oracle) -> Oracle:
 
 
 def _outcome(golden: Trace, candidate: Trace, alone: _Alone) -> tuple[Outcome, Cause | None, list[str]]:
-    """Verdict, cause and reasons; a call that the candidate dies of, and golden did not, is a divergence."""
+    """Verdict, cause and reasons; a call that crashes in the candidate only is a divergence."""
     if alone.first is not None or alone.broken:
         compiled = _compiled(golden, alone) if alone.first is not None and alone.first.kernel is None else ()
         return "diverged", "operator", [*_why(alone), *compiled, *map(_why_broken, alone.broken)]
     reasons = []
     if not golden.complete:
-        reasons.append("The golden recording is incomplete; only what it holds was replayed.")
+        reasons.append("The golden recording is incomplete; only what it contains was replayed.")
     if not candidate.complete:
-        reasons.append("The candidate's trace is incomplete; only what it holds was compared.")
+        reasons.append("The candidate's trace is incomplete; only what it contains was compared.")
     if not alone.compared:
         calls = alone.coverage.golden_calls
         reasons.append(f"None of {calls} calls could be replayed and compared.")
@@ -164,11 +164,11 @@ def _outcome(golden: Trace, candidate: Trace, alone: _Alone) -> tuple[Outcome, C
 
 
 def _compiled(golden: Trace, alone: _Alone) -> tuple[str, ...]:
-    """That golden's operators were compiled, and those that were executed alone were not."""
+    """That golden's operators were compiled and the isolated ones were not."""
     mode = compilation_of(golden.run)
     if mode is None or alone.operators is None:
         return ()
-    return (f"Golden's model was compiled ({mode}), and an operator alone runs eagerly. {WHY_COMPILED_DIFFERS}.",)
+    return (f"Golden's model was compiled ({mode}), but isolated operators run eagerly. {WHY_COMPILED_DIFFERS}.",)
 
 
 def _is_broken(left: NotReplayed) -> bool:
@@ -182,9 +182,11 @@ def _why(alone: _Alone) -> list[str]:
     operator = f"{first.operator or 'the operator'} at {first.site}"
     place = f"{first.kernel}, in {operator}," if first.kernel else f"{operator[:1].upper()}{operator[1:]}"
     kernels = alone.kernels
-    drawn = " From a generator in the same state it draws other numbers." if kernels and kernels.drawn else ""
+    drawn = (
+        " Given a generator in the same state, it draws different numbers." if kernels and kernels.drawn else ""
+    )
     others = _others(kernels.isolated, first.kernel) if kernels else ""
-    return [f"{place} {DOES[first.error_class]} on golden's inputs, executed alone.{drawn}{others}"]
+    return [f"{place} {DOES[first.error_class]} on golden inputs, executed in isolation.{drawn}{others}"]
 
 
 def _others(isolated: Isolated, kernel: str | None) -> str:
@@ -194,4 +196,4 @@ def _others(isolated: Isolated, kernel: str | None) -> str:
 
 def _why_broken(left: NotReplayed) -> str:
     calls = "1 call" if left.calls == 1 else f"{left.calls} calls"
-    return f"{calls} of {left.kernel} could not be repeated: {left.reason}; the first at {left.site}."
+    return f"{calls} of {left.kernel} could not be replayed: {left.reason}; the first at {left.site}."

@@ -1,8 +1,8 @@
-"""Which leans along the values' signs are a way of rounding that an engine has, and which stand alone.
+"""Which biases along the values' signs (leans) are a rounding convention of an engine, and which stand alone.
 
 A cast that truncates leans by half an ulp towards zero. An engine whose conversions truncate does so wherever it
 converts: against one that rounds to nearest, most operators that differ at all lean, each at all of its sites. A
-fault leans where it is, and its fellows do not. So a lean is taken for a *convention* only where
+fault leans where it is, and other operators do not. So a lean is taken for a *convention* only if
 
 - nearly all tensors of its kind (the same output of the same operator class) lean the same way, and
 - so does at least one other operator class of that dtype, and

@@ -1,6 +1,6 @@
-"""How two tables of rows differ: numbers for each row, gathered into one `Tally` a tensor.
+"""How two tables of rows differ: numbers for each row, collected in one `Tally` per tensor.
 
-All of it is vectorised over rows, and only rows that differ in any bit are looked at closely.
+Everything is vectorized over rows, and only rows that differ in any bit are examined closely.
 
 **Trimmed RMS** of a golden row: the RMS; then three times again without the elements that exceed four times
 the last one. On values without outliers it is the RMS; a few channels a thousand times larger do not move it.

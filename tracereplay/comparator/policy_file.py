@@ -1,6 +1,6 @@
-"""Policies as files: TOML, with the line of whatever is wrong in them.
+"""Policies as TOML files; errors name the line.
 
-Of the rules the first that fits a tensor decides, yours before those that were calibrated. All may be left out::
+The first rule that fits a tensor applies, yours before the calibrated ones. Everything is optional::
 
     [tokens]
     differing = 0          # greedy tokens that may differ
@@ -15,7 +15,7 @@ Of the rules the first that fits a tensor decides, yours before those that were 
     site = "model.layers.*.mlp.*"   # glob; also operator = "RMSNorm", dtype = "bfloat16", kind = "edge"
     a = 2.0
     b = 6.0                # or: ignore = true
-    max_ulp = 0.5          # what these may lean by
+    max_ulp = 0.5          # the bias that these may have
     because = "fused kernel of 0.9, checked by hand"
     [[calibrated]]         # `tracereplay calibrate` writes these; never below the defaults, and after every rule
     operator = "RowParallelLinear"
@@ -72,7 +72,7 @@ def load_policy(path: Path) -> Policy:
     """The policy in a TOML file.
 
     Raises:
-        UsageError: the file cannot be read, or holds an unknown key or a wrong value; its line is named.
+        UsageError: the file cannot be read, or has an unknown key or a wrong value; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -87,7 +87,7 @@ def load_policy(path: Path) -> Policy:
 
 
 def is_calibrated(path: Path) -> bool:
-    """Whether ``calibrate`` wrote the file, and nobody added anything of their own."""
+    """Whether ``calibrate`` wrote the file, and nothing was added by hand."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:

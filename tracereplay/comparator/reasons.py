@@ -17,52 +17,52 @@ from tracereplay.verdict.rollout import Quantity
 __all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
 
 OTHER_WEIGHTS = (
-    "The two engines ran other weights: what differs is a difference between two models, and blames no operator."
+    "The two engines ran different weights: any difference is one between two models, and blames no operator."
 )
 
 # A golden trace that was packed has another digest and the same content; then nothing differs, and it matches.
 OTHER_GOLDEN = (
-    "The candidate is a replay of another golden trace, by its digest, and differs from this one: what it was "
-    "fed is not known. Replay this golden trace."
+    "The candidate is a replay of another golden trace (by digest), and differs from this one: what it was fed is "
+    "unknown. Replay this golden trace."
 )
 
 
 def why_inconclusive(evidence: Evidence) -> list[str]:
-    """What keeps the evidence from being enough; empty where nothing does."""
+    """Why the evidence is not sufficient; empty if it is."""
     found = []
     if evidence.prompts is not None:
         found.append(_other_prompts(evidence.prompts))
     if not evidence.golden.complete:
-        found.append("The golden recording is incomplete; only what it holds was compared.")
+        found.append("The golden recording is incomplete; only what it contains was compared.")
     if not evidence.candidate.complete:
-        found.append("The candidate's trace is incomplete; only what it holds was compared.")
+        found.append("The candidate's trace is incomplete; only what it contains was compared.")
     if evidence.golden.dropped:
         found.append(
-            f"{evidence.golden.dropped} steps were left out of the golden recording; nothing is known of them."
+            f"{evidence.golden.dropped} steps were dropped from the golden recording and could not be compared."
         )
     share, least = evidence.coverage.share, evidence.policy.min_coverage
     if share < least:
-        found.append(f"Only {share:.1%} of golden's calls could be compared; the policy asks for {least:.1%}.")
+        found.append(f"Only {share:.1%} of golden's calls could be compared; the policy requires {least:.1%}.")
     if evidence.unstable:
         sites = ", ".join(evidence.unstable[:3])
         found.append(
-            f"The candidate does not repeat itself: {len(evidence.unstable)} sites differ between two passes "
-            f"on the same inputs, the first at {sites}."
+            f"The candidate does not reproduce its own results: {len(evidence.unstable)} sites differ between two "
+            f"passes on the same inputs, the first being {sites}."
         )
     return found
 
 
 def _other_prompts(found: OtherPrompts) -> str:
-    """That the two were not asked for the same."""
+    """That the two ran different prompts."""
     some = f"{found.requests} of {found.of} requests differ"
     if found.reordered:
         where = "the same ones in another order"
     elif found.position is None:
-        where = f"{some}, the first that the candidate lacks being request {found.request}"
+        where = f"{some}, and the first that the candidate lacks is request {found.request}"
     else:
-        where = f"{some}, request {found.request} from position {found.position} on"
-    why = " Its text is the same: another tokenizer made other tokens of it." if found.same_text else ""
-    return f"The two were given other prompts: {where}.{why} Only what has the same tokens before it was compared."
+        where = f"{some}, the first being request {found.request} from position {found.position} on"
+    why = " Its text is the same, but was tokenized differently." if found.same_text else ""
+    return f"The two ran different prompts: {where}.{why} Only rows after identical tokens were compared."
 
 
 def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
@@ -92,18 +92,19 @@ def why_diverged(evidence: Evidence, cause: Cause | None) -> list[str]:
 def _why_operator(evidence: Evidence) -> str:
     first = evidence.comparison.first()
     assert first is not None
-    inputs = "on golden inputs" if evidence.mode == "injected" else "although all before it is identical"
+    inputs = "on golden inputs" if evidence.mode == "injected" else "although everything before it is identical"
     words = f"{first.operator or 'The operator'} at {first.key.site} {DOES[first.error_class]} {inputs}."
     if evidence.tie:
         words += (
-            " Its worst row nearly ties: the logits of the last expert chosen and of the next are no further "
-            "apart than the router's own error, so the two may have taken other experts there (a routing flip)."
+            " Its worst row nearly ties: the logits of the last expert chosen and of the next one differ by no "
+            "more than the router's own error, so the two may have chosen different experts (a routing flip)."
         )
     if evidence.built:
         said = "; ".join(
-            f"{name} is {mine!r} in golden and {theirs!r} here" for name, mine, theirs in evidence.built
+            f"{name} is {mine!r} in golden and {theirs!r} in the candidate"
+            for name, mine, theirs in evidence.built
         )
-        words += f" It was built otherwise: {said}."
+        words += f" It was built differently: {said}."
     return words + (_lean(evidence, first) if first.error_class == "biased" else "")
 
 
@@ -111,13 +112,13 @@ def _lean(evidence: Evidence, first: Finding) -> str:
     leaning = [f.operator for f in evidence.comparison.findings if f.error_class == "biased" and f.operator]
     kinds = ", ".join(dict.fromkeys(leaning))
     return (
-        f" It leans by {first.metrics.bias_ulp:+.2f} ulp. Operators that lean: {kinds}. A way of rounding that an "
-        "engine has would show in most that differ."
+        f" Its bias is {first.metrics.bias_ulp:+.2f} ulp. Biased operators: {kinds}. If the engine merely rounded "
+        "differently, most operators that differ would be biased."
     )
 
 
 def _truncation(within: list[Finding]) -> str:
-    """Who seems to truncate: its results are smaller by half an ulp on average for each rounding."""
+    """Which side seems to truncate: its results are half an ulp smaller on average for each rounding."""
     words = ""
     for side, sign in (("Golden", 1), ("The candidate", -1)):
         leaning = [f for f in within if f.rows >= BIAS_ROWS and sign * f.metrics.bias_ulp >= TRUNCATES]
@@ -132,7 +133,7 @@ def _why_edge(evidence: Evidence) -> str:
     assert first is not None
     return (
         f"What arrives at input {first.key.index} of {first.key.site} {DOES[first.error_class]}, although every "
-        "operator before it gave golden results: the fault lies between operators."
+        "operator before it returned golden results: the fault lies between operators."
     )
 
 
@@ -143,24 +144,26 @@ def _other_quantity(evidence: Evidence) -> str:
     assert reported is not None
     return (
         "The two report different quantities as logprobs: "
-        f"golden {QUANTITIES[reported.golden]}, the candidate {QUANTITIES[reported.candidate]}. Raw logprobs "
-        f"computed from both sides' logits differ by {reported.raw_max_diff:.4g} at most."
+        f"golden reports {QUANTITIES[reported.golden]}, the candidate {QUANTITIES[reported.candidate]}. Raw "
+        f"logprobs computed from both sides' logits differ by at most {reported.raw_max_diff:.4g}."
     )
 
 
 def _other_update(evidence: Evidence) -> str:
-    """What became of keys and values when weights were updated under way."""
+    """What happened to keys and values when weights were updated during generation."""
     golden, candidate = (_of_update(versions) for versions in evidence.versions)
-    return f"Weights were updated under way, and not alike: in golden {golden}; in the candidate {candidate}."
+    return (
+        f"Weights were updated during generation, but not alike: in golden {golden}; in the candidate {candidate}."
+    )
 
 
 def _flips(evidence: Evidence) -> str:
-    """Rows that went to other experts."""
+    """Rows that were routed to different experts."""
     turned = [router for router in evidence.routing if router.flips]
     flips, rows = sum(r.flips for r in turned), sum(r.rows for r in evidence.routing)
     near = [r.near_ties for r in evidence.routing if r.near_ties is not None]
     ties = f"; {sum(near)} rows nearly tie, within the router's own error" if near else ""
-    return f"Routing flips: {flips} of {rows} rows went to other experts, the first at {turned[0].site}{ties}."
+    return f"Routing flips: {flips} of {rows} rows went to different experts, the first at {turned[0].site}{ties}."
 
 
 def _of_update(versions: Versions) -> str:
@@ -169,19 +172,19 @@ def _of_update(versions: Versions) -> str:
     steps = ", ".join(map(str, versions.changes[:3])) + (" and later" if len(versions.changes) > 3 else "")
     at, rows = versions.first_stale, f"{versions.stale} row{'s' if versions.stale != 1 else ''}"
     if at is None:
-        return f"before step {steps}, and no row attended to keys and values of older weights"
+        return f"before step {steps}, and no row attended to keys and values from older weights"
     return (
-        f"before step {steps}, and {rows} attended to keys and values of older weights, the first in request "
+        f"before step {steps}, and {rows} attended to keys and values from older weights, the first in request "
         f"{at.request} at position {at.position}"
     )
 
 
 QUANTITIES: dict[Quantity, str] = {
-    "raw": "raw ones (log-softmax of the logits)",
-    "scaled": "temperature-scaled ones",
-    "filtered": "filtered ones (after temperature, top-k, top-p and min-p)",
+    "raw": "raw logprobs (log-softmax of the logits)",
+    "scaled": "temperature-scaled logprobs",
+    "filtered": "filtered logprobs (after temperature, top-k, top-p and min-p)",
     "logit": "logits",
-    "other": "something that is none of raw, temperature-scaled and filtered",
+    "other": "something other than raw, temperature-scaled or filtered logprobs",
 }
 
 
@@ -189,7 +192,7 @@ def _why_setting(evidence: Evidence) -> str:
     if evidence.only_quantity:
         told = [d for d in evidence.settings if d.effect == "semantic" and explains(d, "sampler", 1)]
         said = [f"{d.name}: {d.golden!r} to {d.candidate!r}" for d in told]
-        return _other_quantity(evidence) + (f" A setting says so: {'; '.join(said)}." if said else "")
+        return _other_quantity(evidence) + (f" A setting explains this: {'; '.join(said)}." if said else "")
     if evidence.update_explains and not evidence.explaining:
         return _other_update(evidence)
     named = evidence.explaining
@@ -201,13 +204,13 @@ def _why_setting(evidence: Evidence) -> str:
 
 
 def _changed(evidence: Evidence) -> str:
-    """What the settings changed that explain the difference."""
+    """What was changed by the settings that explain the difference."""
     first = evidence.comparison.first()
     if first is None:
-        return " That changes what is computed, though every operator and edge is within tolerance."
+        return " That changes what is computed, although every operator and edge is within tolerance."
     where = f"{first.operator or 'the operator'} at {first.key.site}"
     if not evidence.provable:
-        return f" That changes what is computed; the first place that shows it beyond tolerance is {where}."
+        return f" That changes what is computed; the first place out of tolerance is {where}."
     does = f"which {DOES[first.error_class]}"
     if first.kind == "edge":
         return f" That changes what arrives at input {first.key.index} of {where}, {does}."
@@ -215,12 +218,12 @@ def _changed(evidence: Evidence) -> str:
 
 
 def _same_again(named: Sequence[SettingDifference]) -> str:
-    """How to learn whether anything else differs."""
+    """How to find out whether anything else differs."""
     arguments = [(argument_of(d.name), d.golden) for d in named]
     if any(name is None or value is None for name, value in arguments):
         return ""
     given = " ".join(f"--set {name}={_argument(value)}" for name, value in arguments)
-    return f" Replay with {given} to learn whether anything else differs."
+    return f" Replay with {given} to find out whether anything else differs."
 
 
 def _argument(value: object) -> str:
@@ -232,21 +235,21 @@ def _value(value: object) -> str:
 
 
 def _besides(evidence: Evidence) -> str | None:
-    """The first place out of tolerance that no setting explains, where a setting explains the first of all."""
+    """The first place out of tolerance that no setting explains, if a setting explains the very first."""
     place = evidence.besides
     if place is None:
         return None
     what = f"what arrives at input {place.key.index} of {place.key.site}" if place.kind == "edge" else (
         f"{place.operator or 'the operator'} at {place.key.site}"
     )  # fmt: skip
-    return f"No setting explains {what}, which {DOES[place.error_class]} on golden inputs besides."
+    return f"No setting explains {what}, which also {DOES[place.error_class]} on golden inputs."
 
 
 def _why_structure(evidence: Evidence) -> str:
     if evidence.unshared:
         return _why_unshared(evidence)
     sites = evidence.unmatched
-    return f"{len(sites)} of golden's sites have no counterpart that can be compared, the first {sites[0]}."
+    return f"{len(sites)} of golden's sites have no comparable counterpart, the first being {sites[0]}."
 
 
 def _why_unshared(evidence: Evidence) -> str:
@@ -255,9 +258,7 @@ def _why_unshared(evidence: Evidence) -> str:
     assert evidence.unshared is not None
     mine, theirs = evidence.unshared.golden, evidence.unshared.candidate
     sides = [
-        f"{side} alone runs {_few(sites)}"
-        for sites, side in ((mine, "golden"), (theirs, "the candidate"))
-        if sites
+        f"only {side} runs {_few(sites)}" for sites, side in ((mine, "golden"), (theirs, "the candidate")) if sites
     ]
     return (
         f"The two do not run the same operators: right before input {first.key.index} of {first.key.site}, where "
@@ -272,7 +273,9 @@ def _few(sites: Sequence[str]) -> str:
 def _why_unobserved(evidence: Evidence) -> str:
     first = None if evidence.rerun is None else evidence.rerun.first_different()
     where = f"; the rerun first differs at {first.key.site}" if first is not None else ""
-    return f"Every operator that could explain it is identical on golden inputs: something is not observed{where}."
+    return (
+        f"Every operator that could explain it is identical on golden inputs: something unobserved differs{where}."
+    )
 
 
 def _why_rounding(evidence: Evidence) -> str:
@@ -280,10 +283,10 @@ def _why_rounding(evidence: Evidence) -> str:
     kinds = list(dict.fromkeys(f.operator for f in within if f.operator))
     settings = [d.name for d in evidence.settings if d.effect == "numeric"]
     return (
-        "Every operator and edge is within tolerance; small differences add up. Those that round otherwise: "
+        "Every operator and edge is within tolerance; small differences add up. Operators that round differently: "
         f"{', '.join(kinds)}."
         + _truncation(within)
-        + (f" Settings that round otherwise: {', '.join(settings)}." if settings else "")
+        + (f" Settings that may affect rounding: {', '.join(settings)}." if settings else "")
     )
 
 
@@ -297,7 +300,7 @@ TRUNCATES = 0.4  # ulp on average; a rounding by truncation leans by half an ulp
 DOES = {
     "exceeds": "exceeds the tolerance",
     "nonfinite": "is not finite where golden is",
-    "biased": "leans one way by more than rounding does",
+    "biased": "is biased in one direction by more than rounding explains",
 }
 
 
@@ -307,5 +310,5 @@ def _why_visible(evidence: Evidence) -> list[str]:
         return []
     return [
         f"The first visible difference beyond tolerance is at {first.key.site}; it may be inherited. "
-        "Replay the golden trace to learn which operator is to blame."
+        "Replay the golden trace to find the operator to blame."
     ]

@@ -1,9 +1,9 @@
 """Which quantity a sampler reports as a token's logprob, found by computing each from the recorded logits.
 
 Some engines report what they sample from: after temperature, top-k, top-p and min-p. Others report raw logprobs
-unless they are asked for something else. Two engines may so agree in every logit and differ in every logprob,
-which is no numeric error. Settings alone do not tell (a trainer or a server may report as it likes), so the
-quantity is looked for in the numbers themselves.
+unless asked otherwise. Two engines may so agree in every logit and differ in every logprob,
+which is not a numeric error. Settings alone do not tell (a trainer or a server may report what it likes), so the
+quantity is determined from the numbers themselves.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Side = tuple[Trace, str]
 def find_reported(
     golden: Side, candidate: Side, sampled: Sampling, other: Sampling, places: Sequence[RowKey]
 ) -> Reported | None:
-    """What each side reports, or None where no request could tell one quantity from another.
+    """What each side reports, or None if no request can tell one quantity from another.
 
     Args:
         golden, candidate: trace and pass.

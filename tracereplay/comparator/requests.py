@@ -1,4 +1,4 @@
-"""Whether two recordings were asked for the same: prompts and sampling parameters of each request."""
+"""Whether two recordings had the same requests: prompts and sampling parameters."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _OF_DRAWING = ("top_p", "top_k", "min_p", "seed")  # mean nothing at temperature
 
 @dataclass(frozen=True, slots=True)
 class OtherPrompts:
-    """Requests of golden's whose prompts are others in the candidate.
+    """Golden's requests whose prompts differ in the candidate.
 
     Args:
-        requests: how many of golden's, all requests being ``of``.
-        request, position: the first of them, and where its token ids part; None if the candidate lacks it.
-        same_text: the two were given as one text, so that another tokenizer made other tokens of it.
-        reordered: the candidate has the same prompts under other numbers.
+        requests: how many differ, out of ``of``.
+        request, position: the first of them, and where its token ids first differ; None if the candidate lacks it.
+        same_text: both have the same text, so that it was tokenized differently.
+        reordered: the candidate has the same prompts in another order.
     """
 
     requests: int
@@ -40,7 +40,7 @@ class OtherPrompts:
 
 
 def compare_prompts(golden: Generation, candidate: Generation) -> OtherPrompts | None:
-    """Where the prompts differ; those that are not known are left out."""
+    """Where the prompts differ; unknown ones are left out."""
     pairs = [
         (request, mine, candidate.prompts[request] if request < len(candidate.prompts) else None)
         for request, mine in enumerate(golden.prompts)
@@ -69,7 +69,7 @@ def _parting(mine: tuple[int, ...], theirs: tuple[int, ...]) -> int:
 
 
 def compare_sampling(golden: Generation, candidate: Generation) -> tuple[SettingDifference, ...]:
-    """Sampling parameters that differ, each by the first request in which it does."""
+    """Sampling parameters that differ, with the values of the first request in which they do."""
     found: dict[str, SettingDifference] = {}
     for mine, theirs in zip(golden.sampling, candidate.sampling, strict=False):
         drawn = not (_value(mine, "temperature") == _value(theirs, "temperature") == 0)

@@ -83,7 +83,7 @@ def rollout_numbers(
     Args:
         golden, candidate: what was sampled at each place.
         generation, other: golden's sequences, and the candidate's.
-        forced: whether the candidate went on with golden's tokens; if not, a sequence is read up to the first
+        forced: whether the candidate continued with golden's tokens; if not, a sequence is read up to the first
             token that differs.
         sides: trace and pass of each, to find out what they report where that matters.
     """

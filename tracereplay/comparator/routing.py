@@ -1,8 +1,8 @@
-"""Routers of mixture-of-experts layers: rows that go to other experts, and rows that nearly do.
+"""Routers of mixture-of-experts layers: rows that go to different experts, and rows that nearly do.
 
-A router sends a row to the experts with its k largest logits. Where the k-th and the one after it lie close
-together, a rounding error turns their order, and the row is computed by another expert: a *routing flip*. What
-comes out is then far from golden, though nothing is wrong but a rounding.
+A router sends a row to the experts with its k largest logits. If the k-th and the next one are close, a rounding
+error swaps their order, and the row is computed by a different expert: a *routing flip*. The result is then far
+from golden, although only rounding differs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def top_k_gap(logits: Array, k: int) -> Array:
 
 
 def flipped_rows(golden: Array, arrived: Array, k: int) -> Mask:
-    """Rows that go to other experts by the logits that arrived than by golden's."""
+    """Rows that go to different experts by the logits that arrived than by golden's."""
     flipped: Mask = (top_k_set(golden, k) != top_k_set(arrived, k)).any(axis=1)
     return flipped
 
@@ -49,11 +49,11 @@ def flipped_rows(golden: Array, arrived: Array, k: int) -> Mask:
 def compare_routing(
     golden: PassIndex, free: PassIndex, isolated: Comparison | None, exclusions: Sequence[Exclusion] = ()
 ) -> tuple[RoutingFinding, ...]:
-    """What became of each router in golden's order; those that do not choose by the largest logits are left out.
+    """The findings for each router, in golden's order, except routers that do not choose by the largest logits.
 
     Args:
         golden: the golden pass.
-        free: a pass in which nothing was fed, or an injected one where there is no other.
+        free: a pass in which nothing was fed, or an injected one if there is no other.
         isolated: the comparison of the injected pass, by which a router's own error is known.
         exclusions: rows not to compare.
     """
@@ -71,7 +71,7 @@ def compare_routing(
 
 
 def turned_by_a_tie(golden: PassIndex, isolated: Comparison, finding: Finding, rows: Rows) -> bool:
-    """Whether experts may differ on golden inputs only because two kernels broke a near tie otherwise.
+    """Whether experts may differ on golden inputs only because two kernels broke a near tie differently.
 
     They do if the router logits that arrived were golden's, and the worst row's k-th and next logit are no further
     apart than the router's own error.

@@ -1,4 +1,4 @@
-"""In which settings the engines differ, and what each can change (tables of the families, in TOML)."""
+"""Settings in which the engines differ, and what each can change (tables of the families, in TOML)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Known:
 
 @cache
 def _table() -> tuple[_Known, ...]:
-    """What every family says of its settings; one of the same name means the same."""
+    """The settings tables of all families; a name means the same in all of them."""
     entries = (entry for family in FAMILIES.values() for entry in tomllib.loads(family.effects)["setting"])
     return tuple(map(_entry, entries))
 
@@ -96,9 +96,9 @@ def importance_of(name: str) -> int:
 
 
 def explains(difference: SettingDifference, role: str, output: int | None = None, *, edge: bool = False) -> bool:
-    """Whether this setting means that operators of this role compute something else.
+    """Whether this setting means that operators of this role compute something different.
 
-    A setting that only rounds otherwise explains no error beyond rounding. What lies between operators is changed
+    A setting that only affects rounding explains no error beyond rounding. What lies between operators is changed
     only by a setting that changes everything.
 
     Args:
@@ -121,12 +121,12 @@ def compare_settings(
     golden: Run, candidate: Run, *, drawn: bool = True,
     also: Sequence[SettingDifference] = (),
 ) -> tuple[SettingDifference, ...]:  # fmt: skip
-    """What differs between two traces' runs, what can change meaning or numbers first.
+    """Settings in which two runs differ, those that can change meaning or numbers first.
 
     Args:
         golden, candidate: ``Trace.run``.
         drawn: whether the workload draws any token at random.
-        also: what differs besides, found elsewhere.
+        also: further differences, found elsewhere.
     """
     mine, theirs = _flat(golden), _flat(candidate)
     if not (_has_config(mine) and _has_config(theirs)):  # a recording of before models were described
@@ -140,7 +140,7 @@ def compare_settings(
 
 
 def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDifference, ...]:
-    """Updates of weights under way as a setting, where rows had other weights or a context of others."""
+    """Weight updates during generation as a setting, if rows had different weights or a context of them."""
     if golden.same_as(candidate):
         return ()
     values = golden.describe(), candidate.describe()
@@ -174,14 +174,14 @@ def _without_config(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differ(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether the values differ, and not only the words for them."""
+    """Whether the values differ, and not only their spelling."""
     a, b = _meant(name, mine), _meant(name, theirs)
     alike = isinstance(a, str) and isinstance(b, str) and any({a, b} <= names for names in _ALIKE)
     return mine.get(name) != theirs.get(name) and a != b and not alike
 
 
 def _meant(name: str, flat: Mapping[str, Any]) -> Any:
-    """The value, where ``auto`` stands for that of another setting."""
+    """The value, with ``auto`` resolved to that of another setting."""
     value = flat.get(name)
     return flat.get("dtype", value) if (name, value) == ("kv_cache_dtype", "auto") else value
 

@@ -1,8 +1,8 @@
-"""Weights that were updated under way, and the rows whose context the older weights computed.
+"""Weights updated during generation, and the rows whose context was computed with older weights.
 
-Attention reads the keys and values of a row's predecessors out of a cache. Where the weights change while
-sequences are under way, a row may be computed with the new ones over a context of the old: it is *stale*. An
-engine that clears its cache computes the context again; one that keeps it does not.
+Attention reads the keys and values of preceding rows from a cache. If the weights change during generation, a row
+may be computed with the new weights over a context of the old ones: it is *stale*. An engine that clears its cache
+recomputes the context; one that keeps it does not.
 
 Only the steps' row maps and their counts of updates are read, in order:
 
@@ -11,8 +11,8 @@ Only the steps' row maps and their counts of updates are read, in order:
                         cache kept               cache cleared: rows 0-11 are computed again
     stale               12 13 14                 none
 
-A row that is computed again counts as it was computed last. What a prefix cache gave was computed last by a row
-with the same tokens up to there. Rows that the trace lacks are taken to be current.
+A recomputed row counts as last computed. A prefix from the cache was last computed by a row with the same tokens
+up to there. Rows missing from the trace are assumed to be current.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _UNKNOWN = np.iinfo(np.int64).max  # a version that no row can be older than
 
 @dataclass(frozen=True)
 class Versions:
-    """Under which weights the rows of a pass were computed. Versions count from 0, that of the first step.
+    """The weights with which the rows of a pass were computed. Versions count from 0, that of the first step.
 
     Args:
         changes: numbers of the steps before which the weights changed.
@@ -55,7 +55,7 @@ class Versions:
 
     @property
     def stale(self) -> int:
-        """Rows that attended to keys and values of older weights than their own."""
+        """Rows that attended to keys and values from older weights than their own."""
         return sum(int(self._stale(key).sum()) for key in self.rows)
 
     @property
@@ -70,14 +70,14 @@ class Versions:
         return stale
 
     def describe(self) -> str | None:
-        """For the table of settings; None where the weights stayed as they were."""
+        """For the table of settings; None if the weights did not change."""
         if not self.changes:
             return None
         shown = ", ".join(map(str, self.changes[:3])) + (" ..." if len(self.changes) > 3 else "")
         return f"before step {shown}; {self.stale} stale row{'s' if self.stale != 1 else ''}"
 
     def same_as(self, other: Versions) -> bool:
-        """Whether all rows that both know have the same weights, and contexts of the same weights.
+        """Whether all rows known on both sides have the same weights, and contexts of the same weights.
 
         Why not the numbers of the steps: engines compose their batches as they like.
         """
@@ -127,7 +127,7 @@ def _apart(mine: Ints, theirs: Ints) -> Mask:
 
 
 def of_other_weights(golden: Versions, candidate: Versions, rows: Rows) -> Exclusion:
-    """Rows that the two computed with different weights: what differs there is no operator's doing."""
+    """Rows that the two computed with different weights: no operator causes their differences."""
     same = golden.same_as(candidate)
 
     def other(table: Table) -> tuple[str, Mask] | None:
@@ -135,7 +135,7 @@ def of_other_weights(golden: Versions, candidate: Versions, rows: Rows) -> Exclu
             return None
         keys = rows.of(table)
         apart = _apart(golden.of(keys), candidate.of(keys))
-        return "computed with weights of another version", apart | _apart(
+        return "computed with a different version of the weights", apart | _apart(
             golden.sampled_of(keys), candidate.sampled_of(keys)
         )
 
@@ -143,7 +143,7 @@ def of_other_weights(golden: Versions, candidate: Versions, rows: Rows) -> Exclu
 
 
 def computed_again(golden: Versions, index: PassIndex, rows: Rows) -> Exclusion:
-    """Golden's logits of rows that were computed again later with other weights.
+    """Golden's logits of rows that were recomputed later with different weights.
 
     What is fed is the later computation, and nobody takes logits of it.
     """
@@ -153,7 +153,7 @@ def computed_again(golden: Versions, index: PassIndex, rows: Rows) -> Exclusion:
         if not golden.changes:
             return None
         then = golden.at(step_of[table.order])
-        return "computed again with other weights, which are fed", _apart(then, golden.of(rows.of(table)))
+        return "recomputed with different weights, and fed from there", _apart(then, golden.of(rows.of(table)))
 
     return again
 

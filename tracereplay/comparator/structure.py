@@ -1,4 +1,4 @@
-"""Operators that one engine runs and the other does not, and operators that were built otherwise."""
+"""Operators that only one engine runs, and operators that were built differently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Unshared", "built_otherwise", "unshared_before"]
 
 @dataclass(frozen=True, slots=True)
 class Unshared:
-    """Sites that one side alone has, in execution order."""
+    """Sites that only one side has, in execution order."""
 
     golden: tuple[str, ...] = ()
     candidate: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class Unshared:
 
 
 def unshared_before(golden: PassIndex, candidate: PassIndex, site: str) -> Unshared:
-    """What runs right before ``site`` on one side alone: what arrives there came of it."""
+    """What runs right before ``site`` on one side only, and so produced what arrives there."""
     return Unshared(
         _before(golden, site, {call.site for call in candidate.calls}),
         _before(candidate, site, {call.site for call in golden.calls}),
@@ -42,7 +42,7 @@ def _before(index: PassIndex, site: str, shared: Collection[str]) -> tuple[str, 
 
 
 def built_otherwise(golden: Site | None, candidate: Site | None) -> tuple[tuple[str, Any, Any], ...]:
-    """What the two sides built an operator with, where both say it and it differs: name, golden, candidate."""
+    """Configuration in which an operator differs, of what both sides recorded: name, golden, candidate."""
     if golden is None or candidate is None:
         return ()
     mine, theirs = golden.config, candidate.config

@@ -28,7 +28,7 @@ class Generation:
         greedy: for each request, whether its tokens are the most probable ones.
         tokens: (request, sequence) -> all token ids, prompt first.
         prompt_logprobs: (request, sequence) -> logprobs of the prompt's tokens, if asked for.
-        texts: of each prompt, None where it was given as token ids.
+        texts: of each prompt, None if it was given as token ids.
         sampling: parameters of each request.
     """
 
@@ -41,7 +41,7 @@ class Generation:
 
 
 def read_generation(trace: Trace, name: str) -> Generation:
-    """The sequences of a pass, from its results or, where it was cut off, from its steps."""
+    """The sequences of a pass, from its results or, if it was cut off, from its steps."""
     run = trace.run
     if run.requested is None:
         raise DamagedTrace(f"{trace.path} has no workload: it does not say what was generated.")
@@ -80,7 +80,7 @@ def _from_steps(trace: Trace, name: str) -> dict[tuple[int, int], list[int]]:
 
 
 def first_differences(golden: Generation, candidate: Generation) -> dict[tuple[int, int], int]:
-    """For each sequence whose tokens part, the position of the first token that differs."""
+    """For each sequence whose tokens diverge, the position of the first token that differs."""
     found = {}
     for key, mine in golden.tokens.items():
         theirs = candidate.tokens.get(key, ())
@@ -134,7 +134,7 @@ def _divergence(golden: Sampling, candidate: Sampling, apart: Sequence[RowKey]) 
 
 
 def _logprobs(golden: Sampling, candidate: Sampling, places: Sequence[RowKey]) -> list[float]:
-    """Absolute differences, where both have a logprob of one and the same token."""
+    """Absolute differences, where both have a logprob of the same token."""
     pairs = ((golden[key], candidate[key]) for key in places)
     return [
         _apart(mine.logprob, theirs.logprob)

@@ -1,9 +1,9 @@
 """What may differ, and by how much: dtype defaults, and the policy that overrides them.
 
 The allowance of an element is ``eps(dtype) * (a * |golden| + b * trimmed RMS of its row)``. ``a`` is for
-roundings of the value itself, ``b`` for those of what it was summed from. TOLERANCES.md has the measurements
-behind the defaults. Of a policy's rules the first that fits a tensor decides, then of what was calibrated; what
-fits neither keeps the default.
+roundings of the value itself, ``b`` for those of the terms it was summed from. TOLERANCES.md has the measurements
+behind the defaults. The first of a policy's rules that fits a tensor applies, else the first calibrated one, else
+the default.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Rule:
 
     Args:
         a, b: the factors; None for the defaults, and with ``ignore``.
-        max_ulp: mean lean that these may show; None for the policy's.
+        max_ulp: mean bias that these may show; None for the policy's.
         ignore: do not compare these.
         because: why, for the report.
     """
@@ -54,7 +54,7 @@ class Rule:
     max_ulp: float | None = None
 
     def fits(self, site: str, operator: str, dtype: str, kind: str) -> bool:
-        """Whether the rule speaks of this tensor."""
+        """Whether the rule applies to this tensor."""
         return (
             fnmatchcase(site, self.site)
             and fnmatchcase(operator, self.operator)
@@ -73,13 +73,13 @@ class Policy:
     """What a comparison tolerates.
 
     Args:
-        rules: the first that fits decides.
-        calibration: rules measured on engines that are known to be good; they come after ``rules`` and never
+        rules: the first that fits applies.
+        calibration: rules measured on engines known to be good; they come after ``rules`` and never
             go below the defaults.
         differing_tokens: greedy tokens that may differ.
         logprob_max_abs: nats by which a golden token's logprob may differ.
-        bias_max_ulp: mean lean that a tensor may show, along the axis or along the values' signs.
-        bias_sign_max_ulp: the same along the values' signs where most operators lean so (`comparator.leans`).
+        bias_max_ulp: mean bias that a tensor may show, along the axis or along the values' signs.
+        bias_sign_max_ulp: the same along the values' signs if most operators share it (`comparator.leans`).
         min_coverage: share of golden's calls, 0 to 1, that must have been compared for a match.
         strict: every tolerance is zero.
     """
@@ -94,7 +94,7 @@ class Policy:
     strict: bool = False
 
     def made_strict(self) -> Policy:
-        """The same policy with every tolerance zero; rules that ignore stay."""
+        """The same policy with every tolerance zero; rules that ignore tensors remain."""
         return replace(self, strict=True, differing_tokens=0, logprob_max_abs=0.0)
 
     def max_lean(self, site: str, operator: str, dtype: str, kind: str) -> float:
@@ -108,7 +108,7 @@ class Policy:
 
 
 def tolerance_for(policy: Policy, site: str, operator: str, dtype: str, kind: str) -> Tolerance | None:
-    """The tolerance of a tensor of a float ``dtype``, or None where a rule says to ignore it."""
+    """The tolerance of a tensor of a float ``dtype``, or None if a rule says to ignore it."""
     rule = policy.rule_for(site, operator, dtype, kind)
     if rule is not None and rule.ignore:
         return None

@@ -1,4 +1,4 @@
-"""Where the model computes: the few things that recording and feeding ask of a device."""
+"""Devices: the few operations that recording and feeding need from one."""
 
 import torch
 
@@ -9,7 +9,7 @@ __all__ = ["DONE", "Cpu", "Device", "Mark", "device_of"]
 
 
 def device_of(device: torch.device) -> Device:
-    """What stands for a device of PyTorch's."""
+    """The `seam.Device` of a PyTorch device."""
     if device.type == "cuda":
         from tracereplay.device.cuda import Cuda
 

@@ -1,4 +1,4 @@
-"""The CPU: nothing is late."""
+"""The CPU: nothing is asynchronous."""
 
 from __future__ import annotations
 

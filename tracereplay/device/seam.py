@@ -1,4 +1,4 @@
-"""The narrow line between this project and an accelerator.
+"""The narrow interface between this project and an accelerator.
 
 On a device that computes beside the host, a tensor is there only once its stream has come to it. Everything that
 recording and feeding need to know of that is here, so that it can be tested without such a device: by a stand-in

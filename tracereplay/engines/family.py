@@ -1,4 +1,4 @@
-"""What a family of inference engines is: all that tracereplay must know of one to record and replay it.
+"""A family of inference engines: everything that tracereplay must know to record and replay one.
 
 A family has two halves. This one is plain data and small functions without torch, and both sides import it. The
 other runs inside the engine's own processes and is named here by its modules: a driver, and what the engine loads.
@@ -74,7 +74,7 @@ Planner: TypeAlias = Callable[[str, Mapping[str, Any], str, Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """How recorded calls of a family's operators and kernels are run without the engine.
+    """How recorded calls of a family's operators and kernels are run in isolation.
 
     Args:
         operators: the module that runs operators, a handler of `alone.child`.

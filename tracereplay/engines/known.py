@@ -1,4 +1,4 @@
-"""The families that there are."""
+"""The known families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines as they are installed: built with uv from recipes, registered by name, examined when they fail."""
+"""Installed engines: built with uv from recipes, registered by name, examined when they fail."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ PHASES = ("Using CPython", "Resolved", "Downloading", "Downloaded", "Building", 
 
 @dataclass(frozen=True)
 class Created:
-    """An engine, and whether its environment had to be built for it (in how many seconds)."""
+    """An engine, whether its environment was built for it, and in how many seconds."""
 
     engine: Engine
     built: bool
@@ -105,19 +105,19 @@ def create_engine(
     uv: str | None = None,
     report: Report = lambda line: None,
 ) -> Created:
-    """Build the environment that ``requirements`` describe, unless it is there, and register it as ``name``.
+    """Build the environment that ``requirements`` describe, unless it exists, and register it as ``name``.
 
     Args:
         name: what the engine will be called.
         requirements: as for ``pip install``; a package that has recipes must be pinned to one version.
         python: the interpreter or version for uv; by default what the engine had, else this one's version
             if the recipe allows it.
-        rebuild: delete the environment and build it again even if it is there.
+        rebuild: delete an existing environment and build it again.
         uv: the uv program; by default the one that was installed with tracereplay.
-        report: called with each line on progress.
+        report: called with each line of progress.
 
     Raises:
-        UsageError: a requirement cannot be read or is refused, or the name stands for something else.
+        UsageError: a requirement cannot be read or is refused, or the name is already taken.
         EnvironmentFailed: uv failed, or this machine lacks something; the message says what to install.
     """
     registry.check_name(name)
@@ -171,12 +171,12 @@ def _plan(texts: Sequence[str], python: str | None) -> BuildPlan:
 
 
 def _check_free(name: str, before: Engine | None, plan: BuildPlan) -> None:
-    """Raise UsageError if the name stands for something else already."""
+    """Raise UsageError if the name is already taken by a different engine."""
     if before is None or before.requirements == plan.texts:
         return
     what = " ".join(before.requirements) or str(before.python)
     raise UsageError(
-        f"There is an engine named '{name}' already ({what}). Choose another name, or remove it first with "
+        f"An engine named '{name}' already exists ({what}). Choose another name, or remove it first with "
         f"'tracereplay engine remove {name}'."
     )
 
@@ -197,7 +197,9 @@ def _check_libraries(plan: BuildPlan) -> None:
 def _build(plan: BuildPlan, uv: str, lock: int, report: Report) -> None:
     root = plan.root
     if root.exists():
-        report("Deleting the old environment" if is_ready(root) else "Deleting what an interrupted creation left")
+        report(
+            "Deleting the old environment" if is_ready(root) else "Deleting the remains of an interrupted creation"
+        )
         _delete(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

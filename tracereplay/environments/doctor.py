@@ -1,9 +1,9 @@
 """Find out why an engine does not work, and say what to do about it.
 
-The checks go from the ground up: interpreter, variables, what the recipe asks of the machine, shared libraries,
-torch, and at last the engine itself, which generates one token from a made-up model without weights. Each is a
-function that gives findings; after one that finds an error the later ones would only repeat it, so they are
-not tried.
+The checks go from the ground up: interpreter, environment variables, what the recipe requires of the machine,
+shared libraries, torch, and finally the engine itself, which generates one token from a dummy model without
+weights. Each is a function that yields findings; after one that finds an error the later ones would only repeat
+it, so they are skipped.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ print("TORCH", torch.__version__, torch.cuda.device_count() if torch.cuda.is_ava
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that was looked at: how it stands, in words, and what to do if it is not well."""
+    """The result of one check: its level, what was found, and what to do about it."""
 
     level: Literal["ok", "warning", "error"]
     what: str
@@ -58,9 +58,9 @@ Check = Callable[[Engine], Iterable[Diagnosis]]
 
 
 def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[Diagnosis]:
-    """Make the checks in order, giving each finding as it is made; the last check starts the engine.
+    """Runs the checks in order, yielding each finding as it is made; the last check starts the engine.
 
-    Nothing is raised for what is wrong with the engine: that is a finding.
+    Faults of the engine are findings and raise nothing.
     """
     for check in CHECKS if checks is None else checks:
         failed = False
@@ -98,24 +98,24 @@ def check_interpreter(engine: Engine) -> Iterator[Diagnosis]:
 
 
 def check_variables(engine: Engine) -> Iterator[Diagnosis]:
-    """Does a variable of the user's own change what the engine is?"""
+    """Does one of the user's environment variables override the engine's?"""
     for name, value in engine.env.items():
         own = os.environ.get(name)
         if own not in (None, value) and name != "LD_PRELOAD":
             yield Diagnosis(
                 "warning",
-                f"{name} is {own!r} in your shell, which wins over the engine's {value!r}.",
-                f"If that is not meant: unset {name}.",
+                f"{name} is {own!r} in your shell, which overrides the engine's {value!r}.",
+                f"If that is not intended: unset {name}.",
             )
 
 
 def check_recipe(engine: Engine) -> Iterator[Diagnosis]:
-    """Does the machine have what the recipe asks for, and are the fix-ups that it needs in place?"""
+    """Does the machine have what the recipe requires, and are the necessary fix-ups in place?"""
     recipe = next((recipe for recipe in known_recipes() if recipe.name == engine.recipe), None)
     if recipe is None or engine.environment is None:
         return
     wrong = list(_open_points(engine, recipe, Environment(engine.environment)))
-    yield from wrong or [Diagnosis("ok", f"Everything that the recipe '{recipe.name}' asks for is there.")]
+    yield from wrong or [Diagnosis("ok", f"Everything that the recipe '{recipe.name}' requires is present.")]
 
 
 def _open_points(engine: Engine, recipe: Recipe, env: Environment) -> Iterator[Diagnosis]:
@@ -128,7 +128,7 @@ def _open_points(engine: Engine, recipe: Recipe, env: Environment) -> Iterator[D
             yield Diagnosis("error", f"A fix-up is not in place. {fixup.why}", _again(engine))
     for path in engine.env.get("LD_PRELOAD", "").split(":"):
         if path and not Path(path).exists():
-            yield Diagnosis("error", f"{path}, which is to be preloaded, is gone.", _again(engine))
+            yield Diagnosis("error", f"{path}, which should be preloaded, is missing.", _again(engine))
 
 
 def check_libraries(engine: Engine) -> Iterator[Diagnosis]:
@@ -139,7 +139,7 @@ def check_libraries(engine: Engine) -> Iterator[Diagnosis]:
     ldd = shutil.which("ldd")
     found = _ask(engine, LOCATE, "FOUND", family.compiled.package)
     if ldd is None or found is None:
-        yield Diagnosis("warning", f"{family.title}'s shared libraries were not looked at (no ldd).")
+        yield Diagnosis("warning", f"{family.title}'s shared libraries were not checked (no ldd).")
         return
     places = json.loads(found)
     objects = sorted(Path(places["package"]).glob("*.so"))
@@ -155,7 +155,7 @@ def check_libraries(engine: Engine) -> Iterator[Diagnosis]:
             "error", f"{family.title}'s compiled part cannot be loaded: {what}.", _remedy(engine, what)
         )
     if not missing:
-        yield Diagnosis("ok", f"{family.title}'s {len(objects)} shared libraries find what they need.")
+        yield Diagnosis("ok", f"{family.title}'s {len(objects)} shared libraries find everything they need.")
 
 
 def check_torch(engine: Engine) -> Iterator[Diagnosis]:
@@ -174,7 +174,7 @@ def check_torch(engine: Engine) -> Iterator[Diagnosis]:
 
 
 def start_engine(engine: Engine) -> Iterator[Diagnosis]:
-    """Does the engine start and generate one token? The model is made up, and has no weights."""
+    """Does the engine start and generate one token? The model is a dummy without weights."""
     log = home() / "logs" / f"doctor-{engine.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)  # only the newest examination's is kept
@@ -186,7 +186,7 @@ def start_engine(engine: Engine) -> Iterator[Diagnosis]:
         except TracereplayError as error:
             said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             what = "\n".join([str(error), *getattr(error, "last_lines", "").splitlines()])
-            yield Diagnosis("error", what, f"{_remedy(engine, what, said)} All that it printed is in {log}.")
+            yield Diagnosis("error", what, f"{_remedy(engine, what, said)} Its full output is in {log}.")
             return
     yield Diagnosis("ok", f"The engine starts and generated one token from a dummy model (token {token}).")
 
@@ -208,28 +208,28 @@ def _generate(engine: Engine, model: Path, settings: Mapping[str, Any], log: Pat
 
 
 def _again(engine: Engine) -> str:
-    """How to make the engine anew."""
+    """How to recreate the engine."""
     if engine.environment is None:
         return (
-            f"Correct the environment of {engine.python}, or 'tracereplay engine remove {engine.name}' and "
+            f"Repair the environment of {engine.python}, or 'tracereplay engine remove {engine.name}' and "
             f"'tracereplay engine add {engine.name} --python PATH'."
         )
     return f"Run 'tracereplay engine create {engine.name} {' '.join(engine.requirements)} --rebuild'."
 
 
 def _remedy(engine: Engine, *said: str) -> str:
-    """What to do about what an engine said: its last words first, then the whole of its log."""
+    """What to do about an engine's messages: its last lines first, then its whole log."""
     compiled = family_named(engine.family).compiled
     for text in said:
         for pattern, remedy in () if compiled is None else compiled.remedies:
             if re.search(pattern, text):
                 again = _again(engine).removesuffix(".")
                 return remedy.format(again=again[0].lower() + again[1:], python=engine.python)
-    return "Nothing is known about this failure; the engine's own message above comes first, then its settings."
+    return "This failure is not a known one; check the engine's own message above first, then its settings."
 
 
 def _missing(text: str, bundled: set[str]) -> Iterator[str]:
-    """What ldd did not find, leaving out what torch and others bring along and load first."""
+    """What ldd did not find, leaving out libraries that torch and others bundle and load first."""
     for library in re.findall(r"^\s*(\S+) => not found", text, re.MULTILINE):
         if library not in bundled:
             yield f"{library} is not on this machine"

@@ -1,4 +1,4 @@
-"""What each engine package needs beyond installing it, read from ``recipes.toml``.
+"""What each engine package needs in addition to installation, read from ``recipes.toml``.
 
 A recipe is data: a package, a range of its versions, and what must be overridden, added, set or fixed for an
 engine of that kind to start. The file explains its own keys.
@@ -78,7 +78,7 @@ def read_recipes(path: Path) -> tuple[Recipe, ...]:
 
 
 def recipe_for(requirements: Iterable[Requirement], recipes: Iterable[Recipe] | None = None) -> Recipe | None:
-    """The first recipe that matches one of the requirements, or None where none is needed or known.
+    """The first recipe that matches one of the requirements, or None if none is needed or known.
 
     Raises:
         UsageError: a package that has recipes is not pinned to one version (which recipe, and which engine
@@ -92,7 +92,7 @@ def recipe_for(requirements: Iterable[Requirement], recipes: Iterable[Recipe] | 
         version = pinned_version(requirement)
         if version is None:
             raise UsageError(
-                f"'{requirement}' does not say which version. Pin one, as in '{requirement.name}==0.18.1', "
+                f"'{requirement}' does not specify a version. Pin one, as in '{requirement.name}==0.18.1', "
                 "so that the engine is the same when it is built again."
             )
         recipe = next((r for r in mine if r.matches(requirement.name, version)), None)

@@ -1,4 +1,4 @@
-"""The engines that have a name on this machine: one JSON file each, written whole or not at all.
+"""The engines registered on this machine: one JSON file each, written atomically.
 
 They live in the user's cache directory, or under ``TRACEREPLAY_HOME``:
 
@@ -100,7 +100,7 @@ def list_engines() -> list[Engine]:
 
 
 def unreadable() -> list[str]:
-    """What is wrong with registrations that cannot be read, a sentence each."""
+    """One sentence for each registration that cannot be read."""
     return [str(found) for found in _all() if isinstance(found, UsageError)]
 
 
@@ -143,7 +143,7 @@ def load_engine(name: str) -> Engine:
 
 
 def register(engine: Engine) -> None:
-    """Write an engine down under its name, replacing what was there."""
+    """Register an engine under its name, replacing any earlier registration."""
     check_name(engine.name)
     write_json(_file(engine.name), engine.to_json())
 
@@ -155,7 +155,7 @@ def add_engine(
     settings: Mapping[str, Any] | None = None,
     family: str = DEFAULT,
 ) -> Engine:
-    """Register an interpreter that exists already, such as a GPU environment of the user's own.
+    """Register an existing interpreter, such as the user's own GPU environment.
 
     Raises:
         UsageError: the name is taken or cannot be one, there is no such family, the interpreter does not run, or
@@ -181,7 +181,7 @@ def add_engine(
 
 
 def forget_engine(name: str) -> Engine:
-    """Remove a name from the registry, and say what it stood for; its environment stays.
+    """Remove an engine from the registry and return it; its environment remains.
 
     Raises:
         EngineNotFound: there is no such engine.
@@ -216,7 +216,7 @@ def inspect_python(
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file so that it is there whole or not at all, whenever the process or machine stops."""
+    """Write a JSON file atomically, even if the process or machine stops at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
     try:
@@ -253,12 +253,12 @@ def _read(path: Path) -> Engine:
     try:
         found = Engine.from_json(json.loads(path.read_text(encoding="utf-8")))
         if not _is_whole(found) or found.name != path.stem:
-            raise ValueError("it is not what an engine is registered as")
+            raise ValueError("it is not an engine registration")
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"The registration of the engine '{path.stem}' cannot be read ({error}). Delete {path} and create "
-            "the engine again; an environment that was built for it is found and used again."
+            "the engine again; an environment built for it is reused."
         ) from error
 
 

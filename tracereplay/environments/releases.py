@@ -1,4 +1,4 @@
-"""Which releases of a package there are between two, as uv would install them here.
+"""The releases of a package between two versions, as uv would install them here.
 
 uv has no command that lists releases. It is asked for the newest below the one before, again and again, so that
 whatever uv was told (an index, a folder of wheels, this Python) is respected.
@@ -71,7 +71,7 @@ def _newest(package: str, specifiers: str, uv: str, *, first: bool) -> str | Non
     if not first and "No solution found" in done.stderr:
         return None
     raise EnvironmentFailed(
-        f"uv found no release of {wanted}. Without a network, name those to try with --versions. It said:\n"
+        f"uv found no release of {wanted}. Without a network, list the versions to try with --versions. It said:\n"
         f"{done.stderr.strip()}"
     )
 
@@ -82,5 +82,5 @@ def _name(package: str) -> str:
     except InvalidRequirement as error:
         raise UsageError(f"--package {package!r} is not the name of a package.") from error
     if requirement.specifier or requirement.url:
-        raise UsageError(f"--package {package!r} shall be a name alone; versions are given by --good and --bad.")
+        raise UsageError(f"--package {package!r} must be only a name; versions are given with --good and --bad.")
     return canonicalize_name(requirement.name)

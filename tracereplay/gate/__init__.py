@@ -1,11 +1,11 @@
-"""The one place where what a trace asks for is decided: a trace is a stranger's, and asks; it does not order.
+"""The one place that decides what a trace may ask for: a trace is a stranger's; it asks, it does not order.
 
     golden trace ── Run.requested ──▶ gate ──▶ Workload, a model's directory ──▶ an engine
                                         │
                                         └────▶ UnsafeRequest: all that it asks for and may not, in one sentence
 
-Applied by itself is what is known to be a plain number or choice (gate.toml, with the reason of each). What the
-user gives by the same name takes its place, and is not asked about. Nothing here starts or loads anything.
+Only settings known to be plain numbers or choices are applied automatically (gate.toml, with a reason for each).
+What the user gives by the same name overrides them, unchecked. Nothing here starts or loads anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def check_request(trace: Trace, given: Mapping[str, Any], model: Path | None) -> None:
-    """Raises what `workload_of` raises, but for what takes long to know (the checkpoint's digest)."""
+    """Raises what `workload_of` raises, except for checks that take long (the checkpoint's digest)."""
     _workload(trace, given)
     _directory(trace, _asked(trace), model)
 
@@ -42,21 +42,21 @@ def check_request(trace: Trace, given: Mapping[str, Any], model: Path | None) ->
 def workload_of(
     trace: Trace, given: Mapping[str, Any], model: Path | None, *, other_weights: bool = False
 ) -> Workload:
-    """What a trace asks to be generated, as an engine may be given it.
+    """The workload that a trace asks for, as it may be given to an engine.
 
     Args:
         trace: a recording.
-        given: engine arguments of the user's, each in place of the trace's.
-        model: the user's checkpoint, in place of the trace's.
-        other_weights: whether the user's checkpoint may hold other weights than the recorded one.
+        given: the user's engine arguments, each overriding the trace's.
+        model: the user's checkpoint, overriding the trace's.
+        other_weights: whether the user's checkpoint may hold weights that differ from the recorded ones.
 
     Returns:
         The workload, ``weights`` being those of the model that is used.
 
     Raises:
-        UnsafeRequest: it asks for what only the user may give.
-        OtherWeights: the checkpoint is another than the one that was recorded.
-        UsageError: the model that it names is not the one that was recorded, so that the user has to say.
+        UnsafeRequest: it asks for something that only the user may grant.
+        OtherWeights: the checkpoint differs from the recorded one.
+        UsageError: the model that it names is not the recorded one, so the user must specify one.
         WorkloadError: there is no model.
     """
     work = _workload(trace, given)
@@ -77,7 +77,7 @@ def weights_directory(trace: Trace, model: Path | None) -> Path | None:
 
 
 def applied_settings(trace: Trace) -> dict[str, Any]:
-    """The engine arguments of a trace that are applied by themselves; others are left out."""
+    """The engine arguments of a trace that are applied automatically; others are left out."""
     requested = trace.run.requested
     settings = {} if requested is None else asked_of(requested).settings
     return {name: value for name, value in settings.items() if setting_refusal(name, value) is None}
@@ -115,7 +115,7 @@ def _refused_sampling(prompts: Sequence[RecordedPrompt]) -> list[str]:
 
 def _refuse(trace: Trace, refused: Sequence[str], hint: str) -> None:
     if refused:
-        raise UnsafeRequest(f"{trace.path} asks for what only you may give: {'; '.join(refused)}. {hint}".strip())
+        raise UnsafeRequest(f"{trace.path} asks for what only you may grant: {'; '.join(refused)}. {hint}".strip())
 
 
 def _identified(trace: Trace, model: Path | None, *, other_weights: bool) -> tuple[Path, str | None]:
@@ -127,8 +127,8 @@ def _identified(trace: Trace, model: Path | None, *, other_weights: bool) -> tup
         check_weights(trace.run.weights, directory, digest)
     if model is None and digest is None:
         raise UsageError(
-            f"The model at {directory} holds no safetensors files any more, so that it is not known to be the "
-            "one that was recorded. Say with --model which to use."
+            f"The model at {directory} no longer has safetensors files, so it is not known to be the one that was "
+            "recorded. Say with --model which to use."
         )
     return directory, digest
 

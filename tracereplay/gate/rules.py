@@ -1,4 +1,4 @@
-"""Which values a trace may ask for: the lists of gate.toml, and what their kinds mean."""
+"""The values that a trace may ask for: the lists of gate.toml, and the meaning of their kinds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "texts": (lambda value: _short(value, lambda x: isinstance(x, str)), f"a list of at most {MOST} texts"),
     "biases": (_biases, "numbers by token id"),
     "word": (_text(_WORD), "a name in capitals"),
-    "ops": (lambda value: _short(value, _text(_OP)), "a list of operators' names, each with + or - before it"),
+    "ops": (lambda value: _short(value, _text(_OP)), "a list of operator names, each prefixed with + or -"),
     "level": (lambda value: _whole(value) or _text(_WORD)(value), "a whole number or a name in capitals"),
     "digits": (_text(_DIGITS), "the text of a whole number"),
     "cores": (_text(_CORES), "a list of cores"),
@@ -97,7 +97,7 @@ def _refusal(table: str, name: str, value: Any) -> str | None:
     rule = _lists()[table].get(name)
     if rule is None:
         known = _lists()["refused"].get(name) if table == "settings" else None
-        return known or "is not among those that are known to be plain numbers or choices"
+        return known or "is not among those known to be plain numbers or choices"
     if value is None and table != "environment":
         return None
     kind = rule[0]

@@ -1,1 +1,1 @@
-"""See operators as they run, give them recorded inputs. Runs inside the engine; knows no engine."""
+"""Observe operators as they run, and feed them recorded inputs. Runs inside any engine."""

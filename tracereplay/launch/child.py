@@ -1,7 +1,7 @@
-"""A command of the user's as this process's child: what a polite parent does with it.
+"""A user's command as a child process: signals, terminal and cleanup.
 
-Signals that are meant for the command are passed on, each once. When it has ended, what it left behind ends too,
-but for the writers of the recording, which finish first.
+Signals for the command are forwarded, each once. When it has ended, the processes it left behind are ended too,
+except for the writers of the recording, which finish first.
 """
 
 from __future__ import annotations

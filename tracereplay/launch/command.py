@@ -1,7 +1,7 @@
 """Recording a command of the user's own: ``tracereplay record -o DIR.trace -- COMMAND ...``.
 
-The command runs as it is, with the plugin in its way. What was asked of the engine is not known
-beforehand: the segments say which requests began and which tokens came of them.
+The command runs unchanged, with the plugin on its path. The engine's requests are not known beforehand: the
+segments say which requests started and which tokens they produced.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def record_command(
     command: Sequence[str], out: Path, *, engine: Launchable | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> int:  # fmt: skip
-    """Runs ``command`` with recording on, as its polite parent (`child.Child`).
+    """Runs ``command`` with recording on, as its parent (`child.Child`).
 
     Args:
         command: what to run.
-        out: trace to make.
+        out: trace to create.
         engine: whose environment to run it in; by default the interpreter that the command itself names.
         options: how much is recorded (`recorder.options.Options`).
 

@@ -1,4 +1,4 @@
-"""Recording and replaying, as the analyst's side sees them: an engine process and the trace it fills."""
+"""Recording and replaying on the analyst's side: an engine process and the trace it writes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def record(
         engine: the engine to record.
         workload: what it generates.
         out: path of the trace.
-        check_observer: generate in an engine without taps too, and state the difference in the trace.
-        log: file for what the engine prints.
+        check_observer: also generate in an engine without taps, and record the difference in the trace.
+        log: file for the engine's output.
         options: how much is recorded (`recorder.options.Options`).
         weights: copy the checkpoint's tensors into the trace too.
-        report: is told what is being done.
+        report: called with each line of progress.
 
     Returns:
         ``out``. If the engine fails, the trace keeps the steps that were finished and says so.
@@ -83,15 +83,15 @@ def replay(
         engine: the candidate.
         golden: the golden trace.
         out: path of the candidate trace.
-        settings: engine arguments laid over those of the golden workload.
-        model: checkpoint, where it is not where it was recorded.
+        settings: engine arguments that override those of the golden workload.
+        model: checkpoint directory, if it has moved since recording.
         injected: whether to make the injected pass too.
-        other_weights: whether to go on where the checkpoint holds other weights than golden's.
-        log: file for what the engine prints.
-        report: is told what is being done.
+        other_weights: whether to continue if the checkpoint's weights differ from golden's.
+        log: file for the engine's output.
+        report: called with each line of progress.
 
     Raises:
-        OtherWeights: the checkpoint is another than golden's.
+        OtherWeights: the checkpoint differs from golden's.
     """
     source = open_trace(golden)
     source.require_recording()
@@ -110,7 +110,7 @@ def replay_passes(
     process: EngineProcess, directory: TraceDirectory, golden: Trace, workload: Workload, *,
     injected: bool = True, report: Report = lambda line: None,
 ) -> None:  # fmt: skip
-    """The rerun and the injected pass, in an engine that is there already.
+    """The rerun and the injected pass, in a running engine.
 
     Where golden has kernels, the injected pass has them too; in the rerun they would be judged on other inputs.
     """
@@ -130,7 +130,7 @@ def record_pass(
     golden: str | None = None, inject: bool = False, cancel: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """One pass in an engine that is there already; returns what the engine generated.
+    """One pass in a running engine; returns what the engine generated.
 
     Args:
         name: of the pass.
@@ -161,13 +161,13 @@ _ENDED = {"max_steps": "--max-steps", "max_bytes": "--max-bytes"}
 
 
 def _left_out(result: Mapping[str, Any]) -> list[str]:
-    """What the recording leaves out because it was asked to, in sentences."""
+    """What the recording leaves out on request, in sentences."""
     ranks = [rank for rank in result["ranks"] if rank]
     ended = {rank["ended"]: rank["steps"] for rank in ranks if rank.get("ended") in _ENDED}
     notes = [f"The recording ended after {n} steps, as {_ENDED[why]} asked." for why, n in ended.items()]
     dropped = max((rank.get("dropped", 0) for rank in ranks), default=0)
     if dropped:
-        notes.append(f"{dropped} steps were left out, since the writer could not keep up.")
+        notes.append(f"{dropped} steps were dropped because the writer could not keep up.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Where things are kept on this machine."""
+"""Where files are kept on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine in a process of its own, spoken to by lines of JSON.
+"""An engine in a process of its own, controlled by lines of JSON.
 
 analyst's side                      engine's interpreter, with the overlay on PYTHONPATH
 EngineProcess ──command──▶ stdin    the family's driver ── the engine ── workers
@@ -37,7 +37,7 @@ LOG_BEGINS = b"# tracereplay: the engine "
 
 
 class Launchable(Protocol):
-    """An engine as far as starting it goes (`environments.registry.Engine`)."""
+    """What is needed to start an engine (`environments.registry.Engine`)."""
 
     @property
     def name(self) -> str: ...
@@ -111,11 +111,11 @@ class EngineProcess:
         model: checkpoint directory.
         settings: engine arguments, laid over the engine's own.
         log: file for everything the engine prints, which is added to it; a temporary one by default.
-        taps: False leaves the model as it is; then nothing can be recorded.
+        taps: False leaves the model unchanged; then nothing can be recorded.
 
     Raises:
         EngineFailed: it did not start; the exception has its last lines.
-        UsageError: it does not know a setting.
+        UsageError: it does not have a given setting.
         Unsupported: it runs in a way that cannot be recorded.
     """
 

@@ -49,7 +49,7 @@ def store_weights(model: Path, directory: TraceDirectory) -> None:
 def _read(path: Path, name: str, base: int, entry: Mapping[str, Any]) -> TensorBytes:
     dtype = DTYPE_NAMES.get(entry["dtype"])
     if dtype is None:
-        raise WorkloadError(f"{name} of {path} has the dtype {entry['dtype']!r}, which no trace can hold.")
+        raise WorkloadError(f"{name} of {path} has the dtype {entry['dtype']!r}, which a trace cannot store.")
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""One recording's life inside an engine process. Must never disturb the engine."""
+"""A recording inside an engine process. Must never disturb the engine."""

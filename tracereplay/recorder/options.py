@@ -1,4 +1,4 @@
-"""What a recording keeps; how much of it, and what happens where that is too much."""
+"""What a recording keeps, and what happens if that is too much."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True)
 class Options:
-    """How much is recorded, and what happens where the writer cannot keep up.
+    """How much is recorded, and what happens if the writer cannot keep up.
 
     Args:
-        when_behind: ``block`` makes the engine wait; ``drop`` leaves steps out and counts them.
+        when_behind: ``block`` makes the engine wait; ``drop`` drops steps and counts them.
         max_steps: after which the recording ends; None: never.
         max_bytes: of this process's segment.
         codec: how chunks are stored.
         sites: globs; of the others nothing is kept.
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
-        level: ``operator``, or ``kernel``: what operators dispatch too.
+        level: ``operator``, or ``kernel`` to include the kernels that operators dispatch.
         check_writes: whether custom kernels are watched for writes that their schemas do not declare.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client has what the trace lacks.

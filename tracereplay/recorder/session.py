@@ -1,4 +1,4 @@
-"""One process's recording: gathers the taps' tensors into calls and steps, and hands steps to the writer process.
+"""One process's recording: collects the taps' tensors into calls and steps, and hands steps to the writer process.
 
     begin_pass ─▶ [ begin_step ─▶ feed/observe ... ─▶ end_step ]* ─▶ end_pass
 
@@ -178,7 +178,7 @@ class Session:
 
     def _told(self, writer: WriterClient) -> list[str]:
         trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
-        return [*self._options.told(), *(f"{text}, so that recording slowed the engine." for text in trouble)]
+        return [*self._options.told(), *(f"{text}, so recording slowed the engine." for text in trouble)]
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
         """The calls of ``slot`` have other rows than the model's forward, until said otherwise."""

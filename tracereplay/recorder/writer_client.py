@@ -176,7 +176,7 @@ class WriterClient:
             self._closed = True
 
     def _gone(self) -> str:
-        text = "the writer process ended before its time"
+        text = "the writer process ended prematurely"
         self.errors[text] = self.errors.get(text, 0) + 1
         return text
 

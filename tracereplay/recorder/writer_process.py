@@ -1,4 +1,4 @@
-"""The writer process: takes steps out of shared memory, and compresses and writes them beside the engine.
+"""The writer process: reads steps from shared memory, and compresses and writes them in parallel to the engine.
 
     python -m tracereplay.recorder.writer_process IN OUT      file descriptors of the two pipes
 

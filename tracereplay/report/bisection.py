@@ -29,7 +29,7 @@ def render(verdict: Verdict, found: Bisection, console: Console, *, everything: 
     section(console, "Cause", f"  {_effort(found)}")
     if verdict.closure is not None:
         closure = verdict.closure
-        held = f"holds: {closure.rows} rows of logits come back bit for bit"
+        held = f"holds: {closure.rows} rows of logits are reproduced bit for bit"
         indented(console, f"closure {held if closure.held else f'does not hold: {clean(closure.first_broken)}'}")
     _minimal(found, console, everything)
     if found.tried:
@@ -60,12 +60,12 @@ def _minimal(found: Bisection, console: Console, everything: bool) -> None:
     if found.minimal is None:
         if found.unexplained is not None and not found.unexplained <= 0:
             share = found.unexplained
-            left = "no logprob differs" if math.isnan(share) else f"{_share(share)} stays unexplained"
+            left = "no logprob differs" if math.isnan(share) else f"{_share(share)} remains unexplained"
             indented(console, f"nothing restores parity; {left}")
         return
     what = "cancelling" if found.kind == "operators" else "setting"
     proven = "" if found.proven else " (not shown to be minimal: the passes ran out)"
-    indented(console, f"parity comes back by {what}{proven}")
+    indented(console, f"parity is restored by {what}{proven}")
     shown = found.minimal if everything else found.minimal[:MEMBERS]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     for member in shown:
@@ -107,7 +107,7 @@ def _shares(parts: Sequence[Attribution], console: Console, everything: bool) ->
 
 
 def _share(value: float) -> str:
-    """A share in per cent; it may be negative, and beyond any size."""
+    """A share in percent; it may be negative, and arbitrarily large."""
     if not math.isfinite(value):
         return "-"
     return f"{100 * value:.1f}%" if abs(value) < 10 else f"{100 * value:.0e}%"

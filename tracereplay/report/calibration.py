@@ -1,4 +1,4 @@
-"""A calibration for people at a terminal: what was run, how much it differs, what that earns."""
+"""A calibration for people at a terminal: the runs, their noise, and the resulting tolerances."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def render(found: Calibration, console: Console) -> None:
         indented(console, clean(run.words))
     for skipped in found.skipped:
         indented(console, clean(f"skipped {skipped.name}: {skipped.reason}"))
-    section(console, "Noise and what is tolerated", "  as multiples of the dtype's default tolerance")
+    section(console, "Noise and tolerances", "  as multiples of the dtype's default tolerance")
     if found.earned:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         for name in ("operator", "dtype", "worst at", "noise", "tolerated", "a", "b"):
@@ -31,7 +31,7 @@ def render(found: Calibration, console: Console) -> None:
             _row(table, earned, console.width)
         print_table(console, table)
     else:
-        indented(console, "Every operator and edge is the same bit for bit in all runs; the defaults stay.")
+        indented(console, "Every operator and edge is identical bit for bit in all runs; the defaults remain.")
     _warnings(found, console)
 
 
@@ -54,12 +54,12 @@ def _warnings(found: Calibration, console: Console) -> None:
         indented(console, f"logprobs differ by {number(found.logprob_max)}; {allowed:g} is tolerated{kept}")
     tokens = max((run.noise.tokens_differ for run in found.runs), default=0)
     if tokens:
-        words = f"{tokens} greedy tokens differ in a run; the policy lets none pass: write [tokens] differing = N"
-        indented(console, f"{words} yourself if that is noise to you")
+        words = f"{tokens} greedy tokens differ in a run; the policy allows none: set [tokens] differing = N"
+        indented(console, f"{words} yourself if you consider that noise")
     for place, why in found.unfit.items():
-        indented(console, clean(f"{place} {why}; no tolerance lets that pass"))
+        indented(console, clean(f"{place} {why}; no tolerance allows that"))
     beyond = [earned.kind.operator for earned in found.earned if earned.noise > 1]
     if beyond:
         names = ", ".join(dict.fromkeys(map(clean, beyond)))
-        words = "Is that noise? Compare such a run (--keep DIR) before you trust this."
+        words = "Is that noise? Compare such a run (--keep DIR) before you rely on this."
         indented(console, f"above the default: {names}. {words}")

@@ -1,4 +1,4 @@
-"""What ran inside one operator on either side, for people at a terminal."""
+"""What ran inside one operator on each side, for people at a terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["render"]
 
 
 def render(found: Inside, console: Console) -> None:
-    """Prints ``found``: the two sequences side by side, then the values that both compute."""
-    why = "the first that diverges" if found.why == "first divergence" else "it errs most, within tolerance"
+    """Prints ``found``: the two sequences side by side, then the values that both sides compute."""
+    why = "the first that diverges" if found.why == "first divergence" else "the largest error, within tolerance"
     section(
         console, "Kernels", f"  inside {clean(found.operator)} at {clean(found.site)}, step {found.step}: {why}"
     )
@@ -25,13 +25,13 @@ def render(found: Inside, console: Console) -> None:
         return
     print_table(console, _side_by_side(found, console.width))
     if found.shared:
-        indented(console, "Values that both compute:")
+        indented(console, "Values that both sides compute:")
         print_table(console, _shared(found))
     if found.first is not None:
         row = found.rows[found.first]
         indented(
             console,
-            f"The first to give something else on the same inputs: {clean(row.golden)}, line {found.first + 1}.",
+            f"The first to differ on the same inputs: {clean(row.golden)}, line {found.first + 1}.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Kernels that were replayed alone, for people at a terminal."""
+"""Kernels replayed in isolation, for people at a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIFFERING, LEFT = 12, 8  # rows of each list
 
 def render(found: Isolated, console: Console, *, everything: bool = False) -> None:
     """Prints ``found``: kernels that differ, worst first; then calls that were not compared, and why."""
-    section(console, "Kernels", f"  {found.compared} of {found.calls} calls executed alone and compared")
+    section(console, "Kernels", f"  {found.compared} of {found.calls} calls executed in isolation and compared")
     ranked = sorted(found.kernels, key=_severity, reverse=True)
     shown = [f for f in ranked if everything or f.error_class != "identical"]
     if shown:
@@ -58,13 +58,13 @@ def _table(findings: Sequence[KernelFinding], width: int) -> Table:
 
 
 def _more(finding: KernelFinding) -> list[Text]:
-    """Cells for which a narrow terminal has no room."""
+    """Cells that do not fit a narrow terminal."""
     passes = passing(finding.error_class, finding.passing_tolerance)
     return [cell(f"{finding.metrics.bias_ulp:+.2f} ulp"), cell(passes)]
 
 
 def _left_out(left: Sequence[NotReplayed], console: Console, everything: bool) -> None:
-    """Grouped by reason: crashes first, then by how many calls."""
+    """Grouped by reason: crashes first, then by number of calls."""
     if not left:
         return
     reasons: dict[str, list[NotReplayed]] = {}

@@ -1,4 +1,4 @@
-"""The pieces that terminal reports are built of."""
+"""Building blocks of terminal reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def section(console: Console, title: str, rest: str = "") -> None:
 
 
 def grid(*columns: str) -> Table:
-    """A table without lines; a column is a justification, ``*`` before it lets it wrap."""
+    """A table without lines; columns are given by their justification, with ``*`` before it to let them wrap."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
         justify = column.lstrip("*")

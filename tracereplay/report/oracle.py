@@ -1,4 +1,4 @@
-"""What float64 references say, for people at a terminal."""
+"""Errors against float64 references, for people at a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLE: dict[Nearer, str] = {"golden nearer": "yellow", "candidate nearer": "yel
 
 
 def render(found: Oracle, console: Console, *, everything: bool = False) -> None:
-    """Prints ``found``: a line for each kind of operator (or kernel) and output, unequal ones first."""
+    """Prints ``found``: one line per class of operator (or kernel) and output, unequal ones first."""
     inputs = "on golden inputs" if found.same_inputs else "each on its own inputs"
     section(console, "Oracle", f"  errors against float64 references, {inputs}")
     kinds: dict[tuple[str, ...], list[OracleFinding]] = {}
@@ -39,10 +39,10 @@ def render(found: Oracle, console: Console, *, everything: bool = False) -> None
 
 def _table(kinds: Sequence[tuple[tuple[str, ...], list[OracleFinding]]], width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("L2 error (lean, ulp)", no_wrap=True)
+    table.add_column("L2 error (bias, ulp)", no_wrap=True)
     for name in ("golden", "candidate"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("nearer the truth", no_wrap=True)
+    table.add_column("more accurate", no_wrap=True)
     for (name, output, site), found in kinds:
         shown = short_kernel(name) + (f" {output}" if output != "0" else "") + (f" {site}" if site else "")
         sides = [[getattr(f, side) for f in found] for side in ("golden", "candidate")]
@@ -56,7 +56,7 @@ def _table(kinds: Sequence[tuple[tuple[str, ...], list[OracleFinding]]], width: 
 
 
 def _judgement(found: Sequence[OracleFinding]) -> Nearer:
-    """What most sites say."""
+    """The judgement of most sites."""
     return max(NEARER, key=lambda words: sum(f.nearer == words for f in found))
 
 

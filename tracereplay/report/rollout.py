@@ -18,7 +18,7 @@ _QUANTITIES = {
 
 
 def render(found: Rollout, console: Console, *, everything: bool = False) -> None:
-    """Prints ``found``: two lines, or with ``everything`` also how it grows with position and length."""
+    """Prints ``found``: two lines, or with ``everything`` also the growth with position and length."""
     section(console, "Rollout", "  golden generates, the candidate trains: ratios candidate to golden")
     indented(
         console,
@@ -26,7 +26,7 @@ def render(found: Rollout, console: Console, *, everything: bool = False) -> Non
         f"{number(found.ratio_max)}, {percent(found.clipped)} outside 1 ± {found.clip:g}; effective sample size "
         f"{percent(found.effective_tokens)} of tokens, {percent(found.effective_sequences)} of sequences",
     )
-    indented(console, f"k1 {number(found.k1)}, k3 {number(found.k3)} nats a token{_greedy(found)}")
+    indented(console, f"k1 {number(found.k1)}, k3 {number(found.k3)} nats per token{_greedy(found)}")
     if found.reported is not None and (everything or found.reported.differ):
         indented(
             console,
@@ -39,19 +39,19 @@ def render(found: Rollout, console: Console, *, everything: bool = False) -> Non
 
 
 def _greedy(found: Rollout) -> str:
-    """Why k1 and k3 are no estimates, where they are none."""
+    """That k1 and k3 are not estimates, if tokens are greedy."""
     greedy = found.tokens - found.drawn
     if not greedy:
         return ""
     some = "all" if greedy == found.tokens else f"{greedy}"
-    return f" ({some} tokens are greedy, of which k1 and k3 estimate no divergence)"
+    return f" ({some} tokens are greedy, for which k1 and k3 do not estimate a divergence)"
 
 
 def _tables(found: Rollout, console: Console) -> None:
     d = found.abs_diff
     spread = f"mean {number(d.mean)}, median {number(d.p50)}, 90 % {number(d.p90)}, 99 % {number(d.p99)}"
-    indented(console, f"logprobs apart by {spread}, largest {number(d.max)} nats")
-    table = _table("generated places", "tokens", "mean apart", "largest")
+    indented(console, f"logprob differences: {spread}, largest {number(d.max)} nats")
+    table = _table("generated positions", "tokens", "mean difference", "largest")
     for row in found.by_position:
         place = str(row.first) if row.first == row.last else f"{row.first}-{row.last}"
         table.add_row(*map(cell, (place, row.tokens, number(row.mean), number(row.max))))

@@ -40,8 +40,8 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
 
     Args:
         verdict: what to print.
-        console: where; colours are left out where it is no terminal.
-        everything: every site, edge, setting and note, instead of the first few and the classes.
+        console: where to print; no colours if it is not a terminal.
+        everything: print every site, edge, setting and note, not only classes and the first few.
     """
     _headline(verdict, console)
     _sides(verdict, console)
@@ -123,7 +123,7 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
 
 
 def _limits(tokens: TokenFinding) -> str:
-    """The limits of a policy that would have passed; nothing where all is the same."""
+    """The limits of a policy that would have passed; empty if nothing differs."""
     if not (tokens.differing or tokens.logprob_max):
         return ""
     drift = number(rounded_up(tokens.logprob_max or 0.0))
@@ -175,7 +175,7 @@ def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float, float
     return CLASSES.index(finding.error_class), metrics.allowance_ratio, metrics.relative_l2
 
 
-_INPUTS = {"injected": "on golden inputs", "isolated": "each alone, on golden inputs"}
+_INPUTS = {"injected": "on golden inputs", "isolated": "in isolation, on golden inputs"}
 
 
 def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
@@ -186,7 +186,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     for finding in ranked:
         kinds.setdefault(finding.site if everything else finding.operator, []).append(finding)
     differ = [found for found in kinds.values() if everything or found[0].error_class != "identical"]
-    inputs = _INPUTS.get(verdict.mode, "with what they inherited")
+    inputs = _INPUTS.get(verdict.mode, "on inherited inputs")
     section(console, "Operators", f"  {inputs}, worst first{TIMES if differ else ''}")
     if differ:
         table = _measures(console, "operator", "differ")
@@ -199,7 +199,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
 
 
 def _identical(console: Console, kinds: Sequence[Sequence[OperatorFinding]]) -> None:
-    """One line for all classes of operators that are the same bit for bit."""
+    """One line for all operator classes that are identical bit for bit."""
     if kinds:
         names = ", ".join(f"{clean(found[0].operator)} ({len(found)})" for found in kinds)
         line = Text("identical: ", style=STYLE["identical"]).append(names, style="default")
@@ -248,7 +248,7 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     if not differ:
         return
     same = len(verdict.edges) - len(differ)
-    section(console, "Edges that differ", f"  what arrives at an operator; {same} are identical")
+    section(console, "Edges that differ", f"  inputs as they arrive at an operator; {same} are identical")
     table = _measures(console, "into", "input")
     for edge in differ if everything else differ[:EDGES]:
         _measure(table, edge, cell(edge.input), console.width)
@@ -258,11 +258,11 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
 
 
 def _routing(verdict: Verdict, console: Console, everything: bool) -> None:
-    """Routers whose rows go to other experts, or nearly do."""
+    """Routers whose rows go to different experts, or nearly do."""
     told = [r for r in verdict.routing if everything or r.flips or r.near_ties]
     if not told:
         return
-    section(console, "Routing", "  rows that go to other experts than golden's, or nearly")
+    section(console, "Routing", "  rows that go to different experts than in golden, or nearly do")
     shown = told if everything else sorted(told, key=lambda r: r.flips, reverse=True)[:ROUTERS]
     table = grid("left", "right", "right", "right")
     for router in shown:

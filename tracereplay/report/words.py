@@ -1,4 +1,4 @@
-"""The words and numbers that all report forms share."""
+"""Words and numbers shared by all report forms."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = [
 ]  # fmt: skip
 
 CAUSES: Mapping[str, str] = {
-    "operator": "an operator computes something else",
+    "operator": "an operator computes something different",
     "edge": "something between operators is wrong",
     "rounding": "small rounding differences add up",
     "setting": "a setting changes what is computed",
     "structure": "the engines do not run the same operators",
-    "unobserved": "something that was not observed differs",
+    "unobserved": "something unobserved differs",
 }
 
 _OUTCOMES: Mapping[str, str] = {
     "match": "every operator, edge and token is within tolerance",
-    "inconclusive": "nothing was found wrong, but that is not enough to call it a match",
+    "inconclusive": "no fault was found, but the evidence is not enough to call it a match",
     "diverged": "the candidate differs by more than the tolerance",
 }
 
@@ -43,7 +43,7 @@ def headline(verdict: Verdict) -> str:
         return clean(verdict.reasons[0])
     if verdict.verdict != "diverged" or verdict.cause is None:
         if (verdict.mode, verdict.verdict) == ("isolated", "match"):
-            return "every call that was executed alone gave what golden's gave, within tolerance"
+            return "every call executed in isolation matches golden within tolerance"
         return _OUTCOMES[verdict.verdict]
     if first is not None and verdict.cause in ("operator", "edge"):
         if first.kind == "edge":
@@ -63,14 +63,14 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent; 100 % only where it is all of it."""
+    """A share in percent; 0 % and 100 % are exact."""
     if share in (0.0, 1.0):
         return f"{share:.0%}"
     return f"{min(max(100 * share, 0.1), 99.9):.1f}%"
 
 
 def multiple(metrics: Metrics) -> str:
-    """The error as a multiple of its allowance, or in a word where no multiple would do."""
+    """The error as a multiple of its allowance, or a word if it has none."""
     ratio = metrics.allowance_ratio
     if not math.isfinite(ratio):
         return "not finite" if metrics.nonfinite else "not equal"
@@ -83,10 +83,10 @@ def short_kernel(name: str) -> str:
 
 
 def passing(error_class: ErrorClass, tolerance: Tolerance | None, bias: float | None = None) -> str:
-    """The tolerance that would have passed, or the limit on leans."""
+    """The tolerance that would have passed, or the limit on bias."""
     if error_class == "biased":
         lean = "" if bias is None else f"; max_ulp = {number(bias)} would"
-        return f"no larger tolerance: every error is within it, but they lean one way{lean}"
+        return f"no larger tolerance: every error is within it, but they are biased{lean}"
     if tolerance is None or not (tolerance.a < float("inf") and tolerance.b < float("inf")):
         return "none"
     return f"a = {number(tolerance.a)}, b = {number(tolerance.b)}" if tolerance.a or tolerance.b else "none"
@@ -116,6 +116,6 @@ def source(side: Source) -> str:
 
 
 def shorten(name: str, width: int) -> str:
-    """The end of a name, which tells more of a site than its beginning does."""
+    """The end of a name, which says more about a site than its beginning."""
     text = clean(name)
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

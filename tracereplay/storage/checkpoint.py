@@ -35,7 +35,7 @@ def check_model(model: Path) -> None:
 
 
 def check_weights(golden: str | None, model: Path, found: str | None) -> None:
-    """Raises OtherWeights if the digest ``found`` at ``model`` is another than golden's; None is not known."""
+    """Raises OtherWeights if the digest ``found`` at ``model`` differs from golden's; None is unknown."""
     if None not in (golden, found) and golden != found:
         raise OtherWeights(
             f"The model at {model} holds other weights than the golden trace was recorded with (digest {found}, "

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: what was there stays until the new one is complete."""
+"""Files that are written atomically: an existing file stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def beside(path: Path, what: str = "partial") -> Path:
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` when the context ends without an error.
+    """A file to write to, which replaces ``path`` when the context ends without an error.
 
     A link stays a link. A device or a pipe is written as it is.
 

@@ -1,4 +1,4 @@
-"""The trace file, both sides. Nothing outside this package knows how it is laid out (FORMAT.md)."""
+"""Reading and writing trace files. Nothing outside this package knows their layout (FORMAT.md)."""
 
 from tracereplay.trace.dedup import TensorBytes
 from tracereplay.trace.directory import WEIGHTS, TraceDirectory, segment_path, weight_site

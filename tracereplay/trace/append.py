@@ -1,4 +1,4 @@
-"""Appending frames to a segment: what is written is whole, indexed and counted in the segment's content digest."""
+"""Appending frames to a segment: complete, indexed and included in the segment's content digest."""
 
 from __future__ import annotations
 

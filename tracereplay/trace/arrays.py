@@ -44,7 +44,7 @@ def restore(values: Sequence[Value]) -> list[Array]:
         limit = min(MAX_EXTENT, SPREAD[0] + SPREAD[1] * size)
         if extent > limit:
             raise DamagedTrace(
-                f"Tensors of {size} bytes that share memory lie {extent} bytes apart; the limit is {limit}."
+                f"Tensors of {size} bytes that share memory are {extent} bytes apart; the limit is {limit}."
             )
         memory = np.zeros(extent + _ALIGN, np.uint8)
         for i in members:

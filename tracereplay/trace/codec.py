@@ -1,9 +1,9 @@
 """How a chunk's bytes are stored: codecs by id, the id standing in the frame's header.
 
-    RAW     as it is
+    RAW     unchanged
     ZSTD    one zstandard frame (records, not chunks)
     PLANES  header, then for each region its byte planes, each a zstandard frame or raw; fast
-    STRONG  the same layout, made with more effort: what `pack --level` writes
+    STRONG  the same layout, compressed more strongly: what `pack --level` writes
     DELTA   the same layout, after tensors that a base trace has too were replaced by their difference from it
 
 **Byte planes.** The high bytes of floats repeat (sign and exponent), the low ones hardly do. Apart, the high ones
@@ -119,14 +119,14 @@ def decode_chunk(
         data: its stored pieces, joined.
         codec: from the frame's header.
         size: of the decoded chunk, from the frame's header.
-        name: of the segment, for messages.
+        name: of the segment, for error messages.
         base: where tensors are found that this chunk holds only a difference from.
 
     Raises:
         DamagedTrace: the codec is unknown, or the data are not what an encoder makes.
     """
     if codec not in CHUNK_CODECS:
-        raise DamagedTrace(f"{name} uses codec {codec}, which this version does not know; update tracereplay.")
+        raise DamagedTrace(f"{name} uses codec {codec}, which is unknown to this version; update tracereplay.")
     if size > MAX_CHUNK:
         raise DamagedTrace(f"{name} declares a chunk of {size} bytes; the limit is {MAX_CHUNK}.")
     if codec == RAW:
@@ -272,7 +272,7 @@ def _undo(
         if reference is None:
             continue
         if base is None:
-            raise DamagedTrace(f"{name} is stored as a difference from another trace, and says not from which.")
+            raise DamagedTrace(f"{name} is stored as a difference from another trace, but does not say which.")
         found = base(*reference)
         if len(found) != entry.end - entry.start:
             raise DamagedTrace(f"{name} holds a difference from a tensor of another size in its base.")

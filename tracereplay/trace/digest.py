@@ -1,4 +1,4 @@
-"""What a segment holds, whatever it is stored like: a digest that packing and compressing do not change."""
+"""A digest of a segment's contents, which packing and compressing do not change."""
 
 from __future__ import annotations
 

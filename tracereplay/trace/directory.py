@@ -1,11 +1,11 @@
-"""A trace that is being made: a directory with a manifest and one segment for each pass and rank.
+"""A trace being written: a directory with a manifest and one segment for each pass and rank.
 
     NAME.trace/
       manifest.json        see `manifest.py`
       record-rank0.seg     the segments
 
-The manifest says ``incomplete`` from the first moment to the last, so that a recording that was cut off is
-known without reading any data.
+The manifest says ``incomplete`` until the very end, so that an interrupted recording is
+recognized without reading any data.
 """
 
 from __future__ import annotations
@@ -193,7 +193,9 @@ def live_part(path: Path) -> Path | None:
 def refuse_live(path: Path) -> None:
     """Raises UsageError if a trace, or a segment of one, is being written at ``path``."""
     if (part := live_part(path)) is not None:
-        raise UsageError(f"{path} is being recorded: {part.name} is still written to. Wait until that has ended.")
+        raise UsageError(
+            f"{path} is being recorded: {part.name} is still being written. Wait until the recording has ended."
+        )
 
 
 class _Held:
@@ -231,4 +233,4 @@ def made_here(path: Path) -> bool:
 def refuse_taken(path: Path) -> None:
     """Raises UsageError if anything is at ``path``."""
     if os.path.lexists(path):
-        raise UsageError(f"{path} exists already; give another path, or --force to replace it.")
+        raise UsageError(f"{path} already exists; give another path, or --force to replace it.")

@@ -1,4 +1,4 @@
-"""Tensors as a plain safetensors file, and calls as lines of JSON, for tools that know nothing of traces."""
+"""Tensors as a plain safetensors file, and calls as JSON lines, for other tools."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_safetensors(tensors: Sequence[Exported], out: Path) -> int:
     A dtype that safetensors does not know is written as bytes, with its name in the file's metadata.
 
     Raises:
-        UsageError: the file cannot be written, or a recording writes to it.
+        UsageError: the file cannot be written, or a recording is being written to it.
     """
     refuse_live(out)
     # The widest first, as safetensors itself does: so each lies aligned.
@@ -81,7 +81,7 @@ def export_calls(chosen: Iterable[Chosen], out: Path) -> int:
     """Writes a line of JSON for each tensor of each call, without its values, and returns how many there are.
 
     Raises:
-        UsageError: the file cannot be written, or a recording writes to it.
+        UsageError: the file cannot be written, or a recording is being written to it.
     """
     count = 0
     refuse_live(out)

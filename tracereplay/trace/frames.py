@@ -162,7 +162,7 @@ def fetch(file: File, offset: int, length: int, kind: Tag) -> tuple[Frame, bytes
     data = file.read(offset, HEADER_SIZE + min(length, MAX_STORED))
     frame = frame_of(data[:HEADER_SIZE], offset, file.name)
     if frame.kind != kind:
-        raise DamagedTrace(f"{file.name} is damaged: the frame at byte {offset} is no {kind.name} frame.")
+        raise DamagedTrace(f"{file.name} is damaged: the frame at byte {offset} is not a {kind.name} frame.")
     if frame.length > MAX_STORED:
         raise DamagedTrace(f"{file.name} holds a frame of {frame.length} bytes; the limit is {MAX_STORED}.")
     payload = data[HEADER_SIZE : HEADER_SIZE + frame.length]

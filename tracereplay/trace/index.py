@@ -104,7 +104,7 @@ def indexed(file: File, last: int, limits: Limits) -> Index:
             raise DamagedTrace(f"{file.name} is damaged: its index leads from byte {before} to byte {last}.")
         frame, payload = fetch(file, last, 1 << 16, Tag.INDEX)
         if frame.end > before:
-            raise DamagedTrace(f"{file.name} is damaged: frames of its index lie in each other at byte {last}.")
+            raise DamagedTrace(f"{file.name} is damaged: frames of its index overlap at byte {last}.")
         before = last
         limits.record(last, frame.size)
         record = unpack(decode_record(payload, frame.codec, frame.size, file.name), file.name)
@@ -137,7 +137,7 @@ def _check_places(file: File, found: Index) -> None:
         for offset, length in frames:
             if offset < end or length < 0 or offset + HEADER_SIZE + length > file.size:
                 raise DamagedTrace(
-                    f"{file.name} is damaged: its index names {kind} out of their order at byte {offset}."
+                    f"{file.name} is damaged: its index lists {kind} out of order at byte {offset}."
                 )
             end = offset + HEADER_SIZE + length
 

@@ -135,7 +135,7 @@ class Kernels(Sequence[Kernel]):
         if data is None or isinstance(data, bool | int | float | str):
             return data
         if depth > MAX_NESTING or not isinstance(data, list):
-            raise ValueError("an argument that is none")
+            raise ValueError("an argument that is not one")
         kind, *rest = data
         if kind == "t":
             return self._values[as_place(rest[0])]

@@ -1,4 +1,4 @@
-"""What a segment may cost its reader: so much in any case, and more the larger its file is.
+"""What reading a segment may cost: a fixed allowance, plus more for a larger file.
 
 Why by the size of the file: a few kilobytes of zstandard can stand for gigabytes, and a record can name the same
 bytes a million times. Recordings of real engines stay far below: their records compress to a tenth, their tensors
@@ -57,8 +57,8 @@ class Limits:
         self._left[what] -= size
         if size < 0 or self._left[what] < 0:
             raise DamagedTrace(
-                f"{self._file.name} asks for far more memory than its {self._file.size} bytes can honestly stand "
-                f"for (its {what} alone)."
+                f"{self._file.name} asks for far more memory than its {self._file.size} bytes can honestly "
+                f"account for (its {what} alone)."
             )
 
 

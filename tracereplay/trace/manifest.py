@@ -71,13 +71,13 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
         TraceError: it is of a later format.
     """
     if len(data) > MAX_MANIFEST:
-        raise DamagedTrace(f"{name} is larger than {MAX_MANIFEST} bytes; that is no trace's manifest.")
+        raise DamagedTrace(f"{name} is larger than {MAX_MANIFEST} bytes, so it is not a trace's manifest.")
     try:
         if data.count(b"[") + data.count(b"{") > MAX_PARTS:
             raise ValueError(f"it has more than {MAX_PARTS} lists and maps")
         manifest = json.loads(data, object_pairs_hook=unique)
         if too_deep(manifest, MAX_DEPTH):
-            raise ValueError(f"lists and maps lie more than {MAX_DEPTH} deep in each other")
+            raise ValueError(f"lists and maps are nested more than {MAX_DEPTH} deep")
     except (ValueError, RecursionError) as error:
         raise DamagedTrace(f"{name} cannot be read: {error}.") from error
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:

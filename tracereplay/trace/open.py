@@ -1,4 +1,4 @@
-"""Opening a trace: a directory, a packed file or either of them at a URL, all alike."""
+"""Opening a trace: a directory, a packed file, or a URL of either."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Trace:
         )
 
     def weights(self) -> dict[str, Value]:
-        """The checkpoint's tensors by name, if they were asked for when it was recorded."""
+        """The checkpoint's tensors by name, if they were recorded."""
         if (WEIGHTS, 0) not in self._files:
             return {}
         return {call.site: call.outputs[0] for step in self.segment(WEIGHTS).steps() for call in step.calls}
@@ -128,7 +128,7 @@ class Trace:
 
     @property
     def dropped(self) -> int:
-        """Steps that were left out because the writer could not keep up; the most of any segment."""
+        """Steps dropped because the writer could not keep up; the most of any segment."""
         counts = [(self.part(key).summary or {}).get("dropped", 0) for key in self._files]
         return max((count for count in counts if type(count) is int), default=0)
 
@@ -229,9 +229,9 @@ class Trace:
         self.close()
 
     def digest(self) -> str:
-        """xxh3-128 over what the segments hold, in order of their names, as 32 hex digits.
+        """xxh3-128 over the segments' contents, in order of their names, as 32 hex digits.
 
-        It speaks of contents, not of how they are stored: packing and compressing do not change it.
+        It covers contents, not how they are stored: packing and compressing do not change it.
         """
         state = xxhash.xxh3_128()
         for name, rank in sorted(self._files):
@@ -247,7 +247,7 @@ class Trace:
             file.close()
 
     def local_path(self) -> Path:
-        """Where it lies on this machine, for an engine's processes.
+        """Its local path, for an engine's processes.
 
         Raises:
             UsageError: it does not.
@@ -272,7 +272,9 @@ class Trace:
         """The bytes of a stored tensor, by the name of its segment's file and its place in it."""
         match = SEGMENT.fullmatch(segment)
         if match is None:
-            raise DamagedTrace(f"A segment {segment!r} of {self.path} is spoken of, and no trace has such a one.")
+            raise DamagedTrace(
+                f"A segment {segment!r} of {self.path} is referred to, and no trace has one of that name."
+            )
         return self.part((match["pass"], int(match["rank"]))).tensor(chunk, number)
 
     def _find_base(self) -> Trace:
@@ -280,7 +282,7 @@ class Trace:
         name = described.get("name") if isinstance(described, dict) else None
         if not isinstance(described, dict) or not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
             raise DamagedTrace(
-                f"{self.path} is stored as a difference from another trace, and says not from which."
+                f"{self.path} is stored as a difference from another trace, but does not say which."
             )
         beside = Path(self.path).parent / name if isinstance(self.path, Path) else None
         if beside is None or not _exists(beside) or beside.is_symlink():
@@ -318,11 +320,11 @@ def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace
 
     Args:
         path: a directory, a packed file, or a URL of either (which needs fsspec's package for its protocol).
-        base: the trace that it is stored as a difference from, where it is not beside it.
+        base: the trace that it is stored as a difference from, if not in the same directory.
 
     Raises:
         NotATrace: there is no trace at ``path``.
-        DamagedTrace: its manifest is not what was written.
+        DamagedTrace: its manifest is damaged.
     """
     where: Path | str = str(path) if "://" in str(path) else Path(path)
     source = _source(where)

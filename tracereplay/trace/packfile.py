@@ -1,4 +1,4 @@
-"""A packed trace: one file of the same frames, to be attached to a report or put at a URL.
+"""A packed trace: one file of the same frames, to attach to a report or serve from a URL.
 
     pack    := MAGIC MANIFEST SEGMENT* END tail
     SEGMENT    its payload is a length (u16), a name, and a segment as it stands in a directory
@@ -44,7 +44,7 @@ _HEAD = 256  # bytes: a SEGMENT frame's header and name
 
 
 def write_pack(out: Path, manifest: Mapping[str, Any], segments: Mapping[str, File]) -> None:
-    """Writes a trace as one file; it appears at ``out`` only when it is whole.
+    """Writes a trace as one file, which appears at ``out`` only when complete.
 
     Args:
         out: path of the file; must not exist.
@@ -101,7 +101,7 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
 
     Raises:
         NotATrace: it is another kind of file.
-        DamagedTrace: it is not what was written, or was cut off.
+        DamagedTrace: it is damaged or truncated.
     """
     check_magic(file)
     try:
@@ -115,7 +115,7 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
     manifest = read_manifest(data, f"{file.name}'s manifest")
     end = end_of(file)
     if end is None:
-        raise DamagedTrace(f"{file.name} is damaged: it was cut off; a packed trace ends with an end mark.")
+        raise DamagedTrace(f"{file.name} is damaged: it is truncated; a packed trace ends with an end mark.")
     frame, payload = fetch(file, end, 4 << 10, Tag.END)
     try:
         record = decode_record(payload, frame.codec, frame.size, file.name, most=1 << 20)

@@ -1,4 +1,4 @@
-"""Packing a trace: which segments go in as they are, which are stored otherwise first."""
+"""Packing a trace: which segments are copied, and which are re-encoded first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pack_trace(
         level: of zstandard, 1 to 22; None copies the segments byte for byte.
         base: store tensors as their difference from this trace's, where it has a counterpart. The reader then
             needs it.
-        force: replace a trace at ``out``, when the new one is whole.
+        force: replace a trace at ``out`` once the new one is complete.
 
     Raises:
         UsageError: ``out`` exists and must stay (see `Place`), cannot be written, or ``base`` is itself stored as

@@ -1,6 +1,6 @@
-"""The weights that a recorded operator had: read from the checkpoint by name, known to be the same by digest.
+"""The weights of a recorded operator: read from the checkpoint by name, verified by digest.
 
-A trace names weights and does not hold them, unless that was asked for. Engines fuse what a checkpoint has apart
+A trace names weights but does not store them unless requested. Engines fuse what a checkpoint has apart
 (q, k and v; gate and up), pad vocabularies, and may compute in another dtype than the checkpoint has.
 """
 

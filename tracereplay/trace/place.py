@@ -1,4 +1,4 @@
-"""Where a new trace goes, without losing what is there.
+"""Where a new trace is written, without losing what exists there.
 
     nothing at OUT            it is made at OUT
     --force, and a trace      it is made as .OUT.partial-XXXXXXXX beside it, and renamed when it is complete
@@ -26,18 +26,18 @@ __all__ = ["Place", "in_use", "passing_trace", "remove_trace"]
 
 
 class Place:
-    """Where a new trace is made, and where it goes.
+    """Where a new trace is written, and where it ends up.
 
     Args:
         out: where it goes.
-        force: replace the trace that is there.
+        force: replace an existing trace.
         inputs: paths that the command reads, which are never replaced.
 
     The public attributes: ``path``, where the new trace is at the moment, and ``replaces``, whether a trace is
     there that stays until `put`.
 
     Raises:
-        UsageError: something is at ``out`` that must stay.
+        UsageError: something at ``out`` must not be replaced.
     """
 
     def __init__(self, out: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
@@ -137,7 +137,7 @@ def _refuse_others(path: Path, inputs: Iterable[Path]) -> None:
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
     if why is not None:
-        raise UsageError(f"{path} {why}; it is not replaced. Give another path, or move it away yourself.")
+        raise UsageError(f"{path} {why}, so it is not replaced. Give another path, or move it away.")
 
 
 def _why_it_stays(path: Path, inputs: Iterable[Path]) -> str | None:
@@ -153,16 +153,16 @@ def _why_it_stays(path: Path, inputs: Iterable[Path]) -> str | None:
         with open_trace(path) as trace:
             why = _why_not_ours(path, trace)
     except NotATrace:
-        return "is a directory that holds no trace" if path.is_dir() else "is a file that holds no trace"
+        return "is a directory that is not a trace" if path.is_dir() else "is a file that is not a trace"
     except TraceError as error:
         return f"is not certain to be a trace ({error})"
-    return why or ("is being recorded at this moment" if in_use(path) else None)
+    return why or ("is being recorded" if in_use(path) else None)
 
 
 def _why_not_ours(path: Path, trace: Trace) -> str | None:
     others = [] if trace.packed else sorted(name for name in os.listdir(path) if not _is_ours(name))
     if others:
-        return f"holds {others[0]!r} besides a trace"
+        return f"contains {others[0]!r} in addition to a trace"
     for key in trace.parts:
         start = trace.file(key).read(0, len(MAGIC))
         if start != MAGIC[: len(start)]:

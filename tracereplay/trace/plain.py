@@ -32,7 +32,7 @@ def unpack(data: bytes | memoryview, name: str, *, own: bool = False) -> Any:
 
     Args:
         data: all of it.
-        name: of the segment, for messages.
+        name: of the segment, for error messages.
         own: whether this very program made the data; then what they claim is not counted first.
 
     Raises:
@@ -116,7 +116,7 @@ def _claim(first: int, data: bytes | memoryview, at: int) -> tuple[int, int]:
     if first < 0xA0:
         return 1, (first & 15) * (2 if first < 0x90 else 1)
     if first not in _PARTS:
-        raise ValueError(f"byte {first:#x} begins nothing that is allowed")
+        raise ValueError(f"byte {first:#x} starts nothing that is allowed")
     length, each = _PARTS[first]
     return 1 + length.size, each * _said(length, data, at)
 

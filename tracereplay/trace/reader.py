@@ -1,4 +1,4 @@
-"""Reading one segment: the index says where frames are, tensors are read when asked for."""
+"""Reading one segment: the index says where frames are, tensors are read on demand."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SegmentReader:
         found = indexed(self.file, _number(summary, "index", self.name), self._limits)
         if len(found.steps) != _number(summary, "steps", self.name):
             raise DamagedTrace(
-                f"{self.name} is damaged: its index has {len(found.steps)} steps, its end says other."
+                f"{self.name} is damaged: its index has {len(found.steps)} steps, but its end mark does not."
             )
         content = summary.get("content")
         if content is not None and not (isinstance(content, str) and _DIGEST.fullmatch(content)):
@@ -205,5 +205,5 @@ class SegmentReader:
 def _number(data: dict[str, Any], key: str, name: str) -> int:
     value = data.get(key)
     if type(value) is not int:
-        raise DamagedTrace(f"{name} holds an end mark whose {key!r} is no number.")
+        raise DamagedTrace(f"{name} holds an end mark whose {key!r} is not a number.")
     return value

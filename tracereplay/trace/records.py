@@ -173,9 +173,9 @@ def read_value(data: list[Any], load: Loader) -> Value:
     numbers = (*located.shape, *located.strides, located.start, located.version, located.tensor, located.skip)
     more = (located.storage + 1, located.chunk + 1, located.pieces)  # -1 says that there is none
     if dtype not in DTYPES or len(located.shape) != len(located.strides) or not _whole((*numbers, *more)):
-        raise ValueError("a tensor whose dtype, shape and strides are none")
+        raise ValueError("a tensor with an invalid dtype, shape or strides")
     if len(located.shape) > MAX_DIMENSIONS or type(located.strided) is not bool or not _holdable(located):
-        raise ValueError("a tensor of a shape that no memory can hold")
+        raise ValueError("a tensor of a shape that fits no memory")
     return Value(
         dtype, located.shape, located.strides, partial(load, located), located.storage, located.start,
         located.version

@@ -1,5 +1,4 @@
-"""A segment stored otherwise: with more effort, or as its difference from a base trace. What it holds stays the
-same."""
+"""Re-encoding a segment: compressed more strongly, or as its difference from a base trace; same contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trace says of its run: facts, which anybody may read, and requests, which only the gate may open.
+"""What a trace says about its run: facts, which anybody may read, and requests, which only the gate may open.
 
 A trace is a stranger's. What it says happened (versions, resolved settings, tokens) is for comparing and showing.
 What it asks for (engine arguments, a model's path, sampling parameters) would be carried out, so that it lies in a
@@ -69,7 +69,7 @@ def asked_of(requested: Requested) -> Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """What a trace says of its run.
+    """What a trace says about its run.
 
     Args:
         kind: ``recording`` or ``replay``.

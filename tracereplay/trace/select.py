@@ -1,4 +1,4 @@
-"""Choosing calls and rows of a trace, reading only the steps that are asked for."""
+"""Selecting calls and rows of a trace, reading only the requested steps."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def pass_of(trace: Trace, name: str | None) -> str:
         UsageError: there is no such pass, or no step yet.
     """
     if not trace.passes:
-        raise UsageError(f"{trace.path} holds no steps yet, so there is nothing of it to show.")
+        raise UsageError(f"{trace.path} has no steps yet, so there is nothing to show.")
     if name is None:
         return min(trace.passes, key=lambda p: PASSES.index(p) if p in PASSES else len(PASSES))
     if name not in trace.passes:
@@ -94,7 +94,7 @@ def choose(
     trace: Trace, pass_name: str, wanted: str, *, rank: int = 0, step: int | None = None,
     request: int | None = None, first_steps: int | None = None,
 ) -> Iterator[Chosen]:  # fmt: skip
-    """The tensors of the calls that are asked for, in order of execution.
+    """The tensors of the selected calls, in order of execution.
 
     Args:
         trace: to read.

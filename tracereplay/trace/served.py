@@ -1,4 +1,4 @@
-"""What is known of a recorded command (a server) from its segments alone.
+"""What the segments alone say about a recorded command (a server).
 
 Its manifest is filled while it runs and finished when it has ended; a parent that was killed did neither. What was
 asked of the engines, and of which, stands in the segments too.
@@ -69,7 +69,7 @@ def _prompts(trace: Trace) -> tuple[Prompt, ...]:
             begun.update({r.request: r for r in step.requests if r.sequence == 0 or r.request not in begun})
     last = max([last, *begun])
     if last >= MAX_REQUESTS:
-        raise DamagedTrace(f"{trace.path} names request {last}; no recording has so many.")
+        raise DamagedTrace(f"{trace.path} names request {last}; no recording has that many.")
     empty = Prompt((), None, {})
     found = [begun.get(number) for number in range(last + 1)]
     return tuple(empty if r is None else Prompt(r.prompt_token_ids, None, r.sampling) for r in found)
@@ -95,7 +95,7 @@ def _notes(trace: Trace) -> Iterator[str]:
         if summary.get("ended") in _ENDED:
             yield f"The recording ended after {len(part)} steps, as {_ENDED[summary['ended']]} asked."
         if dropped := summary.get("dropped"):
-            yield f"{part.name}: {dropped} steps were left out, since the writer could not keep up."
+            yield f"{part.name}: {dropped} steps were dropped because the writer could not keep up."
     if left := trace.engines(RECORD)[len(trace.joined(RECORD)) :]:
         yield (
             f"The engines of {', '.join(left)} ran another model than the first, or were cut otherwise; they are "

@@ -1,8 +1,8 @@
-"""Looking at every byte of a trace, and giving an interrupted recording its index.
+"""Checking every byte of a trace, and rebuilding the index of an interrupted recording.
 
-complete      closed, and every frame is what was written
-recoverable   not closed; every committed step is there
-damaged       some frame is not what was written
+complete      closed, and every frame is intact
+recoverable   not closed; every committed step is intact
+damaged       at least one frame is not intact
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SegmentReport:
         frames: whole ones.
         size: of the file, bytes.
         kept: bytes up to the last whole frame.
-        problem: what is wrong, as a sentence with the place; None where nothing is.
+        problem: what is wrong and where, as a sentence; None if nothing is.
         dropped: steps that the recorder says it dropped under pressure.
     """
 
@@ -89,11 +89,11 @@ def _kept(frames: list[Frame]) -> int:
 
 def _interrupted(segment: SegmentReader, frames: list[Frame]) -> str:
     if segment.summary is not None and segment.summary.get("ended") == GONE:
-        return "The recording was interrupted: its engine was gone before it said that it had ended."
+        return "The recording was interrupted: its engine was gone before it reported its end."
     if segment.summary is not None:
         return "The recording was interrupted; its index was rebuilt."
     torn = segment.file.size - _kept(frames)
-    more = f"; {torn} bytes of a frame that was not finished follow" if torn else ""
+    more = f"; {torn} bytes of an unfinished frame follow" if torn else ""
     return f"The recording was interrupted: it has no end mark after byte {_kept(frames)}{more}."
 
 
@@ -118,9 +118,9 @@ def _check(segment: SegmentReader, frames: list[Frame]) -> None:
             place += 1
     stated = None if segment.summary is None else segment.summary.get("content")
     if stated is not None and stated != state.hexdigest():
-        raise DamagedTrace(f"{segment.name} is damaged: its frames are not those that its end mark speaks of.")
+        raise DamagedTrace(f"{segment.name} is damaged: its frames are not those that its end mark describes.")
     if (len(segment.index.chunks), len(segment.index.steps)) != (chunk, place):
-        raise DamagedTrace(f"{segment.name} is damaged: its index names frames that are not there.")
+        raise DamagedTrace(f"{segment.name} is damaged: its index names frames that do not exist.")
 
 
 def _decoded(segment: SegmentReader, frame: Frame, chunk: int) -> Any:
@@ -161,7 +161,7 @@ def repair(trace: Trace) -> list[str]:
         DamagedTrace: a frame is not what was written; an index cannot mend that.
     """
     if trace.packed or not isinstance(trace.path, Path):
-        raise UsageError(f"{trace.path} cannot be repaired in place; copy it to a directory of this machine.")
+        raise UsageError(f"{trace.path} cannot be repaired in place; copy it to a local directory.")
     refuse_live(trace.path)
     repaired = []
     for key in trace.parts:

@@ -1,4 +1,4 @@
-"""Writing one segment: an append-only file, one for each process and pass.
+"""Writing one segment: an append-only file for each process and pass.
 
     META ─▶ SITES ─▶ [ DATA* STEP (INDEX) ]* ─▶ INDEX ─▶ END ─▶ tail
 
@@ -190,7 +190,7 @@ class SegmentWriter:
 
     def _begin(self) -> None:
         if self.failed:
-            raise OSError(errno.EIO, "the segment was given up after an earlier error")
+            raise OSError(errno.EIO, "the segment was abandoned after an earlier error")
         if self._mark is None:
             index = self._to.index
             self._mark = _Mark(self.size, self._contents.mark(), self._to.content.copy(), index.all_chunks)

@@ -1,4 +1,4 @@
-"""What a comparison found, as frozen values that every report form reads; its JSON is a public interface."""
+"""The result of a comparison, as frozen values that every report form reads; its JSON is a public interface."""
 
 from tracereplay.verdict.findings import (
     Coverage,

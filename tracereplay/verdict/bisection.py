@@ -74,18 +74,18 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Bisection:
-    """How a cause was looked for.
+    """How a cause was searched for.
 
     Args:
         kind: what was swapped.
-        passes: generations beyond the replay that started it.
+        passes: generations after the replay that started it.
         class_passes: how many of them it took to settle the classes of operators.
         engine_starts: engines started, that of the replay included.
         positions: tokens whose logprobs are measured.
         criterion: when parity counts as restored, in words.
         minimal: whose cancelling (or setting) restores parity, and of which none can be left out; None if no set
             was found that does.
-        proven: whether each member was shown to be needed; False where the passes ran out before.
+        proven: whether each member was shown to be needed; False if the passes ran out before.
         largest_left: operators only: what differs most on golden inputs of all that is not in the minimal set.
         complement_restores: whether cancelling all but the minimal set restores parity as well, if tried.
         unexplained: share of the mean squared logprob difference that stays with everything cancelled.
@@ -113,7 +113,7 @@ class Bisection:
     class_passes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """As JSON-compatible data."""
         return {
             "kind": self.kind, "passes": self.passes, "engine_starts": self.engine_starts,
             "positions": self.positions, "criterion": self.criterion,

@@ -1,4 +1,4 @@
-"""What isolated replay found of kernels, as frozen values: part of a verdict.
+"""Isolated replay's findings on kernels, as frozen values: part of a verdict.
 
 Isolated
 ├── kernels        KernelFinding ...   one for each kernel and dtype that was executed and compared
@@ -25,7 +25,7 @@ NOT_ASKED = "not asked for"
 
 @dataclass(frozen=True, slots=True)
 class KernelFinding:
-    """What a kernel gave alone, on golden's inputs, against what it gave in golden.
+    """A kernel's results in isolation, on golden inputs, compared with golden's.
 
     Args:
         kernel: its name, ``aten.mm.default``.
@@ -85,7 +85,7 @@ class NotReplayed:
 
     @property
     def crashed(self) -> bool:
-        """Whether the candidate died of a call that golden survived."""
+        """Whether the call crashed in the candidate only."""
         return self.reason.startswith("crashed")
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class NotReplayed:
 
 @dataclass(frozen=True, slots=True)
 class Isolated:
-    """Kernels that were replayed alone.
+    """Kernels replayed in isolation.
 
     Args:
         calls: of golden's kernels that were asked for.

@@ -1,4 +1,4 @@
-"""How much two tensors differ, and how much they may: the measures in which every finding of a verdict speaks."""
+"""How much two tensors differ, and how much they may: the measures used by every finding of a verdict."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What an element may err by: ``eps(dtype) * (a * |golden| + b * trimmed RMS of its row)``.
+    """The error that an element may have: ``eps(dtype) * (a * |golden| + b * trimmed RMS of its row)``.
 
     Args:
         a, b: the two factors; both zero means bit for bit.

@@ -1,4 +1,4 @@
-"""Which side is nearer the truth, as frozen values: the key ``oracle`` of a verdict.
+"""Which side is more accurate, as frozen values: the key ``oracle`` of a verdict.
 
 Oracle
 ├── findings      OracleFinding ...   one for each operator's output, or each kernel
@@ -56,7 +56,7 @@ class OracleFinding:
         output: which output.
         rows: compared.
         golden, candidate: their errors.
-        nearer: who is nearer the truth; see ORACLE.md.
+        nearer: which side is more accurate; see ORACLE.md.
     """
 
     site: str

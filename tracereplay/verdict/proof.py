@@ -13,14 +13,14 @@ __all__ = ["Attribution", "Closure"]
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """Whether the golden logits came back bit for bit with every isolated error cancelled.
+    """Whether the golden logits were reproduced bit for bit with every isolated error cancelled.
 
     Args:
         held: whether they did.
         first_broken: where it breaks first, in words.
-        rows: rows of logits that came back.
-        unstable: sites whose injected results do not repeat; closure is claimed but for them.
-        flipped: where it is broken, routers that send rows to other experts than golden's.
+        rows: rows of logits that were reproduced.
+        unstable: sites whose injected results are not reproducible; closure is claimed except for them.
+        flipped: if it is broken, routers that send rows to different experts than in golden.
         same_batches: whether the injected pass and this one composed their batches alike.
     """
 

@@ -13,7 +13,7 @@ __all__ = ["TokenDivergence", "TokenFinding"]
 
 @dataclass(frozen=True, slots=True)
 class TokenDivergence:
-    """The first greedy token that the candidate chose otherwise; ``position`` counts from the prompt's begin."""
+    """The first greedy token that the candidate chose differently; ``position`` counts from the prompt's start."""
 
     request: int
     position: int
@@ -38,7 +38,7 @@ class TokenFinding:
 
     Args:
         compared: tokens compared.
-        first_divergence: None where every greedy choice is the same.
+        first_divergence: None if every greedy choice is the same.
         logprob_max, logprob_mean: absolute difference of golden tokens' logprobs, in nats; None if none.
         logprobs: how many logprobs were compared.
         differing: greedy tokens that differ.

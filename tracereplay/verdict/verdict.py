@@ -1,4 +1,4 @@
-"""What a comparison found, as frozen values that every report form reads.
+"""The result of a comparison, as frozen values that every report form reads.
 
     Verdict
     ├── golden, candidate      Source
@@ -10,8 +10,8 @@
     ├── coverage               Coverage
     ├── routing                RoutingFinding ...  one for each router of a mixture of experts
     ├── kernels                Inside              what ran inside one operator, if kernels were recorded
-    ├── isolated               Isolated            kernels replayed alone, or None
-    ├── oracle                 Oracle              who is nearer to float64 references, or None
+    ├── isolated               Isolated            kernels replayed in isolation, or None
+    ├── oracle                 Oracle              which side is nearer to float64 references, or None
     ├── rollout                Rollout             importance ratios, or None without logprobs
     └── closure, attribution, bisection   from a bisection, or None
 
@@ -62,7 +62,7 @@ class Verdict:
     Args:
         first_visible: injected mode only: where the rerun first leaves the tolerance. It shows where the
             difference surfaces, not what is to blame.
-        notes: what a reader should know besides: schedules that differ, rows computed twice, gaps.
+        notes: what else a reader should know: schedules that differ, rows computed twice, gaps.
     """
 
     verdict: Outcome
@@ -90,7 +90,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """What the command line ends with: match 0, diverged 1, inconclusive 3."""
+        """The exit code of the command line: match 0, diverged 1, inconclusive 3."""
         return _EXIT[self.verdict]
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
-        """The inverse of `as_dict`; unknown keys are passed over.
+        """The inverse of `as_dict`; unknown keys are ignored.
 
         Raises:
             UsageError: the data are not a verdict of a schema that this version knows.

@@ -1,4 +1,4 @@
-"""Taking from the child what executing a call does not need. What the system refuses to take is left as it is."""
+"""Removing privileges that executing a call does not need, as far as the system allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # netdevice(7)
 
 
 def confine() -> None:
-    """No network but the loopback, no core dump, no new privileges, and an end when the parent ends.
+    """Allows only the loopback network, no core dumps and no new privileges, and ends with the parent.
 
     To be called before there are threads: a namespace belongs to a thread, and to those it starts later.
     """

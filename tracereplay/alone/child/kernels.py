@@ -14,8 +14,8 @@ Arguments are plain data and tensors; a map among them is something else::
     {"kind": "dtype", "text": "bfloat16", "state": tensor or nil}    `event.Opaque`
     {"complex": [real, imaginary]}
 
-The answer to a call is ``{"schema": the candidate's, "outputs": [...], "written": [tensors]}`` and, where a
-reference was wanted, ``reference`` and ``reference_written`` likewise, or ``no_reference``: why there is none.
+The answer to a call is ``{"schema": the candidate's, "outputs": [...], "written": [tensors]}`` and, if a
+reference was requested, also ``reference`` and ``reference_written``, or ``no_reference``: why there is none.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _constants: dict[str, torch.Tensor] = {}
 
 
 def prepare(setup: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Loads the libraries that register kernels; says what executes.
+    """Loads the libraries that register kernels; describes the process.
 
     Args:
         setup: ``{"libraries": modules to import, "describe": "module:function"}`` (`engines.family.Alone`), of the
@@ -60,7 +60,7 @@ def run(request: Mapping[str, Any]) -> Any:
     """Executes one request; see the module.
 
     Raises:
-        NotReplayable: the candidate has no such kernel, or means something else by its arguments.
+        NotReplayable: the candidate has no such kernel, or its arguments have a different meaning.
         RuntimeError: the kernel raised it.
     """
     if request.get("forget"):
@@ -118,7 +118,7 @@ def _operator(name: str) -> Any:
 
 
 def _without(op: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request without arguments that this kernel does not know and can do without."""
+    """The request without optional arguments that this kernel does not have."""
     known = {argument.name for argument in op._schema.arguments}
     left_out = set(request.get("without", ())) - known
     names = [argument.name for argument in schema_arguments(request["schema"])]
@@ -132,7 +132,7 @@ def _without(op: Any, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_schema(op: Any, recorded: str, renamed: Mapping[str, str], without: Sequence[str]) -> None:
-    """Refuses where the recorded arguments would mean something else to the candidate's kernel."""
+    """Refuses if the recorded arguments would mean something different to the candidate's kernel."""
     schema = str(op._schema)
     outside = outside_of_tensors(schema)
     if outside:
@@ -140,7 +140,7 @@ def _check_schema(op: Any, recorded: str, renamed: Mapping[str, str], without: S
     before = [renamed.get(a.name, a.name) for a in schema_arguments(recorded) if a.name not in without]
     now = schema_arguments(schema)
     if [a.name for a in now[: len(before)]] != before or not all(a.default for a in now[len(before) :]):
-        raise NotReplayable(f"its schema is another here: {schema}")
+        raise NotReplayable(f"its schema is different here: {schema}")
 
 
 # Arguments
@@ -197,7 +197,7 @@ class _Call:
             generator = torch.Generator()
             generator.set_state(torch.from_numpy(np.frombuffer(bytes(state.data), np.uint8).copy()))
             return generator
-        raise NotReplayable(f"an argument of type {kind!r} cannot be made again")
+        raise NotReplayable(f"an argument of type {kind!r} cannot be recreated")
 
 
 def _tensors(value: Any) -> Any:
@@ -212,7 +212,7 @@ def _tensors(value: Any) -> Any:
 def _attribute(name: str, kind: type) -> Any:
     found = getattr(torch, name, None)
     if not isinstance(found, kind):
-        raise NotReplayable(f"{name[:40]!r} is no {kind.__name__} of this torch")
+        raise NotReplayable(f"{name[:40]!r} is not a {kind.__name__} in this torch")
     return found
 
 
@@ -221,9 +221,9 @@ def _constant(
 ) -> torch.Tensor:  # fmt: skip
     whole = _constants[name]
     if str(whole.dtype) != f"torch.{dtype}":
-        raise NotReplayable(f"{name} is taken as {dtype} and is {whole.dtype}")
+        raise NotReplayable(f"{name} is used as {dtype}, but is {whole.dtype}")
     numbers = int(np.prod(shape, dtype=np.int64))
     room = whole.untyped_storage().nbytes() // itemsize(dtype)
     if start + numbers > room:
-        raise NotReplayable(f"a view of {name} reaches beyond it")
+        raise NotReplayable(f"a view of {name} extends past its end")
     return whole.as_strided(list(shape), list(strides), start)

@@ -1,4 +1,4 @@
-"""The child's loop: one request at a time, until the other side goes.
+"""The child's loop: one request at a time, until the other side closes the connection.
 
 sandbox ─▶ child   {"handlers": {name: module}, "setup": {name: ...}, "memory": bytes, "largest": bytes}
 child ─▶ sandbox   {"status": "done", "outputs": {name: what the handler says of itself}}
@@ -27,7 +27,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of
 
 
 class NotReplayable(Exception):
-    """A handler will not execute a call; the text says why, and begins in lower case: it follows a colon."""
+    """A handler refuses to execute a call; the text says why, in lower case, since it follows a colon."""
 
 
 def serve(fd: int) -> None:

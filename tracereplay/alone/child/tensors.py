@@ -1,4 +1,4 @@
-"""Tensors of recorded calls in memory again, laid out as they lay, and results as bytes."""
+"""Tensors of recorded calls restored with their memory layout, and results as bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 2 << 30  # bytes that the memory of one call may span
 
 
 def lay_out(tensors: Sequence[TensorBytes]) -> list[torch.Tensor]:
-    """Makes tensors with their shapes, strides and places; those of one storage share memory again.
+    """Creates tensors with their shapes, strides and offsets; those of one storage share memory again.
 
     Memory has room for all elements of each tensor one after the other, whatever its strides: a kernel that
     takes its arguments to be contiguous reads wrong numbers then, and stays inside.

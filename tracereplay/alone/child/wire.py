@@ -1,4 +1,4 @@
-"""What a sandbox and its child say to each other: plain data in which tensors may stand anywhere.
+"""The protocol between a sandbox and its child: plain data that may contain tensors anywhere.
 
     message   head (uint32 bytes), number of tensors (uint32), bytes of each tensor (uint64 ...), head, tensors
     head      msgpack of [body, [[dtype, shape, strides, storage, start] of each tensor]]
@@ -34,7 +34,7 @@ class Closed(Exception):
 
 
 class TooLarge(Exception):
-    """A message is larger than agreed, or is none; the text is a sentence."""
+    """A message is too large or invalid; the text is a sentence."""
 
 
 class Channel:
@@ -74,7 +74,7 @@ class Channel:
         """Waits for a message.
 
         Raises:
-            Closed: the other side is gone, whatever it had begun to say.
+            Closed: the other side is gone, even in the middle of a message.
             TimeoutError: the deadline has passed.
             TooLarge: it is larger than agreed, or is not what `send` writes. Nothing more can be read then.
         """

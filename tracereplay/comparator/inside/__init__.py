@@ -1,4 +1,4 @@
-"""From the operator to the kernel: what ran inside one call of it on either side, aligned and compared.
+"""From the operator to the kernel: what ran inside one call on each side, aligned and compared.
 
 a place ──look.look_inside──▶ computing kernels ──sequence.align──▶ rows ──values.compare──▶ `inside.Inside`
 """

@@ -24,7 +24,7 @@ ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})  # names of arguments
 
 
 class Place(NamedTuple):
-    """Which call is looked into.
+    """The call to look into.
 
     Args:
         site, operator: which operator.

@@ -1,4 +1,4 @@
-"""Which kernels compute, and which of two sequences do the same."""
+"""Which kernels compute values, and which kernels of two sequences match."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _computes(kernel: Kernel) -> bool:
 
 
 def results(kernel: Kernel) -> dict[str, Value]:
-    """What a kernel gives, by name: tensors that it returns (``0``), else those that it writes (``residual``)."""
+    """A kernel's results, by name: tensors that it returns (``0``), else those that it writes (``residual``)."""
     returned = [value for value in flatten(kernel.outputs) if isinstance(value, Value)]
     if returned:  # one that works in place returns what it wrote
         return {str(i): value for i, value in enumerate(returned)}

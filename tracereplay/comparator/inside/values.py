@@ -64,7 +64,7 @@ class Values:
         return self._width(mine, 0) == self._width(theirs, 1) is not None
 
     def compare(self, mine: Value, theirs: Value, kernel: str) -> Difference | None:
-        """How they differ on the rows that both have; None where that cannot be told, or a policy ignores it."""
+        """How they differ on the rows that both have; None if unknown, or ignored by the policy."""
         if not self.forms(mine, theirs):
             return None
         dtype = coarser(mine.dtype, theirs.dtype) if is_float(mine.dtype) else mine.dtype

@@ -1,4 +1,4 @@
-"""Float64 references: what operators should have given, and which engine is nearer to it (ORACLE.md).
+"""Float64 references: what operators should have returned, and which engine is more accurate (ORACLE.md).
 
 tables of rows ──apply.consult──▶ references.* in float64 ──duel.Duel──▶ `oracle.Oracle`
 """

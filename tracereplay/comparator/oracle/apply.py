@@ -1,4 +1,4 @@
-"""Asking the references about two passes: rows that both have, each against what it should be."""
+"""Comparing two passes with references: each row that both have against its exact value."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BLOCK = 1 << 21  # elements of the widest tensor that are in float64 at once
 def consult(
     golden: PassIndex, candidate: PassIndex, rows: Rows, weights: Parameters, *, same_inputs: bool
 ) -> Oracle:
-    """Holds every operator's outputs against a reference in float64.
+    """Compares every operator's outputs with a reference in float64.
 
     Args:
         golden, candidate: the passes.
         rows: what row numbers stand for.
         weights: of golden's operators.
-        same_inputs: whether the candidate was given golden's inputs. If not, its reference is taken of its own.
+        same_inputs: whether the candidate had golden's inputs. If not, its reference is computed from its own.
     """
     findings: list[OracleFinding] = []
     left: list[NotCovered] = []
@@ -69,7 +69,7 @@ class _Operator:
         """One for each output.
 
         Raises:
-            NoReference, MissingWeights: there is nothing to hold it against.
+            NoReference, MissingWeights: there is nothing to compare it with.
         """
         mine = self._tables(self.golden, "out")
         theirs = self._tables(self.candidate, "out")

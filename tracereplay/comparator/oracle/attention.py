@@ -1,4 +1,4 @@
-"""Attention in float64, over the keys and values that were recorded for the rows before."""
+"""Attention in float64, over the keys and values recorded for the preceding rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Attention:
         key, value: of all rows, ``[rows, kv heads x size]``.
 
     Raises:
-        NoReference: it does something that is not known here, or its scale was not recorded.
+        NoReference: it has an unsupported feature, or its scale was not recorded.
     """
 
     def __init__(self, site: Site, keys: RowMap, key: Floats, value: Floats) -> None:

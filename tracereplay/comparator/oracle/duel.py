@@ -1,4 +1,4 @@
-"""Two results and a reference: their errors, and whether one is really nearer.
+"""Two results and a reference: their errors, and whether one is significantly nearer.
 
 For each row both relative L2 errors are taken, and of their squares ``(g - c) / ((g + c) / 2)``: -2 where golden
 alone is exact, 0 where both err alike. ``nearer`` needs two things of the mean over distinct rows: at least
@@ -76,7 +76,7 @@ class Duel:
 
     @property
     def nearer(self) -> Nearer:
-        """Who is nearer the truth; ``equal`` where it cannot be told from chance, or the amount is small."""
+        """Which side is nearer; ``equal`` if not significant, or if the amount is small."""
         if not self.differ:
             return "equal"
         g, c = (np.concatenate(side.squares) for side in (self._golden, self._candidate))

@@ -1,4 +1,4 @@
-"""What operators give in float64, on inputs as they were recorded.
+"""What operators return in float64, on the recorded inputs.
 
 A reference takes an operator's inputs as rows ``[rows, width]`` in float64 and gives its outputs alike; see
 `Inputs`. Of a value that is rounded on the way (a sum of residuals that the norm reads again) it takes the
@@ -84,7 +84,7 @@ def gemma_rms_norm(site: Site, inputs: Inputs) -> list[Floats]:
 
 def _rms_norm(site: Site, inputs: Inputs, more: float) -> list[Floats]:
     if site.config.get("variance_size_override") is not None:
-        raise NoReference("it takes its variance of a part of the row")
+        raise NoReference("it computes its variance over part of the row")
     total: Floats = inputs.tensors[0] + (inputs.tensors[1] if len(inputs.tensors) > 1 else 0.0)
     scale: Floats | float = 1.0
     if site.config.get("has_weight", True):
@@ -135,7 +135,7 @@ def linear(site: Site, inputs: Inputs) -> list[Floats]:
 def embedding(site: Site, inputs: Inputs) -> list[Floats]:
     weight, ids = _weight(inputs, "weight"), inputs.tensors[0][:, 0].astype(np.int64)
     if ids.size and not 0 <= ids.min() <= ids.max() < len(weight):
-        raise NoReference("token ids lie outside of its table")
+        raise NoReference("token ids are outside its table")
     return [weight[ids]]
 
 

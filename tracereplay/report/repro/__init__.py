@@ -1,8 +1,8 @@
 """Reproducers: one recorded call as a folder that runs without tracereplay.
 
-DIR/repro.py               makes the call, compares, prints; needs torch, and the engine where the call is its own
+DIR/repro.py               makes the call, compares, prints; needs torch, and the engine if it defines the call
 DIR/inputs.safetensors     its arguments
-DIR/expected.safetensors   what it gave when it was recorded
+DIR/expected.safetensors   its recorded results
 """
 
 from tracereplay.report.repro.choice import choose_call, choose_kernel

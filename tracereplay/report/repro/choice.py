@@ -1,4 +1,4 @@
-"""Which recorded call a reproducer is made of."""
+"""Selecting the recorded call that a reproducer is made from."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["choose_call", "choose_kernel"]
 
 
 def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: int = 0) -> tuple[Kernel, int]:
-    """The kernel of that name that ran at a site in a step, and how many of that name did.
+    """The kernel of that name that ran at a site in a step, and the number of such calls.
 
     Args:
         trace: a recording with kernels.
         site: the operator's place.
-        kernel: name or glob; ``aten.mm`` is any of its overloads.
+        kernel: name or glob; ``aten.mm`` means any of its overloads.
         step: number of the step.
         occurrence: which of several, from 0.
 
     Raises:
-        UsageError: there is none; the message says which there are.
+        UsageError: there is none; the message lists those that ran.
     """
     matching_sites(trace, RECORD, site)
     kernels = step_of(trace, RECORD, step, trace.ranks(RECORD)[0]).kernels
@@ -34,11 +34,11 @@ def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: i
             "to see them, or leave out --kernel for the operator as a whole."
         )
     if not ran:
-        raise UsageError(f"{trace.path} holds no kernels of {site} in step {step}; record it with --level kernel.")
+        raise UsageError(f"{trace.path} has no kernels of {site} in step {step}; record it with --level kernel.")
     found = [k for k in ran if Selection(site, kernel).has(k)]
     if not found:
         names = ", ".join(dict.fromkeys(k.name for k in ran))
-        raise UsageError(f"No kernel {kernel!r} ran at {site} in step {step}; there are {names}.")
+        raise UsageError(f"No kernel {kernel!r} ran at {site} in step {step}; those that did: {names}.")
     if occurrence >= len(found):
         raise UsageError(
             f"{kernel!r} ran {len(found)} times at {site} in step {step}; --occurrence counts from 0."
@@ -47,7 +47,7 @@ def choose_kernel(trace: Trace, site: str, kernel: str, step: int, occurrence: i
 
 
 def choose_call(trace: Trace, site: str, step: int, occurrence: int = 0) -> tuple[Call, int]:
-    """The operator's call at a site in a step, and how many there are.
+    """The operator's call at a site in a step, and the number of its calls there.
 
     Raises:
         UsageError: there is none.

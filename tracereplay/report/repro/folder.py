@@ -30,8 +30,8 @@ class Reproducer:
     Args:
         script: text of ``repro.py``.
         inputs, expected: tensors by name, row-major.
-        runs: what of torch's and the engine's the script calls, in words.
-        caution: why the script may find differences that are no fault, if so; it stands in the script, too.
+        runs: which part of torch or the engine the script calls, in words.
+        caution: why the script may find differences that are not a fault, if so; also quoted in the script.
     """
 
     script: str
@@ -47,10 +47,10 @@ class Reproducer:
 
 
 def write_reproducer(found: Reproducer, folder: Path) -> None:
-    """Writes ``found`` into ``folder``, which is made.
+    """Writes ``found`` into ``folder``, which is created.
 
     Raises:
-        UsageError: there is something, it cannot be written, or a dtype is none that safetensors knows.
+        UsageError: ``folder`` is not empty or cannot be written, or safetensors cannot store a dtype.
     """
     try:
         there = folder.exists()
@@ -81,7 +81,7 @@ def _emptied_again(folder: Path, there: bool) -> Iterator[None]:
 def _write(tensors: Mapping[str, TensorBytes], path: Path) -> None:
     for name, tensor in tensors.items():
         if DTYPES[tensor.dtype].safetensors is None:
-            raise UsageError(f"The tensor {name} is of {tensor.dtype}, which a safetensors file cannot hold.")
+            raise UsageError(f"The tensor {name} is {tensor.dtype}, which a safetensors file cannot store.")
     write_safetensors([Exported(n, t.dtype, t.shape, partial(bytes, t.data)) for n, t in tensors.items()], path)
 
 
@@ -116,16 +116,16 @@ def engine_line(trace: Trace) -> str:
     ]
     mode = compilation_of(trace.run)
     compiled = [] if mode is None else [f"compiled ({mode})"]
-    return ", ".join([*named, str(trace.run.engine.get("device") or "a device that is not known"), *compiled])
+    return ", ".join([*named, str(trace.run.engine.get("device") or "an unknown device"), *compiled])
 
 
 def compiled_caution(trace: Trace) -> str | None:
-    """That the operators of a recording were compiled and a script's are not; None where they were not."""
+    """That the recorded operators were compiled and the script's are not; None if they were not."""
     mode = compilation_of(trace.run)
     if mode is None:
         return None
     return (
-        f"The recording is of an engine that compiled its model ({mode}), and this script runs the operator "
-        f"eagerly. {WHY_COMPILED_DIFFERS}. Differences of that size are no fault of the operator. To reproduce it "
-        "bit for bit, record with enforce_eager=true."
+        f"The recorded engine compiled its model ({mode}), but this script runs the operator eagerly. "
+        f"{WHY_COMPILED_DIFFERS}. Differences of that size are not a fault of the operator. To reproduce it bit "
+        "for bit, record with enforce_eager=true."
     )

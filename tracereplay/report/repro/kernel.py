@@ -1,4 +1,4 @@
-"""The reproducer of one recorded kernel: its arguments as Python, laid out in memory as they lay."""
+"""The reproducer of one recorded kernel: its arguments as Python, with their recorded memory layout."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _CONSTANTS: Mapping[str, Container[str]] = {
 
 
 def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constants) -> Reproducer:
-    """What makes the call of ``kernel`` again.
+    """A reproducer of the call of ``kernel``.
 
     Args:
         trace: a recording.
-        step: in which it ran.
+        step: the step in which it ran.
         kernel: the call.
-        constants: what it takes by name.
+        constants: the tensors it takes by name.
 
     Raises:
-        UnsafeRequest: the kernel is none that is known to be safe.
-        UsageError: it cannot be made again: an argument was not recorded, or belongs to the recording process.
+        UnsafeRequest: the kernel is not known to be safe.
+        UsageError: it cannot be reproduced: an argument was not recorded, or belongs to the recording process.
         MissingWeights: see `Constants.load`.
     """
     reason = refusal(kernel)
@@ -52,13 +52,13 @@ def reproduce_kernel(trace: Trace, step: int, kernel: Kernel, constants: Constan
         raise UsageError(f"{clean(kernel.name)} cannot be reproduced: {reason}.")
     if reason == UNKNOWN or not _NAME.fullmatch(kernel.name):
         raise UnsafeRequest(
-            f"{clean(kernel.name)[:80]} cannot be reproduced: it is not among the kernels that are known to be "
-            "safe, and a script would call whatever has that name."
+            f"{clean(kernel.name)[:80]} cannot be reproduced: it is not among the kernels known to be safe, and a "
+            "script would call whatever has that name."
         )
     script = _Script(kernel, constants)
     compared, expected = _expected(kernel, script)
     if not expected:
-        raise UsageError(f"{kernel.name} cannot be reproduced: nothing that it gave was recorded to compare with.")
+        raise UsageError(f"{kernel.name} cannot be reproduced: none of its results was recorded to compare with.")
     site = trace.sites(RECORD).get(kernel.site)
     operator = site.operator if site else "operator"
     family = family_of(trace.run.engine)

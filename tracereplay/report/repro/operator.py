@@ -18,24 +18,24 @@ __all__ = ["reproduce_operator"]
 
 
 def reproduce_operator(trace: Trace, step: int, site: Site, call: Call, parameters: Parameters) -> Reproducer:
-    """What runs the call of the operator at ``site`` again.
+    """A reproducer of a call of the operator at ``site``.
 
     Args:
         trace: a recording.
-        step: in which it ran.
+        step: the step in which it ran.
         site, call: the operator, and its call.
         parameters: its weights.
 
     Raises:
-        UsageError: it is not rebuilt, or was recorded on several ranks.
+        UsageError: it cannot be rebuilt, or was recorded on several ranks.
         MissingWeights: see `Parameters.load`.
     """
     family = family_of(trace.run.engine)
     alone = family.alone
     if alone is None:
-        raise UsageError(f"Operators of {family.title} are not reproduced.")
+        raise UsageError(f"Operators of {family.title} cannot be reproduced.")
     if len(trace.ranks(RECORD)) > 1:
-        raise UsageError(f"{site.name} was recorded on several tensor-parallel ranks, and is not reproduced.")
+        raise UsageError(f"{site.name} was recorded on several tensor-parallel ranks, and cannot be reproduced.")
     weights = {p.name: _weight(p.dtype, parameters.load(p)) for p in site.parameters}
     dtype = str(trace.run.engine_facts("settings").get("dtype"))
     try:
@@ -45,8 +45,8 @@ def reproduce_operator(trace: Trace, step: int, site: Site, call: Call, paramete
         raise UsageError(f"{site.operator} at {site.name} cannot be reproduced: {error}.") from error
     if not made.modules:
         raise UsageError(
-            f"{site.operator} at {site.name} cannot be reproduced as a script: it works on what its engine keeps "
-            "between calls. 'tracereplay replay --mode isolated' runs it."
+            f"{site.operator} at {site.name} cannot be reproduced as a script: it uses state that its engine "
+            "keeps between calls. 'tracereplay replay --mode isolated' runs it."
         )
     inputs, lines, names = _inputs(call)
     expected = {f"output {i}": plain(value) for i, value in enumerate(call.outputs)}

@@ -68,7 +68,7 @@ class Fields:
     def _value(self, name: str, default: Any) -> Any:
         value = self._values.get(name, default)
         if value is None:
-            raise NotReplayable(f"its recording does not say the {name} of this {self._operator}")
+            raise NotReplayable(f"the recording does not state the {name} of this {self._operator}")
         return value
 
     def _wrong(self, name: str, expected: str) -> NotReplayable:

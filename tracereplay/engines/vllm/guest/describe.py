@@ -1,4 +1,4 @@
-"""What an engine says of itself: versions, resolved settings, device, environment."""
+"""An engine's description of itself: versions, resolved settings, device, environment."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _SWITCHES: Mapping[str, tuple[str, ...]] = {
 
 
 def describe(runner: Any, config: Any) -> dict[str, Any]:
-    """Plain data about the engine, as the trace keeps it.
+    """Plain data about the engine, as stored in the trace.
 
     Args:
         runner: the model runner.

@@ -1,4 +1,4 @@
-"""The process that owns the engine: reads commands from stdin, one JSON object a line, and answers likewise.
+"""The process that owns the engine: reads commands from stdin, one JSON object per line, and answers likewise.
 
     {"do": "start", "model": DIR, "settings": {...}}      -> {"ok": {...what the engine says of itself}}
     {"do": "tokenize", "texts": [...]}                    -> {"ok": [[ids], ...]}
@@ -62,7 +62,7 @@ class Driver:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of ``texts`` by the engine's own tokenizer."""
         if self._llm.llm_engine.model_config.skip_tokenizer_init:
-            raise WorkloadError("The model directory holds no tokenizer; give prompts as prompt_token_ids.")
+            raise WorkloadError("The model directory has no tokenizer; give prompts as prompt_token_ids.")
         tokenizer = self._llm.get_tokenizer()
         return [list(map(int, tokenizer.encode(text))) for text in texts]
 
@@ -120,7 +120,7 @@ def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:
 def _unknown_setting(name: str, known: set[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return f"This engine knows no setting {name!r}{hint}"
+    return f"This engine has no setting {name!r}{hint}"
 
 
 def _results(number: int, output: Any) -> list[dict[str, Any]]:
