@@ -93,7 +93,8 @@ def test_what_was_written_in_place_and_numbers_are_compared(tmp_path: Path) -> N
         ({}, {"failed": "timed out after 60 s"}, "timed out after 60 s", "inconclusive"),
         ({"outputs": [tensor(X)]}, {"outputs": [tensor(X.T)]}, "result 0 is float32[32, 2]", "diverged"),
         (
-            {"outputs": [tensor(X)]}, {"outputs": [tensor(X.astype(np.int64))]}, "returned something different", "diverged",
+            {"outputs": [tensor(X)]}, {"outputs": [tensor(X.astype(np.int64))]}, "returned something different",
+            "diverged",
         ),
         ({"outputs": [tensor(X)]}, {"outputs": []}, "returned something different: 0 results for 1", "diverged"),
         ({"outputs": [["n", "w", "float32", [2], [1], 0]]}, {}, "gives a parameter", "inconclusive"),
