@@ -188,7 +188,7 @@ def test_replaying_a_replay(tracereplay: Program, golden: Path, tmp_path: Path) 
     check(tracereplay("replay", candidate, "--engine", "toy"), 2, "not a recording")
 
 
-OTHERS = "holds other weights than the golden trace was recorded with"
+OTHERS = "are not those that the golden trace was recorded with"
 
 
 @pytest.mark.parametrize("mode", ["injected", "rerun"])

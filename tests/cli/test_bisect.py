@@ -193,7 +193,7 @@ def test_other_weights_are_found_before_the_engine_starts(
     ended = tracereplay("bisect", kind, long_golden, *rest, "--model", other, "--json", "-")
     verdict = json.loads(ended.out)
     assert (ended.code, verdict["verdict"], verdict["cause"]) == (3, "inconclusive", "setting")
-    assert "holds other weights than the golden trace" in verdict["reasons"][0]
+    assert "are not those that the golden trace was recorded with" in verdict["reasons"][0]
     assert "Starting" not in ended.err
 
 

@@ -92,8 +92,11 @@ def test_what_was_written_in_place_and_numbers_are_compared(tmp_path: Path) -> N
         ({}, {"failed": "crashed: signal 11 (SIGSEGV)"}, "crashed: signal 11 (SIGSEGV)", "diverged"),
         ({}, {"failed": "timed out after 60 s"}, "timed out after 60 s", "inconclusive"),
         ({"outputs": [tensor(X)]}, {"outputs": [tensor(X.T)]}, "result 0 is float32[32, 2]", "diverged"),
-        ({"outputs": [tensor(X)]}, {"outputs": [tensor(X.astype(np.int64))]}, "gave something else", "diverged"),
-        ({"outputs": [tensor(X)]}, {"outputs": []}, "gave something else: 0 results for 1", "diverged"),
+        (
+            {"outputs": [tensor(X)]}, {"outputs": [tensor(X.astype(np.int64))]}, "returned something different",
+            "diverged",
+        ),
+        ({"outputs": [tensor(X)]}, {"outputs": []}, "returned something different: 0 results for 1", "diverged"),
         ({"outputs": [["n", "w", "float32", [2], [1], 0]]}, {}, "gives a parameter", "inconclusive"),
         ({"outputs": [["x", "float32", [2], "the cache"], 1]}, {}, "the cache was not recorded", "inconclusive"),
         ({"name": "aten.empty.memory_format", "outputs": [tensor(X)]}, {}, "memory that", "inconclusive"),

@@ -145,7 +145,7 @@ def _unfit(finding: Finding) -> str | None:
         return f"is biased by {finding.metrics.bias_ulp:+.2g} ulp"
     if finding.error_class == "nonfinite":
         return "is not finite on one side"
-    return None if math.isfinite(finding.metrics.allowance_ratio) else "holds other integers"
+    return None if math.isfinite(finding.metrics.allowance_ratio) else "has different integers"
 
 
 def bound(noise: Sequence[float]) -> float:

@@ -29,7 +29,9 @@ from tracereplay.verdict.oracle import NotCovered, Oracle, OracleFinding
 
 __all__ = ["OTHER_FORM", "KernelsAlone", "compare_kernels_alone", "draws"]
 
-OTHER_FORM = "gave something else"  # how a reason begins where results have another shape, dtype or number
+OTHER_FORM = (
+    "returned something different"  # how a reason begins where results have another shape, dtype or number
+)
 _UNWRITTEN = frozenset(
     {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 )

@@ -1,4 +1,4 @@
-"""Traces that an engine is made to write: what each says first, and that nobody writes when it ends."""
+"""Creating traces that an engine writes: their headers, and waiting until nothing writes to them any more."""
 
 from __future__ import annotations
 

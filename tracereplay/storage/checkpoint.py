@@ -38,10 +38,10 @@ def check_weights(golden: str | None, model: Path, found: str | None) -> None:
     """Raises OtherWeights if the digest ``found`` at ``model`` differs from golden's; None is unknown."""
     if None not in (golden, found) and golden != found:
         raise OtherWeights(
-            f"The model at {model} holds other weights than the golden trace was recorded with (digest {found}, "
-            f"golden {golden}), so that every operator would differ; no engine was started. Say with --model "
-            "where golden's checkpoint is. If these weights are meant, record a golden trace of them, or measure "
-            "how far they lead away with replay --other-weights.",
+            f"The weights of the model at {model} are not those that the golden trace was recorded with (digest "
+            f"{found}, golden {golden}), so every operator would differ; no engine was started. Give golden's "
+            "checkpoint with --model. If these weights are intended, record a golden trace with them, or measure "
+            "how much they change with replay --other-weights.",
             str(golden), str(found),
         )  # fmt: skip
 
