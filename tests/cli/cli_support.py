@@ -8,11 +8,10 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from tracereplay.cli.main import main
+from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.trace.manifest import write_manifest
 
 HERE = Path(__file__).parent
@@ -47,10 +46,8 @@ class Program:
 
 
 def make_model(path: Path, name: str = "weights of the toy") -> Path:
-    """A directory that looks like a checkpoint; its one tensor says which weights these are."""
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps({"name": name}))
-    save_file({"weights": np.frombuffer(name.encode(), np.uint8)}, str(path / "model.safetensors"))
+    """A checkpoint of the toy's; its weights follow from the name."""
+    write_checkpoint(path, name)
     return path
 
 

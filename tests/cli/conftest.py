@@ -8,23 +8,28 @@ from pathlib import Path
 import pytest
 from cli_support import HERE, Program, make_model, moved, write
 
+from tracereplay.engines.toy.family import TOY, VERSION
 from tracereplay.environments.registry import Engine, register
-from tracereplay.launch import process
+
+# An interpreter that runs the tests' driver of the toy in place of its own.
+PYTHON = f"""#!/bin/sh
+if [ "$1 $2" = "-m {TOY.driver}" ]; then shift 2; set -- "{HERE / "toy_driver.py"}" "$@"; fi
+exec "{sys.executable}" "$@"
+"""
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where engines are registered: empty but for the toy, whose interpreter runs the toy driver."""
+    """Where engines are registered: empty but for the toy, which may come to grief (`toy_driver`)."""
     path = tmp_path / "home"
     monkeypatch.setenv("TRACEREPLAY_HOME", str(path))
     monkeypatch.setenv("COLUMNS", "200")
     # One place for all tests: where nothing may be written beside the sources, a new home would compile anew.
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "bytecode"))
-    monkeypatch.setattr(process, "overlay_for", lambda python, entry_points: HERE)  # the toy needs no overlay
     path.mkdir()
-    python = write(path / "python", f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "toy_driver.py"}"\n')
+    python = write(path / "python", PYTHON)
     python.chmod(0o755)
-    register(Engine("toy", python))
+    register(Engine("toy", python, versions={TOY.package: VERSION}, family=TOY.name))
     return path
 
 

@@ -88,7 +88,7 @@ def test_a_prompt_file_that_is_not_text(record: Callable[..., Ended], tmp_path: 
 
 def test_a_token_id_outside_the_vocabulary(record: Callable[..., Ended], tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", '{"prompt_token_ids": [1]}\n{"prompt_token_ids": [2, 999]}\n')
-    check(record(prompts=path), 2, "Prompt 1 has the token id 999; the model's vocabulary ends at 255.")
+    check(record(prompts=path), 2, "Prompt 1 has the token id 999; the model's vocabulary ends at 127.")
     assert not (tmp_path / "out.trace").exists()  # it would hold nothing, and be in the way of the next attempt
 
 
@@ -100,7 +100,7 @@ def test_an_option_out_of_range_is_wrong_usage(record: Callable[..., Ended], wor
 
 
 def test_an_unknown_engine_setting(record: Callable[..., Ended]) -> None:
-    check(record("--set", "enforce_eagre=true"), 2, "knows no setting 'enforce_eagre'", "enforce_eager")
+    check(record("--set", "enforce_eagre=true"), 2, "has no setting 'enforce_eagre'", "enforce_eager")
 
 
 def test_a_setting_without_a_value(record: Callable[..., Ended]) -> None:

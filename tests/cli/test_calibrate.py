@@ -70,7 +70,7 @@ def test_what_the_engine_refuses_is_skipped_with_the_reason(
     also = ("--also", "max_sequences=1", "--also", "dies=loading", "--also", "flaw=model.norm:nan")
     ended = tracereplay("calibrate", golden, "--engine", "toy", "--vary", "batch", *also)
     assert ended.code == 0, ended.err
-    assert "also: toy max_sequences=1: This engine knows no setting 'max_sequences'" in ended.out
+    assert "also: toy max_sequences=1: This engine has no setting 'max_sequences'" in ended.out
     assert "RuntimeError: " in ended.out
     assert "output 0 of model.norm is not finite on one side; no tolerance allows that" in ended.out
     assert "logprob is not finite on one side" in ended.out

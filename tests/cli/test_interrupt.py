@@ -10,18 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_support import HERE
 
 from tracereplay.trace import open_trace
 
-# As the installed program, with the toy engine's (absent) overlay.
-PROGRAM = f"""
-import pathlib
-from tracereplay.launch import process
-process.overlay_for = lambda python, entry_points: pathlib.Path({str(HERE)!r})
-from tracereplay.cli.main import main
-main()
-"""
+PROGRAM = "from tracereplay.cli.main import main; main()"  # as the installed program
 
 
 def alive(pid: int) -> bool:

@@ -154,7 +154,7 @@ def test_an_engine_that_generates_is_well(monkeypatch: pytest.MonkeyPatch) -> No
     ("error", "advice"),
     [
         (EngineFailed("It died; its last lines were:", "libnuma.so.1: cannot open"), "apt-get install libnuma1"),
-        (UsageError("This engine knows no setting 'devise'."), "This failure is not a known one"),
+        (UsageError("This engine has no setting 'devise'."), "This failure is not a known one"),
     ],
 )
 def test_an_engine_that_fails_is_quoted_and_answered(

@@ -149,6 +149,10 @@ class Family(Protocol):
     def compiled(self) -> Compiled | None:
         """What there is to examine in its environment; None: nothing but the interpreter."""
 
+    @property
+    def brings_model(self) -> bool:
+        """Whether registering an engine writes a model for it, since there are none elsewhere (`write_model`)."""
+
     def why_unusable(self, python: Path, versions: Versions) -> str | None:
         """Why an interpreter with these versions has no engine of this family, and what to do; None if it has."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tracereplay.engines.known import family_named
+from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.environments.create import READY, is_ready
 from tracereplay.environments.fixups import Environment
 from tracereplay.environments.recipes import Recipe, known_recipes
@@ -210,9 +210,10 @@ def _generate(engine: Engine, model: Path, settings: Mapping[str, Any], log: Pat
 def _again(engine: Engine) -> str:
     """How to recreate the engine."""
     if engine.environment is None:
+        how = "--python PATH" if engine.family == DEFAULT else f"--family {engine.family}"
         return (
             f"Repair the environment of {engine.python}, or 'tracereplay engine remove {engine.name}' and "
-            f"'tracereplay engine add {engine.name} --python PATH'."
+            f"'tracereplay engine add {engine.name} {how}'."
         )
     return f"Run 'tracereplay engine create {engine.name} {' '.join(engine.requirements)} --rebuild'."
 

@@ -4,6 +4,7 @@ They live in the user's cache directory, or under ``TRACEREPLAY_HOME``:
 
     HOME/engines/NAME.json            what a name stands for (this module)
     HOME/environments/DIGEST/         environments that were built here (create.py)
+    HOME/models/NAME/                 the model of an engine whose family brings one
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -52,7 +55,8 @@ class Engine:
     ``env`` holds environment variables as defaults (a variable of the user's own wins; LD_PRELOAD is joined),
     ``settings`` engine arguments as defaults. ``environment`` is the directory if it was built here, and None
     for an interpreter of the user's own; ``python_request`` is the interpreter that was asked for, if one was.
-    ``created`` is a UTC time, ISO 8601. ``family`` is the name of its family (`engines.known`).
+    ``created`` is a UTC time, ISO 8601. ``family`` is the name of its family (`engines.known`). ``model`` is the
+    checkpoint that it generates from unless another is given; None where it has none of its own.
     """
 
     name: str
@@ -66,12 +70,13 @@ class Engine:
     python_request: str | None = None
     created: str = ""
     family: str = DEFAULT
+    model: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; ``from_json`` reads them back."""
         values = dataclasses.asdict(self)
         values["python"] = str(self.python)
-        values["environment"] = None if self.environment is None else str(self.environment)
+        values |= {key: None if values[key] is None else str(values[key]) for key in ("environment", "model")}
         return {"schema": 1, **values, "requirements": list(self.requirements)}
 
     @classmethod
@@ -81,7 +86,7 @@ class Engine:
         kept = {key: values[key] for key in known}
         kept["python"] = Path(kept["python"])
         kept["requirements"] = tuple(kept.get("requirements", ()))
-        kept["environment"] = Path(kept["environment"]) if kept.get("environment") else None
+        kept |= {key: Path(kept[key]) if kept.get(key) else None for key in ("environment", "model")}
         return cls(**kept)
 
 
@@ -150,16 +155,22 @@ def register(engine: Engine) -> None:
 
 def add_engine(
     name: str,
-    python: Path,
+    python: Path | None = None,
     env: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     family: str = DEFAULT,
 ) -> Engine:
     """Register an existing interpreter, such as the user's own GPU environment.
 
+    Args:
+        name: what the engine will be called.
+        python: the interpreter; None is this one, for a family whose engines are a part of tracereplay.
+        env, settings: see `Engine`.
+        family: name of the engine's family. If it brings a model, that is written.
+
     Raises:
-        UsageError: the name is taken or cannot be one, there is no such family, the interpreter does not run, or
-            it has no engine of that family.
+        UsageError: the name is taken or cannot be one, there is no such family, the interpreter is missing, does
+            not run, or has no engine of that family.
     """
     known = family_named(family)
     check_name(name)
@@ -168,26 +179,50 @@ def add_engine(
             f"There is an engine named '{name}' already. Choose another name, or remove it first with "
             f"'tracereplay engine remove {name}'."
         )
-    # Made absolute but not resolved: resolving the link of a virtual environment would lead out of it.
-    python = Path(os.path.abspath(python.expanduser()))
+    python = _interpreter(python, known)
     versions = inspect_python(python, env or {}, known)
     if (unusable := known.why_unusable(python, versions)) is not None:
         raise UsageError(unusable)
     engine = Engine(
-        name, python, dict(env or {}), dict(settings or {}), versions=versions, created=utc_now(), family=family
-    )
+        name, python, dict(env or {}), dict(settings or {}), versions=versions, created=utc_now(), family=family,
+        model=_written_model(name, known),
+    )  # fmt: skip
     register(engine)
     return engine
 
 
+def _interpreter(python: Path | None, family: Family) -> Path:
+    if python is None and family.entry_points is not None:
+        raise UsageError(
+            f"An engine of the family {family.name} needs an interpreter; give with --python that of an "
+            f"environment that has {family.title}."
+        )
+    # Made absolute but not resolved: resolving the link of a virtual environment would lead out of it.
+    return Path(os.path.abspath(Path(sys.executable) if python is None else python.expanduser()))
+
+
+def _written_model(name: str, family: Family) -> Path | None:
+    """The model that the family brings for an engine, after writing it; what it was before is replaced."""
+    if not family.brings_model:
+        return None
+    directory = _models() / name
+    family.write_model(directory)
+    return directory
+
+
 def forget_engine(name: str) -> Engine:
-    """Remove an engine from the registry and return it; its environment remains.
+    """Remove an engine from the registry, with the model that was written for it, and return it.
+
+    Its environment remains. So does a model that lies elsewhere, or that another engine has too.
 
     Raises:
         EngineNotFound: there is no such engine.
     """
     engine = load_engine(name)
     _file(name).unlink()
+    model = engine.model
+    if model is not None and model.parent == _models() and model not in {e.model for e in list_engines()}:
+        shutil.rmtree(model, ignore_errors=True)
     return engine
 
 
@@ -239,6 +274,10 @@ def users_of(environment: Path, engines: Iterable[Engine] | None = None) -> list
     """The names of the engines that use an environment."""
     engines = list_engines() if engines is None else engines
     return [engine.name for engine in engines if engine.environment == environment]
+
+
+def _models() -> Path:
+    return home() / "models"
 
 
 def _folder() -> Path:

@@ -165,7 +165,7 @@ class EngineProcess:
     def generate(
         self, prompts: Sequence[Mapping[str, Any]], recording: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Generates once; ``recording`` is where and how to record, if at all (see the family's driver)."""
+        """Generates once; see `engines.protocol.Driver.generate`."""
         result: dict[str, Any] = self.request("generate", prompts=list(prompts), recording=recording)
         return result
 

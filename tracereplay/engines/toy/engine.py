@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tracereplay.engines.toy.family import VERSION
 from tracereplay.engines.toy.flaws import Flaw, Planted
 from tracereplay.engines.toy.golden import Forced
 from tracereplay.engines.toy.model import Model
@@ -13,7 +14,7 @@ from tracereplay.engines.toy.numerics import Array, Numerics, Rounding
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.sampler import Sampler
 from tracereplay.engines.toy.schedule import Batch, Sample, samples, schedule
-from tracereplay.engines.toy.weights import VOCABULARY, Update, Weights
+from tracereplay.engines.toy.weights import VOCABULARY, Update, Weights, drawn
 from tracereplay.errors import WorkloadError
 from tracereplay.event import Sampled, make_rows
 from tracereplay.workload import Prompt, Workload
@@ -22,7 +23,12 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """One engine, as it was started; the arguments are those of `runs.record` and `runs.replay`."""
+    """One engine, as it was started; the arguments are those of `runs.record` and `runs.replay`.
+
+    Args:
+        max_seqs: samples that a step may compute rows of; None: no limit.
+        tensors: of a checkpoint; by default those that follow from the name of the workload's model.
+    """
 
     def __init__(
         self,
@@ -33,10 +39,14 @@ class Engine:
         flaw: Flaw | Sequence[Flaw] | None,
         noise: float = 0.0,
         update: Update | None = None,
+        *,
+        max_seqs: int | None = None,
+        tensors: Mapping[str, Array] | None = None,
     ) -> None:
+        self._max_seqs = max_seqs
         self.work, self.max_rows, self.ranks, self.update = work, max_rows, ranks, update
         self.numerics = Numerics(str(work.settings.get("dtype", "bfloat16")), rounding)
-        self.weights = Weights(work.model, self.numerics.nearest)
+        self.weights = Weights(tensors or drawn(work.model), self.numerics.nearest)
         flaws = [flaw] if isinstance(flaw, Flaw) else flaw or ()
         planted = Planted(flaws, self.numerics, work.prompts)
         self._model = Model(self.weights, self.numerics, planted, ranks, noise)
@@ -45,7 +55,7 @@ class Engine:
             _check(prompt)
 
     def describe(self) -> dict[str, Any]:
-        version = {"once": "2.0", "twice": "1.0", "truncate": "1.5"}[self.numerics.rounding]
+        version = {"once": VERSION, "twice": "1.0", "truncate": "1.5"}[self.numerics.rounding]
         settings = {
             "dtype": self.numerics.dtype, "tensor_parallel_size": self.ranks,
             "max_num_batched_tokens": self.max_rows, "logprobs_mode": "raw_logprobs", **self.work.settings,
@@ -65,7 +75,8 @@ class Engine:
         while any(seq.waiting for seq in live):
             if self.update is not None and number == self.update.step:
                 self._renew(recorder, live, cleared=self.update.cleared)
-            batch = schedule([seq for seq in live if not self._shares(seq, live)], self.max_rows)
+            running = [seq for seq in live if seq.waiting and not self._shares(seq, live)]
+            batch = schedule(running[: self._max_seqs], self.max_rows)
             self._step(recorder, batch, live, forced, number)
             number += 1
         recorder.close()

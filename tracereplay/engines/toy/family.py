@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.family import Operator, Versions
+from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.engines.toy.roles import OPERATORS
 
 __all__ = ["TOY", "VERSION"]
 
 VERSION = "2.0"
+# The toy is a part of tracereplay: it is there where that is.
 _INSPECTION = f"""
-import json, sys
-print("INSPECTED" + json.dumps({{"python": "%d.%d.%d" % sys.version_info[:3], "toy": "{VERSION}"}}))
+import importlib.util, json, sys
+toy = "{VERSION}" if importlib.util.find_spec("tracereplay") else None
+print("INSPECTED" + json.dumps({{"python": "%d.%d.%d" % sys.version_info[:3], "toy": toy}}))
 """
 
 
@@ -32,13 +34,19 @@ class _Toy:
     inspection = _INSPECTION
     alone = None
     compiled = None
+    brings_model = True
 
     @property
     def effects(self) -> str:
         return (resources.files(str(__package__)) / "settings.toml").read_text(encoding="utf-8")
 
     def why_unusable(self, python: Path, versions: Versions) -> str | None:
-        return None  # it needs what tracereplay itself needs, and that is running
+        if versions.get("toy") is not None:
+            return None
+        return (
+            f"{python} (Python {versions.get('python')}) has no tracereplay, of which the toy engine is a part. "
+            "Leave out --python, and the interpreter that runs tracereplay is taken."
+        )
 
     def environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
         return dict(variables)
@@ -47,9 +55,8 @@ class _Toy:
         return OPERATORS[name]
 
     def write_model(self, directory: Path) -> Mapping[str, Any]:
-        """A name, from which the toy's weights follow."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").write_text(json.dumps({"name": "toy"}), encoding="utf-8")
+        """A checkpoint with weights of its own."""
+        write_checkpoint(directory)
         return {}
 
 

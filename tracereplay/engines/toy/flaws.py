@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from tracereplay.engines.toy.numerics import Array, Numerics, epsilon
+from tracereplay.engines.toy.sites import sites
 from tracereplay.errors import UsageError
 from tracereplay.event import RowMap
 from tracereplay.workload import Prompt
 
-__all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted"]
+__all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted", "flaws_of"]
 
 OPERATOR_FLAWS = (
     "scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor", "truncate", "slight",
     "second",
 )  # fmt: skip
 EDGE_FLAWS = ("scaled_edge", "positions", "swap")
+_EVERYWHERE = ("positions", "swap")  # wherever they are said to be
 
 Decoding: TypeAlias = list[tuple[int, bool]]  # rows of generated tokens; whether each is its sequence's last
 Stored: TypeAlias = np.dtype[Any]
@@ -61,7 +64,28 @@ class Flaw:
     def __post_init__(self) -> None:
         known = OPERATOR_FLAWS + EDGE_FLAWS
         if self.kind not in known:
-            raise UsageError(f"The toy engine knows no flaw {self.kind!r}; it knows {known}.")
+            raise UsageError(f"The toy engine knows no flaw {self.kind!r}; it knows {', '.join(known)}.")
+
+
+def flaws_of(text: str) -> list[Flaw]:
+    """The flaws of a text: SITE:KIND or SITE:KIND:INPUT, several with commas between them.
+
+    Raises:
+        UsageError: it is not of that form, or there is no such site or kind.
+    """
+    return [_flaw(one.strip()) for one in text.split(",")] if text else []
+
+
+def _flaw(text: str) -> Flaw:
+    site, _, rest = text.partition(":")
+    kind, _, index = rest.partition(":")
+    if not site or not kind or not (index or "0").isdecimal():
+        raise UsageError(f"The flaw {text!r} is not of the form SITE:KIND or SITE:KIND:INPUT.")
+    known = [s.name for s in sites(1)]
+    if site not in known and kind not in _EVERYWHERE:
+        close = get_close_matches(site, known, n=1) or known[:1]
+        raise UsageError(f"The toy engine has no operator {site!r} to plant a flaw in; did you mean {close[0]!r}?")
+    return Flaw(site, kind, int(index or 0))
 
 
 class Planted:

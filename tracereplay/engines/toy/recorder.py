@@ -22,7 +22,7 @@ class Recorder:
     Args:
         path: the trace.
         name: the pass.
-        ranks: 1 or 2; each writes a segment.
+        ranks: 1 or 2; each writes a segment. 0: nothing is recorded.
         source: what to hand on instead of what passes, in an injected or cancelled pass.
     """
 
@@ -38,6 +38,7 @@ class Recorder:
         self._rows = make_rows([])
         self._calls: list[dict[str, PendingCall]] = []
         self._weights = 0
+        self.steps = 0
 
     def weights_updated(self) -> None:
         """The steps to come have other weights."""
@@ -77,6 +78,7 @@ class Recorder:
         return TensorBytes(stored.dtype.name, x.shape, strides, stored.tobytes())
 
     def commit(self, number: int, sampled: list[Sampled]) -> None:
+        self.steps += 1
         for writer, calls in zip(self._writers, self._calls, strict=True):
             writer.step(number, self._rows, list(calls.values()), sampled, [], weights=self._weights)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancell
 
 def _run(kind: str, engine: Engine, golden: str | None) -> dict[str, Any]:
     described = {
-        "tracereplay": "0.1.0", "level": "operator", "kind": kind, "engine": engine.describe(),
+        "tracereplay": version("tracereplay"), "level": "operator", "kind": kind, "engine": engine.describe(),
         "workload": replace(engine.work, weights=engine.weights.digest).as_dict(), "notes": [],
     }  # fmt: skip
     return described if golden is None else {**described, "golden": golden}

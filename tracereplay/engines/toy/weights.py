@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from tracereplay.engines.toy.numerics import Array
 
-__all__ = ["HEAD", "HEADS", "HIDDEN", "INTERMEDIATE", "KV_HEADS", "LAYERS", "VOCABULARY", "Update", "Weights"]
+__all__ = [
+    "HEAD", "HEADS", "HIDDEN", "INTERMEDIATE", "KV_HEADS", "LAYERS", "SHAPES", "VOCABULARY", "Update", "Weights",
+    "drawn",
+]  # fmt: skip
 
 LAYERS = 2
 VOCABULARY = 128
@@ -31,36 +34,64 @@ class Update:
     cleared: bool
 
 
+def drawn(name: str) -> dict[str, Array]:
+    """Random weights that follow from a name: float64, by the names that a checkpoint has for them."""
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    random = np.random.default_rng(seed)
+    return {
+        f"{key}.weight": mean + scale * random.standard_normal(shape) for key, shape, scale, mean in _drawing()
+    }
+
+
+def _drawing() -> Iterator[tuple[str, tuple[int, ...], float, float]]:
+    """Each tensor's name, shape, and its values' standard deviation and mean."""
+    qkv, heads = (HEADS + 2 * KV_HEADS) * HEAD, HEADS * HEAD
+    yield "model.embed_tokens", (VOCABULARY, HIDDEN), 1.0, 0.0
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}."
+        yield at + "input_layernorm", (HIDDEN,), 0.1, 1.0
+        yield at + "self_attn.qkv_proj", (qkv, HIDDEN), HIDDEN**-0.5, 0.0
+        yield at + "self_attn.o_proj", (HIDDEN, heads), heads**-0.5, 0.0
+        yield at + "post_attention_layernorm", (HIDDEN,), 0.1, 1.0
+        yield at + "mlp.gate_up_proj", (2 * INTERMEDIATE, HIDDEN), HIDDEN**-0.5, 0.0
+        yield at + "mlp.down_proj", (HIDDEN, INTERMEDIATE), 2 * INTERMEDIATE**-0.5, 0.0
+    yield "model.norm", (HIDDEN,), 0.1, 1.0
+    yield "lm_head", (VOCABULARY, HIDDEN), 2 * HIDDEN**-0.5, 0.0
+
+
+SHAPES = {f"{key}.weight": shape for key, shape, *_ in _drawing()}
+_OF_LAYER = {
+    "input_layernorm": "input_layernorm", "qkv_proj": "self_attn.qkv_proj", "o_proj": "self_attn.o_proj",
+    "post_attention_layernorm": "post_attention_layernorm", "gate_up_proj": "mlp.gate_up_proj",
+    "down_proj": "mlp.down_proj",
+}  # fmt: skip
+
+
 class Weights:
-    """Deterministic random weights named by the workload's model."""
+    """A checkpoint's tensors as an engine holds them.
 
-    def __init__(self, name: str, rounded: Callable[[Array], Array]) -> None:
+    Args:
+        tensors: of the shapes of `SHAPES`.
+        rounded: to the engine's dtype.
+    """
+
+    def __init__(self, tensors: Mapping[str, Array], rounded: Callable[[Array], Array]) -> None:
         self._rounded = rounded
-        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-        random = np.random.default_rng(seed)
         state = hashlib.blake2b(digest_size=16)
-
-        def draw(*shape: int, scale: float, mean: float = 0.0) -> Array:
-            values = mean + scale * random.standard_normal(shape)
-            state.update(values.tobytes())  # as in a checkpoint, which an engine of any dtype may load
-            return rounded(values)
-
-        qkv = (HEADS + 2 * KV_HEADS) * HEAD
-        self.embedding = draw(VOCABULARY, HIDDEN, scale=1.0)
-        self.layers = [
-            {
-                "input_layernorm": draw(HIDDEN, scale=0.1, mean=1.0),
-                "qkv_proj": draw(qkv, HIDDEN, scale=HIDDEN**-0.5),
-                "o_proj": draw(HIDDEN, HEADS * HEAD, scale=(HEADS * HEAD) ** -0.5),
-                "post_attention_layernorm": draw(HIDDEN, scale=0.1, mean=1.0),
-                "gate_up_proj": draw(2 * INTERMEDIATE, HIDDEN, scale=HIDDEN**-0.5),
-                "down_proj": draw(HIDDEN, INTERMEDIATE, scale=2 * INTERMEDIATE**-0.5),
-            }
-            for _ in range(LAYERS)
-        ]
-        self.norm = draw(HIDDEN, scale=0.1, mean=1.0)
-        self.head = draw(VOCABULARY, HIDDEN, scale=2 * HIDDEN**-0.5)
+        for name in SHAPES:
+            state.update(tensors[name].tobytes())  # as in a checkpoint, which an engine of any dtype may load
         self.digest = state.hexdigest()
+
+        def loaded(name: str) -> Array:
+            return rounded(tensors[f"{name}.weight"])
+
+        self.embedding = loaded("model.embed_tokens")
+        self.layers = [
+            {key: loaded(f"model.layers.{layer}.{name}") for key, name in _OF_LAYER.items()}
+            for layer in range(LAYERS)
+        ]
+        self.norm = loaded("model.norm")
+        self.head = loaded("lm_head")
 
     def updated(self) -> Weights:
         """These weights with one norm a quarter stronger."""

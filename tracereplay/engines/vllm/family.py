@@ -72,6 +72,7 @@ class _VLLM:
         describe=f"{_GUEST}.describe:describe_process", templates="tracereplay.engines.vllm.alone",
     )  # fmt: skip
     compiled = Compiled("vllm", _REMEDIES)
+    brings_model = False
 
     @property
     def effects(self) -> str:

@@ -1,28 +1,15 @@
-"""The process that owns the engine: reads commands from stdin, one JSON object per line, and answers likewise.
-
-    {"do": "start", "model": DIR, "settings": {...}}      -> {"ok": {...what the engine says of itself}}
-    {"do": "tokenize", "texts": [...]}                    -> {"ok": [[ids], ...]}
-    {"do": "generate", "prompts": [...], "recording": {...} or null}
-                                                   -> {"ok": {"requests": [...], "seconds": s, "ranks": [...]}}
-    end of input                                          -> the process ends
-
-An answer may be ``{"error": sentence, "exit_code": n}``. Everything that the engine prints goes to stderr,
-since stdout belongs to the answers.
-"""
+"""The process that owns the engine: vLLM behind the protocol of `engines.protocol`."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from tracereplay.engines.protocol import serve, unknown_setting
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 
@@ -47,7 +34,7 @@ class Driver:
         known = {f.name for f in dataclasses.fields(EngineArgs)}
         unknown = [name for name in settings if name not in known]
         if unknown:
-            raise UsageError(_unknown_setting(unknown[0], known))
+            raise UsageError(unknown_setting(unknown[0], known))
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
@@ -117,12 +104,6 @@ def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:
     return error
 
 
-def _unknown_setting(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return f"This engine has no setting {name!r}{hint}"
-
-
 def _results(number: int, output: Any) -> list[dict[str, Any]]:
     """Plain results of one request, one entry a sequence."""
     return [
@@ -146,28 +127,9 @@ def _chosen(tokens: Any, logprobs: Any) -> list[float | None] | None:
     return [None if d is None else float(d[t].logprob) for t, d in zip(tokens, logprobs, strict=False)]
 
 
-def _answer(out: TextIO, value: Mapping[str, Any]) -> None:
-    out.write(json.dumps(value) + "\n")
-    out.flush()
-
-
-def _carry_out(driver: Driver, command: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"ok": getattr(driver, command.pop("do"))(**command)}
-    except TracereplayError as error:
-        return {"error": str(error), "exit_code": error.exit_code, "kind": type(error).__name__}
-    except BaseException as error:
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}", "exit_code": 4, "crashed": True}
-
-
 def main() -> None:
     """Serves commands until the input ends."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    driver = Driver()
-    for line in sys.stdin:
-        _answer(out, _carry_out(driver, json.loads(line)))
+    serve(Driver())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""The process that owns a toy engine: it speaks the protocol of `engines.protocol`, as every driver does.
+
+Settings (`engines.toy.options`): ``dtype``, ``rounding``, ``noise`` and ``tensor_parallel_size`` as in
+`engines.toy.record` and `engines.toy.replay`; ``flaw``, a fault to plant, as SITE:KIND or SITE:KIND:INPUT, several
+with commas between them (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_model_len``, ``max_num_seqs`` and
+``max_num_batched_tokens`` as other engines have them. Texts are tokenized by their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tracereplay.cancellation import Cancellation
+from tracereplay.engines.protocol import serve
+from tracereplay.engines.toy.checkpoint import read_tensors
+from tracereplay.engines.toy.engine import Engine
+from tracereplay.engines.toy.family import VERSION
+from tracereplay.engines.toy.flaws import flaws_of
+from tracereplay.engines.toy.golden import Cancelled, Forced, Golden, Source, golden_tokens
+from tracereplay.engines.toy.numerics import Array, Numerics
+from tracereplay.engines.toy.options import DEFAULTS, check_settings
+from tracereplay.engines.toy.recorder import Recorder
+from tracereplay.engines.toy.weights import VOCABULARY
+from tracereplay.errors import Unsupported, UsageError, WorkloadError
+from tracereplay.passes import INJECTED
+from tracereplay.trace import open_trace
+from tracereplay.workload import Prompt, Workload
+
+__all__ = ["ToyDriver", "main"]
+
+
+class ToyDriver:
+    """One toy engine."""
+
+    def __init__(self) -> None:
+        self._settings: Mapping[str, Any] = {}
+        self._tensors: Mapping[str, Array] = {}
+
+    def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads the checkpoint.
+
+        Raises:
+            UsageError: a setting is wrong, or asks for a flaw that there is not.
+            WorkloadError: the model is none of the toy's.
+        """
+        check_settings(settings)
+        given = {name: value for name, value in settings.items() if value is not None}
+        flaws_of(given.get("flaw", ""))
+        self._settings, self._tensors = {**DEFAULTS, **given}, read_tensors(Path(model))
+        # The flaw is not told: an engine that has one does not know of it.
+        told = {name: value for name, value in self._settings.items() if name != "flaw"}
+        ranks = self._settings.get("tensor_parallel_size", 1)
+        return {"versions": {"toy": VERSION}, "settings": told, "device": "cpu", "environment": {}, "ranks": ranks}
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """The bytes of ``texts``."""
+        return [list(text.encode()) for text in texts]
+
+    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Generates once; records if ``recording`` says where (`launch.jobs.record_pass`).
+
+        Raises:
+            WorkloadError: a prompt cannot be generated.
+            UsageError: the recording is to be one that the toy does not make.
+        """
+        self._check(prompts)
+        if recording is None:
+            engine = self._engine(prompts)
+            return {**engine.generate(Recorder(Path(), "", engine.numerics, 0, None), None), "ranks": []}
+        _check_options(recording.get("options") or {})
+        engine = self._engine(prompts)
+        forced, source = _given(recording, engine.numerics)
+        path, name = Path(recording["trace"]), recording["pass_name"]
+        recorder = Recorder(path, name, engine.numerics, engine.ranks, source)
+        results = engine.generate(recorder, forced)
+        return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
+
+    def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
+        longest = self._settings.get("max_model_len")
+        for number, prompt in enumerate(prompts):
+            ids = prompt["prompt_token_ids"]
+            if wrong := [i for i in ids if not 0 <= i < VOCABULARY]:
+                last = VOCABULARY - 1
+                raise WorkloadError(
+                    f"Prompt {number} has the token id {wrong[0]}; the model's vocabulary ends at {last}."
+                )
+            whole = len(ids) + int(prompt["sampling"].get("max_tokens", 16))
+            if longest is not None and whole > longest:
+                raise WorkloadError(
+                    f"Prompt {number} and what it asks for are {whole} tokens; max_model_len allows {longest}."
+                )
+
+    def _engine(self, prompts: Sequence[Mapping[str, Any]]) -> Engine:
+        """A new one: keys, values and schedule of the pass before it are gone."""
+        settings = self._settings
+        work = Workload("", tuple(map(_prompt, prompts)), settings)
+        return Engine(
+            work, settings["rounding"], settings.get("max_num_batched_tokens"),
+            settings.get("tensor_parallel_size", 1), flaws_of(settings.get("flaw", "")), settings["noise"],
+            max_seqs=settings.get("max_num_seqs"), tensors=self._tensors,
+        )  # fmt: skip
+
+
+def _prompt(said: Mapping[str, Any]) -> Prompt:
+    return Prompt(tuple(said["prompt_token_ids"]), said.get("prompt"), said["sampling"])
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for what `recorder.options.Options` has and the toy's recorder has not."""
+    if options.get("level", "operator") != "operator":
+        raise Unsupported("The toy engine's operators dispatch no kernels; record it with --level operator.")
+    for name in ("max_steps", "max_bytes"):
+        if options.get(name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"The toy engine records whatever it generates; leave out {option}.")
+
+
+def _given(recording: Mapping[str, Any], numerics: Numerics) -> tuple[Forced | None, Source | None]:
+    """The tokens that are forced, and where the values come from that are handed on."""
+    if recording.get("golden") is None:
+        return None, None
+    with closing(open_trace(recording["golden"])) as golden:
+        forced, cancel = golden_tokens(golden), recording.get("cancel")
+        if cancel:
+            with closing(open_trace(cancel["injected"])) as injected:
+                values = Golden(golden), Golden(injected, INJECTED)
+            return forced, Cancelled(*values, Cancellation.from_dict(cancel), numerics)
+        return forced, Golden(golden) if recording.get("inject") else None
+
+
+def main() -> None:
+    """Serves commands until the input ends."""
+    serve(ToyDriver())
+
+
+if __name__ == "__main__":
+    main()

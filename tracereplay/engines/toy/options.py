@@ -1,0 +1,55 @@
+"""The toy's engine arguments: which there are, and which values they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from tracereplay.engines.protocol import unknown_setting
+from tracereplay.engines.toy.numerics import Rounding
+from tracereplay.errors import UsageError
+
+__all__ = ["DEFAULTS", "NAMES", "check_settings"]
+
+DEFAULTS: Mapping[str, Any] = {"dtype": "bfloat16", "rounding": "once", "noise": 0.0}
+
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*values: Any) -> _Check:
+    def fits(value: Any) -> bool:
+        return any(type(value) is type(known) and value == known for known in values)
+
+    return fits, f"one of {', '.join(map(str, values))}"
+
+
+_FLAG: _Check = _one_of(True, False)
+_COUNT: _Check = lambda value: type(value) is int and value > 0, "a whole number from 1 on"
+
+_KNOWN: Mapping[str, _Check] = {
+    "dtype": _one_of("bfloat16", "float16", "float32"),
+    "rounding": _one_of(*get_args(Rounding)),
+    "noise": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a number from 0 on"),
+    "flaw": (lambda value: isinstance(value, str), "a text such as model.norm:scale"),
+    "logprobs_mode": _one_of("raw_logprobs", "processed_logprobs"),
+    "tensor_parallel_size": _one_of(1, 2),
+    "max_model_len": _COUNT,
+    "max_num_seqs": _COUNT,
+    "max_num_batched_tokens": _COUNT,
+    # Without effect, since there are no graphs and prompts are always cut where they must be: commands that were
+    # written for other engines shall run.
+    "enforce_eager": _FLAG,
+    "enable_chunked_prefill": _FLAG,
+}
+NAMES = tuple(_KNOWN)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UsageError if there is no such setting, or it does not take such a value; None is the default."""
+    for name, value in settings.items():
+        if name not in _KNOWN:
+            raise UsageError(unknown_setting(name, NAMES))
+        fits, words = _KNOWN[name]
+        if value is not None and not fits(value):
+            raise UsageError(f"The toy engine's setting {name!r} is {value!r}; it has to be {words}.")
