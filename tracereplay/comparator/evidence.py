@@ -23,8 +23,10 @@ from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
 from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates, explains
 from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.structure import Unshared, built_otherwise, unshared_before
+from tracereplay.comparator.sums import by_sums
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
+from tracereplay.engines.naming import map_of, sites_of
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, RowMap
 from tracereplay.passes import INJECTED, INJECTED_AGAIN, RECORD, RERUN
@@ -203,8 +205,9 @@ def gather_evidence(
     mode, name = _mode(candidate)
     mine, theirs = read_generation(golden, RECORD), _candidate_generation(candidate, mode)
     finder = RowFinder(mine.tokens)
-    index = index_pass(golden, RECORD, _once_each(finder.add))
-    other = index_pass(candidate, name, _once_each(finder.find))
+    site_map = map_of(golden, RECORD, sites_of(candidate, name).values())
+    plain = index_pass(golden, RECORD, _once_each(finder.add), site_map)
+    index, other = by_sums(plain, index_pass(candidate, name, _once_each(finder.find)))
     rows = Rows(finder, mine.tokens)
     versions = read_versions(index.steps, mine)
     current = read_versions(other.steps, theirs)
@@ -217,10 +220,10 @@ def gather_evidence(
     rerun, free, left_out = None, other, exclusions
     isolated, first = comparison if mode == "injected" else None, comparison.first()
     if mode == "injected" and RERUN in candidate.passes:
-        free = index_pass(candidate, RERUN, _once_each(finder.find))
+        again, free = by_sums(plain, index_pass(candidate, RERUN, _once_each(finder.find)))
         current = read_versions(free.steps, theirs)
-        left_out = [drawn_at_random(mine, index, rows), of_other_weights(versions, current, rows)]
-        rerun = compare_passes(index, free, rows, policy, exclusions=left_out, until_beyond=True)
+        left_out = [drawn_at_random(mine, again, rows), of_other_weights(versions, current, rows)]
+        rerun = compare_passes(again, free, rows, policy, exclusions=left_out, until_beyond=True)
     forced = mode != "compare"
     tokens, rollout = TokenFinding(), None
     if not (mode == "injected" and rerun is None):
