@@ -3,7 +3,7 @@
 Settings: ``dtype``; ``rounding``, ``noise`` and ``flaw`` ("site:kind", several with commas) as in `engines.toy`;
 ``dies`` ("loading" or "generating") ends the process there; ``hangs`` (a file) generates until the input ends,
 with the process ids of the engine and of its worker in that file; ``loses`` says the recorder could not write. The
-variable TOY_FLAW is a flaw that no setting tells.
+variable TOY_FLAW is a flaw that no setting tells, and TOY_NAMING how the operators of a recording are named.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Driver:
             options["flaw"] = [toy.Flaw(*one.split(":")) for one in flaw.split(",")]
         if recording is None or recording["golden"] is None:
             work = Workload(self.model, tuple(map(_prompt, prompts)), self._dtype())
-            toy.record(work, made, **options)
+            toy.record(work, made, naming=os.environ.get("TOY_NAMING", "fused"), **options)
         else:
             golden = Path(recording["golden"])
             if cancel := recording.get("cancel"):

@@ -23,7 +23,7 @@ from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
 from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates, explains
 from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.structure import Unshared, built_otherwise, unshared_before
-from tracereplay.comparator.sums import by_sums
+from tracereplay.comparator.sums import by_sums, note_of_sums
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
 from tracereplay.engines.naming import map_of, sites_of
@@ -252,7 +252,11 @@ def gather_evidence(
         tokens=tokens,
         unstable=_unstable(candidate, other, finder, rows),
         other_golden=candidate.run.golden not in (None, digest) and golden.complete,
-        notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
+        notes=(
+            *_trace_notes(golden, candidate, index, other),
+            *note_of_sums(index, other, fed=mode == "injected"),
+            *comparison.notes,
+        ),
         rollout=rollout,
         versions=(versions, current),
         routing=compare_routing(index, free, isolated, left_out),
@@ -289,8 +293,20 @@ def _look_inside(
     assert worst is not None
     key = RowKey(worst.request, worst.sequence, worst.position)
     return look_inside(
-        golden, candidate, name, Place(first.key.site, first.operator, key, worst.step, why), policy
+        golden,
+        candidate,
+        name,
+        Place(first.key.site, first.operator, key, worst.step, why, _golden_site(first)),
+        policy,
     )
+
+
+def _golden_site(finding: Finding) -> str | None:
+    """Golden's one operator of a finding; None where several are joined, or it is a part of one."""
+    pair = finding.pair
+    if pair is None or (len(pair.golden) == 1 and pair.part is None):
+        return finding.key.site if pair is None else pair.golden[0]
+    return None
 
 
 def _mode(candidate: Trace) -> tuple[Mode, str]:

@@ -17,7 +17,7 @@ import numpy as np
 from tracereplay.comparator.align import Array, PassIndex, Table, TableKey, Tensor
 from tracereplay.sitemap import Pair
 
-__all__ = ["ADDENDS", "by_sums"]
+__all__ = ["ADDENDS", "by_sums", "note_of_sums"]
 
 ADDENDS = (0, 1)  # a norm's inputs that add up: x, and the residual where it is given one
 
@@ -58,6 +58,23 @@ def by_sums(golden: PassIndex, candidate: PassIndex) -> tuple[PassIndex, PassInd
         return golden, candidate
     tables = _in_order(mine, golden.tables)
     return replace(golden, tables=tables, pairs={**golden.pairs, **pairs}), replace(candidate, tables=theirs)
+
+
+def note_of_sums(golden: PassIndex, candidate: PassIndex, *, fed: bool) -> list[str]:
+    """What is not seen of sums.
+
+    Args:
+        golden, candidate: see `by_sums`, which gave them.
+        fed: whether the candidate was fed golden's inputs.
+    """
+    split = [table.key.site for table in candidate.tables.values() if table.sums]
+    if not split:
+        return []
+    what = f"{len(split)} norms, {split[0]} the first, add x and residual themselves; golden has only the sum."
+    how = "It was fed as the sum and 0: how the candidate rounds it is not compared."
+    return [
+        f"{what} {how}" if fed else f"{what} It is compared with what arrived, added up and rounded to nearest."
+    ]
 
 
 def _norms(index: PassIndex) -> Iterator[str]:

@@ -6,23 +6,12 @@ from collections.abc import Iterable
 
 from tracereplay.engines.known import family_of
 from tracereplay.engines.roles import with_roles
+from tracereplay.engines.spellings import SPELLINGS
 from tracereplay.event import Site
 from tracereplay.sitemap import SiteMap, pair_sites
 from tracereplay.trace import Trace
 
-__all__ = ["SPELLINGS", "map_of", "sites_of"]
-
-# Parts of names, each in all its spellings, the first of which stands for it. Asked last, of what neither names,
-# tensors nor order have paired: operators without weights, where one engine runs more of their kind.
-SPELLINGS = (
-    # what holds a decoder
-    (".model.", ".gpt_neox.", ".transformer.", ".language_model.model.", ".model.language_model."),
-    (".layers.", ".h.", ".blocks."),
-    # what holds attention: in vLLM from 0.11 on, DeepSeek's is in a wrapper of its own
-    (".self_attn.", ".self_attn.mla_attn.", ".attention.", ".self_attention."),
-    (".mlp.", ".feed_forward."),
-    (".act_fn", ".act"),
-)
+__all__ = ["map_of", "sites_of"]
 
 
 def sites_of(trace: Trace, name: str) -> dict[str, Site]:

@@ -35,6 +35,7 @@ class SiteMap:
         for pair in pairs.values():
             for name in pair.golden:
                 self._of.setdefault(name, []).append(pair)
+        self._refused: dict[str, bool] = {}  # of joined sites: whether golden gave the parts different inputs
         self._same = all(pair.plain for pair in pairs.values())
 
     @cached_property
@@ -121,10 +122,17 @@ class SiteMap:
     def _joined(self, parts: Mapping[str, Call], pair: Pair) -> list[Call]:
         calls = [parts[name] for name in pair.golden]
         columns = list(zip(*(call.outputs for call in calls), strict=False))
-        if not all(map(_fit, columns)):
+        if not all(map(_fit, columns)) or self._of_different_inputs(pair, calls):
             return calls
         outputs = tuple(map(_side_by_side, columns))
         return [replace(calls[0], site=pair.site, outputs=outputs, written={})]
+
+    def _of_different_inputs(self, pair: Pair, calls: Sequence[Call]) -> bool:
+        """Whether the parts are no parts of one operator; the first call tells, that not all is read thrice."""
+        if pair.site not in self._refused:
+            given = {tuple((value.dtype, value.shape, value.load()) for value in call.inputs) for call in calls}
+            self._refused[pair.site] = len(given) > 1
+        return self._refused[pair.site]
 
 
 def _rows(parameters: Sequence[Parameter]) -> int:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.cancellation import Cancellation
+from tracereplay.engines.roles import with_roles
+from tracereplay.engines.spellings import SPELLINGS
 from tracereplay.engines.toy.engine import Engine
+from tracereplay.engines.toy.family import TOY
 from tracereplay.engines.toy.flaws import Flaw
 from tracereplay.engines.toy.golden import Cancelled, Golden, Source, golden_tokens
 from tracereplay.engines.toy.names import Naming
@@ -125,7 +128,9 @@ def replay(
 def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancellation] | None) -> Source | None:
     if name == RERUN:
         return None
-    golden = Golden(trace, site_map=pair_sites(trace.sites(RECORD), {s.name: s for s in engine.sites}))
+    # As `engines.naming.map_of`, which imports this family among the others.
+    recorded = with_roles(trace.sites(RECORD), TOY)
+    golden = Golden(trace, site_map=pair_sites(recorded, {site.name: site for site in engine.sites}, SPELLINGS))
     if name != CANCELLED:
         return golden
     assert cancel is not None, "say what to cancel"
