@@ -30,7 +30,7 @@ from tracereplay.verdict.measures import rounded_up
 __all__ = ["render"]
 
 # Rows of each list; the whole report stays under 50 lines.
-SETTINGS, OPERATORS, EDGES, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 3, 4, 3, 4
+SETTINGS, OPERATORS, EDGES, PAIRS, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 4, 3, 4, 3, 4
 
 TIMES = "; 0.5x: half the tolerance would pass"  # what the column of errors says
 
@@ -61,6 +61,7 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
         isolated.render(verdict.isolated, console, everything=everything)
     _operators(verdict, console, everything)
     _edges(verdict, console, everything)
+    _pairs(verdict, console, everything)
     _routing(verdict, console, everything)
     _left_out(verdict, console, everything)
     _notes(verdict, console, everything)
@@ -255,6 +256,30 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     print_table(console, table)
     if not everything:
         more(console, len(differ) - EDGES)
+
+
+_BY = {
+    "name": "by name", "tensors": "by the checkpoint's tensors", "shape": "by role, order and shape",
+    "table": "by the table of names",
+}  # fmt: skip
+
+
+def _pairs(verdict: Verdict, console: Console, everything: bool) -> None:
+    """Operators that golden calls otherwise, has in parts or as a part, or gives a sum; the first of each kind."""
+    kinds: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for finding in verdict.operators:
+        pair = finding.pairing
+        if pair is not None:
+            kind = (finding.site,) if everything else (pair.relation, pair.paired_by)
+            words = pair.relation, _BY.get(pair.paired_by, pair.paired_by), pair.golden_site or finding.site
+            kinds.setdefault(kind, []).append((finding.site, ", ".join(map(clean, words))))
+    if not kinds:
+        return
+    section(console, "Paired", "  operators that golden names, joins or feeds otherwise")
+    for found in list(kinds.values())[: None if everything else PAIRS]:
+        (site, words), others = found[0], len(found) - 1
+        indented(console, f"{clean(site)}: {words}" + (f" (and {others} more)" if others else ""))
+    more(console, 0 if everything else len(kinds) - PAIRS)
 
 
 def _routing(verdict: Verdict, console: Console, everything: bool) -> None:
