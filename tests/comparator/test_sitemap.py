@@ -12,7 +12,7 @@ import pytest
 from tracereplay.comparator import compare_traces
 from tracereplay.engines import toy
 from tracereplay.engines.spellings import SPELLINGS
-from tracereplay.engines.toy import Flaw
+from tracereplay.engines.toy import Flaw, sites
 from tracereplay.event import Layout, Parameter, Site
 from tracereplay.sitemap import SiteMap, pair_sites
 from tracereplay.trace import open_trace
@@ -47,6 +47,12 @@ def test_without_a_fault_every_operator_is_paired_and_nothing_differs(
     assert verdict.coverage.compared_calls == verdict.coverage.golden_calls == 110
     assert {o.site for o in verdict.operators} == set(open_trace(verdict.candidate.trace).sites("injected"))
     assert {e.error_class for e in verdict.edges} == {"identical"}
+
+
+def test_a_second_injected_pass_is_held_against_the_first_as_it_was_recorded(split: Path, judge: Judge) -> None:
+    flaw = Flaw("model.norm", "scaled_edge", 1)
+    verdict = judge(of=split, passes=("injected", "injectedtwice"), flaw=flaw)
+    assert "does not repeat itself" not in " ".join(verdict.reasons)
 
 
 def test_the_other_way_round_the_fused_is_cut_and_the_two_are_added(golden: Path, judge: Judge) -> None:
@@ -136,6 +142,34 @@ def test_recordings_of_the_two_are_compared_as_well(split: Path, golden: Path) -
         assert (verdict.verdict, verdict.mode, verdict.coverage.not_compared) == ("match", "compare", ())
 
 
+def declare_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of the unfused toy say that they can take a residual, as many do that are never given one."""
+    monkeypatch.setattr(sites._Sites, "_norm_inputs", ("x", "residual"))
+
+
+def test_that_golden_gave_a_sum_shows_in_its_calls(
+    tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        declare_two(patch)
+        golden = toy.record(toy.workload(max_tokens=3), tmp_path / "golden.trace", naming="split")
+    verdict = judge(of=golden)
+    assert (verdict.verdict, verdict.coverage.not_compared) == ("match", ())
+    assert {e.inputs for e in verdict.edges if e.site == "model.norm"} == {(0, 1)}
+
+
+def test_a_sum_that_could_not_be_fed_is_said_and_blames_nobody(
+    golden: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare_two(monkeypatch)
+    verdict = judge(of=golden, naming="split")
+    assert verdict.verdict == "inconclusive"
+    assert {n.reason[:9] for n in verdict.coverage.not_compared} == {"unfed sum"}
+    assert {n.site for n in verdict.coverage.not_compared} == {
+        "decoder.blocks.0.norm_2", "decoder.blocks.1.norm_1", "decoder.blocks.1.norm_2", "decoder.final_norm"
+    }  # fmt: skip
+
+
 # Sites.
 
 
@@ -208,10 +242,10 @@ def test_a_joined_output_is_cut_among_ranks_part_by_part() -> None:
 
 def test_what_cannot_be_joined_keeps_its_name_and_is_listed(split: Path) -> None:
     """As where a decoder's queries come of one tensor and its keys of another."""
-    sites = open_trace(split).sites("record")
+    known = open_trace(split).sites("record")
     q, k = (f"decoder.blocks.0.attention.{name}" for name in ("query", "dense"))
-    both = [linear("joined", *(sites[name].parameters[0].tensors[0] for name in (q, k)))]
-    found: SiteMap = pair_sites(sites, named(*both))
+    both = [linear("joined", *(known[name].parameters[0].tensors[0] for name in (q, k)))]
+    found: SiteMap = pair_sites(known, named(*both))
     assert found.pairs["joined"].golden == (q, k)
     calls = {call.site for call in found.step(open_trace(split).steps("record")[0]).calls}
     assert {q, k} <= calls

@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tracereplay.comparator.align import Array, PassIndex, Table, TableKey, Tensor
+from tracereplay.comparator.measure import Exclusion, Mask
 from tracereplay.sitemap import Pair
 
-__all__ = ["ADDENDS", "by_sums", "note_of_sums"]
+__all__ = ["ADDENDS", "UNFED_SUM", "by_sums", "note_of_sums", "unfed_sums"]
 
 ADDENDS = (0, 1)  # a norm's inputs that add up: x, and the residual where it is given one
+
+UNFED_SUM = "unfed sum: the candidate was given the sum of x and residual, and was fed golden's x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,29 @@ def by_sums(golden: PassIndex, candidate: PassIndex) -> tuple[PassIndex, PassInd
         return golden, candidate
     tables = _in_order(mine, golden.tables)
     return replace(golden, tables=tables, pairs={**golden.pairs, **pairs}), replace(candidate, tables=theirs)
+
+
+def unfed_sums(golden: PassIndex, candidate: PassIndex) -> Exclusion:
+    """Norms that were given a sum and fed x alone: their results, and what arrives, which came of such a sum.
+
+    Before it runs, an engine knows what a norm of its can be given, and not that it will be given no residual.
+
+    Args:
+        golden, candidate: as they were recorded.
+    """
+    sites = set()
+    for site in _norms(golden):
+        had, has = (TableKey(site, "in", ADDENDS[1]) in index.tables for index in (golden, candidate))
+        other = candidate.sites.get(site)
+        if had and not has and other is not None and len(other.inputs) > 1:
+            sites.add(site)
+
+    def unfed(table: Table) -> tuple[str, Mask] | None:
+        if table.key.site not in sites:
+            return None
+        return UNFED_SUM, np.ones(len(table.ids), bool)
+
+    return unfed
 
 
 def note_of_sums(golden: PassIndex, candidate: PassIndex, *, fed: bool) -> list[str]:

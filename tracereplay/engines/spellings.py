@@ -13,5 +13,4 @@ SPELLINGS = (
     # what holds attention: in vLLM from 0.11 on, DeepSeek's is in a wrapper of its own
     (".self_attn.", ".self_attn.mla_attn.", ".attention.", ".self_attention."),
     (".mlp.", ".feed_forward."),
-    (".act_fn", ".act"),
 )

@@ -24,7 +24,16 @@ from tracereplay.report.words import (
     shorten,
     source,
 )
-from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, OperatorFinding, TokenFinding, Verdict
+from tracereplay.verdict import (
+    CLASSES,
+    Divergence,
+    EdgeFinding,
+    Metrics,
+    OperatorFinding,
+    Pairing,
+    TokenFinding,
+    Verdict,
+)
 from tracereplay.verdict.measures import rounded_up
 
 __all__ = ["render"]
@@ -258,28 +267,32 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
         more(console, len(differ) - EDGES)
 
 
-_BY = {
-    "name": "by name", "tensors": "by the checkpoint's tensors", "shape": "by role, order and shape",
-    "table": "by the table of names",
-}  # fmt: skip
-
-
 def _pairs(verdict: Verdict, console: Console, everything: bool) -> None:
     """Operators that golden calls otherwise, has in parts or as a part, or gives a sum; the first of each kind."""
-    kinds: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    kinds: dict[tuple[str, ...], list[tuple[str, Pairing]]] = {}
     for finding in verdict.operators:
-        pair = finding.pairing
-        if pair is not None:
+        if (pair := finding.pairing) is not None:
             kind = (finding.site,) if everything else (pair.relation, pair.paired_by)
-            words = pair.relation, _BY.get(pair.paired_by, pair.paired_by), pair.golden_site or finding.site
-            kinds.setdefault(kind, []).append((finding.site, ", ".join(map(clean, words))))
+            kinds.setdefault(kind, []).append((finding.site, pair))
     if not kinds:
         return
-    section(console, "Paired", "  operators that golden names, joins or feeds otherwise")
+    section(console, "Paired", "  what golden names, joins or adds otherwise, by what; the first of each kind")
     for found in list(kinds.values())[: None if everything else PAIRS]:
-        (site, words), others = found[0], len(found) - 1
-        indented(console, f"{clean(site)}: {words}" + (f" (and {others} more)" if others else ""))
+        others = f"; {len(found) - 1} more" if len(found) > 1 else ""
+        site, pair = found[0]
+        words = _paired(site, pair, None if everything else console.width)
+        indented(console, f"{words} ({clean(pair.paired_by)}{others})")
     more(console, 0 if everything else len(kinds) - PAIRS)
+
+
+def _paired(site: str, pair: Pairing, width: int | None) -> str:
+    """One pair in words; where there is little room, only the ends of the names."""
+    first, *rest = (pair.golden_site or site).split(" | ")
+    golden = " | ".join([first, *(name.rpartition(".")[2] for name in rest)])
+    if width is not None:
+        site, golden = (shorten(name, max(20, width // 2 - 18)) for name in (site, golden))
+    verbs = {"rename": "is", "join": "joins" if rest else "is a part of", "sum": "with its residual is"}
+    return clean(f"{site} {verbs.get(pair.relation, pair.relation)} {golden}")
 
 
 def _routing(verdict: Verdict, console: Console, everything: bool) -> None:

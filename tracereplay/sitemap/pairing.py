@@ -106,15 +106,24 @@ def _tensors(site: Site) -> tuple[str, ...]:
 
 def _sharing(mine: Sequence[Site], theirs: Sequence[Site]) -> Iterator[tuple[list[Site], list[Site]]]:
     """Groups of both sides' sites that have tensors in common; each site is in one."""
-    left = [(site, side) for side, sites in enumerate((mine, theirs)) for site in sites]
-    while left:
-        group = [left.pop(0)]
-        held = set(_tensors(group[0][0]))
-        while joining := [entry for entry in left if held & set(_tensors(entry[0]))]:
-            group += joining
-            left = [entry for entry in left if entry not in joining]
-            held.update(name for site, _ in joining for name in _tensors(site))
-        yield [site for site, side in group if side == 0], [site for site, side in group if side == 1]
+    sites = [*mine, *theirs]
+    holders: dict[str, list[int]] = {}
+    for number, site in enumerate(sites):
+        for name in _tensors(site):
+            holders.setdefault(name, []).append(number)
+    seen: set[int] = set()
+    for number in range(len(sites)):
+        group: set[int] = set()
+        waiting = [number]
+        while waiting:
+            other = waiting.pop()
+            if other not in seen:
+                seen.add(other)
+                group.add(other)
+                waiting += [holder for name in _tensors(sites[other]) for holder in holders[name]]
+        if group:
+            inside = [sites[i] for i in sorted(group) if i < len(mine)]
+            yield inside, [sites[i] for i in sorted(group) if i >= len(mine)]
 
 
 def _of_group(mine: list[Site], theirs: list[Site]) -> list[Pair]:

@@ -26,6 +26,10 @@ class _Sites:
     def __init__(self, ranks: int, dtype: str, names: Names) -> None:
         self._ranks, self._dtype, self._names = ranks, dtype, names
 
+    @property
+    def _norm_inputs(self) -> tuple[str, ...]:
+        return ("x",) if self._names.split else ("x", "residual")
+
     def all(self) -> Iterator[Site]:
         names = self._names
         embedding = self._weight(VOCABULARY, HIDDEN, "model.embed_tokens")
@@ -79,9 +83,8 @@ class _Sites:
         yield self._site(self._names(fused, layer), operator, inputs, weight, out0=layout)
 
     def _norm(self, name: str, tensor: str) -> Site:
-        inputs = ("x",) if self._names.split else ("x", "residual")
         weight = Parameter("weight", self._dtype, (HIDDEN,), (f"{tensor}.weight",))
-        return self._site(name, "RMSNorm", inputs, weight)
+        return self._site(name, "RMSNorm", self._norm_inputs, weight)
 
     def _weight(self, rows: int, columns: int, *tensors: str) -> Parameter:
         return Parameter("weight", self._dtype, (rows, columns), tuple(f"{tensor}.weight" for tensor in tensors))
