@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tracereplay import environments
-from tracereplay.engines.known import DEFAULT, FAMILIES, family_named
+from tracereplay.engines.known import DEFAULT, EXAMPLE, FAMILIES, family_named
 from tracereplay.environments.doctor import CHECKS, Diagnosis, examine, start_engine
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError

@@ -30,6 +30,7 @@ LAYERS = (
     ("engines",),
     ("alone.child",),
     ("replayer", "recorder"),
+    ("sitemap",),
     ("gate",),
     ("hooks", "trace"),
     ("device",),
@@ -46,6 +47,7 @@ ENGINE_SIDE = (
     "storage",
     "recorder",
     "replayer",
+    "sitemap",
     "engines",
     "alone.child",
     "cancellation",
@@ -61,8 +63,9 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "gate", "trace",
-    "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas", "passes",
+    "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
+    "trace", "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas",
+    "passes",
 )  # fmt: skip
 
 
@@ -140,7 +143,7 @@ def test_the_engines_side_imports_only_what_an_engine_has(name: str) -> None:
         assert part(other) in seen, f"{name} imports {other}, which an engine does not see"
 
 
-@pytest.mark.parametrize("name", sorted(of(("trace", "storage", "event", "workload", "errors"))))
+@pytest.mark.parametrize("name", sorted(of(("trace", "sitemap", "storage", "event", "workload", "errors"))))
 def test_what_both_sides_use_never_imports_torch(name: str) -> None:
     assert not {"torch", "vllm"} & {other.split(".")[0] for other in imported(name)}
 

@@ -86,6 +86,22 @@ def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
     assert verdict["attribution"][0]["operators"] == ["edge into MergedColumnParallelLinear"]
 
 
+def test_where_golden_has_only_a_sum_its_addends_are_cancelled_together(
+    tracereplay: Program, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, file = tmp_path / "split.trace", tmp_path / "verdict.json"
+    words = "--engine", "toy", "--model", model
+    monkeypatch.setenv("TOY_NAMING", "split")
+    assert tracereplay("record", *words, "--prompts", prompts, "--logprobs", 0, "-o", golden).code == 0
+    fault = "flaw=model.norm:scaled_edge,model.layers.0.self_attn.qkv_proj:scale"
+    ended = tracereplay("bisect", "operators", golden, *words, "--set", fault, "--json", file)
+    assert ended.code == 1, ended.err
+    verdict = json.loads(file.read_text())
+    assert verdict["closure"]["held"]
+    assert minimal(verdict) == {"model.norm (input 0)", "model.layers.0.self_attn.qkv_proj"}
+    assert verdict["bisection"]["complement_restores"] is None
+
+
 def test_what_the_sampler_reports_otherwise_is_cancelled_too(bisect: Bisect) -> None:
     verdict = bisect("--set", "flaw=sampler:scale")
     assert minimal(verdict) == {"sampler"}

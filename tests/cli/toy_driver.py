@@ -2,7 +2,8 @@
 
 Settings beside the toy's own: ``dies`` ("loading" or "generating") ends the process there; ``hangs`` (a file)
 generates until the input ends, with the process ids of the engine and of its worker in that file; ``loses`` says
-that the recorder could not write. The variable TOY_FLAW is a flaw that no setting tells. In float32 the engine
+that the recorder could not write. The variable TOY_FLAW is a flaw that no setting tells, and
+TOY_NAMING how the operators of a recording are named. In float32 the engine
 refuses to round twice.
 """
 
@@ -43,6 +44,9 @@ class Driver(ToyDriver):
         if self._mishaps.get("loses"):
             results["ranks"][0]["errors"] = {"No space left on device (while writing the trace)": 3}
         return results
+
+    def _naming(self, recording: Mapping[str, Any]) -> Any:
+        return "fused" if recording.get("golden") else os.environ.get("TOY_NAMING", "fused")
 
     def _come_to_grief(self, segment: Path) -> None:
         """Ends in the middle of writing a segment, if it is to."""

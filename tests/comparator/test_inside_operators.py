@@ -22,7 +22,7 @@ from tracereplay.verdict.inside import Inside
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(2, 64)).astype(np.float32)
-PLACE = Place("model.norm", "RMSNorm", RowKey(0, 0, 1), 0, "first divergence")
+PLACE = Place("model.norm", "RMSNorm", RowKey(0, 0, 1), 0, "first divergence", "model.norm")
 SCHEMAS = {
     "_C.fused.default": "_C::fused(Tensor($0! -> ) input, Tensor($1! -> ) residual, float eps) -> ()",
     "_C.silu_and_mul.default": "_C::silu_and_mul(Tensor($0! -> ) out, Tensor input) -> ()",

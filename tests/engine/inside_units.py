@@ -16,18 +16,20 @@ from unit_runner import run
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.device import Cpu
+from tracereplay.engines.naming import map_of
 from tracereplay.engines.vllm.guest.choose import generation
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
 from tracereplay.engines.vllm.guest.v1 import refuse_v1
 from tracereplay.errors import Unsupported
-from tracereplay.event import Site, make_rows
+from tracereplay.event import Layout, Parameter, Site, make_rows
 from tracereplay.hooks.kernels import _returnable
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.session import Session
 from tracereplay.replayer.cancelled import CancelledRows
+from tracereplay.replayer.golden import GoldenRows
 from tracereplay.replayer.tables import RowTables
 from tracereplay.trace import (
     PendingCall,
@@ -430,6 +432,92 @@ def fused_layers_are_cut_by_their_parts():
     module.num_heads, module.num_kv_heads = 4, 1
     assert layouts("a.qkv_proj", module, 2)["out0"].parts == (4, 1, 1)
     assert layouts("a.qkv_proj", module, 2)["out0"].copies == (1, 2, 2)
+
+
+def _mapped(golden_sites, calls, sites, ranks=1):
+    """Golden's tables as an engine with ``sites`` reads them; ``calls`` are one step's, by rank and site."""
+    path = Path(tempfile.mkdtemp()) / "made.trace"
+    directory = TraceDirectory(path, {})
+    for rank in range(ranks):
+        writer = SegmentWriter(segment_path(path, "record", rank), {})
+        writer.sites(golden_sites)
+        pending = []
+        for site in golden_sites:
+            inputs, outputs = calls[rank][site.name]
+            rows = make_rows([(0, 0, i) for i in range(len(outputs[0]))])
+            kept = [{i: _bytes(x) for i, x in enumerate(side)} for side in (inputs, outputs)]
+            pending.append(PendingCall(site.slot, 0, rows, rows, *kept))
+        writer.step(0, rows, pending, [], [])
+        writer.close({})
+    directory.complete()
+    trace = open_trace(path)
+    return RowTables(trace, "record", {}, sites, 0, 1, Cpu(), site_map=map_of(trace, "record", sites))
+
+
+def _bytes(x):
+    data = x.contiguous()
+    return TensorBytes(str(x.dtype).removeprefix("torch."), tuple(data.shape), tuple(data.stride()),
+                       data.view(torch.uint8).numpy().tobytes())  # fmt: skip
+
+
+def _fed(tables, name, side, index, like):
+    rows = make_rows([(0, 0, i) for i in range(len(like))])
+    return GoldenRows(tables).rows(slot_of(name), side, index, rows, like)
+
+
+def _linear(name, *tensors, rows=4, layouts=None):
+    weight = Parameter("weight", "bfloat16", (rows, 4), tensors)
+    return Site(name, "Linear", slot_of(name), ("x",), layouts or {}, parameters=(weight,), role="linear")
+
+
+def projections_of_golden_are_fed_joined_in_the_order_of_the_checkpoints_tensors():
+    x, q, k = (torch.randn(3, width).to(torch.bfloat16) for width in (4, 4, 2))
+    golden = [_linear("k", "k.weight", rows=2), _linear("q", "q.weight")]
+    tables = _mapped(golden, [{"q": ([x], [q]), "k": ([x], [k])}], [_linear("qk", "q.weight", "k.weight")])
+    assert torch.equal(_fed(tables, "qk", "out", 0, torch.zeros(3, 6, dtype=torch.bfloat16)), torch.cat([q, k], 1))
+    assert torch.equal(_fed(tables, "qk", "in", 0, torch.zeros(3, 4, dtype=torch.bfloat16)), x)
+
+
+def two_ranks_projections_are_joined_part_by_part():
+    x, q, k = (torch.randn(3, width).to(torch.bfloat16) for width in (4, 8, 4))
+    cut = {"out0": Layout(-1, (1,), (1,))}
+    golden = [_linear("q", "q.weight", rows=4, layouts=cut), _linear("k", "k.weight", rows=2, layouts=cut)]
+    calls = [{"q": ([x], [q[:, 4 * r : 4 * r + 4]]), "k": ([x], [k[:, 2 * r : 2 * r + 2]])} for r in (0, 1)]
+    tables = _mapped(golden, calls, [_linear("qk", "q.weight", "k.weight")], ranks=2)
+    assert torch.equal(
+        _fed(tables, "qk", "out", 0, torch.zeros(3, 12, dtype=torch.bfloat16)), torch.cat([q, k], 1)
+    )
+
+
+def a_joined_projection_of_golden_is_fed_in_parts():
+    x, qk = (torch.randn(3, width).to(torch.bfloat16) for width in (4, 6))
+    sites = [_linear("q", "q.weight", rows=4), _linear("k", "k.weight", rows=2)]
+    tables = _mapped([_linear("qk", "q.weight", "k.weight")], [{"qk": ([x], [qk])}], sites)
+    assert torch.equal(_fed(tables, "k", "out", 0, torch.zeros(3, 2, dtype=torch.bfloat16)), qk[:, 4:])
+
+
+def _norm(name, *inputs):
+    return Site(name, "Norm", slot_of(name), inputs, role="norm")
+
+
+def a_sum_of_goldens_is_fed_as_the_sum_and_nothing():
+    total, normed = torch.randn(2, 3, 5).to(torch.bfloat16)
+    total[0, 0] = -0.0
+    tables = _mapped([_norm("norm", "x")], [{"norm": ([total], [normed])}], [_norm("norm", "x", "residual")])
+    x, residual, handed_on = (_fed(tables, "norm", *tap, torch.zeros_like(total))
+                              for tap in (("in", 0), ("in", 1), ("out", 1)))  # fmt: skip
+    for fed in (x, handed_on, x + residual):
+        assert torch.equal(fed.view(torch.int16), total.view(torch.int16))
+
+
+def what_golden_added_is_fed_as_the_sum():
+    x, residual, normed = torch.randn(3, 3, 5).to(torch.bfloat16)
+    both, one = _norm("norm", "x", "residual"), [_norm("norm", "x")]
+    handed_on = x + residual + 1
+    tables = _mapped([both], [{"norm": ([x, residual], [normed, handed_on])}], one)
+    assert torch.equal(_fed(tables, "norm", "in", 0, torch.zeros_like(x)), handed_on)
+    tables = _mapped([both], [{"norm": ([x, residual], [normed])}], one)
+    assert torch.equal(_fed(tables, "norm", "in", 0, torch.zeros_like(x)), x + residual)
 
 
 if __name__ == "__main__":

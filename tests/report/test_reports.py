@@ -31,10 +31,13 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
         "weights": {"model": "another"},
     }
     policy = Policy(logprob_max_abs=0.01)
-    return {
+    found = {
         name: compare_traces(golden, toy.replay(golden, path / name, **given), policy)  # type: ignore[arg-type]
         for name, given in options.items()
     }
+    split = toy.record(toy.workload(), path / "split", naming="split")
+    found["paired"] = compare_traces(split, toy.replay(split, path / "fused"), policy)
+    return found
 
 
 def printed(verdict: Verdict, width: int = 80, *, everything: bool = False) -> str:
@@ -43,7 +46,7 @@ def printed(verdict: Verdict, width: int = 80, *, everything: bool = False) -> s
     return file.getvalue()
 
 
-NAMES = ["same", "rounding", "operator", "edge", "nan", "biased", "weights"]
+NAMES = ["same", "rounding", "operator", "edge", "nan", "biased", "weights", "paired"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -148,3 +151,15 @@ def test_the_stated_token_and_logprob_limits_would_pass(verdicts: dict[str, Verd
     assert stated[0] == tokens.differing
     assert tokens.logprob_max <= stated[1] <= tokens.logprob_max * 1.01
     assert "would pass: [tokens]" not in printed(verdicts["same"])
+
+
+def test_how_operators_were_paired_is_told_once_for_each_kind_and_in_full_on_request(
+    verdicts: dict[str, Verdict],
+) -> None:
+    told = printed(verdicts["paired"], 200)
+    assert "model.embed_tokens is decoder.embed_in (tensors; 6 more)" in told
+    assert ".qkv_proj joins decoder.blocks.0.attention.query | key | value (tensors; 3 more)" in told
+    everything = printed(verdicts["paired"], 200, everything=True)
+    assert "model.norm with its residual is decoder.final_norm (tensors)" in everything
+    assert "model.layers.1.self_attn.attn is decoder.blocks.1.attention.core (shape)" in everything
+    assert "Paired" not in printed(verdicts["rounding"], 120)

@@ -10,6 +10,7 @@ import pytest
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.engines import toy
+from tracereplay.engines.toy.names import NAMES, Naming
 from tracereplay.trace import open_trace
 
 
@@ -38,12 +39,16 @@ FLAWS = {
     "nan": {"flaw": toy.Flaw("model.layers.1.mlp.down_proj", "nan")},
     "two ranks": {"rounding": "twice", "tensor_parallel": 2},
     "chunks": {"rounding": "twice", "max_rows": 4},
+    "into a sum": {"flaw": toy.Flaw("model.norm", "scaled_edge", 1)},
 }
 
 
+@pytest.mark.parametrize("naming", NAMES)
 @pytest.mark.parametrize("name", FLAWS)
-def test_with_everything_cancelled_golden_logprobs_come_back_bit_for_bit(name: str, tmp_path: Path) -> None:
-    golden = toy.record(toy.workload(), tmp_path / "golden.trace")
+def test_with_everything_cancelled_golden_logprobs_come_back_bit_for_bit(
+    name: str, naming: Naming, tmp_path: Path
+) -> None:
+    golden = toy.record(toy.workload(), tmp_path / "golden.trace", naming=naming)
     assert (replayed(golden, tmp_path, Cancellation(everything=True), **FLAWS[name]) == 0).all()
 
 
@@ -76,6 +81,26 @@ def test_of_two_faults_each_leaves_the_other(tmp_path: Path) -> None:
         assert (replayed(golden, tmp_path, selection, flaw=flaws) != 0).any()
     both = Cancellation(frozenset({first}), frozenset({(second, 0)}))
     assert np.abs(replayed(golden, tmp_path, both, flaw=flaws)).max() < 0.02
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_of_a_sum_both_addends_are_cancelled_together(tmp_path: Path, index: int) -> None:
+    """Golden has the sum alone: what one addend does otherwise is not to be told from what the other does."""
+    golden = toy.record(toy.workload(), tmp_path / "golden.trace", naming="split")
+    site = "model.layers.1.post_attention_layernorm"
+    flaw = toy.Flaw(site, "scaled_edge", index)
+    rerun = toy.replay(golden, tmp_path / "rerun.trace", passes=("rerun",), flaw=flaw)
+    assert np.abs(logprobs(rerun, "rerun") - logprobs(golden, "record")).max() > 0.02
+    both = replayed(golden, tmp_path, Cancellation(edges=frozenset({(site, 0), (site, 1)})), flaw=flaw)
+    assert (both == 0).all()
+
+
+def test_operators_that_golden_calls_otherwise_leave_what_they_inherited(tmp_path: Path) -> None:
+    golden = toy.record(toy.workload(), tmp_path / "golden.trace", naming="split")
+    guilty, innocent = "model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.act_fn"
+    flaw = toy.Flaw(guilty, "scale")
+    assert (replayed(golden, tmp_path, Cancellation(frozenset({guilty})), flaw=flaw) == 0).all()
+    assert (replayed(golden, tmp_path, Cancellation(frozenset({innocent})), flaw=flaw) != 0).any()
 
 
 def test_a_selection_survives_the_way_to_the_engine() -> None:

@@ -255,7 +255,7 @@ def test_a_model_of_another_kind_is_refused(run: Run, toy: Engine, place: Path, 
 
 def test_single_calls_of_it_are_not_run(run: Run, golden: Path) -> None:
     ended = run("replay", golden, "--engine", "toy", "--mode", "isolated")
-    assert (ended.code, "Single calls of the toy engine cannot be run alone" in ended.err) == (2, True)
+    assert (ended.code, "Single calls of the toy engine cannot be run in isolation" in ended.err) == (2, True)
 
 
 def test_two_ranks_are_joined(run: Run, golden: Path) -> None:

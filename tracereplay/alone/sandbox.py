@@ -239,7 +239,7 @@ def alone_of(engine: Launchable) -> Alone:
     """
     family = family_named(engine.family)
     if family.alone is None:
-        raise Unsupported(f"{family.title} calls cannot be run in isolation; leave out --mode isolated.")
+        raise Unsupported(f"Single calls of {family.title} cannot be run in isolation; leave out --mode isolated.")
     return family.alone
 
 

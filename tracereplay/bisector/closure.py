@@ -19,6 +19,7 @@ from tracereplay.comparator.metrics import differing
 from tracereplay.comparator.routing import compare_routing
 from tracereplay.comparator.tokens import Generation
 from tracereplay.comparator.tolerance import Policy
+from tracereplay.engines.naming import map_of, sites_of
 from tracereplay.passes import INJECTED, RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
@@ -37,7 +38,8 @@ def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], gen
         generation: golden's sequences.
     """
     finder = RowFinder(generation.tokens)
-    mine = index_pass(golden, RECORD, finder.add)
+    site_map = map_of(golden, RECORD, sites_of(injected, INJECTED).values())
+    mine = index_pass(golden, RECORD, finder.add, site_map)
     before, after = index_pass(injected, INJECTED, finder.find), index_pass(*closed, finder.find)
     # Why go on where they do not share batches: requests reach an engine in a process of its own at any moment,
     # and bits that come back all the same are proof enough. Only what is broken may be broken by that.

@@ -23,6 +23,7 @@ class Term:
         error_class, ratio: of its isolated error, and that error over its allowance.
         integer: the edge brings wrong integers. They are never replaced, but what they do is all in the outputs of
             that operator, whose other inputs were golden: it is cancelled there.
+        inputs: of an edge: those that are cancelled together, since golden has only their sum.
     """
 
     site: str
@@ -31,6 +32,7 @@ class Term:
     error_class: ErrorClass
     ratio: float
     integer: bool = False
+    inputs: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,7 +75,8 @@ def _term(finding: OperatorFinding | EdgeFinding, index: int | None) -> Term | N
         return None
     integer = finding.tolerance is not None and not is_float(finding.tolerance.dtype)
     ratio = finding.metrics.allowance_ratio
-    return Term(finding.site, finding.operator, index, finding.error_class, ratio, integer)
+    inputs = (finding.inputs or (finding.input,)) if isinstance(finding, EdgeFinding) else ()
+    return Term(finding.site, finding.operator, index, finding.error_class, ratio, integer, inputs)
 
 
 def _integer_result(finding: OperatorFinding) -> bool:
@@ -92,5 +95,5 @@ def by_class(terms: Iterable[Term]) -> dict[str, list[Term]]:
 def cancellation_of(terms: Sequence[Term]) -> Cancellation:
     """What the engine is asked to cancel."""
     operators = frozenset(t.site for t in terms if t.input is None or t.integer)
-    edges = frozenset((t.site, t.input) for t in terms if t.input is not None and not t.integer)
+    edges = frozenset((t.site, index) for t in terms if not t.integer for index in t.inputs)
     return Cancellation(operators, edges)

@@ -11,17 +11,17 @@ chunked, and a row that a prefix cache skipped is stood in for by one with the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.engines.known import family_of
-from tracereplay.engines.roles import with_roles
+from tracereplay.engines.naming import sites_of
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value
+from tracereplay.sitemap import Pair, SiteMap
 from tracereplay.trace import Trace
 from tracereplay.trace.shards import join
 
@@ -153,6 +153,7 @@ class Table:
         at: the row's place in that tensor.
         repeats: rows that were computed again and are left out.
         broken: why rows could not be told, if so.
+        sums: of a sum (`comparator.sums`): the inputs that add up to it.
     """
 
     key: TableKey
@@ -163,6 +164,7 @@ class Table:
     at: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     repeats: int = 0
     broken: str | None = None
+    sums: tuple[int, ...] = ()
     _parts: list[tuple[Ints, Ints, int]] = field(default_factory=list)
 
     def add(self, known: _Numbered, order: int, tensor: Tensor) -> None:
@@ -205,6 +207,7 @@ class PassIndex:
         unknown: for a candidate, rows of each site that golden never computed.
         steps: in order.
         sampled: what each place's token was, by place; the last sampling stands.
+        pairs: of golden in a candidate's naming: what of golden each site is.
     """
 
     calls: tuple[CallInfo, ...]
@@ -214,6 +217,7 @@ class PassIndex:
     unknown: Mapping[str, int]
     steps: tuple[StepInfo, ...]
     sampled: Mapping[RowKey, Sampled]
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
 
     @property
     def sampler(self) -> str | None:
@@ -226,25 +230,29 @@ class PassIndex:
         return tuple(step.rows for step in self.steps)
 
 
-def sites_of(trace: Trace, name: str) -> dict[str, Site]:
-    """The sites of a pass by name, each with its role."""
-    return with_roles(trace.sites(name), family_of(trace.run.engine))
-
-
-def index_pass(trace: Trace, name: str, number_rows: Callable[[RowMap], Ints]) -> PassIndex:
+def index_pass(
+    trace: Trace, name: str, number_rows: Callable[[RowMap], Ints], site_map: SiteMap | None = None
+) -> PassIndex:
     """Reads the row maps of a pass.
 
     Args:
         trace: an open trace.
         name: of the pass.
         number_rows: ``RowFinder.add`` for golden, ``RowFinder.find`` (or a part of it) for a candidate.
+        site_map: for golden, whose index is in the candidate's naming then.
     """
-    builder = _Builder(sites_of(trace, name), number_rows)
+    builder = _Builder(sites_of(trace, name) if site_map is None else site_map.sites, number_rows)
     ranks = trace.ranks(name)
-    others = [{step.number: step for step in trace.steps(name, rank)} for rank in ranks[1:]]
-    for step in trace.steps(name, ranks[0]):
+    others = [{step.number: step for step in _steps(trace, name, rank, site_map)} for rank in ranks[1:]]
+    for step in _steps(trace, name, ranks[0], site_map):
         builder.step(step, [steps.get(step.number) for steps in others])
-    return builder.build()
+    index = builder.build()
+    return index if site_map is None else replace(index, pairs=site_map.pairs)
+
+
+def _steps(trace: Trace, name: str, rank: int, site_map: SiteMap | None) -> Iterator[Step]:
+    steps = trace.steps(name, rank)
+    return iter(steps) if site_map is None else map(site_map.step, steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
 from tracereplay.comparator.settings import WEIGHTS_UPDATE, compare_settings, compare_updates, explains
 from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.structure import Unshared, built_otherwise, unshared_before
+from tracereplay.comparator.sums import by_sums, note_of_sums, unfed_sums
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
+from tracereplay.engines.naming import map_of, sites_of
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, RowMap
 from tracereplay.passes import INJECTED, INJECTED_AGAIN, RECORD, RERUN
@@ -201,26 +203,29 @@ def gather_evidence(
     """
     golden.require_recording()
     mode, name = _mode(candidate)
+    fed = mode == "injected"
     mine, theirs = read_generation(golden, RECORD), _candidate_generation(candidate, mode)
     finder = RowFinder(mine.tokens)
-    index = index_pass(golden, RECORD, _once_each(finder.add))
-    other = index_pass(candidate, name, _once_each(finder.find))
+    site_map = map_of(golden, RECORD, sites_of(candidate, name).values())
+    golden_pass = index_pass(golden, RECORD, _once_each(finder.add), site_map)
+    candidate_pass = index_pass(candidate, name, _once_each(finder.find))
+    index, other = by_sums(golden_pass, candidate_pass)
     rows = Rows(finder, mine.tokens)
     versions = read_versions(index.steps, mine)
     current = read_versions(other.steps, theirs)
     exclusions = [
         *_exclusions(mode, mine, theirs, index, other, rows),
-        *([computed_again(versions, index, rows)] if mode == "injected" else []),
+        *([computed_again(versions, index, rows), unfed_sums(golden_pass, candidate_pass)] if fed else []),
         of_other_weights(versions, current, rows),
     ]
     comparison = compare_passes(index, other, rows, policy, exclusions=exclusions, isolated=mode == "injected")
     rerun, free, left_out = None, other, exclusions
     isolated, first = comparison if mode == "injected" else None, comparison.first()
     if mode == "injected" and RERUN in candidate.passes:
-        free = index_pass(candidate, RERUN, _once_each(finder.find))
+        again, free = by_sums(golden_pass, index_pass(candidate, RERUN, _once_each(finder.find)))
         current = read_versions(free.steps, theirs)
-        left_out = [drawn_at_random(mine, index, rows), of_other_weights(versions, current, rows)]
-        rerun = compare_passes(index, free, rows, policy, exclusions=left_out, until_beyond=True)
+        left_out = [drawn_at_random(mine, again, rows), of_other_weights(versions, current, rows)]
+        rerun = compare_passes(again, free, rows, policy, exclusions=left_out, until_beyond=True)
     forced = mode != "compare"
     tokens, rollout = TokenFinding(), None
     if not (mode == "injected" and rerun is None):
@@ -247,13 +252,17 @@ def gather_evidence(
         comparison=comparison,
         rerun=rerun,
         tokens=tokens,
-        unstable=_unstable(candidate, other, finder, rows),
+        unstable=_unstable(candidate, candidate_pass, finder, rows),
         other_golden=candidate.run.golden not in (None, digest) and golden.complete,
-        notes=(*_trace_notes(golden, candidate, index, other), *comparison.notes),
+        notes=(
+            *_trace_notes(golden, candidate, index, other),
+            *note_of_sums(index, other, fed=fed),
+            *comparison.notes,
+        ),
         rollout=rollout,
         versions=(versions, current),
         routing=compare_routing(index, free, isolated, left_out),
-        oracle=None if weights is None else consult(index, other, rows, weights, same_inputs=mode == "injected"),
+        oracle=None if weights is None else consult(golden_pass, candidate_pass, rows, weights, same_inputs=fed),
         inside=_look_inside(golden, candidate, name, comparison, policy),
         tie=first is not None and isolated is not None and turned_by_a_tie(index, isolated, first, rows),
         unshared=unshared_before(index, other, worst.key.site) if at_edge and worst is not None else None,
@@ -286,8 +295,20 @@ def _look_inside(
     assert worst is not None
     key = RowKey(worst.request, worst.sequence, worst.position)
     return look_inside(
-        golden, candidate, name, Place(first.key.site, first.operator, key, worst.step, why), policy
+        golden,
+        candidate,
+        name,
+        Place(first.key.site, first.operator, key, worst.step, why, _golden_site(first)),
+        policy,
     )
+
+
+def _golden_site(finding: Finding) -> str | None:
+    """Golden's one operator of a finding; None where several are joined, or it is a part of one."""
+    pair = finding.pair
+    if pair is None or (len(pair.golden) == 1 and pair.part is None):
+        return finding.key.site if pair is None else pair.golden[0]
+    return None
 
 
 def _mode(candidate: Trace) -> tuple[Mode, str]:

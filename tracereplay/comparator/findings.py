@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.tolerance import passing_bias, passing_tolerance
+from tracereplay.sitemap import Pair
 from tracereplay.trace import Trace
-from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Source
+from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Pairing, Source
 from tracereplay.verdict.measures import CLASSES, Tolerance
 
 __all__ = ["divergence_of", "edge_of", "operators_of", "source_of"]
@@ -53,15 +54,22 @@ def _operator(found: Sequence[Finding]) -> OperatorFinding:
     return OperatorFinding(
         worst.key.site, worst.operator, worst.error_class, max(f.calls for f in found),
         max(f.rows for f in found), worst.metrics, worst.key.index, worst.tolerance, worst.reason,
-        _passing(worst),
+        _passing(worst), _pairing(worst.pair),
     )  # fmt: skip
 
 
 def edge_of(finding: Finding) -> EdgeFinding:
     return EdgeFinding(
         finding.key.site, finding.key.index, finding.error_class, finding.rows, finding.metrics,
-        finding.operator, finding.tolerance, finding.reason, _passing(finding),
+        finding.operator, finding.tolerance, finding.reason, _passing(finding), _pairing(finding.pair),
+        finding.inputs,
     )  # fmt: skip
+
+
+def _pairing(pair: Pair | None) -> Pairing | None:
+    if pair is None or pair.relation is None:
+        return None
+    return Pairing(pair.golden_site, pair.relation, pair.paired_by)
 
 
 def _passing(finding: Finding) -> Tolerance | None:

@@ -20,6 +20,7 @@ from tracereplay.comparator.dtypes import coarser, is_float
 from tracereplay.comparator.leans import Group, conventions
 from tracereplay.comparator.metrics import Event, Tally, compare_rows
 from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
+from tracereplay.sitemap import Pair
 from tracereplay.trace.rows import RowFinder, prefix_digests
 from tracereplay.verdict import Coverage, ErrorClass, Metrics, NotCompared, Tolerance
 
@@ -83,6 +84,8 @@ class Finding:
         calls, rows: compared.
         first_different, first_beyond: the first call with any difference, and with one out of tolerance.
         reason: why it could not be compared, if so.
+        pair: what of golden's the site is; None where that was not asked.
+        inputs: see `align.Table.sums`.
     """
 
     key: TableKey
@@ -96,6 +99,8 @@ class Finding:
     first_different: Event | None = None
     first_beyond: Event | None = None
     reason: str | None = None
+    pair: Pair | None = None
+    inputs: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -194,7 +199,8 @@ def compare_passes(
         _note_repeats(plan, key, table)
     _stream(plan.jobs, calls, rows, until_beyond=until_beyond)
     _allow_conventions(plan.jobs, policy, isolated=isolated)
-    findings = sorted(map(_finding, plan.jobs), key=lambda f: (calls.first(f.key.site), f.key.rank))
+    found = (_finding(job, golden.pairs.get(job.key.site)) for job in plan.jobs)
+    findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
     _note_extra(plan, golden, candidate)
     return Comparison(tuple(findings), calls.coverage(plan), tuple(plan.notes))
 
@@ -403,11 +409,12 @@ def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, isolated: bool) 
             job.tally.sign_limit = max(job.tally.bias_limit, policy.bias_sign_max_ulp)
 
 
-def _finding(job: _Job) -> Finding:
+def _finding(job: _Job, pair: Pair | None) -> Finding:
     tally = job.tally
     called = len(np.unique(job.golden.order[job.mine])) if len(job.mine) else 0
     found: dict[str, Any] = {"first_different": tally.first_different, "first_beyond": tally.first_beyond}
     return Finding(
         job.key, job.operator, job.role, tally.error_class, called, tally.rows, tally.metrics, job.tolerance,
         **found, reason=job.reason or (None if tally.rows else "none of its rows could be compared"),
+        pair=pair, inputs=job.candidate.sums,
     )  # fmt: skip

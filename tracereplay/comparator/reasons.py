@@ -11,6 +11,7 @@ from tracereplay.comparator.metrics import BIAS_ROWS
 from tracereplay.comparator.requests import OtherPrompts
 from tracereplay.comparator.settings import argument_of, explains
 from tracereplay.comparator.staleness import Versions
+from tracereplay.comparator.sums import UNFED_SUM
 from tracereplay.verdict import Cause, SettingDifference
 from tracereplay.verdict.rollout import Quantity
 
@@ -43,6 +44,11 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
     share, least = evidence.coverage.share, evidence.policy.min_coverage
     if share < least:
         found.append(f"Only {share:.1%} of golden's calls could be compared; the policy requires {least:.1%}.")
+    if sums := [left.site for left in evidence.coverage.not_compared if left.reason == UNFED_SUM]:
+        found.append(
+            f"{len(sums)} norms, {sums[0]} the first, were given the sum of what golden's were given as x and "
+            "residual; that was not known before they ran, so they were not fed it, and nothing is known of them."
+        )
     if evidence.unstable:
         sites = ", ".join(evidence.unstable[:3])
         found.append(
@@ -94,6 +100,7 @@ def _why_operator(evidence: Evidence) -> str:
     assert first is not None
     inputs = "on golden inputs" if evidence.mode == "injected" else "although everything before it is identical"
     words = f"{first.operator or 'The operator'} at {first.key.site} {DOES[first.error_class]} {inputs}."
+    words += _in_golden(first)
     if evidence.tie:
         words += (
             " Its worst row nearly ties: the logits of the last expert chosen and of the next one differ by no "
@@ -106,6 +113,12 @@ def _why_operator(evidence: Evidence) -> str:
         )
         words += f" It was built differently: {said}."
     return words + (_lean(evidence, first) if first.error_class == "biased" else "")
+
+
+def _in_golden(first: Finding) -> str:
+    """What golden has in the place of the first divergence, where that is not the operator of its name."""
+    name = None if first.pair is None else first.pair.golden_site
+    return "" if name is None else f" In golden it is {name}."
 
 
 def _lean(evidence: Evidence, first: Finding) -> str:
@@ -133,7 +146,7 @@ def _why_edge(evidence: Evidence) -> str:
     assert first is not None
     return (
         f"What arrives at input {first.key.index} of {first.key.site} {DOES[first.error_class]}, although every "
-        "operator before it returned golden results: the fault lies between operators."
+        f"operator before it returned golden results: the fault lies between operators.{_in_golden(first)}"
     )
 
 

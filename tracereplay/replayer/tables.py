@@ -6,7 +6,7 @@ The device holds a step's rows only: a whole golden trace has no room beside a k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.event import Call, Layout, RowMap, Site, Value
+from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace, shards
 from tracereplay.trace.rows import RowFinder, Tokens
 
@@ -64,13 +65,14 @@ class RowTables:
         device: where the candidate computes.
         own: the pass is one of this very engine, so that this rank's own segment has its tensors as they are.
             Otherwise all ranks' are joined and cut as this rank holds them.
+        site_map: of golden, by which it has this engine's naming. None: it has it as it is.
     """
 
     def __init__(
         self, trace: Trace, name: str, tokens: Tokens, sites: Sequence[Site], rank: int, world: int,
-        device: Device, *, own: bool = False,
+        device: Device, *, own: bool = False, site_map: SiteMap | None = None,
     ) -> None:  # fmt: skip
-        self._device = device
+        self._device, self._map = device, site_map
         self._shard = (rank, world)
         self._own = own
         self._sites = {site.name: site for site in sites}
@@ -78,6 +80,8 @@ class RowTables:
         tables = self._read(trace, name)
         alike = self._finder.alike()
         self._tables = {key: table.freeze(alike) for key, table in tables.items()}
+        if not own:
+            self._sum_up(site_map.given_sums if site_map else frozenset())
         self._last: tuple[RowMap, Ints] | None = None
         self._places: dict[bytes, torch.Tensor] = {}
 
@@ -114,11 +118,32 @@ class RowTables:
             self._last = (rows, self._finder.find(rows))
         return self._last[1]
 
+    def _sum_up(self, given_sums: Collection[str]) -> None:
+        """What is fed to a norm that takes x and residual where golden has their sum, or the other way round.
+
+        A sum cannot be split again: it is fed as the sum and -0.0, which adds nothing to any number, not even to
+        -0.0, and is handed on as the sum.
+        """
+        for site in self._sites.values():
+            x, residual, handed_on = (site.slot, "in", 0), (site.slot, "in", 1), (site.slot, "out", 1)
+            found = self._tables.get(x)
+            if site.role != "norm" or found is None:
+                continue
+            if site.name in given_sums and residual in self._tables:
+                total = self._tables.pop(handed_on, None) or _added(found, self._tables.pop(residual))
+                del self._tables[x]
+                if total is not None:
+                    self._tables[x] = total
+            elif residual not in self._tables:
+                nothing = torch.full_like(found[0][:1], -0.0)
+                self._tables[residual] = nothing, np.where(found[1] >= 0, 0, -1)
+                self._tables.setdefault(handed_on, found)
+
     def _read(self, trace: Trace, name: str) -> dict[Key, _Table]:
         tables: dict[Key, _Table] = {}
         ranks = (self._shard[0],) if self._own else trace.ranks(name)
-        theirs = trace.sites(name, ranks[0])
-        for calls in _calls(trace, name, ranks):
+        theirs = trace.sites(name, ranks[0]) if self._map is None else self._map.sites
+        for calls in _calls(trace, name, ranks, self._map):
             site = self._sites.get(calls[0].site)
             if site is not None:
                 self._add_call(tables, site, theirs[site.name], calls)
@@ -158,9 +183,19 @@ def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return given.copy_(x)
 
 
-def _calls(trace: Trace, name: str, ranks: Sequence[int]) -> Iterator[list[Call]]:
+def _added(x: Found, residual: Found) -> Found | None:
+    """The sum of two taps, rounded once; None where they are not of the same rows."""
+    (one, places), (two, others) = x, residual
+    if one.shape != two.shape or not np.array_equal(places, others):
+        return None
+    return (one.double() + two.double()).to(one.dtype), places
+
+
+def _calls(trace: Trace, name: str, ranks: Sequence[int], site_map: SiteMap | None) -> Iterator[list[Call]]:
     """Each call of the first rank with the same call of the others."""
-    for steps in zip(*(trace.steps(name, rank) for rank in ranks), strict=False):
+    every = [trace.steps(name, rank) for rank in ranks]
+    for found in zip(*every, strict=False):
+        steps = found if site_map is None else tuple(map(site_map.step, found))
         others = [{(c.site, c.number): c for c in step.calls} for step in steps[1:]]
         for call in steps[0].calls:
             yield [call, *(found[key] for found in others if (key := (call.site, call.number)) in found)]

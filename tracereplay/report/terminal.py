@@ -24,13 +24,22 @@ from tracereplay.report.words import (
     shorten,
     source,
 )
-from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, OperatorFinding, TokenFinding, Verdict
+from tracereplay.verdict import (
+    CLASSES,
+    Divergence,
+    EdgeFinding,
+    Metrics,
+    OperatorFinding,
+    Pairing,
+    TokenFinding,
+    Verdict,
+)
 from tracereplay.verdict.measures import rounded_up
 
 __all__ = ["render"]
 
 # Rows of each list; the whole report stays under 50 lines.
-SETTINGS, OPERATORS, EDGES, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 3, 4, 3, 4
+SETTINGS, OPERATORS, EDGES, PAIRS, ROUTERS, LEFT_OUT, NOTES, REASONS = 6, 10, 4, 4, 3, 4, 3, 4
 
 TIMES = "; 0.5x: half the tolerance would pass"  # what the column of errors says
 
@@ -61,6 +70,7 @@ def render(verdict: Verdict, console: Console, *, everything: bool = False) -> N
         isolated.render(verdict.isolated, console, everything=everything)
     _operators(verdict, console, everything)
     _edges(verdict, console, everything)
+    _pairs(verdict, console, everything)
     _routing(verdict, console, everything)
     _left_out(verdict, console, everything)
     _notes(verdict, console, everything)
@@ -255,6 +265,34 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     print_table(console, table)
     if not everything:
         more(console, len(differ) - EDGES)
+
+
+def _pairs(verdict: Verdict, console: Console, everything: bool) -> None:
+    """Operators that golden calls otherwise, has in parts or as a part, or gives a sum; the first of each kind."""
+    kinds: dict[tuple[str, ...], list[tuple[str, Pairing]]] = {}
+    for finding in verdict.operators:
+        if (pair := finding.pairing) is not None:
+            kind = (finding.site,) if everything else (pair.relation, pair.paired_by)
+            kinds.setdefault(kind, []).append((finding.site, pair))
+    if not kinds:
+        return
+    section(console, "Paired", "  what golden names, joins or adds otherwise, by what; the first of each kind")
+    for found in list(kinds.values())[: None if everything else PAIRS]:
+        others = f"; {len(found) - 1} more" if len(found) > 1 else ""
+        site, pair = found[0]
+        words = _paired(site, pair, None if everything else console.width)
+        indented(console, f"{words} ({clean(pair.paired_by)}{others})")
+    more(console, 0 if everything else len(kinds) - PAIRS)
+
+
+def _paired(site: str, pair: Pairing, width: int | None) -> str:
+    """One pair in words; where there is little room, only the ends of the names."""
+    first, *rest = (pair.golden_site or site).split(" | ")
+    golden = " | ".join([first, *(name.rpartition(".")[2] for name in rest)])
+    if width is not None:
+        site, golden = (shorten(name, max(20, width // 2 - 18)) for name in (site, golden))
+    verbs = {"rename": "is", "join": "joins" if rest else "is a part of", "sum": "with its residual is"}
+    return clean(f"{site} {verbs.get(pair.relation, pair.relation)} {golden}")
 
 
 def _routing(verdict: Verdict, console: Console, everything: bool) -> None:

@@ -7,6 +7,7 @@ from tracereplay.verdict.findings import (
     Effect,
     NotCompared,
     OperatorFinding,
+    Pairing,
     RoutingFinding,
     SettingDifference,
     Source,
@@ -18,6 +19,6 @@ from tracereplay.verdict.verdict import SCHEMA, Cause, Mode, Outcome, Verdict
 
 __all__ = [
     "CLASSES", "SCHEMA", "Attribution", "Cause", "Closure", "Coverage", "Divergence", "EdgeFinding", "Effect",
-    "ErrorClass", "Metrics", "Mode", "NotCompared", "OperatorFinding", "Outcome", "RoutingFinding",
+    "ErrorClass", "Metrics", "Mode", "NotCompared", "OperatorFinding", "Outcome", "Pairing", "RoutingFinding",
     "SettingDifference", "Source", "TokenDivergence", "TokenFinding", "Tolerance", "Verdict", "Worst",
 ]  # fmt: skip

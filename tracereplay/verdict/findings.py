@@ -10,8 +10,8 @@ from tracereplay.jsondata import optional, plain, real
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
 
 __all__ = [
-    "Coverage", "Divergence", "EdgeFinding", "Effect", "NotCompared", "OperatorFinding", "RoutingFinding",
-    "SettingDifference", "Source",
+    "Coverage", "Divergence", "EdgeFinding", "Effect", "NotCompared", "OperatorFinding", "Pairing",
+    "RoutingFinding", "SettingDifference", "Source",
 ]  # fmt: skip
 
 Effect: TypeAlias = Literal["numeric", "semantic", "none", "unknown"]
@@ -113,10 +113,39 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairing:
+    """What of golden's an operator was compared with, where that is not the operator of its name.
+
+    Args:
+        golden_site: golden's name; those of several that the candidate joins, with " | " between. None where it is
+            the candidate's name.
+        relation: ``rename``, ``join`` (side by side in one of the two) or ``sum`` (one is given x and residual and
+            the other their sum).
+        paired_by: ``name``, ``tensors`` (of the checkpoint), ``shape`` (role, order and shape) or ``table``.
+    """
+
+    golden_site: str | None
+    relation: str
+    paired_by: str
+
+    def as_dict(self) -> dict[str, Any]:
+        named = {} if self.golden_site is None else {"golden_site": self.golden_site}
+        return {**named, "relation": self.relation, "paired_by": self.paired_by}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Pairing | None:
+        """Read from the finding's own keys; None where it was compared with the operator of its name."""
+        if data.get("relation") is None:
+            return None
+        return cls(data.get("golden_site"), data["relation"], data["paired_by"])
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorFinding:
     """What an operator does differently, over all its calls; ``metrics`` are those of its worst output.
 
-    ``passing_tolerance`` is as in `Divergence`, of that output; None where nothing was compared.
+    ``passing_tolerance`` is as in `Divergence`, of that output; None where nothing was compared. The keys of
+    ``pairing`` stand among the others, and only where there is one.
     """
 
     site: str
@@ -129,6 +158,7 @@ class OperatorFinding:
     tolerance: Tolerance | None = None
     reason: str | None = None
     passing_tolerance: Tolerance | None = None
+    pairing: Pairing | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -136,6 +166,7 @@ class OperatorFinding:
             "rows": self.rows, "metrics": self.metrics.as_dict(), "output": self.output,
             "tolerance": None if self.tolerance is None else self.tolerance.as_dict(), "reason": self.reason,
             "passing_tolerance": None if self.passing_tolerance is None else self.passing_tolerance.as_dict(),
+            **({} if self.pairing is None else self.pairing.as_dict()),
         }  # fmt: skip
 
     @classmethod
@@ -143,13 +174,16 @@ class OperatorFinding:
         return cls(
             data["site"], data["operator"], data["class"], data["calls"], data["rows"],
             Metrics.from_dict(data["metrics"]), data.get("output", 0), _tolerance(data), data.get("reason"),
-            _tolerance(data, "passing_tolerance"),
+            _tolerance(data, "passing_tolerance"), Pairing.from_dict(data),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeFinding:
-    """How what arrives at an operator's input differs, over all its calls; see `OperatorFinding`."""
+    """How what arrives at an operator's input differs, over all its calls; see `OperatorFinding`.
+
+    ``inputs`` are those whose sum is meant, where golden was given the sum; there only.
+    """
 
     site: str
     input: int
@@ -160,6 +194,8 @@ class EdgeFinding:
     tolerance: Tolerance | None = None
     reason: str | None = None
     passing_tolerance: Tolerance | None = None
+    pairing: Pairing | None = None
+    inputs: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -167,6 +203,8 @@ class EdgeFinding:
             "metrics": self.metrics.as_dict(), "operator": self.operator,
             "tolerance": None if self.tolerance is None else self.tolerance.as_dict(), "reason": self.reason,
             "passing_tolerance": None if self.passing_tolerance is None else self.passing_tolerance.as_dict(),
+            **({} if self.pairing is None else self.pairing.as_dict()),
+            **({"inputs": list(self.inputs)} if self.inputs else {}),
         }  # fmt: skip
 
     @classmethod
@@ -174,6 +212,7 @@ class EdgeFinding:
         return cls(
             data["site"], data["input"], data["class"], data["rows"], Metrics.from_dict(data["metrics"]),
             data.get("operator", ""), _tolerance(data), data.get("reason"), _tolerance(data, "passing_tolerance"),
+            Pairing.from_dict(data), tuple(data.get("inputs", ())),
         )  # fmt: skip
 
 

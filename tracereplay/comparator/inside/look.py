@@ -31,6 +31,7 @@ class Place(NamedTuple):
         key: a row of the call.
         step: golden's.
         why: why this one.
+        golden: the site in golden; None if it is no operator of its own there.
     """
 
     site: str
@@ -38,6 +39,7 @@ class Place(NamedTuple):
     key: RowKey
     step: int
     why: Why
+    golden: str | None
 
 
 def look_inside(golden: Trace, candidate: Trace, pass_name: str, place: Place, policy: Policy) -> Inside:
@@ -52,13 +54,15 @@ def look_inside(golden: Trace, candidate: Trace, pass_name: str, place: Place, p
     said = place.site, place.operator, place.why, place.step
     if len(golden.ranks(RECORD)) > 1 or len(candidate.ranks(pass_name)) > 1:
         return Inside(*said, 0, not_compared="kernels of several tensor-parallel ranks are not put together")
-    mine = _call(step_of(golden, RECORD, place.step), place)
+    if place.golden is None:
+        return Inside(*said, 0, not_compared="golden runs it as several operators, or as a part of one")
+    mine = _call(step_of(golden, RECORD, place.step), place.golden, place)
     steps = candidate.segment(pass_name, candidate.ranks(pass_name)[0]).steps()
-    theirs = next((found for step in steps if (found := _call(step, place)) is not None), None)
+    theirs = next((found for step in steps if (found := _call(step, place.site, place)) is not None), None)
     if mine is None or theirs is None:
         return Inside(*said, 0, not_compared="there is no such call on both sides")
     sides = [
-        [k for k in step.kernels if (k.site, k.call) == (place.site, call.number)] for step, call in (mine, theirs)
+        [k for k in step.kernels if (k.site, k.call) == (call.site, call.number)] for step, call in (mine, theirs)
     ]
     if not all(sides):
         return Inside(*said, 0, not_compared="no kernels were recorded of it on both sides")
@@ -67,10 +71,10 @@ def look_inside(golden: Trace, candidate: Trace, pass_name: str, place: Place, p
     return Inside(*said, len(values.keys), tuple(rows), tuple(shared), _first(rows))
 
 
-def _call(step: Step, place: Place) -> tuple[Step, Call] | None:
+def _call(step: Step, site: str, place: Place) -> tuple[Step, Call] | None:
     """The site's call of the step that has the row."""
     for call in step.calls:
-        if call.site == place.site and (call.rows_out == np.array(place.key, np.int32)).all(axis=1).any():
+        if call.site == site and (call.rows_out == np.array(place.key, np.int32)).all(axis=1).any():
             return step, call
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracereplay.engines.toy.flaws import Planted
+from tracereplay.engines.toy.names import Names
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS
 from tracereplay.event import RowMap
@@ -27,8 +28,8 @@ def rotate(numerics: Numerics, x: Array, positions: Array) -> Array:
 class Attention:
     """Attends each row to its sample's rows so far, whose keys and values it keeps."""
 
-    def __init__(self, numerics: Numerics, planted: Planted) -> None:
-        self._numerics, self._planted = numerics, planted
+    def __init__(self, numerics: Numerics, planted: Planted, names: Names) -> None:
+        self._numerics, self._planted, self._names = numerics, planted, names
         self._cache: dict[tuple[str, int, int], tuple[Array, Array]] = {}
 
     def clear(self) -> None:
@@ -37,7 +38,7 @@ class Attention:
     def share(self, mine: tuple[int, int], theirs: tuple[int, int]) -> None:
         """Gives the sample ``theirs`` all rows of the sample ``mine``."""
         for layer in range(LAYERS):
-            site = f"model.layers.{layer}.self_attn.attn"
+            site = self._names("attn", layer)
             here, there = (site, *mine), (site, *theirs)
             self._cache[there] = self._cache[here]
 

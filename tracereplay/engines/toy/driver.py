@@ -20,9 +20,11 @@ from tracereplay.engines.toy.engine import Engine
 from tracereplay.engines.toy.family import VERSION
 from tracereplay.engines.toy.flaws import flaws_of
 from tracereplay.engines.toy.golden import Cancelled, Forced, Golden, Source, golden_tokens
-from tracereplay.engines.toy.numerics import Array, Numerics
+from tracereplay.engines.toy.names import Naming
+from tracereplay.engines.toy.numerics import Array
 from tracereplay.engines.toy.options import DEFAULTS, check_settings
 from tracereplay.engines.toy.recorder import Recorder
+from tracereplay.engines.toy.runs import golden_for
 from tracereplay.engines.toy.weights import VOCABULARY
 from tracereplay.errors import Unsupported, UsageError, WorkloadError
 from tracereplay.passes import INJECTED
@@ -69,12 +71,13 @@ class ToyDriver:
         self._check(prompts)
         if recording is None:
             engine = self._engine(prompts)
-            return {**engine.generate(Recorder(Path(), "", engine.numerics, 0, None), None), "ranks": []}
+            recorder = Recorder(Path(), "", engine.numerics, 0, None, engine.sites)
+            return {**engine.generate(recorder, None), "ranks": []}
         _check_options(recording.get("options") or {})
-        engine = self._engine(prompts)
-        forced, source = _given(recording, engine.numerics)
+        engine = self._engine(prompts, self._naming(recording))
+        forced, source = _given(recording, engine)
         path, name = Path(recording["trace"]), recording["pass_name"]
-        recorder = Recorder(path, name, engine.numerics, engine.ranks, source)
+        recorder = Recorder(path, name, engine.numerics, engine.ranks, source, engine.sites)
         results = engine.generate(recorder, forced)
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
 
@@ -93,14 +96,18 @@ class ToyDriver:
                     f"Prompt {number} and what it asks for are {whole} tokens; max_model_len allows {longest}."
                 )
 
-    def _engine(self, prompts: Sequence[Mapping[str, Any]]) -> Engine:
+    def _naming(self, recording: Mapping[str, Any]) -> Naming:
+        """How the operators of a pass are named."""
+        return "fused"
+
+    def _engine(self, prompts: Sequence[Mapping[str, Any]], naming: Naming = "fused") -> Engine:
         """A new one: keys, values and schedule of the pass before it are gone."""
         settings = self._settings
         work = Workload("", tuple(map(_prompt, prompts)), settings)
         return Engine(
             work, settings["rounding"], settings.get("max_num_batched_tokens"),
             settings.get("tensor_parallel_size", 1), flaws_of(settings.get("flaw", "")), settings["noise"],
-            max_seqs=settings.get("max_num_seqs"), tensors=self._tensors,
+            naming=naming, max_seqs=settings.get("max_num_seqs"), tensors=self._tensors,
         )  # fmt: skip
 
 
@@ -118,7 +125,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise UsageError(f"The toy engine records whatever it generates; leave out {option}.")
 
 
-def _given(recording: Mapping[str, Any], numerics: Numerics) -> tuple[Forced | None, Source | None]:
+def _given(recording: Mapping[str, Any], engine: Engine) -> tuple[Forced | None, Source | None]:
     """The tokens that are forced, and where the values come from that are handed on."""
     if recording.get("golden") is None:
         return None, None
@@ -126,9 +133,9 @@ def _given(recording: Mapping[str, Any], numerics: Numerics) -> tuple[Forced | N
         forced, cancel = golden_tokens(golden), recording.get("cancel")
         if cancel:
             with closing(open_trace(cancel["injected"])) as injected:
-                values = Golden(golden), Golden(injected, INJECTED)
-            return forced, Cancelled(*values, Cancellation.from_dict(cancel), numerics)
-        return forced, Golden(golden) if recording.get("inject") else None
+                values = golden_for(golden, engine), Golden(injected, INJECTED)
+            return forced, Cancelled(*values, Cancellation.from_dict(cancel), engine.numerics)
+        return forced, golden_for(golden, engine) if recording.get("inject") else None
 
 
 def main() -> None:

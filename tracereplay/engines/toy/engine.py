@@ -10,13 +10,15 @@ from tracereplay.engines.toy.family import VERSION
 from tracereplay.engines.toy.flaws import Flaw, Planted
 from tracereplay.engines.toy.golden import Forced
 from tracereplay.engines.toy.model import Model
+from tracereplay.engines.toy.names import Naming, names_of
 from tracereplay.engines.toy.numerics import Array, Numerics, Rounding
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.sampler import Sampler
 from tracereplay.engines.toy.schedule import Batch, Sample, samples, schedule
+from tracereplay.engines.toy.sites import sites
 from tracereplay.engines.toy.weights import VOCABULARY, Update, Weights, drawn
 from tracereplay.errors import WorkloadError
-from tracereplay.event import Sampled, make_rows
+from tracereplay.event import Sampled, Site, make_rows
 from tracereplay.workload import Prompt, Workload
 
 __all__ = ["Engine"]
@@ -39,6 +41,7 @@ class Engine:
         flaw: Flaw | Sequence[Flaw] | None,
         noise: float = 0.0,
         update: Update | None = None,
+        naming: Naming = "fused",
         *,
         max_seqs: int | None = None,
         tensors: Mapping[str, Array] | None = None,
@@ -49,10 +52,16 @@ class Engine:
         self.weights = Weights(tensors or drawn(work.model), self.numerics.nearest)
         flaws = [flaw] if isinstance(flaw, Flaw) else flaw or ()
         planted = Planted(flaws, self.numerics, work.prompts)
-        self._model = Model(self.weights, self.numerics, planted, ranks, noise)
+        self._names = names_of(naming)
+        self._model = Model(self.weights, self.numerics, planted, ranks, noise, self._names)
         self._sampler = Sampler(planted, work.settings.get("logprobs_mode") == "processed_logprobs")
         for prompt in work.prompts:
             _check(prompt)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Its operators."""
+        return tuple(sites(self.ranks, self.numerics.dtype, self._names))
 
     def describe(self) -> dict[str, Any]:
         version = {"once": VERSION, "twice": "1.0", "truncate": "1.5"}[self.numerics.rounding]

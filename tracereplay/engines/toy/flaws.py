@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from tracereplay.engines.toy.names import NAMES, names_of
 from tracereplay.engines.toy.numerics import Array, Numerics, epsilon
 from tracereplay.engines.toy.sites import sites
 from tracereplay.errors import UsageError
@@ -81,7 +82,7 @@ def _flaw(text: str) -> Flaw:
     kind, _, index = rest.partition(":")
     if not site or not kind or not (index or "0").isdecimal():
         raise UsageError(f"The flaw {text!r} is not of the form SITE:KIND or SITE:KIND:INPUT.")
-    known = [s.name for s in sites(1)]
+    known = [s.name for naming in NAMES for s in sites(1, "float32", names_of(naming))]
     if site not in known and kind not in _EVERYWHERE:
         close = get_close_matches(site, known, n=1) or known[:1]
         raise UsageError(f"The toy engine has no operator {site!r} to plant a flaw in; did you mean {close[0]!r}?")

@@ -11,6 +11,7 @@ from tracereplay.cancellation import Cancellation
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.event import RowMap, Step, Value
 from tracereplay.passes import RECORD
+from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
 from tracereplay.trace.shards import join
@@ -46,12 +47,14 @@ class Golden:
     another sample's prompt computed, and then knows the place at the sampler and only its beginning elsewhere.
     """
 
-    def __init__(self, trace: Trace, name: str = RECORD) -> None:
+    def __init__(self, trace: Trace, name: str = RECORD, site_map: SiteMap | None = None) -> None:
         self._finder = RowFinder(_all_tokens(trace, name))
         self._rows: dict[tuple[str, str, int], dict[int, Array]] = {}
-        joined = _joiner(trace, name)
+        joined = _joiner(trace, name, site_map)
         for step in trace.steps(name):
-            self._add(step, joined)
+            self._add(step if site_map is None else site_map.step(step), joined)
+        if site_map is not None:
+            self._sum_up(site_map)
         self._alike = self._finder.alike().tolist()
         for known in self._rows.values():
             for number, x in list(known.items()):
@@ -64,6 +67,18 @@ class Golden:
                 for index, _ in enumerate(values):
                     known = self._rows.setdefault((call.site, side, index), {})
                     known.update(zip(numbers, joined(step, call.site, side, index), strict=False))
+
+    def _sum_up(self, site_map: SiteMap) -> None:
+        """As in `replayer.tables`: a sum is fed as the sum and -0.0, and two that add up as their sum."""
+        for site in (site for site in site_map.sites.values() if site.role == "norm"):
+            x, residual, handed_on = (site.name, "in", 0), (site.name, "in", 1), (site.name, "out", 1)
+            given = self._rows.get(x, {})
+            if site.name in site_map.given_sums and residual in self._rows:
+                self._rows[x] = self._rows.pop(handed_on)
+                del self._rows[residual]
+            elif residual not in self._rows:
+                self._rows[residual] = {number: np.full_like(row, -0.0) for number, row in given.items()}
+                self._rows.setdefault(handed_on, dict(given))
 
     def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
         """``x`` with the rows that golden has."""
@@ -120,13 +135,15 @@ def _all_tokens(trace: Trace, name: str) -> dict[tuple[int, int], list[int]]:
     return {key: [*(prompts[key[0]].token_ids or ()), *ids] for key, ids in golden_tokens(trace, name).items()}
 
 
-def _joiner(trace: Trace, name: str) -> Callable[[Step, str, str, int], Array]:
+def _joiner(trace: Trace, name: str, site_map: SiteMap | None) -> Callable[[Step, str, str, int], Array]:
     """Reads a tensor of a golden step, the ranks' pieces joined."""
     ranks = trace.ranks(name)
-    steps = {rank: {step.number: step for step in trace.steps(name, rank)} for rank in ranks}
+    sites = trace.sites(name) if site_map is None else site_map.sites
+    named = site_map.step if site_map is not None else (lambda step: step)
+    steps = {rank: {step.number: named(step) for step in trace.steps(name, rank)} for rank in ranks}
 
     def read(step: Step, site: str, side: str, index: int) -> Array:
-        layout = trace.sites(name)[site].layouts.get(f"{side}{index}")
+        layout = sites[site].layouts.get(f"{side}{index}")
         pieces = []
         for rank in ranks if layout else ranks[:1]:
             call = next(c for c in steps[rank][step.number].calls if c.site == site)

@@ -9,15 +9,20 @@ import numpy as np
 
 from tracereplay.engines.toy.attention import Attention, rotate
 from tracereplay.engines.toy.flaws import Planted
+from tracereplay.engines.toy.names import Names
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.schedule import Batch
-from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY, Weights
+from tracereplay.engines.toy.weights import HEAD, HEADS, INTERMEDIATE, KV_HEADS, LAYERS, VOCABULARY, Weights
 from tracereplay.event import RowMap
 
 __all__ = ["Model"]
 
 EPS = 1e-6
+PARTS = {  # the outputs of what may be one operator or several
+    "qkv_proj": {"q_proj": HEADS * HEAD, "k_proj": KV_HEADS * HEAD, "v_proj": KV_HEADS * HEAD},
+    "gate_up_proj": {"gate_proj": INTERMEDIATE, "up_proj": INTERMEDIATE},
+}
 
 
 class Model:
@@ -27,29 +32,33 @@ class Model:
         weights: those of the steps to come; they may be exchanged between steps.
         ranks: 1 or 2 tensor-parallel ranks.
         noise: relative size of an error that no two runs share, in every linear layer.
+        names: what its operators are called, and which of them are one.
     """
 
-    def __init__(self, weights: Weights, numerics: Numerics, planted: Planted, ranks: int, noise: float) -> None:
+    def __init__(
+        self, weights: Weights, numerics: Numerics, planted: Planted, ranks: int, noise: float, names: Names
+    ) -> None:
+        self._names = names
         self.weights, self._numerics, self._planted, self._ranks = weights, numerics, planted, ranks
         self._noise, self._random = noise, np.random.default_rng(time.perf_counter_ns())
-        self.attention = Attention(numerics, planted)
+        self.attention = Attention(numerics, planted, names)
 
     def decode(self, tap: Recorder, batch: Batch) -> Array:
         """The hidden state of each row, as the final norm gives it."""
         positions = batch.rows[:, 2].astype(np.int64)
         if self._planted.has("positions"):
             positions = positions + 1
-        ids = tap.feed("model.embed_tokens", 0, batch.token_ids)
-        embedded = self._planted.flawed("model.embed_tokens", self._embed(ids, batch), batch.rows)
-        hidden = tap.observe("model.embed_tokens", 0, embedded)
+        site = self._names("embed")
+        ids = tap.feed(site, 0, batch.token_ids)
+        hidden = tap.observe(site, 0, self._planted.flawed(site, self._embed(site, ids, batch), batch.rows))
         residual: Array | None = None
         for layer in self._order():
             hidden, residual = self._layer(tap, layer, hidden, residual, positions, batch)
-        return self._norm(tap, "model.norm", self.weights.norm, hidden, residual, batch)[0]
+        return self._norm(tap, self._names("norm"), self.weights.norm, hidden, residual, batch)[0]
 
     def logits(self, tap: Recorder, hidden: Array, picked: list[int], rows: RowMap) -> Array:
         """Logits of the ``picked`` rows of a step, whose places are ``rows``."""
-        site = "logits_processor"
+        site = self._names("logits")
         if self._numerics.rounding == "twice":
             hidden = tap.feed(site, 0, self._planted.edge(site, 0, hidden))[picked]
         else:
@@ -63,24 +72,29 @@ class Model:
     def _layer(
         self, tap: Recorder, layer: int, hidden: Array, residual: Array | None, positions: Array, batch: Batch
     ) -> tuple[Array, Array]:
-        at, weights = f"model.layers.{layer}.", self.weights.layers[layer]
-        norm, post_norm = "input_layernorm", "post_attention_layernorm"
-        hidden, residual = self._norm(tap, at + norm, weights[norm], hidden, residual, batch)
-        hidden = self._attention(tap, at + "self_attn.", weights, hidden, positions, batch)
-        hidden, residual = self._norm(tap, at + post_norm, weights[post_norm], hidden, residual, batch)
-        hidden = self._linear(tap, at + "mlp.gate_up_proj", weights["gate_up_proj"], hidden, batch)
-        act = at + "mlp.act_fn"
+        weights, first, second = self.weights.layers[layer], "input_layernorm", "post_attention_layernorm"
+        hidden, residual = self._norm(tap, self._names(first, layer), weights[first], hidden, residual, batch)
+        hidden = self._attention(tap, layer, weights, hidden, positions, batch)
+        hidden, residual = self._norm(tap, self._names(second, layer), weights[second], hidden, residual, batch)
+        hidden = self._columns(tap, "gate_up_proj", layer, weights, hidden, batch)
+        act = self._names("act", layer)
         gate_up = tap.feed(act, 0, self._planted.edge(act, 0, hidden))
         hidden = tap.observe(act, 0, self._planted.flawed(act, self._silu_and_mul(gate_up), batch.rows))
-        hidden = self._linear(tap, at + "mlp.down_proj", weights["down_proj"], hidden, batch, reduced=True)
-        return hidden, residual
+        down = self._names("down_proj", layer)
+        return self._linear(tap, down, weights["down_proj"], hidden, batch, reduced=True), residual
 
     def _attention(
-        self, tap: Recorder, at: str, weights: Mapping[str, Array], hidden: Array, positions: Array, batch: Batch
+        self,
+        tap: Recorder,
+        layer: int,
+        weights: Mapping[str, Array],
+        hidden: Array,
+        positions: Array,
+        batch: Batch,
     ) -> Array:
-        qkv = self._linear(tap, at + "qkv_proj", weights["qkv_proj"], hidden, batch)
+        qkv = self._columns(tap, "qkv_proj", layer, weights, hidden, batch)
         q, k, v = np.split(qkv, [HEADS * HEAD, (HEADS + KV_HEADS) * HEAD], axis=1)
-        rotary, attn = at + "rotary_emb", at + "attn"
+        rotary, attn = self._names("rotary", layer), self._names("attn", layer)
         where = tap.feed(rotary, 0, positions)
         q, k = tap.feed(rotary, 1, q), tap.feed(rotary, 2, k)
         if self._planted.sits("rotary", rotary):
@@ -90,12 +104,12 @@ class Model:
         q, k, v = tap.feed(attn, 0, q), tap.feed(attn, 1, k), tap.feed(attn, 2, self._planted.edge(attn, 2, v))
         mixed = self.attention.attend(attn, q, k, v, batch.rows)
         hidden = tap.observe(attn, 0, self._planted.flawed(attn, mixed, batch.rows))
-        return self._linear(tap, at + "o_proj", weights["o_proj"], hidden, batch, reduced=True)
+        return self._linear(tap, self._names("o_proj", layer), weights["o_proj"], hidden, batch, reduced=True)
 
     # Operators. Each rounds its result; `between` marks where the other version rounds as well.
 
-    def _embed(self, ids: Array, batch: Batch) -> Array:
-        if self._planted.sits("wrong_row", "model.embed_tokens"):
+    def _embed(self, site: str, ids: Array, batch: Batch) -> Array:
+        if self._planted.sits("wrong_row", site):
             ids = np.where(batch.rows[:, 2] == 1, (ids + 1) % VOCABULARY, ids)
         found: Array = self.weights.embedding[ids]
         return found
@@ -103,6 +117,8 @@ class Model:
     def _norm(
         self, tap: Recorder, site: str, weight: Array, hidden: Array, residual: Array | None, batch: Batch
     ) -> tuple[Array, Array]:
+        if residual is not None and self._names.split:
+            hidden, residual = self._numerics.rounded(hidden + residual), None
         x = tap.feed(site, 0, self._planted.edge(site, 0, hidden))
         if residual is not None:
             x = self._numerics.rounded(x + tap.feed(site, 1, self._planted.edge(site, 1, residual)))
@@ -111,6 +127,19 @@ class Model:
         y = self._numerics.rounded(scaled * weight)
         normed = tap.observe(site, 0, self._planted.flawed(site, y, batch.rows))
         return normed, x if residual is None else tap.observe(site, 1, x)
+
+    def _columns(
+        self, tap: Recorder, fused: str, layer: int, weights: Mapping[str, Array], x: Array, batch: Batch
+    ) -> Array:
+        """Projections of one input, side by side: computed as one, or one by one."""
+        weight, parts = weights[fused], PARTS[fused]
+        if not self._names.split:
+            return self._linear(tap, self._names(fused, layer), weight, x, batch)
+        rows = np.split(weight, np.cumsum(list(parts.values()))[:-1])
+        return np.concatenate(
+            [self._linear(tap, self._names(n, layer), w, x, batch) for n, w in zip(parts, rows, strict=True)],
+            axis=1,
+        )
 
     def _linear(
         self, tap: Recorder, site: str, weight: Array, x: Array, batch: Batch, *, reduced: bool = False

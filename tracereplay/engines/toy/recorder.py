@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from tracereplay.engines.toy.golden import Source
 from tracereplay.engines.toy.numerics import Array, Numerics
-from tracereplay.engines.toy.sites import sites
-from tracereplay.event import RowMap, Sampled, make_rows
+from tracereplay.event import RowMap, Sampled, Site, make_rows
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, segment_path
 from tracereplay.trace.shards import cut
 
@@ -24,11 +24,14 @@ class Recorder:
         name: the pass.
         ranks: 1 or 2; each writes a segment. 0: nothing is recorded.
         source: what to hand on instead of what passes, in an injected or cancelled pass.
+        known: the engine's operators.
     """
 
-    def __init__(self, path: Path, name: str, numerics: Numerics, ranks: int, source: Source | None) -> None:
+    def __init__(
+        self, path: Path, name: str, numerics: Numerics, ranks: int, source: Source | None, known: Iterable[Site]
+    ) -> None:
         self._numerics, self._source = numerics, source
-        self._sites = {site.name: site for site in sites(ranks)}
+        self._sites = {site.name: site for site in known}
         self._writers = [
             SegmentWriter(segment_path(path, name, rank), {"pass": name, "rank": rank, "world": ranks})
             for rank in range(ranks)

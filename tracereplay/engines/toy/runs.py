@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.cancellation import Cancellation
+from tracereplay.engines.roles import with_roles
+from tracereplay.engines.spellings import SPELLINGS
 from tracereplay.engines.toy.engine import Engine
+from tracereplay.engines.toy.family import TOY
 from tracereplay.engines.toy.flaws import Flaw
 from tracereplay.engines.toy.golden import Cancelled, Golden, Source, golden_tokens
+from tracereplay.engines.toy.names import Naming
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.weights import Update
 from tracereplay.gate import applied_settings
 from tracereplay.passes import CANCELLED, INJECTED, RECORD, RERUN
+from tracereplay.sitemap import pair_sites
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
-__all__ = ["record", "replay", "workload"]
+__all__ = ["golden_for", "record", "replay", "workload"]
 
 
 def workload(
@@ -45,6 +50,7 @@ def record(
     max_rows: int | None = None,
     tensor_parallel: int = 1,
     update: Update | None = None,
+    naming: Naming = "fused",
 ) -> Path:
     """Generates ``work`` and records it.
 
@@ -58,13 +64,16 @@ def record(
         max_rows: rows a step may hold; longer prompts are prefilled in chunks. None: no limit.
         tensor_parallel: 1 or 2 ranks.
         update: of the weights, in the middle of the pass.
+        naming: ``fused``, named as in an engine's Llama; or ``split``, under other names, with each projection an
+            operator of its own, and norms that are given the sum of x and residual. Flaws are planted by these
+            names.
 
     Raises:
         WorkloadError: a prompt has no token ids, or one that is not in the vocabulary.
     """
-    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, update=update)
+    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, update=update, naming=naming)
     directory = TraceDirectory(path, _run("recording", engine, None))
-    recorder = Recorder(path, RECORD, engine.numerics, engine.ranks, None)
+    recorder = Recorder(path, RECORD, engine.numerics, engine.ranks, None, engine.sites)
     directory.add_pass(RECORD, engine.generate(recorder, None))
     directory.complete()
     return path
@@ -84,6 +93,7 @@ def replay(
     noise: float = 0.0,
     cancel: tuple[Path, Cancellation] | None = None,
     update: Update | None = None,
+    naming: Naming = "fused",
 ) -> Path:
     """Runs the workload of ``golden`` again, its tokens forced, in one pass free and in one injected.
 
@@ -105,11 +115,11 @@ def replay(
     work = Workload(name, prompts, {**applied_settings(trace), **(settings or {})}, trace.run.weights)
     if model is not None:
         work = replace(work, model=model)
-    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise, update)
+    engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise, update, naming)
     directory = TraceDirectory(path, _run("replay", engine, trace.digest()))
     for name in passes:
         source = _source(name, trace, engine, cancel)
-        recorder = Recorder(path, name, engine.numerics, engine.ranks, source)
+        recorder = Recorder(path, name, engine.numerics, engine.ranks, source, engine.sites)
         directory.add_pass(name, engine.generate(recorder, golden_tokens(trace)))
     directory.complete()
     trace.close()
@@ -119,13 +129,21 @@ def replay(
 def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancellation] | None) -> Source | None:
     if name == RERUN:
         return None
+    golden = golden_for(trace, engine)
     if name != CANCELLED:
-        return Golden(trace)
+        return golden
     assert cancel is not None, "say what to cancel"
     injected = open_trace(cancel[0])
-    found = Cancelled(Golden(trace), Golden(injected, INJECTED), cancel[1], engine.numerics)
+    found = Cancelled(golden, Golden(injected, INJECTED), cancel[1], engine.numerics)
     injected.close()
     return found
+
+
+def golden_for(trace: Trace, engine: Engine) -> Golden:
+    """The values of a recording, as ``engine`` names its operators."""
+    # As `engines.naming.map_of`, which imports this family among the others.
+    recorded = with_roles(trace.sites(RECORD), TOY)
+    return Golden(trace, site_map=pair_sites(recorded, {site.name: site for site in engine.sites}, SPELLINGS))
 
 
 def _run(kind: str, engine: Engine, golden: str | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.device import device_of
+from tracereplay.engines.naming import map_of
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
 from tracereplay.engines.vllm.guest.choose import adapt
@@ -195,7 +196,10 @@ class GuestWorker:
     ) -> RowTables:
         assert self._session is not None
         sites, rank = self._session.sites, self._session.rank
-        return RowTables(trace, name, tokens, sites, rank, self._world(), self._session.device, own=own)
+        site_map = None if own else map_of(trace, name, sites)
+        return RowTables(
+            trace, name, tokens, sites, rank, self._world(), self._session.device, own=own, site_map=site_map
+        )
 
     def _do_end(self) -> dict[str, Any]:
         return {} if self._session is None else self._session.end_pass()
