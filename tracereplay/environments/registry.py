@@ -165,7 +165,7 @@ def add_engine(
     check_name(name)
     if _file(name).exists():
         raise UsageError(
-            f"There is an engine named '{name}' already. Choose another name, or remove it first with "
+            f"An engine named '{name}' already exists. Choose another name, or remove it first with "
             f"'tracereplay engine remove {name}'."
         )
     # Made absolute but not resolved: resolving the link of a virtual environment would lead out of it.
