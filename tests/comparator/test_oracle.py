@@ -136,7 +136,7 @@ def test_attention_over_the_rows_before() -> None:
         ("YaRNScalingRotaryEmbedding", {}, "no reference is known"),
         ("RMSNorm", {"has_weight": False}, "its variance_epsilon was not recorded"),
         ("RMSNorm", {"variance_epsilon": 1.0}, "it has no parameter weight"),
-        ("RMSNorm", {"variance_epsilon": 1.0, "variance_size_override": 4}, "of a part of the row"),
+        ("RMSNorm", {"variance_epsilon": 1.0, "variance_size_override": 4}, "over part of the row"),
         ("GeluAndMul", {"approximate": "quick"}, "is not known"),
         ("LogitsProcessor", {"soft_cap": 30.0}, "it caps its logits"),
     ],

@@ -122,7 +122,7 @@ def test_different_requirements_never_share(uv: FakeUv) -> None:
 
 def test_a_name_in_use_is_not_taken_over(uv: FakeUv) -> None:
     create_engine("e", ["thing==1"], uv=str(uv.path))
-    with pytest.raises(UsageError, match=r"named 'e' already \(thing==1\).*engine remove e"):
+    with pytest.raises(UsageError, match=r"named 'e' already exists \(thing==1\).*engine remove e"):
         create_engine("e", ["thing==2"], uv=str(uv.path))
 
 

@@ -127,7 +127,7 @@ def test_refuses_a_pack_that_is_truncated_or_not_a_pack(golden: Path, tmp_path: 
         with pytest.raises(TraceError):
             open_trace(bad)
     bad.write_bytes(data[:-1])
-    with pytest.raises(DamagedTrace, match="cut off"):
+    with pytest.raises(DamagedTrace, match="truncated"):
         open_trace(bad)
     with pytest.raises(NotATrace, match="neither a directory of one nor a packed one"):
         open_trace(golden / "record-rank0.seg")

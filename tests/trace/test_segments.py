@@ -350,7 +350,7 @@ def test_a_full_disk_loses_only_the_current_step(tmp_path: Path, monkeypatch: py
     call.inputs[0] = tensor(b"lost" * 50)
     with pytest.raises(OSError, match="full"):
         writer.step(1, rows, [call], [], [])
-    with pytest.raises(OSError, match="given up"):
+    with pytest.raises(OSError, match="abandoned"):
         writer.step(2, rows, [call], [], [])
     writer.abandon()
     assert read(path) == [[b"kept"]]

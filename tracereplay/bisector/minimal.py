@@ -1,10 +1,10 @@
 """Delta debugging: finding a smallest set that suffices.
 
 ``ddmin`` of Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (2002), section 3: try
-each of n parts alone, then all but each part, and halve the parts when neither helps. It ends with a set of
-which no single member can be left out (1-minimal). Other sets may do as well: what is asked is not monotone,
-since two errors can cancel each other. It takes at most n^2 + 3 n questions, and about 2 log2 n where one
-member does it.
+each of n parts alone, then all but each part, and halve the parts when neither helps. It ends with a set from
+which no single member can be left out (1-minimal). Other sets may suffice too: the question is not monotone,
+since two errors can cancel each other. It takes at most n^2 + 3 n questions, and about 2 log2 n if one member
+suffices.
 """
 
 from __future__ import annotations

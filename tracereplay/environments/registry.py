@@ -176,7 +176,7 @@ def add_engine(
     check_name(name)
     if _file(name).exists():
         raise UsageError(
-            f"There is an engine named '{name}' already. Choose another name, or remove it first with "
+            f"An engine named '{name}' already exists. Choose another name, or remove it first with "
             f"'tracereplay engine remove {name}'."
         )
     python = _interpreter(python, known)
