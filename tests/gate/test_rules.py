@@ -45,6 +45,7 @@ json_values = st.recursive(
         ("compilation_config", {"mode": 3, "custom_ops": ["none", "+rms_norm"]}),
         ("compilation_config", {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4]}), ("seed", None),
         ("hf_overrides", {"head_dtype": "float32"}), ("quantization", "fp8"), ("worker_cls", None),
+        ("rounding", "truncate"), ("noise", 0.05),
     ],
 )  # fmt: skip
 def test_plain_numbers_and_choices_may_be_asked_for(name: str, value: Any) -> None:

@@ -17,13 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from tracereplay import open_trace
 from tracereplay.cli.main import main
 from tracereplay.comparator import load_policy
+from tracereplay.engines.toy.checkpoint import read_tensors, write_checkpoint
 from tracereplay.engines.toy.family import VERSION
+from tracereplay.engines.toy.weights import SHAPES
 from tracereplay.environments.registry import Engine, load_engine, register
+from tracereplay.errors import WorkloadError
 from tracereplay.storage.checkpoint import read_checkpoint
 
 SITE = "model.layers.1.mlp.act_fn"
@@ -253,6 +258,23 @@ def test_a_model_of_another_kind_is_refused(run: Run, toy: Engine, place: Path, 
     assert (ended.code, "(its model_type is 'llama')" in ended.err) == (2, True), ended.err
 
 
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        (b"no tensors", "cannot be read as safetensors"),
+        (save({"lm_head.weight": np.zeros((128, 2))}), "lm_head.weight has the shape (128, 2), and (128, 64) was"),
+    ],
+    ids=["damaged", "of another model"],
+)
+def test_weights_that_are_not_its_own_are_refused(tmp_path: Path, tensors: bytes, sentence: str) -> None:
+    write_checkpoint(tmp_path)
+    assert {name: tensor.shape for name, tensor in read_tensors(tmp_path).items()} == SHAPES
+    (tmp_path / "model.safetensors").write_bytes(tensors)
+    with pytest.raises(WorkloadError) as raised:
+        read_tensors(tmp_path)
+    assert sentence in str(raised.value)
+
+
 def test_single_calls_of_it_are_not_run(run: Run, golden: Path) -> None:
     ended = run("replay", golden, "--engine", "toy", "--mode", "isolated")
     assert (ended.code, "Single calls of the toy engine cannot be run in isolation" in ended.err) == (2, True)
@@ -359,6 +381,6 @@ def test_the_readme_shows_what_its_commands_print(
     Path("prompts.jsonl").write_text(shlex.split(echo)[1])
     ended = [run(*shlex.split(command)[1:]) for command in commands]
     assert [e.code for e in ended] == [0, 1], ended[0].err
-    shown = readme.split("\n```\n")[1].split("\n```")[0].splitlines()
+    shown = readme.split("-->\n```\n")[1].split("\n```")[0].splitlines()
     printed = iter([line.rstrip() for line in ended[1].out.splitlines()])
     assert all(line in printed for line in shown if line != "..."), "the lines of README's report, in this order"
