@@ -11,7 +11,7 @@ import pytest
 
 from tracereplay.comparator import compare_traces
 from tracereplay.engines import toy
-from tracereplay.engines.spellings import SPELLINGS
+from tracereplay.engines.naming import SPELLINGS
 from tracereplay.engines.toy import Flaw, sites
 from tracereplay.event import Layout, Parameter, Site
 from tracereplay.sitemap import SiteMap, pair_sites

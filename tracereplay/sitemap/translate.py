@@ -70,7 +70,11 @@ class SiteMap:
         for call in step.calls:
             for pair in self._of.get(call.site, ()):
                 if len(pair.golden) == 1:
-                    calls.append(self._single(call, pair))
+                    made = self._single(call, pair)
+                    if (
+                        not calls or calls[-1] is not made
+                    ):  # it is one call, into however many parts it could not be cut
+                        calls.append(made)
                     continue
                 parts = waiting.setdefault((pair.site, call.number), {})
                 parts[call.site] = call

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.cancellation import Cancellation
+from tracereplay.engines.naming import map_of
 from tracereplay.engines.roles import with_roles
-from tracereplay.engines.spellings import SPELLINGS
 from tracereplay.engines.toy.engine import Engine
 from tracereplay.engines.toy.family import TOY
 from tracereplay.engines.toy.flaws import Flaw
@@ -20,7 +20,6 @@ from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.weights import Update
 from tracereplay.gate import applied_settings
 from tracereplay.passes import CANCELLED, INJECTED, RECORD, RERUN
-from tracereplay.sitemap import pair_sites
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -128,9 +127,7 @@ def replay(
 def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancellation] | None) -> Source | None:
     if name == RERUN:
         return None
-    # As `engines.naming.map_of`, which imports this family among the others.
-    recorded = with_roles(trace.sites(RECORD), TOY)
-    golden = Golden(trace, site_map=pair_sites(recorded, {site.name: site for site in engine.sites}, SPELLINGS))
+    golden = Golden(trace, site_map=map_of(with_roles(trace.sites(RECORD), TOY), engine.sites))
     if name != CANCELLED:
         return golden
     assert cancel is not None, "say what to cancel"
