@@ -143,6 +143,18 @@ def test_the_engines_side_imports_only_what_an_engine_has(name: str) -> None:
         assert part(other) in seen, f"{name} imports {other}, which an engine does not see"
 
 
+def test_an_engines_processes_load_neither_the_other_families_nor_what_they_need() -> None:
+    waiting = [name for name in MODULES if name.startswith("tracereplay.engines.vllm.guest.")]
+    loaded = set()
+    while waiting:
+        name = waiting.pop()
+        if name in MODULES and name not in loaded:
+            loaded.add(name)
+            waiting += [*imported(name), name.rpartition(".")[0]]
+    assert "tracereplay.sitemap.pairing" in loaded
+    assert not {name for name in loaded if name.startswith((TOY, "tracereplay.gate", "tracereplay.engines.known"))}
+
+
 @pytest.mark.parametrize("name", sorted(of(("trace", "sitemap", "storage", "event", "workload", "errors"))))
 def test_what_both_sides_use_never_imports_torch(name: str) -> None:
     assert not {"torch", "vllm"} & {other.split(".")[0] for other in imported(name)}

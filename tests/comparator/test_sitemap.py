@@ -11,7 +11,7 @@ import pytest
 
 from tracereplay.comparator import compare_traces
 from tracereplay.engines import toy
-from tracereplay.engines.spellings import SPELLINGS
+from tracereplay.engines.naming import SPELLINGS
 from tracereplay.engines.toy import Flaw, sites
 from tracereplay.event import Layout, Parameter, Site
 from tracereplay.sitemap import SiteMap, pair_sites
@@ -238,6 +238,13 @@ def test_a_joined_output_is_cut_among_ranks_part_by_part() -> None:
     assert cut.sites["k"].layouts["out0"] == copied
     untold = named(linear("q", "q", layout=whole), linear("k", "k"))
     assert not pair_sites(untold, named(linear("qk", "q", "k"))).pairs
+
+
+@pytest.mark.parametrize("layout", [Layout(-1, (), ()), Layout(-1, (0, 0), (1, 1)), Layout(-1, (1, 1), (1, 0))])
+def test_a_layout_that_cannot_be_is_taken_for_unknown(layout: Layout) -> None:
+    fused, apart = linear("qk", "q", "k", layout=layout), [linear("q", "q", layout=layout), linear("k", "k")]
+    for sides in ((named(fused), named(*apart)), (named(*apart), named(fused))):
+        assert not pair_sites(*sides).pairs
 
 
 def test_what_cannot_be_joined_keeps_its_name_and_is_listed(split: Path) -> None:

@@ -451,7 +451,7 @@ def _mapped(golden_sites, calls, sites, ranks=1):
         writer.close({})
     directory.complete()
     trace = open_trace(path)
-    return RowTables(trace, "record", {}, sites, 0, 1, Cpu(), site_map=map_of(trace, "record", sites))
+    return RowTables(trace, "record", {}, sites, 0, 1, Cpu(), site_map=map_of(trace.sites("record"), sites))
 
 
 def _bytes(x):

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tracereplay.comparator.align import Array, PassIndex, TableKey, gather, index_pass, pair_rows
+from tracereplay.comparator.align import Array, PassIndex, TableKey, gather, index_pass, pair_rows, sites_of
 from tracereplay.comparator.exclusions import drawn_at_random
 from tracereplay.comparator.measure import Mask, Rows, compare_passes
 from tracereplay.comparator.metrics import differing
 from tracereplay.comparator.routing import compare_routing
 from tracereplay.comparator.tokens import Generation
 from tracereplay.comparator.tolerance import Policy
-from tracereplay.engines.naming import map_of, sites_of
+from tracereplay.engines.naming import map_of
 from tracereplay.passes import INJECTED, RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
@@ -38,7 +38,7 @@ def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], gen
         generation: golden's sequences.
     """
     finder = RowFinder(generation.tokens)
-    site_map = map_of(golden, RECORD, sites_of(injected, INJECTED).values())
+    site_map = map_of(sites_of(golden, RECORD), sites_of(injected, INJECTED).values())
     mine = index_pass(golden, RECORD, finder.add, site_map)
     before, after = index_pass(injected, INJECTED, finder.find), index_pass(*closed, finder.find)
     # Why go on where they do not share batches: requests reach an engine in a process of its own at any moment,

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.engines.naming import sites_of
+from tracereplay.engines.known import family_of
+from tracereplay.engines.roles import with_roles
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value
 from tracereplay.sitemap import Pair, SiteMap
@@ -228,6 +229,11 @@ class PassIndex:
     def schedule(self) -> tuple[bytes, ...]:
         """For each step, its row map's bytes."""
         return tuple(step.rows for step in self.steps)
+
+
+def sites_of(trace: Trace, name: str) -> dict[str, Site]:
+    """The sites of a pass by name, each with its role."""
+    return with_roles(trace.sites(name, next(iter(trace.ranks(name)), 0)), family_of(trace.run.engine))
 
 
 def index_pass(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracereplay.comparator.align import Ints, PassIndex, index_pass
+from tracereplay.comparator.align import Ints, PassIndex, index_pass, sites_of
 from tracereplay.comparator.exclusions import (
     after_parting,
     drawn_at_random,
@@ -26,7 +26,7 @@ from tracereplay.comparator.structure import Unshared, built_otherwise, unshared
 from tracereplay.comparator.sums import by_sums, note_of_sums, unfed_sums
 from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
 from tracereplay.comparator.tolerance import Policy
-from tracereplay.engines.naming import map_of, sites_of
+from tracereplay.engines.naming import map_of
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, RowMap
 from tracereplay.passes import INJECTED, INJECTED_AGAIN, RECORD, RERUN
@@ -206,7 +206,7 @@ def gather_evidence(
     fed = mode == "injected"
     mine, theirs = read_generation(golden, RECORD), _candidate_generation(candidate, mode)
     finder = RowFinder(mine.tokens)
-    site_map = map_of(golden, RECORD, sites_of(candidate, name).values())
+    site_map = map_of(sites_of(golden, RECORD), sites_of(candidate, name).values())
     golden_pass = index_pass(golden, RECORD, _once_each(finder.add), site_map)
     candidate_pass = index_pass(candidate, name, _once_each(finder.find))
     index, other = by_sums(golden_pass, candidate_pass)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import lcm
 
-from tracereplay.event import Parameter, Site
+from tracereplay.event import Layout, Parameter, Site
 from tracereplay.sitemap.pair import Pair, PairedBy
 from tracereplay.sitemap.translate import SiteMap
 
@@ -153,8 +153,16 @@ def _parts(whole: Site, sites: Sequence[Site]) -> list[Site] | None:
 
 def _laid_out(parts: Sequence[Site]) -> bool:
     """Whether it is known how ranks cut a joined output: none is cut, or all are and their sizes are known."""
-    cut = ["out0" in site.layouts for site in parts]
-    return not any(cut) or (all(cut) and all(map(_outputs, parts)))
+    layouts = [site.layouts.get("out0") for site in parts]
+    if not any(layouts):
+        return True
+    pairs = zip(layouts, map(_outputs, parts), strict=True)
+    return all(layout and size and _sound(layout) and not size % sum(layout.parts) for layout, size in pairs)
+
+
+def _sound(layout: Layout) -> bool:
+    """A trace may say anything."""
+    return 0 < len(layout.parts) == len(layout.copies) and all(n > 0 for n in (*layout.parts, *layout.copies))
 
 
 def _shares(whole: Site, parts: Sequence[Site]) -> tuple[int, ...]:
@@ -164,12 +172,12 @@ def _shares(whole: Site, parts: Sequence[Site]) -> tuple[int, ...]:
     """
     layout = whole.layouts.get("out0")
     if layout is not None:
-        return layout.parts if len(layout.parts) == len(parts) else ()
+        return layout.parts if _sound(layout) and len(layout.parts) == len(parts) else ()
     sizes = [size for site in parts if (size := _outputs(site))]
-    layouts = [site.layouts.get("out0") for site in parts]
-    copies = [layout.copies[0] if layout is not None and layout.copies else 1 for layout in layouts]
-    if len(sizes) < len(parts):
+    layouts = [layout for site in parts if (layout := site.layouts.get("out0"))]
+    if len(sizes) < len(parts) or len(layouts) not in (0, len(parts)) or not all(map(_sound, layouts)):
         return ()
+    copies = [layout.copies[0] for layout in layouts] or [1] * len(parts)
     every = lcm(*copies)
     return tuple(size * every // of for size, of in zip(sizes, copies, strict=True))
 

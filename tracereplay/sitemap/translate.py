@@ -70,7 +70,11 @@ class SiteMap:
         for call in step.calls:
             for pair in self._of.get(call.site, ()):
                 if len(pair.golden) == 1:
-                    calls.append(self._single(call, pair))
+                    made = self._single(call, pair)
+                    if (
+                        not calls or calls[-1] is not made
+                    ):  # it is one call, into however many parts it could not be cut
+                        calls.append(made)
                     continue
                 parts = waiting.setdefault((pair.site, call.number), {})
                 parts[call.site] = call
@@ -122,7 +126,8 @@ class SiteMap:
     def _joined(self, parts: Mapping[str, Call], pair: Pair) -> list[Call]:
         calls = [parts[name] for name in pair.golden]
         columns = list(zip(*(call.outputs for call in calls), strict=False))
-        if not all(map(_fit, columns)) or self._of_different_inputs(pair, calls):
+        same_rows = all(_same_rows(call, calls[0]) for call in calls)
+        if not same_rows or not all(map(_fit, columns)) or self._of_different_inputs(pair, calls):
             return calls
         outputs = tuple(map(_side_by_side, columns))
         return [replace(calls[0], site=pair.site, outputs=outputs, written={})]
@@ -133,6 +138,11 @@ class SiteMap:
             given = {tuple((value.dtype, value.shape, value.load()) for value in call.inputs) for call in calls}
             self._refused[pair.site] = len(given) > 1
         return self._refused[pair.site]
+
+
+def _same_rows(one: Call, other: Call) -> bool:
+    pairs = (one.rows_in, other.rows_in), (one.rows_out, other.rows_out)
+    return all(mine is theirs or np.array_equal(mine, theirs) for mine, theirs in pairs)
 
 
 def _rows(parameters: Sequence[Parameter]) -> int:

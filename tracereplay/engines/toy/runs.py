@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.cancellation import Cancellation
+from tracereplay.engines.naming import map_of
 from tracereplay.engines.roles import with_roles
-from tracereplay.engines.spellings import SPELLINGS
 from tracereplay.engines.toy.engine import Engine
 from tracereplay.engines.toy.family import TOY
 from tracereplay.engines.toy.flaws import Flaw
@@ -21,7 +21,6 @@ from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.weights import Update
 from tracereplay.gate import applied_settings
 from tracereplay.passes import CANCELLED, INJECTED, RECORD, RERUN
-from tracereplay.sitemap import pair_sites
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -141,9 +140,7 @@ def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancell
 
 def golden_for(trace: Trace, engine: Engine) -> Golden:
     """The values of a recording, as ``engine`` names its operators."""
-    # As `engines.naming.map_of`, which imports this family among the others.
-    recorded = with_roles(trace.sites(RECORD), TOY)
-    return Golden(trace, site_map=pair_sites(recorded, {site.name: site for site in engine.sites}, SPELLINGS))
+    return Golden(trace, site_map=map_of(with_roles(trace.sites(RECORD), TOY), engine.sites))
 
 
 def _run(kind: str, engine: Engine, golden: str | None) -> dict[str, Any]:

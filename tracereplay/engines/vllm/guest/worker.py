@@ -20,7 +20,9 @@ from typing import Any
 from tracereplay.cancellation import Cancellation
 from tracereplay.device import device_of
 from tracereplay.engines.naming import map_of
+from tracereplay.engines.roles import with_roles
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
+from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
 from tracereplay.engines.vllm.guest.choose import adapt
 from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
@@ -196,7 +198,7 @@ class GuestWorker:
     ) -> RowTables:
         assert self._session is not None
         sites, rank = self._session.sites, self._session.rank
-        site_map = None if own else map_of(trace, name, sites)
+        site_map = None if own else map_of(with_roles(trace.sites(name, trace.ranks(name)[0]), VLLM), sites)
         return RowTables(
             trace, name, tokens, sites, rank, self._world(), self._session.device, own=own, site_map=site_map
         )
