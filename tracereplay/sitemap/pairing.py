@@ -51,8 +51,7 @@ class _Pairing:
         """Operators that hold the same tensors of the checkpoint."""
         for role in self._roles():
             mine, theirs = (
-                [site for site in left.values() if site.role == role and _weight(site)]
-                for left in (self._golden, self._candidate)
+                [site for site in left.values() if site.role == role and _weight(site)] for left in self._left
             )
             for group in _sharing(mine, theirs):
                 for pair in _of_group(*group):
