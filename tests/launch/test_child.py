@@ -147,26 +147,26 @@ assert other.wait() == -9
 def test_the_terminal_belongs_to_the_command_and_then_comes_back() -> None:
     """Ctrl-C goes to the command alone, and it may read what is typed."""
     program = PARENT + "\n"
-    inner = "import signal, sys; n = []; signal.signal(2, lambda *_: n.append(1)); print('in', input(), len(n))"
+    inner = (
+        "import signal; n = []; signal.signal(2, lambda *_: (n.append(1), print('heard', flush=True))); "
+        "print('ready', flush=True); print('in', input(), len(n))"
+    )
     outer = program.replace("sys.exit(code", "print('out', input()); sys.exit(code")
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, "-c", outer, sys.executable, "-c", inner])
     said = b""
     try:
-        time.sleep(1.5)
-        os.write(terminal, b"\x03")
-        time.sleep(0.3)
-        os.write(terminal, b"one\n")
-        end = time.monotonic() + 20
-        answered = False
-        while b"out two" not in said:
+        end = time.monotonic() + 40
+        typed = iter([(b"ready", b"\x03"), (b"heard", b"one\n"), (b"in one 1", b"two\n"), (b"out two", b"")])
+        awaited, answer = next(typed)
+        while answer or awaited not in said:
             assert time.monotonic() < end, said
             if select.select([terminal], [], [], 0.2)[0]:
                 said += os.read(terminal, 1024)
-            if b"in one 1" in said and not answered:
-                answered = True
-                os.write(terminal, b"two\n")
+            if answer and awaited in said:
+                os.write(terminal, answer)
+                awaited, answer = next(typed)
         assert os.waitpid(pid, 0)[1] == 0
     finally:
         os.close(terminal)
