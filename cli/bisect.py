@@ -67,7 +67,7 @@ def operators(
 ) -> None:
     """Find the smallest set of operators and edges whose own errors cause the divergence.
 
-    Replays GOLDEN, then generates repeatedly, cancelling the isolated errors of a different set each time.
+    Replays GOLDEN, then generates repeatedly, cancelling the own errors of a different set each time.
     """
     candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
     check_json(json_file)

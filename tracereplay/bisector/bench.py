@@ -149,7 +149,7 @@ class Bench:
         return self._process
 
     def _check_unchanged(self, info: Mapping[str, Any]) -> None:
-        """An earlier start measured the isolated errors; they are this engine's only if it is the same."""
+        """An earlier start measured the own errors; they are this engine's only if it is the same."""
         if not self.candidate.exists():
             return
         with open_trace(self.candidate) as trace:

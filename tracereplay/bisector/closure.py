@@ -1,4 +1,4 @@
-"""The closure check: with every isolated error cancelled, golden's logits must come back bit for bit.
+"""The closure check: with every operator's own error cancelled, golden's logits must come back bit for bit.
 
 By induction from the first operator: it is given golden inputs, so it repeats its injected output, in place of
 which golden's is handed on, and so is the next one's input. The pass therefore closes if each tensor that arrived

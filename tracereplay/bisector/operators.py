@@ -1,4 +1,4 @@
-"""Which operators and edges cause a divergence: cancel their isolated errors and measure what remains.
+"""Which operators and edges cause a divergence: cancel their own errors and measure what remains.
 
     replay ─▶ verdict ─▶ everything cancelled: closure, and whether parity is restored at all
                       ─▶ each class alone: what it explains
@@ -145,7 +145,7 @@ class _Study:
         file = self._bench.candidate.parent / "closure.json"
         if self._journal.find([EVERYTHING]) is not None and file.exists():
             return Closure.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        self._report("Generating with every isolated error cancelled (closure)")
+        self._report("Generating with every operator's own error cancelled (closure)")
         with self._bench.cancelled(Cancellation(everything=True)) as trace:
             found = check_closure(self._golden, self._candidate, (trace, CANCELLED), self._generation)
             effect = effect_of(self._sampled, sampled_tokens(trace, CANCELLED), self._generation, self._own)

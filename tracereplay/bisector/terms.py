@@ -1,4 +1,4 @@
-"""What can be cancelled: the operators and edges that differ on golden inputs, each with its isolated error."""
+"""What can be cancelled: the operators and edges that differ on golden inputs, each with its own error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Term:
         site: of the operator.
         operator: its class.
         input: of an edge; None for the operator itself.
-        error_class, ratio: of its isolated error, and that error over its allowance.
+        error_class, ratio: of its own error, and that error over its allowance.
         integer: the edge brings wrong integers. They are never replaced, but what they do is all in the outputs of
             that operator, whose other inputs were golden: it is cancelled there.
         inputs: of an edge: those that are cancelled together, since golden has only their sum.

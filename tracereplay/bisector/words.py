@@ -39,8 +39,8 @@ def why(closure: Closure, found: Bisection) -> list[str]:
 def _closure(closure: Closure) -> str:
     if closure.held:
         return (
-            f"Closure holds: with every isolated error cancelled, {closure.rows} rows of golden's logits are "
-            "reproduced bit for bit."
+            f"Closure holds: with every operator's own error cancelled, {closure.rows} rows of golden's logits "
+            "are reproduced bit for bit."
         )
     if closure.flipped:
         return (

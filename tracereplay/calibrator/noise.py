@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tracereplay.comparator.evidence import gather_evidence
+from tracereplay.comparator.gather import gather_evidence
 from tracereplay.comparator.measure import Finding
 from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule
 from tracereplay.errors import UsageError

@@ -11,8 +11,9 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from tracereplay.comparator.evidence import Evidence, gather_evidence
+from tracereplay.comparator.evidence import Evidence
 from tracereplay.comparator.findings import divergence_of, edge_of, operators_of, source_of
+from tracereplay.comparator.gather import gather_evidence
 from tracereplay.comparator.judge_isolated import judge_isolated
 from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
 from tracereplay.comparator.settings import effect_of

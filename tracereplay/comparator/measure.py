@@ -179,7 +179,7 @@ def compare_passes(
     policy: Policy,
     *,
     exclusions: Sequence[Exclusion] = (),
-    isolated: bool = False,
+    on_golden_inputs: bool = False,
     until_beyond: bool = False,
 ) -> Comparison:
     """Compares every tensor that both passes have.
@@ -189,7 +189,7 @@ def compare_passes(
         rows: what the row numbers stand for.
         policy: tolerances.
         exclusions: rows not to compare, with reasons; the first that names a row gives its reason.
-        isolated: whether every operator had golden inputs, so that what leans is the operator's own doing.
+        on_golden_inputs: whether every operator had golden inputs, so that what leans is the operator's own doing.
         until_beyond: stop at the first block with a call out of tolerance (to learn only where that is).
     """
     calls = _Calls(golden)
@@ -198,7 +198,7 @@ def compare_passes(
         _plan(plan, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(plan, key, table)
     _stream(plan.jobs, calls, rows, until_beyond=until_beyond)
-    _allow_conventions(plan.jobs, policy, isolated=isolated)
+    _allow_conventions(plan.jobs, policy, on_golden_inputs=on_golden_inputs)
     found = (_finding(job, golden.pairs.get(job.key.site)) for job in plan.jobs)
     findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
     _note_extra(plan, golden, candidate)
@@ -397,14 +397,14 @@ def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) 
     )  # fmt: skip
 
 
-def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, isolated: bool) -> None:
+def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, on_golden_inputs: bool) -> None:
     """Lets tensors lean by more where that is a way of rounding, or where the lean may be inherited."""
     kinds: dict[Group, list[_Job]] = {}
     for job in jobs:
         kind = Group(job.operator, job.key.side, job.key.index, job.tolerance.dtype)
         kinds.setdefault(kind, []).append(job)
     shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
-    for kind in shared if isolated else kinds:
+    for kind in shared if on_golden_inputs else kinds:
         for job in kinds[kind]:
             job.tally.sign_limit = max(job.tally.bias_limit, policy.bias_sign_max_ulp)
 

@@ -47,14 +47,14 @@ def flipped_rows(golden: Array, arrived: Array, k: int) -> Mask:
 
 
 def compare_routing(
-    golden: PassIndex, free: PassIndex, isolated: Comparison | None, exclusions: Sequence[Exclusion] = ()
+    golden: PassIndex, free: PassIndex, injected: Comparison | None, exclusions: Sequence[Exclusion] = ()
 ) -> tuple[RoutingFinding, ...]:
     """The findings for each router, in golden's order, except routers that do not choose by the largest logits.
 
     Args:
         golden: the golden pass.
         free: a pass in which nothing was fed, or an injected one if there is no other.
-        isolated: the comparison of the injected pass, by which a router's own error is known.
+        injected: the comparison of the injected pass, by which a router's own error is known.
         exclusions: rows not to compare.
     """
     found = []
@@ -64,13 +64,13 @@ def compare_routing(
         if pair is None:
             continue
         flips = int(flipped_rows(*pair, k).sum())
-        error = _own_error(golden, table, isolated)
+        error = _own_error(golden, table, injected)
         near = None if error is None else int((top_k_gap(pair[0], k) <= error).sum())
         found.append(RoutingFinding(table.key.site, len(pair[0]), flips, near))
     return tuple(found)
 
 
-def turned_by_a_tie(golden: PassIndex, isolated: Comparison, finding: Finding, rows: Rows) -> bool:
+def turned_by_a_tie(golden: PassIndex, injected: Comparison, finding: Finding, rows: Rows) -> bool:
     """Whether experts may differ on golden inputs only because two kernels broke a near tie differently.
 
     They do if the router logits that arrived were golden's, and the worst row's k-th and next logit are no further
@@ -81,12 +81,12 @@ def turned_by_a_tie(golden: PassIndex, isolated: Comparison, finding: Finding, r
     if router is None or finding.kind != "operator" or event is None or event.metrics.worst is None:
         return False
     table, k = router
-    arrived = next((f for f in isolated.findings if f.key == table.key), None)
+    arrived = next((f for f in injected.findings if f.key == table.key), None)
     worst = event.metrics.worst
     at = np.flatnonzero((rows.of(table) == RowKey(worst.request, worst.sequence, worst.position)).all(axis=1))
     if arrived is None or arrived.error_class != "identical" or not len(at):
         return False
-    error = _own_error(golden, table, isolated) or 0.0
+    error = _own_error(golden, table, injected) or 0.0
     return bool((top_k_gap(_read(table, at), k) <= error).any())
 
 
@@ -126,12 +126,12 @@ def _read(table: Table, picks: Ints) -> Array:
     return widen(gather(table, picks), table.tensors[0].dtype)
 
 
-def _own_error(golden: PassIndex, table: Table, isolated: Comparison | None) -> float | None:
+def _own_error(golden: PassIndex, table: Table, injected: Comparison | None) -> float | None:
     """The largest error of the operator that gives the logits, on golden inputs; None if it was not measured."""
-    if isolated is None:
+    if injected is None:
         return None
     name = _gate(golden, table)
-    finding = next((f for f in isolated.findings if f.key == TableKey(name, "out", 0) and f.rows), None)
+    finding = next((f for f in injected.findings if f.key == TableKey(name, "out", 0) and f.rows), None)
     return None if finding is None else finding.metrics.max_abs
 
 

@@ -25,7 +25,7 @@ __all__ = ["CancelledRows"]
 
 
 class CancelledRows:
-    """The `Replacement` of a pass in which isolated errors are cancelled.
+    """The `Replacement` of a pass in which own errors are cancelled.
 
     Args:
         golden: the golden recording's rows.
@@ -59,7 +59,7 @@ class CancelledRows:
 
 
 def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
-    """``actual`` without the isolated error; all three of one shape and dtype.
+    """``actual`` without the own error; all three of one shape and dtype.
 
     Where the error is not finite there is nothing to subtract, and the actual value stays.
     """

@@ -24,7 +24,7 @@ class Member:
     Args:
         name: a site, a site and its input, or a setting.
         operator: class of the operator (operators only).
-        error_class: of its isolated error (operators only; JSON: ``class``).
+        error_class: of its own error (operators only; JSON: ``class``).
         value: golden's, by which parity came back (settings only).
     """
 

@@ -13,7 +13,7 @@ __all__ = ["Attribution", "Closure"]
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """Whether the golden logits were reproduced bit for bit with every isolated error cancelled.
+    """Whether the golden logits were reproduced bit for bit with every operator's own error cancelled.
 
     Args:
         held: whether they did.

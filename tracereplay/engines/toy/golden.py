@@ -1,4 +1,4 @@
-"""What a replay of the toy is given: golden values, or values without isolated errors; and forced tokens."""
+"""What a replay of the toy is given: golden values, or values without own errors; and forced tokens."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Golden:
 
 
 class Cancelled:
-    """Takes away isolated errors; the arithmetic is that of `replayer.cancelled`.
+    """Takes away own errors; the arithmetic is that of `replayer.cancelled`.
 
     Args:
         golden: the golden values.

@@ -104,7 +104,7 @@ def replay(
         passes: of ``rerun``, ``injected``, ``injectedtwice`` and ``cancelled``.
         noise: relative size of an error that no two passes share, in every linear layer.
         cancel: for the pass ``cancelled``, the trace of an injected pass of the same engine, and what of its
-            isolated errors to take away.
+            own errors to take away.
 
     The other arguments are those of `record`.
     """

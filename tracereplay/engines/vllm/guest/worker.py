@@ -144,7 +144,7 @@ class GuestWorker:
             golden: the golden trace, whose tokens are forced.
             inject: whether golden values are fed.
             cancel: a `Cancellation` as plain data, and under ``injected`` the trace that has the injected pass by
-                which isolated errors are cancelled.
+                which own errors are cancelled.
             options: how much is recorded (`Options`).
         """
         session, adapter = self._session, self._adapter
