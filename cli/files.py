@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tracereplay.comparator.policy_file import is_calibrated
+from tracereplay.comparator.numbers.policy_file import is_calibrated
 from tracereplay.errors import UsageError
 from tracereplay.launch.process import is_log
 from tracereplay.storage.written import written

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tracereplay.cli.files import write_text
 from tracereplay.cli.options import JsonFile, check_json
-from tracereplay.comparator.rollout import compare_rollouts
+from tracereplay.comparator.tokens.rollout import compare_rollouts
 from tracereplay.report import rollout
 from tracereplay.trace import open_trace
 from tracereplay.verdict import SCHEMA

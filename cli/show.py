@@ -16,7 +16,7 @@ from rich.text import Text
 from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened, refuse_given
 from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.cli.summary import observer_words, summary
-from tracereplay.comparator.dtypes import is_float, widen
+from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
 from tracereplay.event import Step

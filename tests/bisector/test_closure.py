@@ -8,7 +8,7 @@ import pytest
 
 from tracereplay.bisector.closure import check_closure
 from tracereplay.cancellation import Cancellation
-from tracereplay.comparator.tokens import read_generation
+from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.engines.toy.names import Naming

@@ -9,7 +9,7 @@ import pytest
 
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.comparator import Policy
-from tracereplay.comparator.tokens import Generation
+from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.event import RowKey, Sampled
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracereplay.calibrator.noise import Noise, NoiseKind, bound, earn
-from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.comparator.numbers.tolerance import DEFAULTS
 from tracereplay.verdict.measures import rounded_up
 
 NORM = NoiseKind("RMSNorm", "operator", "bfloat16")

@@ -8,7 +8,7 @@ import pytest
 from cli_support import Program, write
 
 from tracereplay.comparator import Policy, load_policy
-from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.comparator.numbers.tolerance import DEFAULTS
 
 NOISY = "noise=0.06"  # relative, in every linear layer: more than four eps of bfloat16
 

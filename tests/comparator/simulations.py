@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.dtypes import eps, widen
-from tracereplay.comparator.metrics import BIAS_ULP, BIAS_Z, SIGN_ULP, Tally, compare_rows, trimmed_rms
-from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.comparator.numbers.dtypes import eps, widen
+from tracereplay.comparator.numbers.metrics import BIAS_ULP, BIAS_Z, SIGN_ULP, Tally, compare_rows, trimmed_rms
+from tracereplay.comparator.numbers.tolerance import DEFAULTS
 from tracereplay.dtypes import numpy_dtype
 
 Array = npt.NDArray[Any]

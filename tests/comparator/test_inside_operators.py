@@ -13,8 +13,8 @@ from kernel_support import ROWS, call, tensor, write_pass
 from rich.console import Console
 
 from tracereplay.comparator import Policy
-from tracereplay.comparator.inside import Place, look_inside
-from tracereplay.comparator.inside.sequence import align, computing
+from tracereplay.comparator.kernels.inside import Place, look_inside
+from tracereplay.comparator.kernels.inside.sequence import align, computing
 from tracereplay.event import Kernel, RowKey, RowMap, Value, make_rows
 from tracereplay.report import inside as report
 from tracereplay.trace import Trace, TraceDirectory, open_trace

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from simulations import pair, rmsnorm, tally, truncated
 
-from tracereplay.comparator.leans import Group, conventions
-from tracereplay.comparator.metrics import Tally
+from tracereplay.comparator.numbers.leans import Group, conventions
+from tracereplay.comparator.numbers.metrics import Tally
 
 NORM, ACT, LINEAR = (Group(name, "out", 0, "bfloat16") for name in ("RMSNorm", "SiluAndMul", "RowParallelLinear"))
 

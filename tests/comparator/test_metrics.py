@@ -24,7 +24,7 @@ from simulations import (
     truncating,
 )
 
-from tracereplay.comparator.metrics import SIGN_ULP, Tally, compare_rows, lean_score, trimmed_rms
+from tracereplay.comparator.numbers.metrics import SIGN_ULP, Tally, compare_rows, lean_score, trimmed_rms
 
 DTYPES = ["bfloat16", "float16", "float32"]
 KINDS = ["normal", "heavy", "outliers"]

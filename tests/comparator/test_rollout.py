@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tracereplay.comparator import compare_traces
-from tracereplay.comparator.reported import quantities
-from tracereplay.comparator.rollout import compare_rollouts, effective_share, rollout_numbers
-from tracereplay.comparator.tokens import Generation, Sampling
+from tracereplay.comparator.tokens.generation import Generation, Sampling
+from tracereplay.comparator.tokens.reported import quantities
+from tracereplay.comparator.tokens.rollout import compare_rollouts, effective_share, rollout_numbers
 from tracereplay.engines import toy
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, Sampled

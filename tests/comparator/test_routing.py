@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracereplay.comparator import Policy, Rule, compare_traces
-from tracereplay.comparator.routing import flipped_rows, top_k_gap, top_k_set
+from tracereplay.comparator.judging.routing import flipped_rows, top_k_gap, top_k_set
 from tracereplay.event import RowKey, Sampled, Site, make_rows
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDirectory, segment_path
 from tracereplay.verdict import RoutingFinding, Verdict

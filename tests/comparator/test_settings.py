@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tracereplay.comparator.compiled import compilation_of
-from tracereplay.comparator.settings import compare_settings, effect_of, explains
+from tracereplay.comparator.judging.settings import compare_settings, effect_of, explains
+from tracereplay.comparator.kernels.compiled import compilation_of
 from tracereplay.trace.run import Asked, Requested, Run
 from tracereplay.verdict import SettingDifference
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tracereplay.comparator import compare_traces
-from tracereplay.comparator.align import StepInfo
-from tracereplay.comparator.staleness import Versions, read_versions
-from tracereplay.comparator.tokens import Generation
+from tracereplay.comparator.judging.staleness import Versions, read_versions
+from tracereplay.comparator.numbers.align import StepInfo
+from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw, Update
 from tracereplay.event import RowKey, make_rows

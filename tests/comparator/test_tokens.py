@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences
+from tracereplay.comparator.tokens.generation import Generation, compare_tokens, first_differences
 from tracereplay.event import RowKey, Sampled
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracereplay.comparator.policy_file import load_policy, policy_text
-from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule, tolerance_for
+from tracereplay.comparator.numbers.policy_file import load_policy, policy_text
+from tracereplay.comparator.numbers.tolerance import DEFAULTS, Policy, Rule, tolerance_for
 from tracereplay.errors import UsageError
 
 

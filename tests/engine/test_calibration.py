@@ -13,7 +13,7 @@ from engine_support import EAGER, ROOT, TINY, Engines, Launch, find_engine, gree
 
 from tracereplay.calibrator import Calibration, Variation, calibrate, named_variation
 from tracereplay.comparator import Policy, compare_traces, load_policy
-from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.comparator.numbers.tolerance import DEFAULTS
 from tracereplay.trace import Trace, open_trace
 
 pytestmark = pytest.mark.engine

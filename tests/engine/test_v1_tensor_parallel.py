@@ -9,7 +9,7 @@ from engine_support import Engines, Running, prompts_of
 
 from tracereplay.calibrator.noise import earn, measure_noise
 from tracereplay.comparator import Policy, compare_traces
-from tracereplay.comparator.tolerance import DEFAULTS
+from tracereplay.comparator.numbers.tolerance import DEFAULTS
 from tracereplay.trace import Trace
 
 pytestmark = pytest.mark.engine

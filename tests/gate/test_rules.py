@@ -149,7 +149,7 @@ def test_only_the_gate_opens_what_a_trace_asks_for() -> None:
 
 
 def test_settings_are_compared_in_one_place() -> None:
-    own = ("tracereplay/trace/run.py", "tracereplay/comparator/settings.py")
+    own = ("tracereplay/trace/run.py", "tracereplay/comparator/judging/settings.py")
     found = {file for file, node in _nodes() if getattr(node, "attr", None) == "compared" and _is_request(node)}
     assert found <= set(own), found
 

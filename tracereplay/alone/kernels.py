@@ -8,7 +8,7 @@ from typing import Any
 from tracereplay.alone.constants import Constants
 from tracereplay.alone.permitted import changed, refusal, shapes_of
 from tracereplay.alone.sandbox import KERNEL, Outcome, Sandbox
-from tracereplay.comparator.isolated import draws
+from tracereplay.comparator.kernels.isolated import draws
 from tracereplay.dtypes import nbytes
 from tracereplay.errors import MissingWeights
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value

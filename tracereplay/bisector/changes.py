@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tracereplay.comparator.settings import argument_of, effect_of, importance_of
+from tracereplay.comparator.judging.settings import argument_of, effect_of, importance_of
 from tracereplay.gate import applied_settings, setting_refusal, variable_refusal
 from tracereplay.launch import Configured, Launchable
 from tracereplay.trace import Trace

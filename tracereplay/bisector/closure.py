@@ -12,13 +12,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tracereplay.comparator.align import Array, PassIndex, TableKey, gather, index_pass, pair_rows, sites_of
-from tracereplay.comparator.exclusions import drawn_at_random
-from tracereplay.comparator.measure import Mask, Rows, compare_passes
-from tracereplay.comparator.metrics import differing
-from tracereplay.comparator.routing import compare_routing
-from tracereplay.comparator.tokens import Generation
-from tracereplay.comparator.tolerance import Policy
+from tracereplay.comparator.judging.routing import compare_routing
+from tracereplay.comparator.numbers.align import (
+    Array,
+    PassIndex,
+    TableKey,
+    gather,
+    index_pass,
+    pair_rows,
+    sites_of,
+)
+from tracereplay.comparator.numbers.exclusions import drawn_at_random
+from tracereplay.comparator.numbers.measure import Mask, Rows, compare_passes
+from tracereplay.comparator.numbers.metrics import differing
+from tracereplay.comparator.numbers.tolerance import Policy
+from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.engines.naming import map_of
 from tracereplay.passes import INJECTED, RECORD
 from tracereplay.trace import Trace

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator import Policy
-from tracereplay.comparator.rollout import log_ratio
-from tracereplay.comparator.tokens import Generation, Sampling
+from tracereplay.comparator.tokens.generation import Generation, Sampling
+from tracereplay.comparator.tokens.rollout import log_ratio
 from tracereplay.event import RowKey
 
 __all__ = ["ENOUGH", "Criterion", "Effect", "effect_of", "explains"]

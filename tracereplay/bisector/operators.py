@@ -26,9 +26,9 @@ from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of
 from tracereplay.bisector.words import some, why
 from tracereplay.cancellation import Cancellation
 from tracereplay.comparator import Policy, compare_traces
-from tracereplay.comparator.align import sites_of
-from tracereplay.comparator.rollout import sampled_tokens
-from tracereplay.comparator.tokens import read_generation
+from tracereplay.comparator.numbers.align import sites_of
+from tracereplay.comparator.tokens.generation import read_generation
+from tracereplay.comparator.tokens.rollout import sampled_tokens
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.passes import CANCELLED, INJECTED, INJECTED_AGAIN, RECORD, RERUN
 from tracereplay.trace import Trace, open_trace

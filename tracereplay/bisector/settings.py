@@ -21,8 +21,8 @@ from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
 from tracereplay.bisector.words import some
 from tracereplay.comparator import Policy, compare_traces
-from tracereplay.comparator.rollout import sampled_tokens
-from tracereplay.comparator.tokens import read_generation
+from tracereplay.comparator.tokens.generation import read_generation
+from tracereplay.comparator.tokens.rollout import sampled_tokens
 from tracereplay.errors import TracereplayError
 from tracereplay.gate import applied_settings
 from tracereplay.launch import Configured, EngineProcess, Launchable

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tracereplay.cancellation import Cancellation
-from tracereplay.comparator.dtypes import is_float
+from tracereplay.comparator.numbers.dtypes import is_float
 from tracereplay.verdict import CLASSES, EdgeFinding, ErrorClass, OperatorFinding, Verdict
 
 __all__ = ["Term", "by_class", "cancellation_of", "terms_of"]

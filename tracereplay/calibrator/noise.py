@@ -1,7 +1,7 @@
 """How much runs that should agree differ, and the tolerances derived from that.
 
 **Noise** of a tensor in one run is the multiple of its dtype's default tolerance that would have passed it: the
-largest quotient of error and default allowance over all rows, as in `comparator.metrics`. In an injected pass it
+largest quotient of error and default allowance over all rows (`comparator.numbers.metrics`). In an injected pass it
 is the operator's own, since every operator has golden inputs.
 
 **Margin.** A later run may exceed the largest noise of the runs that were made: after n similar runs the next one
@@ -18,9 +18,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tracereplay.comparator.gather import gather_evidence
-from tracereplay.comparator.measure import Finding
-from tracereplay.comparator.tolerance import DEFAULTS, Policy, Rule
+from tracereplay.comparator.judging.gather import gather_evidence
+from tracereplay.comparator.numbers.measure import Finding
+from tracereplay.comparator.numbers.tolerance import DEFAULTS, Policy, Rule
 from tracereplay.errors import UsageError
 from tracereplay.trace import Trace
 from tracereplay.verdict.measures import rounded_up

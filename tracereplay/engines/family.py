@@ -139,7 +139,7 @@ class Family(Protocol):
 
     @property
     def effects(self) -> str:
-        """What its settings do: the text of a TOML file, which `comparator.settings` explains."""
+        """What its settings do: the text of a TOML file, which `comparator.judging.settings` explains."""
 
     @property
     def alone(self) -> Alone | None:

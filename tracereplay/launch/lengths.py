@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tracereplay.comparator.tokens import read_generation
+from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.workload import Prompt, Workload

@@ -6,7 +6,7 @@
 Two engines name the same operator otherwise, and fuse what the other has apart. All that reads golden beside a
 candidate (feeding, cancelling, comparing) reads it through the map, and sees one naming. Sums are no part of a
 step: whether a norm was given x and residual or their sum shows in its calls, and each reader knows them at once
-(`comparator.sums`, `replayer.tables`).
+(`comparator.numbers.sums`, `replayer.tables`).
 
 Both sides of the boundary make the map, of the sites alone, so that what is compared is what was fed.
 """

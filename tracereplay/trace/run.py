@@ -53,7 +53,7 @@ class Requested:
         self._sealed = asked
 
     def compared(self) -> dict[str, Any]:
-        """The settings' values, for `comparator.settings` to hold against another trace's; never for an engine."""
+        """The settings' values, for `comparator` to hold against another trace's; never for an engine."""
         return dict(self._sealed.settings)
 
     def words(self) -> dict[str, str]:

@@ -56,8 +56,8 @@ class Metrics:
 
     Args:
         equal: share of elements that are bitwise equal, 0 to 1.
-        allowance_ratio: errors over what is allowed, of the worst row; see `comparator.metrics` (with a strict
-            tolerance: over the default one).
+        allowance_ratio: errors over what is allowed, of the worst row; see `comparator.numbers.metrics` (with a
+            strict tolerance: over the default one).
         relative_l2: of the worst row, ``|candidate - golden| / |golden|``.
         max_abs: largest absolute error.
         max_ulp: largest error in units of the last place of the larger of the two values.

@@ -6,7 +6,7 @@
     ├── by_length       LengthRow ...   sequence-level log ratio, by length
     └── reported        Reported        which quantity each side reports as logprob, where it had to be found out
 
-`comparator.rollout` computes them and gives the sources of the formulas.
+`comparator.tokens.rollout` computes them and gives the sources of the formulas.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from tracereplay.comparator.compiled import WHY_COMPILED_DIFFERS, compilation_of
+from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.dtypes import DTYPES
 from tracereplay.engines.known import family_of
 from tracereplay.errors import UsageError

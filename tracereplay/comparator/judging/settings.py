@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from tracereplay.comparator.staleness import Versions
+from tracereplay.comparator.judging.staleness import Versions
 from tracereplay.engines.known import FAMILIES
 from tracereplay.trace.run import Run
 from tracereplay.verdict import Effect, SettingDifference

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from tracereplay.comparator.metrics import BIAS_ULP, SIGN_ULP
+from tracereplay.comparator.numbers.metrics import BIAS_ULP, SIGN_ULP
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, rounded_up
 
 __all__ = ["DEFAULTS", "Policy", "Rule", "passing_bias", "passing_tolerance", "tolerance_for", "unit_factors"]
@@ -79,7 +79,7 @@ class Policy:
         differing_tokens: greedy tokens that may differ.
         logprob_max_abs: nats by which a golden token's logprob may differ.
         bias_max_ulp: mean bias that a tensor may show, along the axis or along the values' signs.
-        bias_sign_max_ulp: the same along the values' signs if most operators share it (`comparator.leans`).
+        bias_sign_max_ulp: the same along the values' signs if most operators share it (`leans`).
         min_coverage: share of golden's calls, 0 to 1, that must have been compared for a match.
         strict: every tolerance is zero.
     """

@@ -3,6 +3,6 @@
 a place ──look.look_inside──▶ computing kernels ──sequence.align──▶ rows ──values.compare──▶ `inside.Inside`
 """
 
-from tracereplay.comparator.inside.look import Place, look_inside
+from tracereplay.comparator.kernels.inside.look import Place, look_inside
 
 __all__ = ["Place", "look_inside"]

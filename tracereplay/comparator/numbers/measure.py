@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.align import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
-from tracereplay.comparator.dtypes import coarser, is_float
-from tracereplay.comparator.leans import Group, conventions
-from tracereplay.comparator.metrics import Event, Tally, compare_rows
-from tracereplay.comparator.tolerance import Policy, tolerance_for, unit_factors
+from tracereplay.comparator.numbers.align import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
+from tracereplay.comparator.numbers.dtypes import coarser, is_float
+from tracereplay.comparator.numbers.leans import Group, conventions
+from tracereplay.comparator.numbers.metrics import Event, Tally, compare_rows
+from tracereplay.comparator.numbers.tolerance import Policy, tolerance_for, unit_factors
 from tracereplay.sitemap import Pair
 from tracereplay.trace.rows import RowFinder, prefix_digests
 from tracereplay.verdict import Coverage, ErrorClass, Metrics, NotCompared, Tolerance

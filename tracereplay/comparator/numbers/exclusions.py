@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracereplay.comparator.align import LANE, Array, PassIndex, Table, gather, pair_rows
-from tracereplay.comparator.dtypes import is_float
-from tracereplay.comparator.measure import Exclusion, Mask, Rows
-from tracereplay.comparator.tokens import Generation
+from tracereplay.comparator.numbers.align import LANE, Array, PassIndex, Table, gather, pair_rows
+from tracereplay.comparator.numbers.dtypes import is_float
+from tracereplay.comparator.numbers.measure import Exclusion, Mask, Rows
+from tracereplay.comparator.tokens.generation import Generation
 
 __all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_context", "unfed_input"]
 

@@ -154,7 +154,7 @@ class Table:
         at: the row's place in that tensor.
         repeats: rows that were computed again and are left out.
         broken: why rows could not be told, if so.
-        sums: of a sum (`comparator.sums`): the inputs that add up to it.
+        sums: of a sum (`comparator.numbers.sums`): the inputs that add up to it.
     """
 
     key: TableKey

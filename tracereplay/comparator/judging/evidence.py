@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tracereplay.comparator.measure import Comparison, Finding
-from tracereplay.comparator.requests import OtherPrompts
-from tracereplay.comparator.settings import WEIGHTS_UPDATE, explains
-from tracereplay.comparator.staleness import Versions
-from tracereplay.comparator.structure import Unshared
-from tracereplay.comparator.tolerance import Policy
+from tracereplay.comparator.judging.settings import WEIGHTS_UPDATE, explains
+from tracereplay.comparator.judging.staleness import Versions
+from tracereplay.comparator.judging.structure import Unshared
+from tracereplay.comparator.numbers.measure import Comparison, Finding
+from tracereplay.comparator.numbers.tolerance import Policy
+from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.trace import Trace
 from tracereplay.verdict import Coverage, Mode, RoutingFinding, SettingDifference, TokenFinding
 from tracereplay.verdict.inside import Inside

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tracereplay.comparator.settings import SAMPLING, effect_of
-from tracereplay.comparator.tokens import Generation
+from tracereplay.comparator.judging.settings import SAMPLING, effect_of
+from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.verdict import SettingDifference
 
 __all__ = ["OtherPrompts", "compare_prompts", "compare_sampling"]

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tracereplay.comparator.align import PassIndex, index_pass
-from tracereplay.comparator.compiled import WHY_COMPILED_DIFFERS, compilation_of
-from tracereplay.comparator.findings import divergence_of, operators_of, source_of
-from tracereplay.comparator.isolated import OTHER_FORM, KernelsAlone, compare_kernels_alone
-from tracereplay.comparator.measure import Comparison, Rows, compare_passes
+from tracereplay.comparator.judging.reasons import DOES, OTHER_GOLDEN
+from tracereplay.comparator.judging.settings import compare_settings
+from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compilation_of
+from tracereplay.comparator.kernels.isolated import OTHER_FORM, KernelsAlone, compare_kernels_alone
+from tracereplay.comparator.numbers.align import PassIndex, index_pass
+from tracereplay.comparator.numbers.findings import divergence_of, operators_of, source_of
+from tracereplay.comparator.numbers.measure import Comparison, Rows, compare_passes
+from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.oracle import consult
-from tracereplay.comparator.reasons import DOES, OTHER_GOLDEN
-from tracereplay.comparator.settings import compare_settings
-from tracereplay.comparator.tokens import read_generation
-from tracereplay.comparator.tolerance import Policy
+from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.passes import ISOLATED, RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.parameters import Parameters

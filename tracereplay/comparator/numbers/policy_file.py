@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracereplay.comparator.tolerance import Policy, Rule
+from tracereplay.comparator.numbers.tolerance import Policy, Rule
 from tracereplay.errors import UsageError
 
 if sys.version_info >= (3, 11):

@@ -14,27 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tracereplay.comparator.align import Ints, PassIndex, index_pass, sites_of
-from tracereplay.comparator.evidence import Evidence
-from tracereplay.comparator.exclusions import (
+from tracereplay.comparator.judging.evidence import Evidence
+from tracereplay.comparator.judging.routing import compare_routing, turned_by_a_tie
+from tracereplay.comparator.judging.settings import compare_settings, compare_updates
+from tracereplay.comparator.judging.staleness import Versions, computed_again, of_other_weights, read_versions
+from tracereplay.comparator.judging.structure import built_otherwise, unshared_before
+from tracereplay.comparator.kernels.inside import Place, look_inside
+from tracereplay.comparator.numbers.align import Ints, PassIndex, index_pass, sites_of
+from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
     other_integers,
     unfed_context,
     unfed_input,
 )
-from tracereplay.comparator.inside import Place, look_inside
-from tracereplay.comparator.measure import Comparison, Exclusion, Finding, Rows, compare_passes
+from tracereplay.comparator.numbers.measure import Comparison, Exclusion, Finding, Rows, compare_passes
+from tracereplay.comparator.numbers.sums import by_sums, note_of_sums, unfed_sums
+from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.oracle import consult
-from tracereplay.comparator.requests import compare_prompts, compare_sampling
-from tracereplay.comparator.rollout import rollout_numbers
-from tracereplay.comparator.routing import compare_routing, turned_by_a_tie
-from tracereplay.comparator.settings import compare_settings, compare_updates
-from tracereplay.comparator.staleness import Versions, computed_again, of_other_weights, read_versions
-from tracereplay.comparator.structure import built_otherwise, unshared_before
-from tracereplay.comparator.sums import by_sums, note_of_sums, unfed_sums
-from tracereplay.comparator.tokens import Generation, compare_tokens, first_differences, read_generation
-from tracereplay.comparator.tolerance import Policy
+from tracereplay.comparator.tokens.generation import Generation, compare_tokens, first_differences, read_generation
+from tracereplay.comparator.tokens.requests import compare_prompts, compare_sampling
+from tracereplay.comparator.tokens.rollout import rollout_numbers
 from tracereplay.engines.naming import map_of
 from tracereplay.errors import UsageError
 from tracereplay.event import RowKey, RowMap

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracereplay.comparator.inside.sequence import align, computing, results
-from tracereplay.comparator.inside.values import Difference, Values, described, worst
-from tracereplay.comparator.tolerance import Policy
+from tracereplay.comparator.kernels.inside.sequence import align, computing, results
+from tracereplay.comparator.kernels.inside.values import Difference, Values, described, worst
+from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.event import Call, Kernel, RowKey, Step, Value, flatten
 from tracereplay.passes import RECORD
 from tracereplay.trace import Trace

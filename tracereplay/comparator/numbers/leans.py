@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tracereplay.comparator.metrics import BIAS_ROWS, Tally
+from tracereplay.comparator.numbers.metrics import BIAS_ROWS, Tally
 
 __all__ = ["Group", "conventions"]
 

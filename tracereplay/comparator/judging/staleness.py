@@ -23,9 +23,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracereplay.comparator.align import Array, Ints, PassIndex, StepInfo, Table
-from tracereplay.comparator.measure import Exclusion, Mask, Rows
-from tracereplay.comparator.tokens import Generation
+from tracereplay.comparator.numbers.align import Array, Ints, PassIndex, StepInfo, Table
+from tracereplay.comparator.numbers.measure import Exclusion, Mask, Rows
+from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.event import RowKey
 from tracereplay.trace.rows import prefix_digests
 

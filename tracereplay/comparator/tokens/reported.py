@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.align import sites_of
-from tracereplay.comparator.dtypes import widen
-from tracereplay.comparator.tokens import Sampling
+from tracereplay.comparator.numbers.align import sites_of
+from tracereplay.comparator.numbers.dtypes import widen
+from tracereplay.comparator.tokens.generation import Sampling
 from tracereplay.event import Call, RowKey, Step
 from tracereplay.trace import Trace
 from tracereplay.verdict.rollout import Quantity, Reported

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.dtypes import Array, coarser, eps, is_float, smallest, widen
+from tracereplay.comparator.numbers.dtypes import Array, coarser, eps, is_float, smallest, widen
 from tracereplay.verdict import ErrorClass, Metrics, Worst
 
 __all__ = [

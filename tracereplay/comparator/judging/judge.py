@@ -11,13 +11,13 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from tracereplay.comparator.evidence import Evidence
-from tracereplay.comparator.findings import divergence_of, edge_of, operators_of, source_of
-from tracereplay.comparator.gather import gather_evidence
-from tracereplay.comparator.judge_isolated import judge_isolated
-from tracereplay.comparator.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
-from tracereplay.comparator.settings import effect_of
-from tracereplay.comparator.tolerance import Policy
+from tracereplay.comparator.judging.evidence import Evidence
+from tracereplay.comparator.judging.gather import gather_evidence
+from tracereplay.comparator.judging.judge_isolated import judge_isolated
+from tracereplay.comparator.judging.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
+from tracereplay.comparator.judging.settings import effect_of
+from tracereplay.comparator.numbers.findings import divergence_of, edge_of, operators_of, source_of
+from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.errors import OtherWeights
 from tracereplay.gate import weights_directory
 from tracereplay.passes import ISOLATED

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracereplay.comparator.measure import Finding
-from tracereplay.comparator.tolerance import passing_bias, passing_tolerance
+from tracereplay.comparator.numbers.measure import Finding
+from tracereplay.comparator.numbers.tolerance import passing_bias, passing_tolerance
 from tracereplay.sitemap import Pair
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Pairing, Source

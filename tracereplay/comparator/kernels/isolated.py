@@ -13,11 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tracereplay.comparator.align import Array
-from tracereplay.comparator.dtypes import coarser, is_float
-from tracereplay.comparator.metrics import Event, Tally, compare_rows
+from tracereplay.comparator.numbers.align import Array
+from tracereplay.comparator.numbers.dtypes import coarser, is_float
+from tracereplay.comparator.numbers.metrics import Event, Tally, compare_rows
+from tracereplay.comparator.numbers.tolerance import (
+    Policy,
+    passing_bias,
+    passing_tolerance,
+    tolerance_for,
+    unit_factors,
+)
 from tracereplay.comparator.oracle import Duel
-from tracereplay.comparator.tolerance import Policy, passing_bias, passing_tolerance, tolerance_for, unit_factors
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Kernel, LeftOut, Named, Opaque, Site, Step, Value, flatten
 from tracereplay.passes import ISOLATED, RECORD, REFERENCE

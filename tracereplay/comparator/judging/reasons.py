@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from tracereplay.comparator.evidence import Evidence
-from tracereplay.comparator.measure import Finding
-from tracereplay.comparator.metrics import BIAS_ROWS
-from tracereplay.comparator.requests import OtherPrompts
-from tracereplay.comparator.settings import argument_of, explains
-from tracereplay.comparator.staleness import Versions
-from tracereplay.comparator.sums import UNFED_SUM
+from tracereplay.comparator.judging.evidence import Evidence
+from tracereplay.comparator.judging.settings import argument_of, explains
+from tracereplay.comparator.judging.staleness import Versions
+from tracereplay.comparator.numbers.measure import Finding
+from tracereplay.comparator.numbers.metrics import BIAS_ROWS
+from tracereplay.comparator.numbers.sums import UNFED_SUM
+from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.verdict import Cause, SettingDifference
 from tracereplay.verdict.rollout import Quantity
 

@@ -1,0 +1,1 @@
+"""What was asked for and generated: tokens, logprobs and what a trainer would see."""
