@@ -1,8 +1,8 @@
 """How much runs that should agree differ, and the tolerances derived from that.
 
 **Noise** of a tensor in one run is the multiple of its dtype's default tolerance that would have passed it: the
-largest quotient of error and default allowance over all rows (`comparator.numbers.metrics`). In an injected pass it
-is the operator's own, since every operator has golden inputs.
+largest quotient of error and default allowance over all rows (`comparator.numbers.metrics`). In an injected pass
+it is the operator's own, since every operator has golden inputs.
 
 **Margin.** A later run may exceed the largest noise of the runs that were made: after n similar runs the next one
 does with probability 1 / (n + 1). So the tolerance is the largest noise m plus four standard
