@@ -21,7 +21,7 @@ from tracereplay.alone.constants import Constants
 from tracereplay.alone.kernels import KernelRunner
 from tracereplay.alone.permitted import refusal
 from tracereplay.alone.replay import Selection, replay_isolated
-from tracereplay.alone.sandbox import Sandbox
+from tracereplay.alone.sandbox import Sandbox, alone_of
 from tracereplay.cli.main import app
 from tracereplay.comparator import compare_traces
 from tracereplay.event import Kernel, Named, Value
@@ -57,7 +57,10 @@ def under_v1(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(find_engine("v1"), setup={"kernel": {"vllm": True}}) as found:
+    engine = find_engine("v1")
+    alone = alone_of(engine)
+    kernels = {"libraries": alone.libraries, "describe": alone.describe}
+    with Sandbox(engine, setup={"kernel": kernels}) as found:
         yield found
 
 

@@ -110,7 +110,7 @@ def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
     )
     assert (done.returncode, "elements differ" in done.stdout) == (1, True), done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
-    assert "Differences of that size are no fault" in " ".join(done.stdout.split())
+    assert "Differences of that size are not a fault" in " ".join(done.stdout.split())
     inside = CliRunner().invoke(app, [*call, "--kernel", "aten.mul", "-o", str(tmp_path / "kernel")])
     assert isinstance(inside.exception, UsageError)
     assert "ran inside a compiled graph" in str(inside.exception)
