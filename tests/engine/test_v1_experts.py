@@ -33,8 +33,11 @@ def test_experts_are_fed_and_flips_are_counted_over_versions(
     verdict = compare_traces(golden, candidate, Policy(logprob_max_abs=1e-3))
     assert [(router.site, router.rows) for router in verdict.routing] == [(name, ROWS) for name in EXPERTS]
     assert all(router.near_ties is not None for router in verdict.routing)
-    found = {o.site: o.error_class for o in verdict.operators}
-    assert {found[name] for name in EXPERTS} <= {"identical", "rounding"}
+    experts = [o for o in verdict.operators if o.site in EXPERTS]
+    assert len(experts) == len(EXPERTS)
+    # Without AVX-512 one of the two versions truncates the experts' sum: a lean, and within what rounding allows.
+    assert {o.error_class for o in experts} <= {"identical", "rounding", "biased"}
+    assert all(o.metrics.allowance_ratio < 1 for o in experts)
 
 
 def test_rounding_turns_rows_to_other_experts_and_cancelling_it_turns_them_back(
