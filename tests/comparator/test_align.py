@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tracereplay.comparator.numbers.align import LANE, PassIndex, TableKey, gather, index_pass, pair_rows
+from tracereplay.comparator.numbers.align import index_pass
+from tracereplay.comparator.numbers.tables import LANE, PassIndex, TableKey, gather, pair_rows
 from tracereplay.event import RowMap, Site, make_rows
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
 from tracereplay.trace.rows import RowFinder

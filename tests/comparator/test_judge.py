@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tracereplay.comparator import Policy, Rule, compare_traces
-from tracereplay.comparator.numbers.align import TableKey
-from tracereplay.comparator.numbers.measure import Comparison, Finding
+from tracereplay.comparator.numbers.compared import Comparison, Finding
 from tracereplay.comparator.numbers.metrics import Event
+from tracereplay.comparator.numbers.tables import TableKey
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.errors import DamagedTrace, UsageError

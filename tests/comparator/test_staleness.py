@@ -8,7 +8,7 @@ import pytest
 
 from tracereplay.comparator import compare_traces
 from tracereplay.comparator.judging.staleness import Versions, read_versions
-from tracereplay.comparator.numbers.align import StepInfo
+from tracereplay.comparator.numbers.tables import StepInfo
 from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw, Update

@@ -13,18 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracereplay.comparator.judging.routing import compare_routing
-from tracereplay.comparator.numbers.align import (
-    Array,
-    PassIndex,
-    TableKey,
-    gather,
-    index_pass,
-    pair_rows,
-    sites_of,
-)
+from tracereplay.comparator.numbers.align import index_pass, sites_of
+from tracereplay.comparator.numbers.compared import Mask, Rows
 from tracereplay.comparator.numbers.exclusions import drawn_at_random
-from tracereplay.comparator.numbers.measure import Mask, Rows, compare_passes
+from tracereplay.comparator.numbers.measure import compare_passes
 from tracereplay.comparator.numbers.metrics import differing
+from tracereplay.comparator.numbers.tables import Array, PassIndex, TableKey, gather, pair_rows
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.engines.naming import map_of

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Pair", "PairedBy", "Relation"]
+from tracereplay.event import Parameter, Site
+
+__all__ = ["Pair", "PairedBy", "Relation", "outputs_of", "weight_of"]
 
 Relation: TypeAlias = Literal["rename", "join", "sum"]
 PairedBy: TypeAlias = Literal["name", "tensors", "shape", "table"]
@@ -39,3 +41,15 @@ class Pair:
     def golden_site(self) -> str | None:
         """Golden's name, or names, as reports show them; None where it is the candidate's."""
         return None if self.golden == (self.site,) else " | ".join(self.golden)
+
+
+def weight_of(site: Site) -> Parameter | None:
+    """The parameter that tells which operator it is: its first of which the tensors are known."""
+    return next((parameter for parameter in site.parameters if parameter.tensors), None)
+
+
+def outputs_of(site: Site) -> int | None:
+    """How many outputs a linear operator has on a rank, if its weight is a plain matrix."""
+    weight = weight_of(site)
+    plain = weight is not None and len(weight.shape) == 2 and weight.dtype.startswith(("float", "bfloat"))
+    return weight.shape[0] if weight is not None and plain else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import lcm
 
-from tracereplay.event import Layout, Parameter, Site
-from tracereplay.sitemap.pair import Pair, PairedBy
+from tracereplay.event import Layout, Site
+from tracereplay.sitemap.pair import Pair, PairedBy, outputs_of, weight_of
 from tracereplay.sitemap.translate import SiteMap
 
 __all__ = ["pair_sites"]
@@ -51,7 +51,7 @@ class _Pairing:
         """Operators that hold the same tensors of the checkpoint."""
         for role in self._roles():
             mine, theirs = (
-                [site for site in left.values() if site.role == role and _weight(site)] for left in self._left
+                [site for site in left.values() if site.role == role and weight_of(site)] for left in self._left
             )
             for group in _sharing(mine, theirs):
                 for pair in _of_group(*group):
@@ -93,13 +93,8 @@ class _Pairing:
             self._golden.pop(name, None)
 
 
-def _weight(site: Site) -> Parameter | None:
-    """The parameter that tells which operator it is: its first of which the tensors are known."""
-    return next((parameter for parameter in site.parameters if parameter.tensors), None)
-
-
 def _tensors(site: Site) -> tuple[str, ...]:
-    weight = _weight(site)
+    weight = weight_of(site)
     return weight.tensors if weight else ()
 
 
@@ -121,8 +116,8 @@ def _sharing(mine: Sequence[Site], theirs: Sequence[Site]) -> Iterator[tuple[lis
                 group.add(other)
                 waiting += [holder for name in _tensors(sites[other]) for holder in holders[name]]
         if group:
-            inside = [sites[i] for i in sorted(group) if i < len(mine)]
-            yield inside, [sites[i] for i in sorted(group) if i >= len(mine)]
+            ours = [sites[i] for i in sorted(group) if i < len(mine)]
+            yield ours, [sites[i] for i in sorted(group) if i >= len(mine)]
 
 
 def _of_group(mine: list[Site], theirs: list[Site]) -> list[Pair]:
@@ -155,7 +150,7 @@ def _laid_out(parts: Sequence[Site]) -> bool:
     layouts = [site.layouts.get("out0") for site in parts]
     if not any(layouts):
         return True
-    pairs = zip(layouts, map(_outputs, parts), strict=True)
+    pairs = zip(layouts, map(outputs_of, parts), strict=True)
     return all(layout and size and _sound(layout) and not size % sum(layout.parts) for layout, size in pairs)
 
 
@@ -172,20 +167,13 @@ def _shares(whole: Site, parts: Sequence[Site]) -> tuple[int, ...]:
     layout = whole.layouts.get("out0")
     if layout is not None:
         return layout.parts if _sound(layout) and len(layout.parts) == len(parts) else ()
-    sizes = [size for site in parts if (size := _outputs(site))]
+    sizes = [size for site in parts if (size := outputs_of(site))]
     layouts = [layout for site in parts if (layout := site.layouts.get("out0"))]
     if len(sizes) < len(parts) or len(layouts) not in (0, len(parts)) or not all(map(_sound, layouts)):
         return ()
     copies = [layout.copies[0] for layout in layouts] or [1] * len(parts)
     every = lcm(*copies)
     return tuple(size * every // of for size, of in zip(sizes, copies, strict=True))
-
-
-def _outputs(site: Site) -> int | None:
-    """How many outputs a linear operator has on a rank, if its weight is a plain matrix."""
-    weight = _weight(site)
-    plain = weight is not None and len(weight.shape) == 2 and weight.dtype.startswith(("float", "bfloat"))
-    return weight.shape[0] if weight is not None and plain else None
 
 
 def _alike(mine: Site, theirs: Site) -> bool:
@@ -205,9 +193,7 @@ def _spelled(sites: Iterable[Site], spellings: Sequence[Sequence[str]]) -> dict[
     for site in sites:
         name = f".{site.name}"
         for first, *others in spellings:
-            for spelling in sorted((spelling for spelling in others if spelling in name), key=len, reverse=True)[
-                :1
-            ]:
-                name = name.replace(spelling, first)
+            longest = max((spelling for spelling in others if spelling in name), key=len, default=first)
+            name = name.replace(longest, first)
         found[name] = None if name in found else site
     return found

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.dtypes import itemsize
-from tracereplay.event import Call, Layout, Parameter, Site, Step, Value
-from tracereplay.sitemap.pair import Pair
+from tracereplay.event import Call, Layout, Site, Step, Value
+from tracereplay.sitemap.pair import Pair, outputs_of
 
 __all__ = ["SiteMap"]
 
@@ -71,9 +71,7 @@ class SiteMap:
             for pair in self._of.get(call.site, ()):
                 if len(pair.golden) == 1:
                     made = self._single(call, pair)
-                    if (
-                        not calls or calls[-1] is not made
-                    ):  # it is one call, into however many parts it could not be cut
+                    if not (calls and calls[-1] is made):  # one call, into however many parts it could not be cut
                         calls.append(made)
                     continue
                 parts = waiting.setdefault((pair.site, call.number), {})
@@ -105,8 +103,10 @@ class SiteMap:
             sizes: list[int] = []
             copies: list[int] = []
             for part, layout in zip(parts, layouts, strict=True):
+                outputs = outputs_of(part)
                 assert layout is not None
-                unit = _rows(part.parameters) // sum(layout.parts)
+                assert outputs is not None  # or it would not have been paired so
+                unit = outputs // sum(layout.parts)
                 sizes += [unit * share for share in layout.parts]
                 copies += layout.copies
             found["out0"] = Layout(-1, tuple(sizes), tuple(copies))
@@ -143,11 +143,6 @@ class SiteMap:
 def _same_rows(one: Call, other: Call) -> bool:
     pairs = (one.rows_in, other.rows_in), (one.rows_out, other.rows_out)
     return all(mine is theirs or np.array_equal(mine, theirs) for mine, theirs in pairs)
-
-
-def _rows(parameters: Sequence[Parameter]) -> int:
-    """How many outputs an operator has on a rank, or anything that divides them all alike."""
-    return next((parameter.shape[0] for parameter in parameters if parameter.shape), 0)
 
 
 def _layouts_of_part(golden: Site, number: int) -> Mapping[str, Layout]:

@@ -12,7 +12,7 @@ would: it tells of tokens, logprobs and routers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.routing import compare_routing, turned_by_a_tie
@@ -20,7 +20,8 @@ from tracereplay.comparator.judging.settings import compare_settings, compare_up
 from tracereplay.comparator.judging.staleness import Versions, computed_again, of_other_weights, read_versions
 from tracereplay.comparator.judging.structure import built_otherwise, unshared_before
 from tracereplay.comparator.kernels.inside import Place, look_inside
-from tracereplay.comparator.numbers.align import Ints, PassIndex, index_pass, sites_of
+from tracereplay.comparator.numbers.align import index_pass, sites_of
+from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
@@ -28,8 +29,9 @@ from tracereplay.comparator.numbers.exclusions import (
     unfed_context,
     unfed_input,
 )
-from tracereplay.comparator.numbers.measure import Comparison, Exclusion, Finding, Rows, compare_passes
+from tracereplay.comparator.numbers.measure import compare_passes
 from tracereplay.comparator.numbers.sums import by_sums, note_of_sums, unfed_sums
+from tracereplay.comparator.numbers.tables import Ints, PassIndex
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.oracle import consult
 from tracereplay.comparator.tokens.generation import Generation, compare_tokens, first_differences, read_generation
@@ -66,6 +68,7 @@ def gather_evidence(
     tokens, rollout = _generated(sides, free)
     digest = golden.digest()
     first = judged.comparison.first()
+    own_errors = judged.comparison if sides.fed else None  # elsewhere an error may be inherited
     return Evidence(
         golden=golden,
         candidate=candidate,
@@ -80,8 +83,8 @@ def gather_evidence(
         other_golden=candidate.run.golden not in (None, digest) and golden.complete,
         notes=_notes(sides, judged),
         rollout=rollout,
-        versions=(free.golden_versions, free.candidate_versions),
-        routing=compare_routing(judged.golden, free.candidate, judged.own_errors, free.exclusions),
+        versions=free.versions,
+        routing=compare_routing(judged.golden, free.candidate, own_errors, free.exclusions),
         oracle=None if weights is None else _oracle(sides, weights),
         inside=_look_inside(sides, judged.comparison, policy),
         tie=first is not None and _is_tie(sides, judged, first),
@@ -140,8 +143,8 @@ class _Judged:
 
     Args:
         golden, candidate: the passes, sums added up.
+        versions: of the weights, golden's and the candidate's.
         exclusions: what was left out.
-        own_errors: the comparison, if what differs in it is each operator's own doing.
     """
 
     golden: PassIndex
@@ -149,7 +152,6 @@ class _Judged:
     versions: tuple[Versions, Versions]
     exclusions: Sequence[Exclusion]
     comparison: Comparison
-    own_errors: Comparison | None
 
     @property
     def passes(self) -> tuple[PassIndex, PassIndex]:
@@ -159,7 +161,7 @@ class _Judged:
 def _judged(sides: _Sides, policy: Policy) -> _Judged:
     golden, candidate = by_sums(sides.golden_pass, sides.candidate_pass)
     versions, current = read_versions(golden.steps, sides.mine), read_versions(candidate.steps, sides.theirs)
-    exclusions = [*_exclusions(sides, golden, candidate)]
+    exclusions = _exclusions(sides, golden, candidate)
     if sides.fed:
         exclusions += [
             computed_again(versions, golden, sides.rows), unfed_sums(sides.golden_pass, sides.candidate_pass)
@@ -168,8 +170,7 @@ def _judged(sides: _Sides, policy: Policy) -> _Judged:
     comparison = compare_passes(
         golden, candidate, sides.rows, policy, exclusions=exclusions, on_golden_inputs=sides.fed
     )
-    own_errors = comparison if sides.fed else None
-    return _Judged(golden, candidate, (versions, current), exclusions, comparison, own_errors)
+    return _Judged(golden, candidate, (versions, current), exclusions, comparison)
 
 
 @dataclass(frozen=True)
@@ -179,32 +180,28 @@ class _Free:
     Args:
         candidate: the pass.
         exclusions: what does not count in it.
-        golden_versions, candidate_versions: of the weights.
+        versions: of the weights, golden's and the candidate's.
         comparison: of the rerun of an injected replay, up to where it first leaves the tolerance.
         generated: whether it tells of tokens; an injected pass does not.
     """
 
     candidate: PassIndex
     exclusions: Sequence[Exclusion]
-    golden_versions: Versions
-    candidate_versions: Versions
-    comparison: Comparison | None = field(default=None)
+    versions: tuple[Versions, Versions]
+    comparison: Comparison | None = None
     generated: bool = True
 
 
 def _free(sides: _Sides, judged: _Judged, policy: Policy) -> _Free:
-    versions, current = judged.versions
-    if not sides.fed:
-        return _Free(judged.candidate, judged.exclusions, versions, current)
-    if RERUN not in sides.candidate.passes:
-        return _Free(judged.candidate, judged.exclusions, versions, current, generated=False)
+    if not (sides.fed and RERUN in sides.candidate.passes):
+        return _Free(judged.candidate, judged.exclusions, judged.versions, generated=not sides.fed)
     golden, candidate = by_sums(sides.golden_pass, sides.index(RERUN))
-    current = read_versions(candidate.steps, sides.theirs)
+    versions, current = judged.versions[0], read_versions(candidate.steps, sides.theirs)
     left_out = [
         drawn_at_random(sides.mine, golden, sides.rows), of_other_weights(versions, current, sides.rows)
     ]  # fmt: skip
     rerun = compare_passes(golden, candidate, sides.rows, policy, exclusions=left_out, until_beyond=True)
-    return _Free(candidate, left_out, versions, current, rerun)
+    return _Free(candidate, left_out, (versions, current), rerun)
 
 
 def _generated(sides: _Sides, free: _Free) -> tuple[TokenFinding, Rollout | None]:
@@ -220,7 +217,7 @@ def _generated(sides: _Sides, free: _Free) -> tuple[TokenFinding, Rollout | None
 
 def _settings(sides: _Sides, free: _Free) -> tuple[SettingDifference, ...]:
     given = compare_sampling(sides.mine, sides.theirs) if sides.mode == "compare" else ()
-    updates = compare_updates(free.golden_versions, free.candidate_versions)
+    updates = compare_updates(*free.versions)
     drawn = not all(sides.mine.greedy)
     return compare_settings(sides.golden.run, sides.candidate.run, drawn=drawn, also=(*given, *updates))
 
@@ -231,8 +228,7 @@ def _oracle(sides: _Sides, weights: Parameters) -> Oracle:
 
 def _is_tie(sides: _Sides, judged: _Judged, first: Finding) -> bool:
     """Whether a near tie in a router chose other experts, and that is the first divergence."""
-    errors = judged.own_errors
-    return errors is not None and turned_by_a_tie(judged.golden, errors, first, sides.rows)
+    return sides.fed and turned_by_a_tie(judged.golden, judged.comparison, first, sides.rows)
 
 
 def _look_inside(sides: _Sides, comparison: Comparison, policy: Policy) -> Inside | None:
@@ -322,7 +318,7 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
     return (*dict.fromkeys(notes), *note_of_sums(index, other, fed=sides.fed), *judged.comparison.notes)
 
 
-def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> Sequence[Exclusion]:
+def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> list[Exclusion]:
     rows, parted = sides.rows, first_differences(sides.mine, sides.theirs)
     found = [after_parting(parted, rows)] if parted else []
     found.append(drawn_at_random(sides.mine, golden, rows))

@@ -11,9 +11,11 @@ from tracereplay.comparator.judging.reasons import DOES, OTHER_GOLDEN
 from tracereplay.comparator.judging.settings import compare_settings
 from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.comparator.kernels.isolated import OTHER_FORM, KernelsAlone, compare_kernels_alone
-from tracereplay.comparator.numbers.align import PassIndex, index_pass
+from tracereplay.comparator.numbers.align import index_pass
+from tracereplay.comparator.numbers.compared import Comparison, Rows
 from tracereplay.comparator.numbers.findings import divergence_of, operators_of, source_of
-from tracereplay.comparator.numbers.measure import Comparison, Rows, compare_passes
+from tracereplay.comparator.numbers.measure import compare_passes
+from tracereplay.comparator.numbers.tables import PassIndex
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.oracle import consult
 from tracereplay.comparator.tokens.generation import read_generation

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.settings import argument_of, explains
 from tracereplay.comparator.judging.staleness import Versions
-from tracereplay.comparator.numbers.measure import Finding
+from tracereplay.comparator.numbers.compared import Finding
 from tracereplay.comparator.numbers.metrics import BIAS_ROWS
 from tracereplay.comparator.numbers.sums import UNFED_SUM
 from tracereplay.comparator.tokens.requests import OtherPrompts

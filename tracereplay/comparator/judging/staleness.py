@@ -23,8 +23,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracereplay.comparator.numbers.align import Array, Ints, PassIndex, StepInfo, Table
-from tracereplay.comparator.numbers.measure import Exclusion, Mask, Rows
+from tracereplay.comparator.numbers.compared import Exclusion, Mask, Rows
+from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, StepInfo, Table
 from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.event import RowKey
 from tracereplay.trace.rows import prefix_digests

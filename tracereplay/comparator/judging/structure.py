@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from tracereplay.comparator.numbers.align import PassIndex
+from tracereplay.comparator.numbers.tables import PassIndex
 from tracereplay.event import Site
 
 __all__ = ["Unshared", "built_otherwise", "unshared_before"]

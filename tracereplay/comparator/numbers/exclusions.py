@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracereplay.comparator.numbers.align import LANE, Array, PassIndex, Table, gather, pair_rows
+from tracereplay.comparator.numbers.compared import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.dtypes import is_float
-from tracereplay.comparator.numbers.measure import Exclusion, Mask, Rows
+from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, gather, pair_rows
 from tracereplay.comparator.tokens.generation import Generation
 
 __all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_context", "unfed_input"]

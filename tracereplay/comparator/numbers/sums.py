@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tracereplay.comparator.numbers.align import Array, PassIndex, Table, TableKey, Tensor
-from tracereplay.comparator.numbers.measure import Exclusion, Mask
+from tracereplay.comparator.numbers.compared import Exclusion, Mask
+from tracereplay.comparator.numbers.tables import Array, PassIndex, Table, TableKey, Tensor
 from tracereplay.sitemap import Pair
 
 __all__ = ["ADDENDS", "UNFED_SUM", "by_sums", "note_of_sums", "unfed_sums"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.align import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
+from tracereplay.comparator.numbers.compared import Rows
 from tracereplay.comparator.numbers.dtypes import is_float, widen
-from tracereplay.comparator.numbers.measure import Rows
+from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.oracle.attention import Attention
 from tracereplay.comparator.oracle.duel import Duel
 from tracereplay.comparator.oracle.references import Inputs, NoReference, reference_for

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracereplay.comparator.numbers.align import Array, Ints
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
+from tracereplay.comparator.numbers.tables import Array, Ints
 from tracereplay.comparator.numbers.tolerance import Policy, tolerance_for, unit_factors
 from tracereplay.event import RowMap, Value
 from tracereplay.verdict.measures import CLASSES, ErrorClass, Metrics

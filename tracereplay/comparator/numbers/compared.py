@@ -1,0 +1,130 @@
+"""What a comparison of two passes says: of each tensor what was found, and what golden's rows stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from tracereplay.comparator.numbers.metrics import Event
+from tracereplay.comparator.numbers.tables import LANE, Array, Ints, Table, TableKey
+from tracereplay.sitemap import Pair
+from tracereplay.trace.rows import RowFinder, prefix_digests
+from tracereplay.verdict import Coverage, ErrorClass, Metrics, Tolerance
+
+__all__ = ["Comparison", "Exclusion", "Finding", "Mask", "Rows"]
+
+Mask = npt.NDArray[np.bool_]
+
+
+# An exclusion says which of a golden table's rows are left out: (reason, mask, whether that is as it should be)
+Exclusion = Callable[[Table], tuple[str, Mask] | None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What golden's row numbers stand for.
+
+    Args:
+        finder: the numbers.
+        tokens: golden's sequences.
+    """
+
+    finder: RowFinder
+    tokens: Mapping[tuple[int, int], Sequence[int]]
+
+    @cached_property
+    def keys(self) -> Array:
+        """(request, sequence, position) of each number, ``[rows, 3]``."""
+        return np.array(list(self.finder.keys()), np.int64).reshape(-1, 3)
+
+    @cached_property
+    def beginnings(self) -> Mapping[tuple[int, int], Ints]:
+        """For each sequence and position a number that equal beginnings share."""
+        known: dict[bytes, int] = {}
+        return {
+            key: np.array([known.setdefault(d, len(known)) for d in prefix_digests(ids)], np.int64)
+            for key, ids in self.tokens.items()
+        }
+
+    @cached_property
+    def beginning(self) -> Ints:
+        """For each row number the number of its beginning; distinct negative ones where it is not known."""
+        found = -2 - np.arange(len(self.keys))
+        for i, (request, sequence, position) in enumerate(self.keys.tolist()):
+            known = self.beginnings.get((request, sequence), ())
+            if position < len(known):
+                found[i] = known[position]
+        return found
+
+    def of(self, table: Table) -> Array:
+        """Keys of a table's rows, ``[rows, 3]``."""
+        keys: Array = self.keys[table.ids % LANE]
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one tensor over the pass.
+
+    Args:
+        calls, rows: compared.
+        first_different, first_beyond: the first call with any difference, and with one out of tolerance.
+        reason: why it could not be compared, if so.
+        pair: what of golden's the site is; None where that was not asked.
+        inputs: see `align.Table.sums`.
+    """
+
+    key: TableKey
+    operator: str
+    role: str
+    error_class: ErrorClass
+    calls: int
+    rows: int
+    metrics: Metrics
+    tolerance: Tolerance
+    first_different: Event | None = None
+    first_beyond: Event | None = None
+    reason: str | None = None
+    pair: Pair | None = None
+    inputs: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return "edge" if self.key.side == "in" else "operator"
+
+    @property
+    def blamed(self) -> Event | None:
+        """Where it leaves the tolerance, if it does; a lean is there from the first difference on."""
+        if self.error_class in ("exceeds", "nonfinite"):
+            return self.first_beyond
+        return self.first_different if self.error_class == "biased" else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was found about two passes; findings are in golden execution order."""
+
+    findings: tuple[Finding, ...]
+    coverage: Coverage
+    notes: tuple[str, ...]
+
+    def first(self) -> Finding | None:
+        """The first finding out of tolerance, in golden execution order; a lean only where nothing is worse.
+
+        Why a lean comes last: it is mostly a way of rounding that a whole engine has, and begins in the first
+        layer, before any fault.
+        """
+        worse = self._first(lambda finding: finding.blamed if finding.error_class != "biased" else None)
+        return worse or self._first(lambda finding: finding.blamed)
+
+    def first_different(self) -> Finding | None:
+        """The first finding with any difference, in golden execution order."""
+        return self._first(lambda finding: finding.first_different)
+
+    def _first(self, event: Callable[[Finding], Event | None]) -> Finding | None:
+        found = [(shown.order, f.key.rank, i) for i, f in enumerate(self.findings) if (shown := event(f))]
+        return self.findings[min(found)[2]] if found else None
