@@ -162,11 +162,8 @@ def _record_command(
 
 def _tell(out: Path) -> bool:
     """Says what was recorded; returns whether it is all there."""
-    trace = open_trace(out)
-    try:
+    with open_trace(out) as trace:
         stderr.print(f"Recorded {summary(trace)}: {out}", soft_wrap=True, markup=False)
         if observer := trace.run.observer:
             stderr.print(f"Recording changed {observer_words(observer)}.", soft_wrap=True, markup=False)
         return trace.complete
-    finally:
-        trace.close()

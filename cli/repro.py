@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +47,7 @@ def repro(
     base: BaseTrace = None,
 ) -> None:
     """Write one recorded call as inputs, expected outputs and a script that needs only torch (or the engine)."""
-    with closing(opened(trace, base)) as source:
+    with opened(trace, base) as source:
         weights = weights_directory(source, model)
         if kernel is not None:
             chosen, count = choose_kernel(source, site, kernel, step, occurrence)

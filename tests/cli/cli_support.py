@@ -1,48 +1,15 @@
-"""Running the program in a test, and what it is given."""
+"""What the program is given in tests."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tracereplay.cli.main import main
 from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.trace.manifest import write_manifest
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How the program ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Program:
-    """Runs ``tracereplay`` in this process and returns how it ended."""
-
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        self._capture = capture
-
-    def __call__(self, *words: object) -> Ended:
-        self._capture.readouterr()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main([str(word) for word in words])
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        captured = self._capture.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
 
 def make_model(path: Path, name: str = "weights of the toy") -> Path:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_support import HERE, Program, make_model, moved, write
+from cli_support import HERE, make_model, moved, write
+from program import Program
 
 from tracereplay.engines.toy.family import TOY, VERSION
 from tracereplay.environments.registry import Engine, register

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import Ended, Program, make_model, write
+from cli_support import make_model, write
+from program import Ended, Program
 
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.manifest import write_manifest

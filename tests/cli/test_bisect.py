@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import Program, make_model, moved, write
+from cli_support import make_model, moved, write
+from program import Program
 
 from tracereplay.trace.manifest import write_manifest
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_support import Program, write
+from cli_support import write
+from program import Program
 
 from tracereplay.comparator import Policy, load_policy
 from tracereplay.comparator.numbers.tolerance import DEFAULTS

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from cli_support import Program, write
+from cli_support import write
+from program import Program
 from test_interrupt import PROGRAM
 
 from tracereplay.cli.main import app

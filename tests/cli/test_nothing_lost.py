@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import Ended, Program, write
+from cli_support import write
+from program import Ended, Program
 from test_interrupt import PROGRAM, wait_until
 
 from tracereplay.trace import open_trace

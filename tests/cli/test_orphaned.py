@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_support import Program, write
+from cli_support import write
+from program import Program
 
 from tracereplay.trace import open_trace
 from tracereplay.trace.manifest import write_manifest

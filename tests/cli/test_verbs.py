@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import Program, write
+from cli_support import write
+from program import Program
 from safetensors import safe_open
 
 from tracereplay.trace import Trace, open_trace

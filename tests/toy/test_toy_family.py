@@ -9,20 +9,17 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from program import Program
 from safetensors.numpy import save
 
 from tracereplay import open_trace
-from tracereplay.cli.main import main
 from tracereplay.comparator import load_policy
 from tracereplay.engines.toy.checkpoint import read_tensors, write_checkpoint
 from tracereplay.engines.toy.family import VERSION
@@ -35,23 +32,6 @@ SITE = "model.layers.1.mlp.act_fn"
 PROMPTS = '{"prompt_token_ids": [5, 6, 7, 8, 9], "max_tokens": 6}\n{"prompt": "hello", "max_tokens": 6}\n'
 # Whatever of these is imported, here or in an engine, fails.
 HEAVY = ("torch", "vllm", "transformers")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def verdict(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +56,12 @@ def home(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``tracereplay`` in this process."""
-
-    def of(*words: object) -> Ended:
-        capsys.readouterr()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main([str(word) for word in words])
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        captured = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    return of
+def run(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
 
 
 @pytest.fixture
-def toy(run: Run, home: Path) -> Engine:
+def toy(run: Program, home: Path) -> Engine:
     """The engine, registered by the first test that asks for it."""
     if not (home / "engines" / "toy.json").exists():
         ended = run("engine", "add", "toy", "--family", "toy")
@@ -105,11 +71,11 @@ def toy(run: Run, home: Path) -> Engine:
 
 
 @pytest.fixture
-def golden(run: Run, toy: Engine, place: Path) -> Path:
+def golden(run: Program, toy: Engine, place: Path) -> Path:
     return recorded(run, place, "golden.trace")
 
 
-def recorded(run: Run, place: Path, name: str, *words: object) -> Path:
+def recorded(run: Program, place: Path, name: str, *words: object) -> Path:
     """A recording, without ``--model``; made once."""
     out = place / name
     if not out.exists():
@@ -127,14 +93,14 @@ def test_adding_it_needs_no_interpreter_and_brings_a_model(toy: Engine, home: Pa
     assert read_checkpoint(home / "models" / "toy").digest is not None
 
 
-def test_vllm_needs_an_interpreter_and_families_are_known(run: Run) -> None:
+def test_vllm_needs_an_interpreter_and_families_are_known(run: Program) -> None:
     ended = run("engine", "add", "gpu")
-    assert (ended.code, "needs an interpreter; give with --python that of an" in ended.err) == (2, True)
+    assert (ended.code, "needs --python: the interpreter of an environment with vLLM." in ended.err) == (2, True)
     ended = run("engine", "add", "gpu", "--family", "tgi")
     assert (ended.code, ended.err) == (2, "There is no family of engines named 'tgi'; there are toy and vllm.\n")
 
 
-def test_an_interpreter_without_tracereplay_has_no_toy(run: Run, tmp_path: Path) -> None:
+def test_an_interpreter_without_tracereplay_has_no_toy(run: Program, tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare.chmod(0o755)
@@ -150,7 +116,7 @@ def test_a_registration_of_before_there_were_families_is_read(home: Path, toy: E
     assert (engine.family, engine.model, engine.environment) == ("vllm", None, None)
 
 
-def test_list_and_doctor_know_it(run: Run, toy: Engine) -> None:
+def test_list_and_doctor_know_it(run: Program, toy: Engine) -> None:
     listed = run("engine", "list")
     assert (listed.code, f"toy {VERSION}" in listed.out, sys.executable in listed.out) == (0, True, True)
     ended = run("engine", "doctor", "toy")
@@ -159,7 +125,7 @@ def test_list_and_doctor_know_it(run: Run, toy: Engine) -> None:
     assert "The engine starts and generated one token" in ended.err
 
 
-def test_removing_it_removes_its_model_unless_another_engine_has_it(run: Run, home: Path) -> None:
+def test_removing_it_removes_its_model_unless_another_engine_has_it(run: Program, home: Path) -> None:
     for name in ("one", "plain"):
         assert run("engine", "add", name, "--family", "toy").code == 0
     register(replace(load_engine("one"), name="two"))
@@ -170,7 +136,7 @@ def test_removing_it_removes_its_model_unless_another_engine_has_it(run: Run, ho
     assert {path.name for path in (home / "models").iterdir()} <= {"toy"}
 
 
-def test_a_model_that_lies_elsewhere_is_never_removed(run: Run, toy: Engine, tmp_path: Path) -> None:
+def test_a_model_that_lies_elsewhere_is_never_removed(run: Program, toy: Engine, tmp_path: Path) -> None:
     register(replace(toy, name="mine", model=tmp_path))
     assert run("engine", "remove", "mine").code == 0
     assert tmp_path.is_dir()
@@ -188,7 +154,7 @@ def test_a_recording_says_whose_it_is(golden: Path, toy: Engine) -> None:
         assert [len(r["token_ids"]) for r in trace.results["record"]["requests"]] == [6, 6]
 
 
-def test_the_same_engine_matches(run: Run, golden: Path) -> None:
+def test_the_same_engine_matches(run: Program, golden: Path) -> None:
     ended = run("replay", golden, "--engine", "toy", "--strict", "--json", "-")
     verdict = ended.verdict
     assert (ended.code, verdict["verdict"], verdict["mode"]) == (0, "match", "injected")
@@ -197,7 +163,7 @@ def test_the_same_engine_matches(run: Run, golden: Path) -> None:
     assert (verdict["golden"]["engine"], verdict["candidate"]["engine"]) == (verdict["golden"]["engine"],) * 2
 
 
-def test_a_planted_flaw_is_found_where_it_is(run: Run, golden: Path, place: Path) -> None:
+def test_a_planted_flaw_is_found_where_it_is(run: Program, golden: Path, place: Path) -> None:
     out = place / "candidate.trace"
     ended = run("replay", golden, "--engine", "toy", "--set", f"flaw={SITE}:scale", "--json", "-", "-o", out)
     verdict = ended.verdict
@@ -210,7 +176,7 @@ def test_a_planted_flaw_is_found_where_it_is(run: Run, golden: Path, place: Path
     assert (compared.code, compared.verdict) == (1, verdict)
 
 
-def test_a_flaw_between_operators_is_an_edge(run: Run, golden: Path) -> None:
+def test_a_flaw_between_operators_is_an_edge(run: Program, golden: Path) -> None:
     flaw = "flaw=model.layers.0.self_attn.attn:scaled_edge:2"
     first = run("replay", golden, "--engine", "toy", "--set", flaw, "--json", "-").verdict["first_divergence"]
     assert (first["kind"], first["site"]) == ("edge", "model.layers.0.self_attn.attn")
@@ -220,15 +186,15 @@ def test_a_flaw_between_operators_is_an_edge(run: Run, golden: Path) -> None:
     ("setting", "sentence"),
     [
         ("roundign=twice", "This engine has no setting 'roundign'; did you mean rounding?"),
-        ("rounding=thrice", "setting 'rounding' is 'thrice'; it has to be one of once, twice, truncate."),
-        ("noise=-1", "setting 'noise' is -1; it has to be a number from 0 on."),
+        ("rounding=thrice", "setting 'rounding' is 'thrice'; it must be one of once, twice, truncate."),
+        ("noise=-1", "setting 'noise' is -1; it must be a number from 0 on."),
         ("flaw=model.nrm:scale", "no operator 'model.nrm' to plant a flaw in; did you mean 'model.norm'?"),
         ("flaw=model.norm", "The flaw 'model.norm' is not of the form SITE:KIND or SITE:KIND:INPUT."),
         ("flaw=model.norm:odd", "The toy engine knows no flaw 'odd'; it knows scale, element,"),
         ("max_model_len=9", "Prompt 0 and what it asks for are 11 tokens; max_model_len allows 9."),
     ],
 )
-def test_a_wrong_setting_is_a_sentence(run: Run, golden: Path, setting: str, sentence: str) -> None:
+def test_a_wrong_setting_is_a_sentence(run: Program, golden: Path, setting: str, sentence: str) -> None:
     ended = run("replay", golden, "--engine", "toy", "--set", setting)
     assert (ended.code, sentence in ended.err, "Traceback" in ended.err) == (2, True, False), ended.err
 
@@ -244,14 +210,14 @@ def test_a_wrong_setting_is_a_sentence(run: Run, golden: Path, setting: str, sen
     ],
 )
 def test_what_it_cannot_record_it_says(
-    run: Run, toy: Engine, place: Path, tmp_path: Path, words: tuple[object, ...], sentence: str
+    run: Program, toy: Engine, place: Path, tmp_path: Path, words: tuple[object, ...], sentence: str
 ) -> None:
     common = ("--engine", "toy", "--prompts", place / "prompts.jsonl", "-o", tmp_path / "t.trace")
     ended = run("record", *common, *words)
     assert (ended.code, sentence in ended.err) == (2, True), ended.err
 
 
-def test_a_model_of_another_kind_is_refused(run: Run, toy: Engine, place: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_refused(run: Program, toy: Engine, place: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     words = ("--prompts", place / "prompts.jsonl", "-o", tmp_path / "t.trace", "--model", tmp_path)
     ended = run("record", "--engine", "toy", *words)
@@ -275,12 +241,12 @@ def test_weights_that_are_not_its_own_are_refused(tmp_path: Path, tensors: bytes
     assert sentence in str(raised.value)
 
 
-def test_single_calls_of_it_are_not_run(run: Run, golden: Path) -> None:
+def test_single_calls_of_it_are_not_run(run: Program, golden: Path) -> None:
     ended = run("replay", golden, "--engine", "toy", "--mode", "isolated")
     assert (ended.code, "Single calls of the toy engine cannot be run in isolation" in ended.err) == (2, True)
 
 
-def test_two_ranks_are_joined(run: Run, golden: Path) -> None:
+def test_two_ranks_are_joined(run: Program, golden: Path) -> None:
     words = ("--set", "tensor_parallel_size=2", "--set", "max_num_seqs=1", "--set", "max_num_batched_tokens=3")
     verdict = run("replay", golden, "--engine", "toy", *words, "--json", "-").verdict
     assert verdict["verdict"] == "match"
@@ -291,7 +257,7 @@ def test_two_ranks_are_joined(run: Run, golden: Path) -> None:
 # -- causes ----------------------------------------------------------------------------------------------------
 
 
-def test_bisecting_by_operators_names_the_flaw(run: Run, golden: Path) -> None:
+def test_bisecting_by_operators_names_the_flaw(run: Program, golden: Path) -> None:
     flaws = f"flaw=model.layers.0.self_attn.o_proj:scale,{SITE}:coarse"
     ended = run("bisect", "operators", golden, "--engine", "toy", "--set", flaws, "--json", "-")
     found = ended.verdict["bisection"]
@@ -300,7 +266,7 @@ def test_bisecting_by_operators_names_the_flaw(run: Run, golden: Path) -> None:
     assert any(reason.startswith("Closure holds") for reason in ended.verdict["reasons"])
 
 
-def test_bisecting_by_settings_names_the_rounding_that_golden_had(run: Run, toy: Engine, place: Path) -> None:
+def test_bisecting_by_settings_names_the_rounding_that_golden_had(run: Program, toy: Engine, place: Path) -> None:
     golden = recorded(run, place, "truncated.trace", "--set", "rounding=truncate")
     words = ("--set", "rounding=once", "--set", "enforce_eager=true", "--strict", "--json", "-")
     verdict = run("bisect", "settings", golden, "--engine", "toy", *words).verdict
@@ -314,14 +280,14 @@ def test_bisecting_by_settings_names_the_rounding_that_golden_had(run: Run, toy:
     assert run("replay", golden, "--engine", "toy", "--strict", "--json", "-").verdict["verdict"] == "match"
 
 
-def test_bisecting_by_settings_names_the_flaw(run: Run, golden: Path) -> None:
+def test_bisecting_by_settings_names_the_flaw(run: Program, golden: Path) -> None:
     words = ("--set", "flaw=model.norm:coarse", "--set", "max_num_seqs=1", "--json", "-")
     found = run("bisect", "settings", golden, "--engine", "toy", *words).verdict["bisection"]
     assert [member["name"] for member in found["minimal"]] == ["flaw"]
     assert found["arguments"] == ["no --set flaw"]
 
 
-def test_a_trace_may_not_ask_for_a_flaw(run: Run, toy: Engine, place: Path) -> None:
+def test_a_trace_may_not_ask_for_a_flaw(run: Program, toy: Engine, place: Path) -> None:
     golden = recorded(run, place, "flawed.trace", "--set", f"flaw={SITE}:scale")
     ended = run("replay", golden, "--engine", "toy")
     assert (ended.code, f"flaw={SITE}:scale, which plants a fault on purpose" in ended.err) == (5, True), ended.err
@@ -329,7 +295,7 @@ def test_a_trace_may_not_ask_for_a_flaw(run: Run, toy: Engine, place: Path) -> N
     assert verdict["first_divergence"]["site"] == SITE
 
 
-def test_calibrating_earns_what_its_noise_needs(run: Run, golden: Path, place: Path, tmp_path: Path) -> None:
+def test_calibrating_earns_what_its_noise_needs(run: Program, golden: Path, place: Path, tmp_path: Path) -> None:
     policy, noisy = tmp_path / "policy.toml", ("--set", "noise=0.06")
     assert run("replay", golden, "--engine", "toy", *noisy, "--json", "-").verdict["verdict"] == "diverged"
     ended = run("calibrate", golden, "--engine", "toy", *noisy, "--vary", "batch,repeat", "-o", policy)
@@ -342,7 +308,7 @@ def test_calibrating_earns_what_its_noise_needs(run: Run, golden: Path, place: P
 # -- the trace, and what it takes ------------------------------------------------------------------------------
 
 
-def test_show_verify_and_pack_read_it(run: Run, golden: Path, tmp_path: Path) -> None:
+def test_show_verify_and_pack_read_it(run: Program, golden: Path, tmp_path: Path) -> None:
     shown = run("show", golden)
     assert (shown.code, f"toy: toy {VERSION}" in shown.out) == (0, True)
     assert run("verify", golden).code == 0
@@ -371,7 +337,7 @@ def test_nothing_of_it_needs_torch(golden: Path, place: Path, tmp_path: Path) ->
 
 
 def test_the_readme_shows_what_its_commands_print(
-    run: Run, toy: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Program, toy: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     add, echo, *commands = re.findall(r"^(?:tracereplay|echo) .*$", readme, re.MULTILINE)[:4]

@@ -194,8 +194,7 @@ def add_engine(
 def _interpreter(python: Path | None, family: Family) -> Path:
     if python is None and family.entry_points is not None:
         raise UsageError(
-            f"An engine of the family {family.name} needs an interpreter; give with --python that of an "
-            f"environment that has {family.title}."
+            f"The {family.name} family needs --python: the interpreter of an environment with {family.title}."
         )
     # Made absolute but not resolved: resolving the link of a virtual environment would lead out of it.
     return Path(os.path.abspath(Path(sys.executable) if python is None else python.expanduser()))

@@ -45,7 +45,7 @@ def read_tensors(directory: Path) -> Mapping[str, Array]:
     if found != SHAPES:
         wrong = next(key for key in sorted({*found, *SHAPES}) if found.get(key) != SHAPES.get(key))
         raise WorkloadError(
-            f"{directory / _TENSORS} holds no weights of the toy engine's: {wrong} has the shape "
+            f"{directory / _TENSORS} does not contain the toy engine's weights: {wrong} has the shape "
             f"{found.get(wrong)}, and {SHAPES.get(wrong)} was expected."
         )
     return tensors
@@ -59,7 +59,7 @@ def _name(directory: Path) -> str:
     if not isinstance(config, dict) or config.get("model_type") != _KIND:
         kind = config.get("model_type") if isinstance(config, dict) else None
         raise WorkloadError(
-            f"The toy engine has models of its own, and {directory} is none of them (its model_type is {kind!r}). "
-            "'tracereplay engine add NAME --family toy' writes one, and says where it is."
+            f"{directory} is not a model of the toy engine (its model_type is {kind!r}). "
+            "'tracereplay engine add NAME --family toy' writes one and prints its path."
         )
     return str(config.get("name"))

@@ -9,7 +9,6 @@ with commas between them (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,10 @@ def _given(recording: Mapping[str, Any], engine: Engine) -> tuple[Forced | None,
     """The tokens that are forced, and where the values come from that are handed on."""
     if recording.get("golden") is None:
         return None, None
-    with closing(open_trace(recording["golden"])) as golden:
+    with open_trace(recording["golden"]) as golden:
         forced, cancel = golden_tokens(golden), recording.get("cancel")
         if cancel:
-            with closing(open_trace(cancel["injected"])) as injected:
+            with open_trace(cancel["injected"]) as injected:
                 values = golden_for(golden, engine), Golden(injected, INJECTED)
             return forced, Cancelled(*values, Cancellation.from_dict(cancel), engine.numerics)
         return forced, golden_for(golden, engine) if recording.get("inject") else None

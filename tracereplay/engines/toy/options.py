@@ -10,7 +10,7 @@ from tracereplay.engines.protocol import unknown_setting
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.errors import UsageError
 
-__all__ = ["DEFAULTS", "NAMES", "check_settings"]
+__all__ = ["DEFAULTS", "check_settings"]
 
 DEFAULTS: Mapping[str, Any] = {"dtype": "bfloat16", "rounding": "once", "noise": 0.0}
 
@@ -42,14 +42,13 @@ _KNOWN: Mapping[str, _Check] = {
     "enforce_eager": _FLAG,
     "enable_chunked_prefill": _FLAG,
 }
-NAMES = tuple(_KNOWN)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises UsageError if there is no such setting, or it does not take such a value; None is the default."""
     for name, value in settings.items():
         if name not in _KNOWN:
-            raise UsageError(unknown_setting(name, NAMES))
+            raise UsageError(unknown_setting(name, tuple(_KNOWN)))
         fits, words = _KNOWN[name]
         if value is not None and not fits(value):
-            raise UsageError(f"The toy engine's setting {name!r} is {value!r}; it has to be {words}.")
+            raise UsageError(f"The toy engine's setting {name!r} is {value!r}; it must be {words}.")
