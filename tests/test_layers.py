@@ -36,7 +36,7 @@ LAYERS = (
     ("device",),
     ("storage",),
     ("workload", "event", "verdict", "cancellation"),
-    ("errors", "dtypes", "jsondata", "schemas", "passes"),
+    ("errors", "dtypes", "jsondata", "schemas", "passes", "census"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -56,6 +56,7 @@ ENGINE_SIDE = (
     "errors",
     "dtypes",
     "schemas",
+    "census",
     "passes",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
@@ -65,6 +66,7 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
     "trace", "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas",
+    "census",
     "passes",
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tracereplay.census import Census
 from tracereplay.dtypes import numpy_dtype
 from tracereplay.schemas import schema_arguments
 
@@ -345,6 +346,7 @@ class Step:
         requests: those that start here, if no workload names them.
         weights: how often the engine's weights had been updated before, within the pass.
         kernels: in the order in which they were called; none unless kernels were recorded.
+        census: of the pass so far; of the first steps of an eager engine only.
     """
 
     number: int
@@ -355,6 +357,7 @@ class Step:
     requests: tuple[Request, ...] = ()
     weights: int = 0
     kernels: Sequence[Kernel] = ()
+    census: Census | None = None
 
 
 Side: TypeAlias = Literal["in", "out"]

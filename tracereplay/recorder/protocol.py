@@ -62,6 +62,7 @@ class StepMessage(NamedTuple):
             after.
         sampled, notes, requests, weights: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
+        census: what `hooks.census` found; None for most steps.
     """
 
     number: int
@@ -72,6 +73,7 @@ class StepMessage(NamedTuple):
     requests: list[Any]
     weights: int
     kernels: dict[str, Any] | None = None
+    census: dict[str, Any] | None = None
 
 
 def send(fd: int, message: list[Any]) -> None:

@@ -60,6 +60,7 @@ class PendingStep:
         self.notes: list[str] = []
         self.requests: list[Request] = []
         self.kernels: dict[str, Any] | None = None  # a record of `trace.kernels`
+        self.census: dict[str, Any] | None = None  # of `hooks.census`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self._weights = weights
         self._writer = writer
@@ -263,5 +264,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weights, self.kernels,
+            self._weights, self.kernels, self.census,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tracereplay.census import Census, Counted, Unowned
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, Parameter, Request, RowKey, RowMap, Sampled, Site, Step, Value
@@ -226,9 +227,10 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
 def write_step(
     number: int, maps: list[bytes], values: Sequence[Located], calls: list[CallRecord], sampled: Sequence[Sampled],
     notes: Sequence[str], requests: Sequence[Request], weights: int, kernels: Mapping[str, Any] | None = None,
+    census: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The step's own row map is the first of ``maps``; ``weights`` counts updates of the weights so far;
-    ``kernels`` are a record of `trace.kernels`."""
+    ``kernels`` are a record of `trace.kernels`; ``census`` is what `census.Census` has."""
     record = {
         "number": number,
         "maps": maps,
@@ -239,7 +241,31 @@ def write_step(
         "requests": [write_request(r) for r in requests],
         "weights": weights,
     }
-    return record if kernels is None else {**record, "kernels": dict(kernels)}
+    if kernels is not None:
+        record["kernels"] = dict(kernels)
+    if census is not None:
+        record["census"] = dict(census)
+    return record
+
+
+def read_census(data: Mapping[str, Any]) -> Census:
+    return Census(
+        as_place(data["operators"]),
+        as_place(data["calls"]),
+        tuple(_counted(row) for row in data["unobserved"]),
+        tuple(_counted(row) for row in data["between"]),
+        tuple(_unowned(row) for row in data["parameters"]),
+    )
+
+
+def _counted(row: Any) -> Counted:
+    module, kind, calls, computed = row
+    return Counted(as_text(module), as_text(kind), as_place(calls), as_place(computed))
+
+
+def _unowned(row: Any) -> Unowned:
+    name, dtype, shape, users = row
+    return Unowned(as_text(name), as_text(dtype), tuple(map(as_place, shape)), tuple(map(as_text, users)))
 
 
 def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, check: Check) -> Step:
@@ -257,6 +283,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
             requests=tuple([read_request(r) for r in data["requests"]]),
             weights=as_place(data["weights"]),
             kernels=kernels,
+            census=read_census(data["census"]) if "census" in data else None,
         )
     except WRONG as error:
         raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

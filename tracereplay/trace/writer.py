@@ -129,7 +129,7 @@ class SegmentWriter:
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
         notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
-        kernels: Mapping[str, Any] | None = None,
+        kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
 
@@ -139,6 +139,7 @@ class SegmentWriter:
             calls: in order of execution.
             sampled, notes, requests, weights: see `event.Step`.
             kernels: a record of `trace.kernels`; its tensors are such places too.
+            census: see `census.Census`; None for a step of which none was taken.
 
         Raises:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
@@ -150,7 +151,16 @@ class SegmentWriter:
         try:
             self._contents.flush()
             record = records.write_step(
-                number, list(maps), self._contents.values, packed, sampled, notes, requests, weights, kernels
+                number,
+                list(maps),
+                self._contents.values,
+                packed,
+                sampled,
+                notes,
+                requests,
+                weights,
+                kernels,
+                census,
             )
             place = self._to.record(Tag.STEP, record)
         except OSError:

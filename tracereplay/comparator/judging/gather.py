@@ -45,6 +45,7 @@ from tracereplay.trace import Trace
 from tracereplay.trace.parameters import Parameters
 from tracereplay.trace.rows import RowFinder
 from tracereplay.verdict import Mode, SettingDifference, TokenFinding
+from tracereplay.verdict.census import CensusFinding
 from tracereplay.verdict.inside import Inside, Why
 from tracereplay.verdict.oracle import Oracle
 from tracereplay.verdict.rollout import Rollout
@@ -91,6 +92,7 @@ def gather_evidence(
         unshared=unshared_before(*judged.passes, first.key.site) if first and first.kind == "edge" else None,
         built=() if first is None else built_otherwise(*(p.sites.get(first.key.site) for p in judged.passes)),
         prompts=compare_prompts(sides.mine, sides.theirs) if sides.mode == "compare" else None,
+        census=CensusFinding(sides.golden_pass.census, free.candidate.census),
     )
 
 

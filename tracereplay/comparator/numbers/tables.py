@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.errors import DamagedTrace
+from tracereplay.census import Census
 from tracereplay.event import Layout, RowKey, RowMap, Sampled, Site, Value
 from tracereplay.sitemap import Pair
 from tracereplay.trace.shards import join
@@ -69,11 +70,13 @@ class StepInfo(NamedTuple):
         number: of the step.
         rows: its row map's bytes.
         weights: how often the engine's weights had been updated before, within the pass.
+        census: of the pass so far, if one was taken in it.
     """
 
     number: int
     rows: bytes
     weights: int
+    census: Census | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +234,11 @@ class PassIndex:
     def sampler(self) -> str | None:
         """The site of the sampler; None if it was not recorded."""
         return next((site.name for site in self.sites.values() if site.role == "sampler"), None)
+
+    @property
+    def census(self) -> Census | None:
+        """What computes in its steps; None if no census was taken."""
+        return next((step.census for step in reversed(self.steps) if step.census is not None), None)
 
     @property
     def schedule(self) -> tuple[bytes, ...]:
