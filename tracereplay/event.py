@@ -163,6 +163,8 @@ class Call:
         rows_in: row map of the inputs.
         rows_out: row map of the outputs.
         written: indices of inputs that the call changed in place without returning them, with their new values.
+        fed: indices of the recorded operator's inputs whose recorded values this call was given; a norm that is
+            fed the sum of x and residual was fed both. None in a pass that feeds nothing, and in older traces.
     """
 
     site: str
@@ -172,6 +174,7 @@ class Call:
     rows_in: RowMap
     rows_out: RowMap
     written: Mapping[int, Value] = field(default_factory=dict)
+    fed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

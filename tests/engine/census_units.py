@@ -242,7 +242,9 @@ def rows_are_first_where_a_batch_of_one_is_before_them():
     session.sites, session.rows_first = [Site("act", "SiLU", slot)], RowsFirst([slot])
     listen(session)
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
-    fed = SimpleNamespace(rows=lambda slot, side, index, rows, like: torch.full_like(like, 2.0))
+    fed = SimpleNamespace(
+        feeds=True, stands_for=lambda *_: (0,), rows=lambda *of: torch.full_like(of[4], 2.0)
+    )  # fmt: skip
     session.begin_pass(path, {}, fed, Options(), module)
     for rows in (3, 1):
         session.begin_step(make_rows([(0, 0, j) for j in range(rows)]))
@@ -254,6 +256,7 @@ def rows_are_first_where_a_batch_of_one_is_before_them():
     listen(None)
     shapes = [step.calls[0].inputs[0].shape for step in SegmentReader(path).steps()]
     assert shapes == [(3, 8), (1, 8)], shapes
+    assert [step.calls[0].fed for step in SegmentReader(path).steps()] == [(0,), (0,)]
 
 
 def a_row_of_heads_is_not_taken_for_a_batch():

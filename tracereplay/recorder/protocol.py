@@ -58,8 +58,8 @@ class StepMessage(NamedTuple):
     Args:
         number: of the step.
         maps: row maps as bytes; the first is the step's own.
-        calls: slot, number, places of the rows in and out in ``maps``, and tensors of inputs, outputs and inputs
-            after.
+        calls: slot, number, places of the rows in and out in ``maps``, tensors of inputs, outputs and inputs
+            after, and what was fed (`event.Call`).
         sampled, notes, requests, weights: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
@@ -67,7 +67,7 @@ class StepMessage(NamedTuple):
 
     number: int
     maps: list[bytes]
-    calls: list[tuple[int, int, int, int, dict[int, int], dict[int, int], dict[int, int]]]
+    calls: list[tuple[int, int, int, int, dict[int, int], dict[int, int], dict[int, int], list[int] | None]]
     sampled: list[SampledBytes]
     notes: list[str]
     requests: list[Any]

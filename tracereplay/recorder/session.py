@@ -37,8 +37,19 @@ CHECKED_CALLS = 2  # of each site, for arguments written in place: a comparison 
 class Replacement(Protocol):
     """Gives recorded values in place of those that arrive."""
 
-    def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
-        """``like`` with the recorded value of each known row (as a new tensor), None if no row is known."""
+    feeds: bool  # whether it shall give every call what the recorded one was given
+
+    def rows(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
+        """``like`` with the recorded value of each known row (as a new tensor), None if no row is known.
+
+        Args:
+            inputs: number of tensors that the call is given; None if it is not known.
+        """
+
+    def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
+        """The recorded operator's inputs that a fed input ``index`` stands for."""
 
 
 def _hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
@@ -177,6 +188,7 @@ class Session:
             else:
                 number = self._steps + self._dropped
                 self._step = PendingStep(number, rows, arena, writer, self._weights, handover.drain)
+                self._step.feeds = self._replacement is not None and self._replacement.feeds
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
                 if self._census is not None:
@@ -285,7 +297,11 @@ class Session:
                     self._failed(error)
         if self._replacement is None:
             return call, inputs
-        given = [self._golden(slot, "in", i, call.rows[0], x) for i, x in enumerate(rows_first)]
+        count = len(inputs)
+        given = [self._golden(slot, "in", i, call.rows[0], x, count) for i, x in enumerate(rows_first)]
+        for i, golden in enumerate(given):
+            if golden is not None and call.fed is not None:
+                call.fed.extend(self._replacement.stands_for(slot, i, count))
         return call, [
             x if golden is None else golden.reshape(x.shape) for x, golden in zip(inputs, given, strict=True)
         ]
@@ -324,7 +340,12 @@ class Session:
             with self._guarded():
                 step.add(x, slot, "in", index, rows)
         given = self._golden(slot, "in", index, rows[0], x)
-        return given if given is None else given.reshape(shape)
+        if given is None or self._replacement is None:
+            return None
+        call = step.latest.get(slot)
+        if call is not None and call.fed is not None:
+            call.fed.extend(self._replacement.stands_for(slot, index, None))
+        return given.reshape(shape)
 
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None:
         """Keeps one output and lays the golden one over it."""
@@ -339,10 +360,12 @@ class Session:
         if replace:
             self._lay_over(slot, index, rows[1], x)
 
-    def _golden(self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor) -> torch.Tensor | None:
+    def _golden(
+        self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
         try:
             if self._replacement is not None and x.is_floating_point():
-                return self._replacement.rows(slot, side, index, rows, x)
+                return self._replacement.rows(slot, side, index, rows, x, inputs)
         except Exception as error:
             self._failed(error)
         return None

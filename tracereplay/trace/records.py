@@ -69,8 +69,8 @@ class Located(NamedTuple):
 
 NO_KERNELS: Mapping[str, Any] = {"names": [], "calls": []}
 Loader = Callable[[Located], bytes]
-# slot, number, inputs, outputs, rows in, rows out, written: see `write_call`
-CallRecord = tuple[int, int, list[int], list[int], int, int, list[tuple[int, int]]]
+# slot, number, inputs, outputs, rows in, rows out, written, and fed where anything is: see `write_call`
+CallRecord = tuple[Any, ...]
 
 
 def write_site(site: Site) -> dict[str, Any]:
@@ -205,10 +205,11 @@ def _whole(numbers: Sequence[Any]) -> bool:
 
 def write_call(
     slot: int, number: int, inputs: list[int], outputs: list[int], rows_in: int, rows_out: int,
-    written: Mapping[int, int],
+    written: Mapping[int, int], fed: Sequence[int] | None = None,
 ) -> CallRecord:  # fmt: skip
     """Tensors are places in the step's list of values, ``rows_in`` and ``rows_out`` in its list of row maps."""
-    return slot, number, inputs, outputs, rows_in, rows_out, sorted(written.items())
+    record = slot, number, inputs, outputs, rows_in, rows_out, sorted(written.items())
+    return record if fed is None else (*record, sorted(fed))
 
 
 def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: Mapping[int, str]) -> Call:
@@ -221,6 +222,7 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
         rows_in=maps[as_place(rows_in)],
         rows_out=maps[as_place(rows_out)],
         written={as_place(index): values[as_place(v)] for index, v in written},
+        fed=tuple(map(as_place, data[7])) if len(data) > 7 else None,
     )
 
 

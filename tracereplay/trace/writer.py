@@ -43,6 +43,7 @@ class PendingCall:
     inputs: dict[int, TensorBytes] = field(default_factory=dict)
     outputs: dict[int, TensorBytes] = field(default_factory=dict)
     written: dict[int, TensorBytes] = field(default_factory=dict)
+    fed: Sequence[int] | None = None
 
 
 class CallOfStep(NamedTuple):
@@ -55,6 +56,7 @@ class CallOfStep(NamedTuple):
     inputs: Mapping[int, int]
     outputs: Mapping[int, int]
     written: Mapping[int, int]
+    fed: Sequence[int] | None = None  # see `event.Call`
 
 
 class _Mark(NamedTuple):
@@ -182,11 +184,13 @@ class SegmentWriter:
         """`add` and `commit` in one, for a step whose tensors are all at hand."""
         added = []
         for call in calls:
-            sides = [
+            inputs, outputs, written = (
                 {index: self.add(tensor) for index, tensor in sorted(side.items())}
                 for side in (call.inputs, call.outputs, call.written)
-            ]
-            added.append(CallOfStep(call.slot, call.number, call.rows_in, call.rows_out, *sides))
+            )
+            added.append(CallOfStep(
+                call.slot, call.number, call.rows_in, call.rows_out, inputs, outputs, written, call.fed
+            ))  # fmt: skip
         self.commit(number, rows, added, sampled, notes, requests, weights)
 
     def rollback(self) -> None:
@@ -228,4 +232,4 @@ class SegmentWriter:
 def _packed(call: CallOfStep, maps: dict[bytes, int]) -> records.CallRecord:
     rows_in, rows_out = (maps.setdefault(records.write_rows(r), len(maps)) for r in (call.rows_in, call.rows_out))
     inputs, outputs = ([side[i] for i in sorted(side)] for side in (call.inputs, call.outputs))
-    return records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, call.written)
+    return records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, call.written, call.fed)

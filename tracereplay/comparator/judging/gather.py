@@ -26,6 +26,7 @@ from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
     other_integers,
+    unfed_calls,
     unfed_context,
     unfed_input,
 )
@@ -325,5 +326,10 @@ def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> list[
     found = [after_parting(parted, rows)] if parted else []
     found.append(drawn_at_random(sides.mine, golden, rows))
     if sides.fed:
-        found += [unfed_input(golden, rows), unfed_context(golden, rows), other_integers(golden, candidate)]
+        found += [
+            unfed_input(golden, rows),
+            unfed_context(golden, rows),
+            unfed_calls(sides.golden_pass, candidate),
+            other_integers(golden, candidate),
+        ]
     return found

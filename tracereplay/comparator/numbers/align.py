@@ -107,7 +107,7 @@ class _Builder:
 
     def _add(self, step: int, calls: Sequence[Call], lane: int, *, whole: bool) -> None:
         call, order = calls[0], len(self._calls)
-        self._calls.append(CallInfo(order, step, call.site, call.number))
+        self._calls.append(CallInfo(order, step, call.site, call.number, call.fed))
         unknown = len(call.rows_out) - len(self._known(call.rows_out).ids)
         if unknown:
             self._unknown[call.site] = self._unknown.get(call.site, 0) + unknown

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.errors import DamagedTrace
 from tracereplay.census import Census
+from tracereplay.errors import DamagedTrace
 from tracereplay.event import Layout, RowKey, RowMap, Sampled, Site, Value
 from tracereplay.sitemap import Pair
 from tracereplay.trace.shards import join
@@ -55,12 +55,18 @@ class TableKey:
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """One call of a pass; ``order`` counts calls over the whole pass in execution order."""
+    """One call of a pass.
+
+    Args:
+        order: counts calls over the whole pass in execution order.
+        fed: see `event.Call`.
+    """
 
     order: int
     step: int
     site: str
     number: int
+    fed: tuple[int, ...] | None = None
 
 
 class StepInfo(NamedTuple):
