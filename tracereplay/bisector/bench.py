@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, Subject
 from tracereplay.cancellation import Cancellation
 from tracereplay.errors import UsageError
 from tracereplay.gate import workload_of
@@ -45,7 +45,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
 
 @contextlib.contextmanager
 def begun(
-    golden: Path, folder: Path, settings: Mapping[str, Any] | None, model: Path | None, **of: Any
+    golden: Path, folder: Path, settings: Mapping[str, Any] | None, model: Path | None, subject: Subject
 ) -> Iterator[tuple[Trace, Workload, Journal]]:
     """Begins a bisection: opens golden, and returns it, the candidate's workload and the journal in ``folder``.
 
@@ -54,7 +54,7 @@ def begun(
         folder: where measurements are kept; created if missing.
         settings: engine arguments that override those of the golden workload.
         model: checkpoint directory, if it has moved since recording.
-        of: what else must be unchanged for an interrupted bisection to be resumed.
+        subject: what else must be unchanged for an interrupted bisection to be resumed.
 
     Raises:
         UsageError: see `golden_workload`; or ``folder`` belongs to another bisection.
@@ -63,7 +63,7 @@ def begun(
         work = golden_workload(source, settings or {}, model)
         folder.mkdir(parents=True, exist_ok=True)
         common = {"golden": source.digest(), "settings": work.settings, "weights": work.weights}
-        yield source, work, Journal(folder, {**of, **common})
+        yield source, work, Journal(folder, {**subject.as_dict(), **common})
 
 
 class Bench:

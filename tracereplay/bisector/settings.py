@@ -17,7 +17,7 @@ from typing import Any
 from tracereplay.bisector.bench import Report, begun
 from tracereplay.bisector.changes import Change, Told, differences, plan
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, OfSettings
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
 from tracereplay.bisector.words import some
 from tracereplay.comparator import Policy, compare_traces
@@ -68,8 +68,8 @@ def bisect_settings(
         EngineFailed, Unsupported: the candidate does not start as it is.
     """
     rules = policy or Policy()
-    of = {"kind": "settings", "engine": engine.name, "like": None if like is None else like.name}
-    with begun(golden, folder, settings, model, **of) as (source, work, journal):
+    subject = OfSettings(engine.name, None if like is None else like.name)
+    with begun(golden, folder, settings, model, subject) as (source, work, journal):
         bench = _Starts(engine, source, work, folder, log, report)
         candidate = bench.replay()
         report("Comparing")
