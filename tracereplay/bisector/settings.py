@@ -23,6 +23,7 @@ from tracereplay.bisector.words import some
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.comparator.tokens.rollout import sampled_tokens
+from tracereplay.engines.request import PassRequest
 from tracereplay.errors import TracereplayError
 from tracereplay.gate import applied_settings
 from tracereplay.launch import Configured, EngineProcess, Launchable
@@ -127,7 +128,8 @@ class _Starts:
         header = replay_header(configured, self._workload, self._golden.digest())
         with making(path, header) as directory, self._process(configured) as process:
             directory.update_run(engine=engine_header(configured, process.info))
-            record_pass(process, directory, self._workload, RERUN, str(self._golden.local_path()))
+            request = PassRequest(path.resolve(), RERUN, self._golden.local_path())
+            record_pass(process, directory, self._workload, request)
 
     def _process(self, configured: Configured) -> EngineProcess:
         self.starts += 1

@@ -21,7 +21,7 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
 
@@ -112,7 +112,7 @@ class Session:
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
-        if self._options.level == "kernel" and model is not None:
+        if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
             self.scope = self._inside
         self._writer.sites(self.sites)
