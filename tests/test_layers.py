@@ -36,6 +36,7 @@ LAYERS = (
     ("device",),
     ("storage",),
     ("workload", "event", "verdict", "cancellation"),
+    ("checked",),
     ("errors", "dtypes", "jsondata", "schemas", "passes", "census"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -51,6 +52,7 @@ ENGINE_SIDE = (
     "engines",
     "alone.child",
     "cancellation",
+    "checked",
     "event",
     "workload",
     "errors",
@@ -65,9 +67,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
-    "trace", "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas",
-    "census",
-    "passes",
+    "trace", "storage", "workload", "event", "cancellation", "verdict", "checked", "errors", "dtypes", "jsondata",
+    "schemas", "passes", "census",
 )  # fmt: skip
 
 

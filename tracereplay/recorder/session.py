@@ -22,7 +22,7 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
@@ -131,7 +131,7 @@ class Session:
         self._wanted = self._watchable()
         if self.takes_census and replacement is None and model is not None:
             self._census = Census(model, (p.name for site in self.sites for p in site.parameters))
-        if self._options.level == "kernel" and model is not None:
+        if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
             self.scope = self._inside
         self._writer.sites(self.sites)
