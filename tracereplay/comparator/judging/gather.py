@@ -238,7 +238,7 @@ def _look_inside(sides: _Sides, comparison: Comparison, policy: Policy) -> Insid
         return None
     first = comparison.first()
     why: Why = "largest error" if first is None else "first divergence"
-    event = None if first is None else first.blamed
+    event = None if first is None else first.onset
     if first is None:
         first = max(
             (f for f in comparison.findings if f.kind == "operator" and f.first_different is not None),

@@ -127,7 +127,7 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
     """
     if evidence.other_weights:
         return "inconclusive", "setting", [OTHER_WEIGHTS]
-    parted = evidence.blamed is not None or evidence.tokens_part or evidence.logprobs_part
+    parted = evidence.conclusive is not None or evidence.tokens_part or evidence.logprobs_part
     if parted and evidence.other_golden:
         return "inconclusive", None, [OTHER_GOLDEN]
     if parted:

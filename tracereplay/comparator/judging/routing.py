@@ -76,7 +76,7 @@ def turned_by_a_tie(golden: PassIndex, injected: Comparison, finding: Finding, r
     They do if the router logits that arrived were golden's, and the worst row's k-th and next logit are no further
     apart than the router's own error.
     """
-    event = finding.blamed
+    event = finding.onset
     router = next(((t, k) for t, k in _routers(golden) if t.key.site == finding.key.site), None)
     if router is None or finding.kind != "operator" or event is None or event.metrics.worst is None:
         return False

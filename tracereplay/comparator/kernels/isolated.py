@@ -83,7 +83,7 @@ class _Compared:
         return self.tally.error_class if self.tally.rows else "identical"
 
     @property
-    def beyond(self) -> Event | None:
+    def onset(self) -> Event | None:
         """The first call that is out of tolerance; of results that lean, the first that differs."""
         return self.tally.first_different if self.tally.error_class == "biased" else self.tally.first_beyond
 
@@ -150,7 +150,7 @@ class _Comparison:
     def found(self) -> KernelsAlone:
         findings = tuple(map(_finding, self._compared.values()))
         left = tuple(NotReplayed(name, n, why, site) for (name, why), (n, site) in self._left.items())
-        beyond = [(c, event) for c in self._compared.values() if (event := c.beyond) is not None]
+        beyond = [(c, event) for c in self._compared.values() if (event := c.onset) is not None]
         worse = [pair for pair in beyond if pair[0].tally.error_class != "biased"]
         first = min(worse or beyond, key=lambda pair: pair[1].order, default=None)
         isolated = Isolated(self._calls, findings, left)
@@ -276,7 +276,7 @@ def _keys(step: Step, rows: int) -> Array:
 
 def _finding(compared: _Compared) -> KernelFinding:
     tally = compared.tally
-    first = compared.beyond or tally.first_different
+    first = compared.onset or tally.first_different
     site = compared.places[first.order][0].name if first is not None else ""
     return KernelFinding(
         compared.kernel, compared.tolerance.dtype, compared.error_class, compared.calls, tally.metrics,

@@ -97,8 +97,8 @@ class Finding:
         return "edge" if self.key.side == "in" else "operator"
 
     @property
-    def blamed(self) -> Event | None:
-        """Where it leaves the tolerance, if it does; a lean is there from the first difference on."""
+    def onset(self) -> Event | None:
+        """The first call out of tolerance, if any; a lean is there from the first difference on."""
         if self.error_class in ("exceeds", "nonfinite"):
             return self.first_beyond
         return self.first_different if self.error_class == "biased" else None
@@ -118,8 +118,8 @@ class Comparison:
         Why a lean comes last: it is mostly a way of rounding that a whole engine has, and begins in the first
         layer, before any fault.
         """
-        worse = self._first(lambda finding: finding.blamed if finding.error_class != "biased" else None)
-        return worse or self._first(lambda finding: finding.blamed)
+        worse = self._first(lambda finding: finding.onset if finding.error_class != "biased" else None)
+        return worse or self._first(lambda finding: finding.onset)
 
     def first_different(self) -> Finding | None:
         """The first finding with any difference, in golden execution order."""

@@ -19,7 +19,7 @@ def source_of(trace: Trace, digest: str) -> Source:
 
 
 def divergence_of(finding: Finding) -> Divergence:
-    event = finding.blamed
+    event = finding.onset
     assert event is not None
     worst = event.metrics.worst
     assert worst is not None
