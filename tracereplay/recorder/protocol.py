@@ -60,7 +60,7 @@ class StepMessage(NamedTuple):
         maps: row maps as bytes; the first is the step's own.
         calls: slot, number, places of the rows in and out in ``maps``, and tensors of inputs, outputs and inputs
             after.
-        sampled, notes, requests, weights: see `event.Step`; requests as `trace.records` writes them.
+        sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
     """
 
@@ -70,7 +70,7 @@ class StepMessage(NamedTuple):
     sampled: list[SampledBytes]
     notes: list[str]
     requests: list[Any]
-    weights: int
+    weight_updates: int
     kernels: dict[str, Any] | None = None
 
 

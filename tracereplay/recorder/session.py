@@ -65,7 +65,7 @@ class Session:
         self._replacement: Replacement | None = None
         self._step: PendingStep | None = None
         self._handover: Handover | None = None  # there as long as the writer is
-        self._steps = self._dropped = self._weights = 0
+        self._steps = self._dropped = self._weight_updates = 0
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
         self._left_out: dict[str, set[int]] = {"in": set(), "out": set()}
@@ -100,7 +100,7 @@ class Session:
         self._options = options or Options()
         self._errors.clear()
         self._silent.clear()
-        self._steps = self._dropped = self._weights = 0
+        self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
         self._writer = WriterClient(
             path, meta, self.device, codec_id=self._options.codec, max_bytes=self._options.max_bytes
@@ -126,7 +126,7 @@ class Session:
             with self._guarded():
                 handover.close()
             self._writer = self._handover = None
-            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weights}
+            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
             with self._guarded():
                 writer.close(summary, whole=not self._errors)
             self._errors.update(writer.errors)
@@ -145,7 +145,7 @@ class Session:
 
     def weights_updated(self) -> None:
         """The engine's weights are no longer those that it loaded."""
-        self._weights += 1
+        self._weight_updates += 1
 
     # -- a step -----------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Session:
                 self._dropped += 1
             else:
                 number = self._steps + self._dropped
-                self._step = PendingStep(number, rows, arena, writer, self._weights, handover.drain)
+                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover.drain)
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
                 if self._kernels is not None:

@@ -46,12 +46,12 @@ class PendingStep:
         rows: of the model's forward.
         arena: an empty one; more are taken as they are needed.
         writer: where they come from.
-        weights: how often the weights had been updated.
+        weight_updates: how often the weights had been updated before, within the pass.
         drain: hands over all steps before this one. The writer knows one step at a time.
     """
 
     def __init__(
-        self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weights: int,
+        self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weight_updates: int,
         drain: Callable[[], None],
     ) -> None:  # fmt: skip
         self.number = number
@@ -61,7 +61,7 @@ class PendingStep:
         self.requests: list[Request] = []
         self.kernels: dict[str, Any] | None = None  # a record of `trace.kernels`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
-        self._weights = weights
+        self._weight_updates = weight_updates
         self._writer = writer
         self._drain = drain
         self._arena = arena
@@ -263,5 +263,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weights, self.kernels,
+            self._weight_updates, self.kernels,
         )  # fmt: skip

@@ -127,7 +127,7 @@ class _Server:
         sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
         requests = [records.read_request(r) for r in step.requests]
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
-        writer.commit(step.number, maps[0], calls, sampled, step.notes, requests, step.weights, kernels)
+        writer.commit(step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels)
 
     def _sampled(self, piece: SampledBytes) -> list[Sampled]:
         count = len(piece.keys)

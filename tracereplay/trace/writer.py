@@ -128,7 +128,7 @@ class SegmentWriter:
 
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
-        notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
+        notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
         kernels: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
@@ -137,7 +137,7 @@ class SegmentWriter:
             number: of the step.
             rows: of the model's forward.
             calls: in order of execution.
-            sampled, notes, requests, weights: see `event.Step`.
+            sampled, notes, requests, weight_updates: see `event.Step`.
             kernels: a record of `trace.kernels`; its tensors are such places too.
 
         Raises:
@@ -150,8 +150,9 @@ class SegmentWriter:
         try:
             self._contents.flush()
             record = records.write_step(
-                number, list(maps), self._contents.values, packed, sampled, notes, requests, weights, kernels
-            )
+                number, list(maps), self._contents.values, packed, sampled, notes, requests, weight_updates,
+                kernels,
+            )  # fmt: skip
             place = self._to.record(Tag.STEP, record)
         except OSError:
             self.rollback()
@@ -167,7 +168,7 @@ class SegmentWriter:
 
     def step(
         self, number: int, rows: RowMap, calls: Sequence[PendingCall], sampled: Sequence[Sampled],
-        notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
+        notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
     ) -> None:  # fmt: skip
         """`add` and `commit` in one, for a step whose tensors are all at hand."""
         added = []
@@ -177,7 +178,7 @@ class SegmentWriter:
                 for side in (call.inputs, call.outputs, call.written)
             ]
             added.append(CallOfStep(call.slot, call.number, call.rows_in, call.rows_out, *sides))
-        self.commit(number, rows, added, sampled, notes, requests, weights)
+        self.commit(number, rows, added, sampled, notes, requests, weight_updates)
 
     def rollback(self) -> None:
         """Forgets the step that is under way; what was written of it is cut off."""

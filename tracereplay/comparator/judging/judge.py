@@ -69,7 +69,7 @@ def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> 
         found: the weights.
         mode: the mode in which it would have been replayed.
     """
-    weights = SettingDifference("weights", found.golden, found.candidate, effect_of("weights"))
+    difference = SettingDifference("weights", found.golden, found.candidate, effect_of("weights"))
     return Verdict(
         verdict="inconclusive",
         mode=mode,
@@ -77,7 +77,7 @@ def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> 
         reasons=(str(found),),
         golden=source_of(golden, golden.digest()),
         candidate=Source({"name": engine}, "", None),
-        settings_diff=(weights,),
+        settings_diff=(difference,),
     )
 
 

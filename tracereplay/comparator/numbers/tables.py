@@ -68,12 +68,12 @@ class StepInfo(NamedTuple):
     Args:
         number: of the step.
         rows: its row map's bytes.
-        weights: how often the engine's weights had been updated before, within the pass.
+        weight_updates: how often the engine's weights had been updated before, within the pass.
     """
 
     number: int
     rows: bytes
-    weights: int
+    weight_updates: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Attention:
             keys[-2], values[-2] = keys[-3], values[-3]
         keys, values = (np.repeat(x, HEADS // KV_HEADS, axis=1) for x in (keys, values))
         scores = np.einsum("hd,nhd->hn", q, keys) * HEAD**-0.5
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        total = weights.sum(axis=1, keepdims=True)
-        mixed: Array = np.einsum("hn,nhd->hd", self._numerics.between(weights), values) / total
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        total = exponentials.sum(axis=1, keepdims=True)
+        mixed: Array = np.einsum("hn,nhd->hd", self._numerics.between(exponentials), values) / total
         return mixed.reshape(-1)

@@ -40,12 +40,12 @@ class Recorder:
             writer.sites(self._sites.values())
         self._rows = make_rows([])
         self._calls: list[dict[str, PendingCall]] = []
-        self._weights = 0
+        self._weight_updates = 0
         self.steps = 0
 
     def weights_updated(self) -> None:
         """The steps to come have other weights."""
-        self._weights += 1
+        self._weight_updates += 1
 
     def begin(self, rows: RowMap) -> None:
         self._rows = rows
@@ -83,7 +83,7 @@ class Recorder:
     def commit(self, number: int, sampled: list[Sampled]) -> None:
         self.steps += 1
         for writer, calls in zip(self._writers, self._calls, strict=True):
-            writer.step(number, self._rows, list(calls.values()), sampled, [], weights=self._weights)
+            writer.step(number, self._rows, list(calls.values()), sampled, [], weight_updates=self._weight_updates)
 
     def close(self) -> None:
         for writer in self._writers:
