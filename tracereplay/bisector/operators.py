@@ -22,7 +22,7 @@ from tracereplay.bisector.closure import check_closure, unstable_sites
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
-from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of
+from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of, worst_first
 from tracereplay.bisector.words import some, why
 from tracereplay.cancellation import Cancellation
 from tracereplay.comparator import Policy, compare_traces
@@ -194,7 +194,7 @@ class _Study:
         """A minimal set of classes, then of their sites."""
         kinds = self._smallest_classes(classes)
         self._class_passes = len(self._journal)
-        self._mattering = _worst_first(_terms(classes, kinds))
+        self._mattering = worst_first(_terms(classes, kinds))
         if 1 < len(kinds) < len(classes):
             self._attribute("classes", kinds, self._try(self._mattering, some(kinds)))
         smallest = minimise(self._mattering, lambda part: self._restores(part, some([t.name for t in part])))
@@ -269,10 +269,6 @@ class _Study:
 
 def _member(term: Term) -> Member:
     return Member(term.name, term.operator, term.error_class)
-
-
-def _worst_first(terms: Iterable[Term]) -> list[Term]:
-    return sorted(terms, key=lambda term: term.severity, reverse=True)
 
 
 def _terms(classes: Mapping[str, Sequence[Term]], names: Iterable[str]) -> list[Term]:

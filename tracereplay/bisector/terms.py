@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.comparator.numbers.dtypes import is_float
-from tracereplay.verdict import CLASSES, EdgeFinding, ErrorClass, OperatorFinding, Verdict
+from tracereplay.verdict import EdgeFinding, ErrorClass, OperatorFinding, Verdict
+from tracereplay.verdict.measures import severity
 
-__all__ = ["Term", "by_class", "cancellation_of", "terms_of"]
+__all__ = ["Term", "by_class", "cancellation_of", "terms_of", "worst_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,6 @@ class Term:
         """Its class: the operator's, or that of all edges into such operators."""
         return self.operator if self.input is None else f"edge into {self.operator}"
 
-    @property
-    def severity(self) -> tuple[int, float]:
-        return CLASSES.index(self.error_class), self.ratio
-
 
 def terms_of(verdict: Verdict) -> tuple[list[Term], list[str]]:
     """All that differ on golden inputs, worst first, and names of those that cannot be cancelled.
@@ -64,7 +61,12 @@ def terms_of(verdict: Verdict) -> tuple[list[Term], list[str]]:
         for finding in verdict.operators
         if (finding.error_class == "incomparable" and finding.site not in misled) or _integer_result(finding)
     ]
-    return sorted(found, key=lambda term: term.severity, reverse=True), left
+    return worst_first(found), left
+
+
+def worst_first(terms: Iterable[Term]) -> list[Term]:
+    """The terms by severity."""
+    return sorted(terms, key=lambda term: severity(term.error_class, term.ratio), reverse=True)
 
 
 def _term(finding: OperatorFinding | EdgeFinding, index: int | None) -> Term | None:

@@ -18,7 +18,13 @@ from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import Group, conventions
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
-from tracereplay.comparator.numbers.tolerance import Policy, tolerance_for, unit_factors
+from tracereplay.comparator.numbers.tolerance import (
+    Policy,
+    allow_convention,
+    tally_for,
+    tolerance_for,
+    unit_factors,
+)
 from tracereplay.sitemap import Pair
 from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
@@ -177,9 +183,7 @@ def _plan(
         plan.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
         return
     mine, theirs = _paired(plan, calls, table, other, rows, exclusions)
-    limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
-    lean = policy.max_lean(*named)
-    tally = Tally(limit, lean, lean)
+    tally = tally_for(policy, tolerance, key.site, operator, named[-1])
     size = _of_logprobs if role == "sampler" and key.side == "out" else np.abs
     plan.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
 
@@ -293,7 +297,7 @@ def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, on_golden_inputs
     shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
     for kind in shared if on_golden_inputs else kinds:
         for job in kinds[kind]:
-            job.tally.sign_limit = max(job.tally.bias_limit, policy.bias_sign_max_ulp)
+            allow_convention(job.tally, policy)
 
 
 def _finding(job: _Job, pair: Pair | None) -> Finding:

@@ -16,10 +16,10 @@ from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.select import step_of
 from tracereplay.verdict.inside import Inside, KernelRow, SharedValue, Why
+from tracereplay.verdict.measures import BEYOND
 
 __all__ = ["Place", "look_inside"]
 
-BEYOND = ("exceeds", "nonfinite")
 ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})  # names of arguments in kernels' schemas
 
 
