@@ -75,13 +75,13 @@ USUAL = ("idle taps", "block outputs", "record", "rerun", "injected")
 
 
 class TimedEngine(EngineProcess):
-    """An engine whose driver is `guest/inside.py`."""
+    """An engine whose driver is `guest/clocked_driver.py`."""
 
     def __init__(self, engine: Engine, model: Path) -> None:
         self.name = engine.name
         self._log_file = tempfile.NamedTemporaryFile("w+b", prefix="overhead-", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [engine.python, HERE / "guest" / "inside.py"],
+            [engine.python, HERE / "guest" / "clocked_driver.py"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
             env=guest_environment(engine) | ENVIRONMENT, start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip

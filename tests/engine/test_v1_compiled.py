@@ -1,4 +1,4 @@
-"""Real vLLM V1 compiled by Inductor: recorded and replayed as it is, taps inside the graph."""
+"""Real vLLM V1 compiled by Inductor: recorded and replayed as it is, taps in the graph."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
     assert (done.returncode, "elements differ" in done.stdout) == (1, True), done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
     assert "Differences of that size are not a fault" in " ".join(done.stdout.split())
-    inside = CliRunner().invoke(app, [*call, "--kernel", "aten.mul", "-o", str(tmp_path / "kernel")])
-    assert isinstance(inside.exception, UsageError)
-    assert "ran inside a compiled graph" in str(inside.exception)
-    alone = replay_isolated(find_engine("v1"), Path(golden.path), tmp_path / "alone.trace", model=TINY)
-    verdict = compare_traces(golden, alone, Policy().made_strict())
+    refused = CliRunner().invoke(app, [*call, "--kernel", "aten.mul", "-o", str(tmp_path / "kernel")])
+    assert isinstance(refused.exception, UsageError)
+    assert "ran inside a compiled graph" in str(refused.exception)
+    isolated = replay_isolated(find_engine("v1"), Path(golden.path), tmp_path / "isolated.trace", model=TINY)
+    verdict = compare_traces(golden, isolated, Policy().made_strict())
     assert verdict.first_divergence is not None
     assert any("Golden's model was compiled" in reason for reason in verdict.reasons)
 

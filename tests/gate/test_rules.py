@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracereplay
-from tracereplay.bisector.changes import Told, differences, plan
+from tracereplay.bisector.changes import Told, configured, differences
 from tracereplay.errors import UsageError
 from tracereplay.gate import setting_refusal, variable_refusal, workload_of
 from tracereplay.gate.rules import sampling_refusal
@@ -83,7 +83,7 @@ def test_variables_that_can_load_something_are_never_taken(name: str, monkeypatc
     engine = Configured("v1", Path("python"), {name: "mine"}, {})
     golden, theirs = Told({}, {}, {name: "evil.so"}), Told({}, {}, {name: "mine"})
     changes, skipped = differences(golden, theirs, engine, {})
-    assert plan(engine, {}, changes).env == {name: "mine"}
+    assert configured(engine, {}, changes).env == {name: "mine"}
     assert not changes
     assert all("not taken from a trace" in s.reason for s in skipped)
 

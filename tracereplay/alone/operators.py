@@ -97,8 +97,8 @@ class Operators:
 
     def _key(self, site: Site) -> int:
         """One number for operators that are the same; without weights, that is one for all layers."""
-        alone = site.parameters or "Attention" in site.operator  # which keeps keys and values of its own
-        what = [site.operator, sorted(site.config.items()), site.name if alone else ""]
+        own = site.parameters or "Attention" in site.operator  # which keeps keys and values of its own
+        what = [site.operator, sorted(site.config.items()), site.name if own else ""]
         return self._keys.setdefault(json.dumps(what, default=str), len(self._keys))
 
     def _keep(self, key: int, site: Site) -> Outcome | None:

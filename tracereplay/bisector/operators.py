@@ -38,7 +38,7 @@ from tracereplay.verdict.bisection import Bisection, Member, Skipped
 __all__ = ["MAX_PASSES", "bisect_operators"]
 
 MAX_PASSES = 64
-ALONE = 16  # sites whose share is measured one by one at the end, if passes are left
+SINGLE_SITES = 16  # sites whose share is measured one by one at the end, if passes are left
 EVERYTHING = "everything"
 
 
@@ -204,10 +204,10 @@ class _Study:
 
     def _smallest_classes(self, classes: Mapping[str, Sequence[Term]]) -> Sequence[str]:
         """The class that explains most of those that do it alone, or a minimal set of several."""
-        alone = sorted((a for a in self._found if a.role == "class"), key=lambda a: a.explains, reverse=True)
-        if best := next((a for a in alone if a.restores), None):
+        single = sorted((a for a in self._found if a.role == "class"), key=lambda a: a.explains, reverse=True)
+        if best := next((a for a in single if a.restores), None):
             return best.operators
-        names = [a.operators[0] for a in alone]
+        names = [a.operators[0] for a in single]
         return minimise(names, lambda part: self._restores(_terms(classes, part), some(part))).members
 
     def _known(self, members: Sequence[Term], classes: Mapping[str, Sequence[Term]]) -> Effect:
@@ -230,7 +230,7 @@ class _Study:
 
     def _alone(self) -> None:
         """What each site explains, of the classes that matter, worst first."""
-        for term in self._mattering[:ALONE] if len(self._mattering) > 1 else ():
+        for term in self._mattering[:SINGLE_SITES] if len(self._mattering) > 1 else ():
             self._attribute("sites", [term.name], self._try([term], term.name))
 
     # -- what comes of them -----------------------------------------------------------------------------

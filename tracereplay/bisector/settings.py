@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisector.bench import Report, begun
-from tracereplay.bisector.changes import Change, Told, differences, plan
+from tracereplay.bisector.changes import Change, Told, configured, differences
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
@@ -105,14 +105,14 @@ class _Starts:
                 if trace.complete and RERUN in trace.passes:
                     return path
             remove_trace(path, self._golden.read_from)
-        self._rerun(plan(self._engine, self.arguments, ()), path)
+        self._rerun(configured(self._engine, self.arguments, ()), path)
         return path
 
     @contextmanager
     def changed(self, changes: Sequence[Change]) -> Iterator[Trace]:
         """The rerun with ``changes`` made; its trace goes with the context."""
         with passing_trace(self._trial, self._golden.read_from) as path:
-            self._rerun(plan(self._engine, self.arguments, changes), path)
+            self._rerun(configured(self._engine, self.arguments, changes), path)
             with open_trace(path) as trace:
                 yield trace
 

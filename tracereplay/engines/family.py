@@ -1,7 +1,7 @@
 """A family of inference engines: everything that tracereplay must know to record and replay one.
 
 A family has two halves. This one is plain data and small functions without torch, and both sides import it. The
-other runs inside the engine's own processes and is named here by its modules: a driver, and what the engine loads.
+other runs in the engine's own processes and is named here by its modules: a driver, and what the engine loads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The checkpoint's tensors inside a trace, where that is asked for: usually a trace names them by digest only."""
+"""The checkpoint's tensors in a trace, where requested: usually a trace names them by digest only."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class KernelRecorder:
             self._told_constants = True
         return record
 
-    def inside(self, slot: int, number: int) -> AbstractContextManager[None]:
+    def watch(self, slot: int, number: int) -> AbstractContextManager[None]:
         """Watches while the call ``number`` of the operator at ``slot`` runs."""
         self._site = (slot, number)
         return watching(self)

@@ -114,7 +114,7 @@ class Session:
         self._wanted = self._watchable()
         if self._options.level == "kernel" and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
-            self.scope = self._inside
+            self.scope = self._watch_kernels
         self._writer.sites(self.sites)
 
     def end_pass(self) -> dict[str, Any]:
@@ -335,17 +335,17 @@ class Session:
 
     # -- kernels ----------------------------------------------------------------------------------------
 
-    def inside(self, slot: int) -> AbstractContextManager[Any]:
-        """What an operator runs inside of that no tap surrounds (the sampler); its inputs have been fed."""
+    def watch_kernels(self, slot: int) -> AbstractContextManager[Any]:
+        """Records the kernels of an operator that has no taps (the sampler); its inputs have been fed."""
         if self._step is None or self._kernels is None:
             return contextlib.nullcontext()
         call = self._step.latest.get(slot)
-        return self._kernels.inside(slot, 0 if call is None else call.number)
+        return self._kernels.watch(slot, 0 if call is None else call.number)
 
-    def _inside(self, call: OpenCall | None) -> AbstractContextManager[None]:
+    def _watch_kernels(self, call: OpenCall | None) -> AbstractContextManager[None]:
         if call is None or self._kernels is None:
             return contextlib.nullcontext()
-        return self._kernels.inside(call.slot, call.number)
+        return self._kernels.watch(call.slot, call.number)
 
     # -- failures ---------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Isolated errors cancelled inside the candidate's process, while all else runs as it would.
+"""Own errors cancelled in the candidate's process, while all else runs as it would.
 
 Holding an operator to its golden output would also wipe out all that it inherited: the residual stream passes
 through every norm, so held norms bring any drift to zero, whoever caused it. What is taken away here is only

@@ -1,4 +1,4 @@
-"""Golden rows inside the candidate's process: what an injected pass feeds, and the tokens that are forced."""
+"""Golden rows in the candidate's process: what an injected pass feeds, and the tokens that are forced."""
 
 from __future__ import annotations
 

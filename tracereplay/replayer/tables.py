@@ -1,4 +1,4 @@
-"""All rows of a recorded pass inside the candidate's process, ready to be looked up.
+"""All rows of a recorded pass in the candidate's process, ready to be looked up.
 
 For each tap the rows are gathered in one tensor of the host's memory, so that a step's rows are one indexed read.
 The device holds a step's rows only: a whole golden trace has no room beside a key/value cache.

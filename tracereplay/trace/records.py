@@ -1,4 +1,4 @@
-"""The records inside frames: each one's ``write`` and ``read``, one under the other.
+"""The records in frames: each one's ``write`` and ``read``, one under the other.
 
 A step names each of its values once, in a list; its calls name values by their place in that list. What one
 operator gives and the next takes is one value.

@@ -36,8 +36,8 @@ def compare_traces(
 
     Args:
         golden: a recording.
-        candidate: a replay of it (operators are judged on golden inputs, kernels alone), or another recording of
-            the same workload (only the first visible difference can be found).
+        candidate: a replay of it (operators are judged on golden inputs, kernels in isolation), or another
+            recording of the same workload (only the first visible difference can be found).
         policy: tolerances; the defaults if None.
         oracle: also compare both sides with float64 references.
         model: the checkpoint whose weights the references need, if it has moved since recording.
@@ -167,5 +167,5 @@ def _unobserved(evidence: Evidence) -> bool:
     if all(f.error_class == "identical" for f in findings if f.rows):
         return not evidence.unmatched
     first = None if evidence.rerun is None else evidence.rerun.first_different()
-    isolated = {f.key: f.error_class for f in findings if f.rows}
-    return first is not None and isolated.get(first.key) == "identical"
+    injected = {f.key: f.error_class for f in findings if f.rows}
+    return first is not None and injected.get(first.key) == "identical"

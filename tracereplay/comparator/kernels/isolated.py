@@ -34,7 +34,7 @@ from tracereplay.verdict.isolated import NOT_ASKED, Isolated, KernelFinding, Not
 from tracereplay.verdict.measures import ErrorClass, Tolerance, precedence
 from tracereplay.verdict.oracle import NotCovered, Oracle, OracleFinding
 
-__all__ = ["OTHER_FORM", "KernelsAlone", "compare_kernels_alone", "draws"]
+__all__ = ["OTHER_FORM", "IsolatedKernels", "compare_isolated_kernels", "draws"]
 
 OTHER_FORM = (
     "returned something different"  # how a reason begins where results have another shape, dtype or number
@@ -45,7 +45,7 @@ _UNWRITTEN = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class KernelsAlone:
+class IsolatedKernels:
     """What the comparison found.
 
     Args:
@@ -89,7 +89,7 @@ class _Compared:
         return onset_of(self.error_class, self.tally.first_different, self.tally.first_beyond)
 
 
-def compare_kernels_alone(golden: Trace, candidate: Trace, policy: Policy) -> KernelsAlone:
+def compare_isolated_kernels(golden: Trace, candidate: Trace, policy: Policy) -> IsolatedKernels:
     """Compares the pass `isolated` of a candidate with the kernels of golden.
 
     Raises:
@@ -148,16 +148,16 @@ class _Comparison:
                 if other.failed != NOT_ASKED:
                     self._kernel(mine, sites[kernel.site], kernel, other)
 
-    def found(self) -> KernelsAlone:
+    def found(self) -> IsolatedKernels:
         findings = tuple(map(_finding, self._compared.values()))
         left = tuple(NotReplayed(name, n, why, site) for (name, why), (n, site) in self._left.items())
         beyond = [(c, onset) for c in self._compared.values() if (onset := c.onset) is not None]
         first = min(beyond, key=lambda pair: precedence(pair[0].error_class, pair[1].order), default=None)
         isolated = Isolated(self._calls, findings, left)
         return (
-            KernelsAlone(isolated)
+            IsolatedKernels(isolated)
             if first is None
-            else KernelsAlone(isolated, _divergence(*first), first[0].drawn)
+            else IsolatedKernels(isolated, _divergence(*first), first[0].drawn)
         )
 
     def _kernel(self, step: Step, site: Site, kernel: Kernel, other: Kernel) -> None:

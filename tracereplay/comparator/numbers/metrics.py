@@ -88,10 +88,10 @@ def trimmed_rms(x: Array) -> Floats:
     squares = np.square(x, dtype=np.float64)
     mean = squares.mean(axis=1)
     for _ in range(TRIM_ROUNDS):
-        inside = squares <= (TRIM_AT**2 * mean)[:, None]
-        if inside.all():
+        kept = squares <= (TRIM_AT**2 * mean)[:, None]
+        if kept.all():
             break
-        mean = np.where(inside, squares, 0).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
+        mean = np.where(kept, squares, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
     root: Floats = np.sqrt(mean)
     return root
 

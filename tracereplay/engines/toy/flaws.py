@@ -35,7 +35,7 @@ class Flaw:
 
     Args:
         site: the operator that is wrong; for a fault between operators, the one where it arrives.
-        kind: inside an operator, at its first output
+        kind: in an operator, at its first output
 
             - ``scale``: 3 % too large
             - ``element``: one element off by five times its row's RMS, in decode only

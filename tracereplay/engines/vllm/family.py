@@ -1,4 +1,4 @@
-"""vLLM, V0 (0.8.5) and V1: what both sides must know of it. `engines.vllm.guest` runs inside the engine."""
+"""vLLM, V0 (0.8.5) and V1: what both sides must know of it. `engines.vllm.guest` runs in its processes."""
 
 from __future__ import annotations
 

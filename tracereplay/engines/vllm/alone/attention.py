@@ -1,4 +1,4 @@
-"""Attention alone: the candidate's backend, over a key/value cache that holds what the calls before brought.
+"""Attention in isolation: the candidate's backend, over a key/value cache that holds what earlier calls wrote.
 
 Calls come in the order in which they were recorded, each with its rows. What a row attends to are the keys and
 values of its sequence's earlier rows, so a call is run only if these came before, in this process.
@@ -89,13 +89,13 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
     def _slot(self, run: _Run, i: int) -> int:
         """Where the ``i``-th row of a run lies in the cache; makes room for it."""
         table = self._tables.setdefault(run.sequence, [])
-        block, inside = divmod(run.position + i, self._block)
+        block, offset = divmod(run.position + i, self._block)
         while len(table) <= block:
             table.append(self._used)
             self._used += 1
             if self._used > self._blocks:
                 self._grow()
-        return table[block] * self._block + inside
+        return table[block] * self._block + offset
 
     @property
     def _blocks(self) -> int:

@@ -2,7 +2,7 @@
 
 Operators are known by the names of their classes and base classes, since the classes themselves move
 between versions of an engine. "Has no children" would miss some: attention and rotary embeddings have
-children in newer versions. An operator inside an operator is part of it.
+children in newer versions. An operator within an operator is part of it.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _patch(module: ModuleType) -> None:
 
     wrapper.init_worker = init_worker
     if not hasattr(wrapper, "load_model"):
-        # A worker process of V1 loads plugins inside init_worker, when it is too late to wrap that. The
+        # A worker process of V1 loads plugins in init_worker, when it is too late to wrap that. The
         # wrapper hands calls on to its worker, so the one that loads the model can be met here.
         wrapper.load_model = load_model
     wrapper._tracereplay = True

@@ -101,7 +101,7 @@ class V0Adapter(Adapter):
         if not self.recorder.recording:
             return original(logits, *args, **kwargs)
         given = self.recorder.feed(logits, self._sampler_slot, 0)
-        with self.recorder.inside(self._sampler_slot):
+        with self.recorder.watch_kernels(self._sampler_slot):
             output = original(logits if given is None else given, *args, **kwargs)
         samples = [sample for group in output.outputs for sample in group.samples]
         if len(samples) == len(self._keys) == len(self._choices):

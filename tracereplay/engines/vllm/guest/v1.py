@@ -2,7 +2,7 @@
 
 Works for ``GPUModelRunner`` and the CPU runner that inherits from it (0.8.5 to 0.32). A step lies between
 ``_prepare_inputs``, after which the batch is settled, and the end of ``sample_tokens`` (or of ``execute_model``
-where a version samples inside it).
+where a version samples in it).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class V1Adapter(Adapter):
             return original(logits, *args, **kwargs)
         self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
         given = self.recorder.feed(logits, self._sampler_slot, 0)
-        with self.recorder.inside(self._sampler_slot):
+        with self.recorder.watch_kernels(self._sampler_slot):
             output = original(logits if given is None else given, *args, **kwargs)
         if self._choice is not None:
             self._report(output, self._choice)

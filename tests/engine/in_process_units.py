@@ -1,6 +1,6 @@
 """What only an engine's interpreter can check, since it needs torch.
 
-test_inside.py runs this file under a real engine's interpreter with the overlay; it prints, as JSON, what each
+test_in_process.py runs this file under a real engine's interpreter with the overlay; it prints, as JSON, what each
 function below raised (null: nothing).
 """
 

@@ -1,6 +1,6 @@
 """The engine's side of the benchmark: the ordinary driver, with a clock around every engine step.
 
-    python inside.py        speaks the language of `tracereplay.engines.vllm.guest.driver`
+    python clocked_driver.py        speaks the language of `tracereplay.engines.vllm.guest.driver`
 
 It has a folder of its own, because Python looks for modules beside a script: transformers asks for a package named
 `kernels`, and would find a benchmark.
@@ -12,7 +12,7 @@ process, once it has ended.
 
 Without ``recording`` the model runs as it is, its taps taken off. ``recording`` may be ``{"idle": true}``: the
 taps are there and nobody records. It may have ``discard``: finished steps are thrown away before the writer
-process hears of them, which leaves the cost of watching and copying alone. ``{"idle": true, "mode": name}`` runs
+process hears of them, which leaves only the cost of watching and copying. ``{"idle": true, "mode": name}`` runs
 each step under a dispatch mode that is not ours: ``nothing``, which calls what it was given, or ``hashes``,
 PyTorch's own DebugMode with hashes of all inputs and outputs.
 """
