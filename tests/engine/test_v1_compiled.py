@@ -142,7 +142,7 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
         assert [len(s.calls) for s in again.steps("record")] == [len(s.calls) for s in trace.steps("record")]
         assert not [n for s in again.steps("record") for n in s.notes]
     else:
-        # The embedding times the normaliser is fused with the norm behind it unless a tap stands between.
-        assert drift >= 0
-        plain_steps = trace.steps("record")
-        assert any("normalizer" in s.site or s.site == "model.embed_tokens" for s in plain_steps[0].calls)
+        # Without taps the embedding times the normaliser is fused with the norm behind it; a tap between them has
+        # it rounded to bfloat16. (The normaliser, the root of 320, is no power of two.)
+        assert drift > 0
+        assert "model.layers.0.input_layernorm" in {call.site for call in trace.steps("record")[0].calls}
