@@ -44,7 +44,7 @@ from lock import locked
 
 from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import Engine, load_engine
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.process import EngineProcess, guest_environment
 from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tracereplay.comparator.numbers.policy_file import is_calibrated
 from tracereplay.errors import UsageError
 from tracereplay.launch.process import is_log
-from tracereplay.storage.written import written
+from tracereplay.storage.atomic import written
 from tracereplay.trace.export import is_exported_calls, is_exported_tensors
 
 __all__ = ["CALLS", "LOG", "POLICY", "TENSORS", "VERDICT", "check_distinct", "check_output", "write_text"]

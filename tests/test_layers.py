@@ -151,7 +151,7 @@ def test_an_engines_processes_load_neither_the_other_families_nor_what_they_need
         if name in MODULES and name not in loaded:
             loaded.add(name)
             waiting += [*imported(name), name.rpartition(".")[0]]
-    assert "tracereplay.sitemap.pairing" in loaded
+    assert "tracereplay.sitemap.matching" in loaded
     assert not {name for name in loaded if name.startswith((TOY, "tracereplay.gate", "tracereplay.engines.known"))}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tracereplay.comparator import Policy, Rule, compare_traces
-from tracereplay.comparator.numbers.compared import Comparison, Finding
 from tracereplay.comparator.numbers.metrics import Event
+from tracereplay.comparator.numbers.results import Comparison, Finding
 from tracereplay.comparator.numbers.tables import TableKey
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw

@@ -28,8 +28,8 @@ from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.session import Session
-from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.golden import GoldenRows
+from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
 from tracereplay.trace import (
     PendingCall,

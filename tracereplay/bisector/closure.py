@@ -14,10 +14,10 @@ import numpy as np
 
 from tracereplay.comparator.judging.routing import compare_routing
 from tracereplay.comparator.numbers.align import index_pass, sites_of
-from tracereplay.comparator.numbers.compared import Mask, Rows
+from tracereplay.comparator.numbers.blockwise import compare_passes
 from tracereplay.comparator.numbers.exclusions import drawn_at_random
-from tracereplay.comparator.numbers.measure import compare_passes
 from tracereplay.comparator.numbers.metrics import differing
+from tracereplay.comparator.numbers.results import Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, PassIndex, TableKey, gather, pair_rows
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.tokens.generation import Generation

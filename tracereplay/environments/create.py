@@ -35,7 +35,7 @@ from tracereplay.environments.fixups import Environment
 from tracereplay.environments.recipes import Recipe, parse_requirements, recipe_for
 from tracereplay.environments.registry import Engine
 from tracereplay.errors import EnvironmentFailed, UsageError
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
 __all__ = ["READY", "Created", "create_engine", "is_ready", "remove_engine"]

@@ -26,7 +26,7 @@ from tracereplay.environments.recipes import Recipe, known_recipes
 from tracereplay.environments.registry import Engine, inspect_python
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch import EngineProcess
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.process import process_environment
 
 __all__ = ["CHECKS", "Check", "Diagnosis", "examine", "start_engine"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from tracereplay.launch.family import Family, end_with_parent, gather_orphans, remove_memory
+from tracereplay.launch.descendants import Family, end_with_parent, gather_orphans, remove_memory
 from tracereplay.launch.janitor import Janitor
 
 __all__ = ["Child"]

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterable
 
-from tracereplay.launch.family import Process, alive, below, remove_memory
+from tracereplay.launch.descendants import Process, alive, below, remove_memory
 
 __all__ = ["Janitor"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tracereplay
 from tracereplay.errors import EnvironmentFailed
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
 __all__ = ["overlay_for"]

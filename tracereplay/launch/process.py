@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, Protocol
 from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.variables import ENABLED, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
+from tracereplay.launch.home import home
 from tracereplay.launch.overlay import overlay_for
-from tracereplay.launch.places import home
 
 __all__ = [
     "LAST_LINES", "Configured", "EngineProcess", "Launchable", "guest_environment", "is_log",

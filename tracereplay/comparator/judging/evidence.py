@@ -8,7 +8,7 @@ from typing import Any
 from tracereplay.comparator.judging.settings import WEIGHTS_UPDATE, explains
 from tracereplay.comparator.judging.staleness import Versions
 from tracereplay.comparator.judging.structure import Unshared
-from tracereplay.comparator.numbers.compared import Comparison, Finding
+from tracereplay.comparator.numbers.results import Comparison, Finding
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.trace import Trace

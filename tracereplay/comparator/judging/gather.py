@@ -21,7 +21,7 @@ from tracereplay.comparator.judging.staleness import Versions, computed_again, o
 from tracereplay.comparator.judging.structure import built_otherwise, unshared_before
 from tracereplay.comparator.kernels.inside import Place, look_inside
 from tracereplay.comparator.numbers.align import index_pass, sites_of
-from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Rows
+from tracereplay.comparator.numbers.blockwise import compare_passes
 from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
@@ -29,7 +29,7 @@ from tracereplay.comparator.numbers.exclusions import (
     unfed_context,
     unfed_input,
 )
-from tracereplay.comparator.numbers.measure import compare_passes
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.sums import by_sums, note_of_sums, unfed_sums
 from tracereplay.comparator.numbers.tables import Ints, PassIndex
 from tracereplay.comparator.numbers.tolerance import Policy

@@ -12,9 +12,9 @@ from tracereplay.comparator.judging.settings import compare_settings
 from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.comparator.kernels.isolated import OTHER_FORM, IsolatedKernels, compare_isolated_kernels
 from tracereplay.comparator.numbers.align import index_pass
-from tracereplay.comparator.numbers.compared import Comparison, Rows
+from tracereplay.comparator.numbers.blockwise import compare_passes
 from tracereplay.comparator.numbers.findings import divergence_of, operators_of, source_of
-from tracereplay.comparator.numbers.measure import compare_passes
+from tracereplay.comparator.numbers.results import Comparison, Rows
 from tracereplay.comparator.numbers.tables import PassIndex
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.oracle import consult

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.dtypes import widen
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.event import RowKey, Site
 from tracereplay.verdict import RoutingFinding

@@ -23,7 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Exclusion, Mask, Rows
+from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, StepInfo, Table
 from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.event import RowKey

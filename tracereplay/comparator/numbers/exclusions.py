@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.dtypes import is_float
+from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, gather, pair_rows
 from tracereplay.comparator.tokens.generation import Generation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracereplay.comparator.numbers.compared import Finding
+from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.tolerance import passing_bias, passing_tolerance
 from tracereplay.sitemap import Pair
 from tracereplay.trace import Trace

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator.tokens.generation import Generation, Sampling, first_differences, read_generation
-from tracereplay.comparator.tokens.reported import find_reported
+from tracereplay.comparator.tokens.quantity import find_reported
 from tracereplay.errors import UsageError
 from tracereplay.passes import RECORD, RERUN
 from tracereplay.trace import Trace

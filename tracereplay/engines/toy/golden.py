@@ -96,7 +96,7 @@ class Golden:
 
 
 class Cancelled:
-    """Takes away own errors; the arithmetic is that of `replayer.cancelled`.
+    """Takes away own errors; the arithmetic is that of `replayer.own_errors`.
 
     Args:
         golden: the golden values.

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import Group, conventions
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.numbers.tolerance import (
     Policy,
