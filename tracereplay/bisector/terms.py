@@ -22,8 +22,8 @@ class Term:
         operator: its class.
         input: of an edge; None for the operator itself.
         error_class, ratio: of its own error, and that error over its allowance.
-        integer: the edge brings wrong integers. They are never replaced, but what they do is all in the outputs of
-            that operator, whose other inputs were golden: it is cancelled there.
+        integer: whether the edge delivers wrong integers. They are never replaced; their effect is cancelled at
+            the outputs of the operator, whose other inputs were golden.
         inputs: of an edge: those that are cancelled together, since golden has only their sum.
     """
 
@@ -37,7 +37,7 @@ class Term:
 
     @property
     def name(self) -> str:
-        """For people and for the journal."""
+        """The name in reports and in the journal."""
         return self.site if self.input is None else f"{self.site} (input {self.input})"
 
     @property

@@ -1,8 +1,8 @@
-"""Which modules are operators, what they are built with, and how tensor parallelism cuts their tensors.
+"""Finds operators, their configuration, and how tensor parallelism cuts their tensors.
 
-Operators are known by the names of their classes and base classes, since the classes themselves move
-between versions of an engine. "Has no children" would miss some: attention and rotary embeddings have
-children in newer versions. An operator within an operator is part of it.
+Operators are recognized by the names of their classes and base classes, since the classes move between modules in
+versions of an engine. "Has no children" would miss some: attention and rotary embeddings have children in newer
+versions. An operator within an operator is part of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_operator(module: torch.nn.Module) -> bool:
 def find_operators(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, torch.nn.Module]]:
     """Each operator as ``(site, module, parent)``, outermost first; a shared module once per caller.
 
-    The head (``lm_head``) is passed over: the logits processor applies its weights, nobody calls it.
+    The head (``lm_head``) is skipped: it is never called, the logits processor applies its weights.
     """
     yield from _below(model, "")
 
@@ -70,8 +70,8 @@ def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) 
     sites = []
     for name, module, parent in list(find_operators(model)):
         if id(module) in untapped:
-            # Why a copy: one rotary embedding serves all layers, and the call must say which layer it was.
-            # The copy shares parameters, buffers and children with the original.
+            # Why a copy: all layers share one rotary embedding, and a call must tell its layer. The copy shares
+            # parameters, buffers and children with the original.
             forward = untapped[id(module)]
             module = copy.copy(module)
             module.forward = forward
@@ -89,7 +89,7 @@ def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) 
 
 
 def _known(module: torch.nn.Module) -> Operator:
-    """What its class is known for, or its nearest base that is known; a formula is of its own class alone."""
+    """The role of its class or nearest known base, and the formula of its own class only."""
     own, *bases = [OPERATORS[base.__name__] for base in type(module).__mro__]
     role = next((known.role for known in (own, *bases) if known.role != "other"), own.role)
     return Operator(role, own.formula)
@@ -102,9 +102,9 @@ def _config(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _attention_of(module: torch.nn.Module) -> dict[str, Any]:
-    """What attention computes with, which vLLM keeps in the backend's implementation; nothing of other operators.
+    """Attention's parameters, which vLLM keeps in the backend's implementation; empty for other operators.
 
-    A window, a cap on the logits and slopes are there only where they have an effect.
+    A window, a cap on the logits and slopes are included only if they have an effect.
     """
     impl = getattr(module, "impl", None)
     scale = getattr(impl, "scale", None)

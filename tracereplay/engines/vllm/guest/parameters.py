@@ -1,7 +1,7 @@
-"""An operator's weights by reference: what they are called in the checkpoint, whose tensors are known by digest.
+"""An operator's weights by reference: their names in the checkpoint, whose tensors are identified by digest.
 
-Engines fuse what the checkpoint has apart (q, k and v; gate and up), and say so in the model's
-``packed_modules_mapping``.
+Engines fuse what is separate in the checkpoint (q, k and v; gate and up), as the model's
+``packed_modules_mapping`` states.
 """
 
 from __future__ import annotations
