@@ -1,4 +1,4 @@
-"""The toy's taps: they record what passes, and hand on other values in an injected or cancelled pass."""
+"""The toy's taps: they record tensors, and replace them in an injected or cancelled pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recorder:
         path: the trace.
         name: the pass.
         ranks: 1 or 2; each writes a segment. 0: nothing is recorded.
-        source: what to hand on instead of what passes, in an injected or cancelled pass.
+        source: replaces tensors in an injected or cancelled pass.
         known: the engine's operators.
     """
 
@@ -44,7 +44,7 @@ class Recorder:
         self.steps = 0
 
     def weights_updated(self) -> None:
-        """The steps to come have other weights."""
+        """Counts an update of the weights."""
         self._weight_updates += 1
 
     def begin(self, rows: RowMap) -> None:
@@ -52,7 +52,7 @@ class Recorder:
         self._calls = [{} for _ in self._writers]
 
     def feed(self, site: str, index: int, x: Array, rows: RowMap | None = None) -> Array:
-        """Records what arrived and returns what the operator shall take."""
+        """Records an input and returns what the operator is to use."""
         rows = self._rows if rows is None else rows
         self._keep(site, "in", index, x, rows)
         return x if self._source is None else self._source.replace(site, "in", index, x, rows)
@@ -60,7 +60,7 @@ class Recorder:
     def observe(
         self, site: str, index: int, x: Array, rows: RowMap | None = None, *, replace: bool = True
     ) -> Array:
-        """Records a result and returns what the next operator shall see of it."""
+        """Records a result and returns what is passed on."""
         rows = self._rows if rows is None else rows
         self._keep(site, "out", index, x, rows)
         return self._source.replace(site, "out", index, x, rows) if replace and self._source is not None else x
