@@ -133,8 +133,8 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
     observer = trace.run.observer
     assert observer["sequences"] == 2
     drift = observer["logprob_abs_diff"]["max"]
-    assert observer["tokens_differ"] == 0
     if family == "tiny":
+        assert observer["tokens_differ"] == 0
         # Not zero on every processor: taps keep Inductor from fusing, and other loops add in another order.
         assert drift < 0.05
         # The engine without taps was compiled last: had its graph been kept and loaded, taps would be silent.
@@ -143,6 +143,6 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
         assert not [n for s in again.steps("record") for n in s.notes]
     else:
         # Without taps the embedding times the normaliser is fused with the norm behind it; a tap between them has
-        # it rounded to bfloat16. (The normaliser, the root of 320, is no power of two.)
+        # it rounded to bfloat16 (the root of 320 is no power of two), which may flip a greedy token.
         assert drift > 0
         assert "model.layers.0.input_layernorm" in {call.site for call in trace.steps("record")[0].calls}
