@@ -1,4 +1,4 @@
-"""What recording kernels costs, how large it is, and how fast kernels are replayed alone.
+"""What recording kernels costs, how large it is, and how fast kernels are replayed in isolation.
 
     python benchmarks/kernels.py --json kernels.json
     python benchmarks/kernels.py --model 200m --batch 1 --rounds 5

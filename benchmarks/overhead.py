@@ -46,7 +46,7 @@ from lock import locked
 from tracereplay.comparator import compare_traces
 from tracereplay.engines.request import Inject, PassRequest
 from tracereplay.environments.registry import Engine, load_engine
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.process import EngineProcess, guest_environment
 from tracereplay.passes import INJECTED, RECORD, RERUN
 from tracereplay.recorder.options import KERNEL, Options
@@ -100,13 +100,13 @@ USUAL = ("idle taps", "block outputs", "record", "rerun", "injected")
 
 
 class TimedEngine(EngineProcess):
-    """An engine whose driver is `guest/inside.py`."""
+    """An engine whose driver is `guest/clocked_driver.py`."""
 
     def __init__(self, engine: Engine, model: Path) -> None:
         self.name = engine.name
         self._log_file = tempfile.NamedTemporaryFile("w+b", prefix="overhead-", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [engine.python, HERE / "guest" / "inside.py"],
+            [engine.python, HERE / "guest" / "clocked_driver.py"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
             env=guest_environment(engine) | ENVIRONMENT, start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip

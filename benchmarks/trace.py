@@ -65,7 +65,7 @@ def dumper(wheel: Path | None, scratch: Path) -> Path:
         return Path(archive.extract(DUMPER, scratch))
 
 
-def inside(engine: Engine, *arguments: object) -> dict[str, Any]:
+def in_the_engine(engine: Engine, *arguments: object) -> dict[str, Any]:
     """What `codecs.py` measures under the engine's interpreter."""
     environment = guest_environment(engine) | {"OMP_NUM_THREADS": "1"}
     command = [str(engine.python), str(HERE / "codecs.py"), *map(str, arguments)]
@@ -130,9 +130,9 @@ def measure(engine: Engine, given: argparse.Namespace, place: Path) -> dict[str,
         paths = [recorded(engine, dtype, place) for dtype in given.dtypes]
         candidate = replayed(engine, place)
     for path in paths:
-        case = found[path.stem] = inside(engine, path, source, place, given.rounds)
+        case = found[path.stem] = in_the_engine(engine, path, source, place, given.rounds)
         print(codec_table(case), dump_table(case), sep="\n\n", end="\n\n", flush=True)
-    found["differences"] = inside(engine, candidate, source, place, given.rounds, GOLDEN)
+    found["differences"] = in_the_engine(engine, candidate, source, place, given.rounds, GOLDEN)
     print(difference_table(found["differences"]), end="\n\n", flush=True)
     return found
 

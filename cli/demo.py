@@ -57,7 +57,7 @@ def _engine(name: str) -> Engine:
 
 
 def fixture(name: str) -> Path:
-    """A file that comes with tracereplay: beside the package in a checkout, inside it where installed.
+    """A file that comes with tracereplay: beside the package in a checkout, within it where installed.
 
     Raises:
         UsageError: this installation lacks it.

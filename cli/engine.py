@@ -16,7 +16,7 @@ from tracereplay.engines.known import DEFAULT, EXAMPLE, FAMILIES, family_named
 from tracereplay.environments.doctor import CHECKS, Diagnosis, examine, start_engine
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 
 __all__ = ["app"]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tracereplay.comparator.numbers.policy_file import is_calibrated
 from tracereplay.errors import UsageError
 from tracereplay.launch.process import is_log
-from tracereplay.storage.written import written
+from tracereplay.storage.atomic import written
 from tracereplay.trace.export import is_exported_calls, is_exported_tensors
 
 __all__ = ["CALLS", "LOG", "POLICY", "TENSORS", "VERDICT", "check_distinct", "check_output", "write_text"]
@@ -19,7 +19,7 @@ __all__ = ["CALLS", "LOG", "POLICY", "TENSORS", "VERDICT", "check_distinct", "ch
 MOST = 256 << 20  # bytes of a file that is read to see what it is
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """A kind of file: what it is called, and how to recognize one."""
 
     what: str
@@ -40,14 +40,14 @@ def _json(path: Path) -> object:
         return None
 
 
-VERDICT = Kind("a verdict", _is_verdict)
-POLICY = Kind("a policy written by calibrate, without rules of your own", is_calibrated)
-LOG = Kind("an engine log", is_log)
-TENSORS = Kind("a tensor file written by export", is_exported_tensors)
-CALLS = Kind("a call list written by export", is_exported_calls)
+VERDICT = FileKind("a verdict", _is_verdict)
+POLICY = FileKind("a policy written by calibrate, without rules of your own", is_calibrated)
+LOG = FileKind("an engine log", is_log)
+TENSORS = FileKind("a tensor file written by export", is_exported_tensors)
+CALLS = FileKind("a call list written by export", is_exported_calls)
 
 
-def check_output(option: str, path: Path, kind: Kind) -> None:
+def check_output(option: str, path: Path, kind: FileKind) -> None:
     """Raises UsageError if ``path`` cannot be written, or holds something that must not be replaced."""
     if path.is_dir():
         raise UsageError(f"{option} {path} cannot be written: it is a directory.")
@@ -65,7 +65,7 @@ def check_output(option: str, path: Path, kind: Kind) -> None:
         )
 
 
-def _may_go(path: Path, kind: Kind) -> bool:
+def _may_go(path: Path, kind: FileKind) -> bool:
     try:
         size = path.stat().st_size
         return not size or (size <= MOST and kind.known(path))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tracereplay.cli.files import write_text
-from tracereplay.comparator.judging.judge import judge_unrun
+from tracereplay.comparator.judging.outcome import judge_unrun
 from tracereplay.errors import OtherWeights
 from tracereplay.report import json as json_form
 from tracereplay.report import terminal

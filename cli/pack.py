@@ -12,7 +12,7 @@ from tracereplay.cli.options import BaseTrace, Force, TracePath, local_path, ope
 from tracereplay.cli.output import stderr
 from tracereplay.cli.summary import size_words
 from tracereplay.errors import UsageError
-from tracereplay.trace.packing import pack_trace
+from tracereplay.trace.into_pack import pack_trace
 
 __all__ = ["pack"]
 

@@ -48,16 +48,16 @@ def repro(
 ) -> None:
     """Write one recorded call as inputs, expected outputs and a script that needs only torch (or the engine)."""
     with opened(trace, base) as source:
-        weights = weights_directory(source, model)
+        checkpoint = weights_directory(source, model)
         if kernel is not None:
             chosen, count = choose_kernel(source, site, kernel, step, occurrence)
             name = chosen.name
-            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks(RECORD)[0], weights))
+            found = reproduce_kernel(source, step, chosen, Constants(source, source.ranks(RECORD)[0], checkpoint))
         else:
             call, count = choose_call(source, site, step, occurrence)
             operator = source.sites(RECORD)[site]
             name = f"{operator.operator} at {site}"
-            found = reproduce_operator(source, step, operator, call, Parameters(source, weights))
+            found = reproduce_operator(source, step, operator, call, Parameters(source, checkpoint))
         write_reproducer(found, out)
     several = f" ({occurrence + 1} of {count} such calls)" if count > 1 else ""
     stderr.print(Text(f"Wrote {name}{several}; run it with: python {out / 'repro.py'}"), soft_wrap=True)

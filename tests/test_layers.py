@@ -1,6 +1,6 @@
 """Imports point down only, and each side imports no more than it may.
 
-The engine's side runs inside the engine's environment; the analyst's side runs where there is no torch.
+The engine's side runs in the engine's environment; the analyst's side runs where there is no torch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ ANALYST_SIDE = (
 # Who may name vLLM, besides documents (*.md) and its own room; whoever else does is vLLM-shaped without need.
 SAYS_VLLM = {
     "tracereplay/environments/recipes.toml": "what its builds need",
-    "tracereplay/alone/kernels.toml": "its kernels that may run alone",
+    "tracereplay/alone/kernels.toml": "its kernels that may run in isolation",
     "cli/demo.py": "the demo compares two of its versions",
     "tracereplay/engines/known.py": "puts it among the families",
     "tracereplay/gate/gate.toml": "what a trace may ask for, in one list to be read as one",
@@ -154,7 +154,7 @@ def test_an_engines_processes_load_neither_the_other_families_nor_what_they_need
         if name in MODULES and name not in loaded:
             loaded.add(name)
             waiting += [*imported(name), name.rpartition(".")[0]]
-    assert "tracereplay.sitemap.pairing" in loaded
+    assert "tracereplay.sitemap.matching" in loaded
     assert not {name for name in loaded if name.startswith((TOY, "tracereplay.gate", "tracereplay.engines.known"))}
 
 

@@ -347,7 +347,7 @@ class Step:
         sampled: tokens that this step produced.
         notes: what could not be observed, as sentences.
         requests: those that start here, if no workload names them.
-        weights: how often the engine's weights had been updated before, within the pass.
+        weight_updates: how often the engine's weights had been updated before, within the pass.
         kernels: in the order in which they were called; none unless kernels were recorded.
         census: of the pass so far; of the first steps of an eager engine only.
     """
@@ -358,7 +358,7 @@ class Step:
     sampled: tuple[Sampled, ...]
     notes: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
-    weights: int = 0
+    weight_updates: int = 0
     kernels: Sequence[Kernel] = ()
     census: Census | None = None
 

@@ -9,5 +9,5 @@ RERUN = "rerun"  # golden's tokens are forced, nothing else
 INJECTED = "injected"  # each operator is given golden's inputs, too
 INJECTED_AGAIN = "injectedtwice"  # the same once more, to see what does not repeat itself
 CANCELLED = "cancelled"  # a rerun in which the own errors of chosen operators are taken away
-ISOLATED = "isolated"  # recorded calls run alone, without an engine
+ISOLATED = "isolated"  # recorded calls run one by one, without an engine
 REFERENCE = "reference"  # the same kernels on float64 inputs

@@ -99,7 +99,7 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         WorkloadError: the file is missing or empty, or a line is wrong; the message names the line.
     """
     try:
-        # Not splitlines, which takes U+2028 and others for line ends, though they may stand inside a string.
+        # Not splitlines, which takes U+2028 and others for line ends, though they may stand in a string.
         # A byte order mark, and line ends as on Windows, are not part of the prompts.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
@@ -138,7 +138,7 @@ def _prompt(line: str, where: str, defaults: Mapping[str, Any]) -> Prompt:
 
 
 def _unbatched(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The request inside a line of OpenAI's batch format, or the line as it is."""
+    """The request in a line of OpenAI's batch format, or the line as it is."""
     body = data.get("body")
     if body is None:
         return data

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracereplay.bisector.changes import Told, differences, plan
+from tracereplay.bisector.changes import Told, configured, differences
 from tracereplay.launch import Configured
 
 
@@ -42,7 +42,7 @@ def test_an_argument_that_golden_did_not_have_gets_the_value_that_was_resolved_o
     assert {c.name: c.argument for c in changes} == {
         "dtype": '--set dtype="bfloat16"', "quantization": "no --set quantization",
     }  # fmt: skip
-    assert plan(engine(), arguments, changes).settings == {"dtype": "bfloat16"}
+    assert configured(engine(), arguments, changes).settings == {"dtype": "bfloat16"}
 
 
 def test_a_setting_that_is_a_key_of_an_argument_is_laid_into_it() -> None:
@@ -50,7 +50,7 @@ def test_a_setting_that_is_a_key_of_an_argument_is_laid_into_it() -> None:
     arguments = {"hf_overrides": {"rope_theta": 1.0}}
     changes, _ = differences(golden, theirs, engine(), {})
     assert [c.argument for c in changes] == ['--set hf_overrides={"head_dtype":"float32"}']
-    settings = plan(engine(), arguments, changes).settings
+    settings = configured(engine(), arguments, changes).settings
     assert settings == {"hf_overrides": {"rope_theta": 1.0, "head_dtype": "float32"}}
     assert arguments == {"hf_overrides": {"rope_theta": 1.0}}
 
@@ -70,7 +70,7 @@ def test_variables_are_set_unset_or_skipped_with_the_reason(monkeypatch: pytest.
     candidate = engine({"VLLM_UNWANTED": "1"})
     changes, skipped = differences(golden, theirs, candidate, {})
     assert {c.argument for c in changes} == {"env VLLM_FLASH_ATTN_VERSION=1", "env -u VLLM_UNWANTED"}
-    assert plan(candidate, {}, changes).env == {"VLLM_FLASH_ATTN_VERSION": "1"}
+    assert configured(candidate, {}, changes).env == {"VLLM_FLASH_ATTN_VERSION": "1"}
     assert {s.name: s.reason for s in skipped} == {
         "environment.VLLM_IN_THE_SHELL": "it is set in the shell, which takes precedence",
         "environment.NCCL_OF_THE_ENGINE": "the engine sets it itself",

@@ -1,4 +1,4 @@
-"""Kernels that were replayed alone are judged one by one, and every call is accounted for."""
+"""Kernels that were replayed in isolation are judged one by one, and every call is accounted for."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 from tracereplay.comparator import compare_traces
 from tracereplay.comparator.tokens.generation import Generation, Sampling
-from tracereplay.comparator.tokens.reported import quantities
+from tracereplay.comparator.tokens.quantity import quantities
 from tracereplay.comparator.tokens.rollout import compare_rollouts, effective_share, rollout_numbers
 from tracereplay.engines import toy
 from tracereplay.errors import UsageError

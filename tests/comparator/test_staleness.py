@@ -22,9 +22,9 @@ GENERATION = Generation((TOKENS[0, 0][:5], TOKENS[1, 0][:6]), (True, True), TOKE
 def steps(*given: tuple[int, dict[int, tuple[int, int]]]) -> list[StepInfo]:
     """Each step: how often the weights were updated before, and the positions of each request, from and to."""
     found = []
-    for number, (weights, spans) in enumerate(given):
+    for number, (updates, spans) in enumerate(given):
         rows = make_rows([(request, 0, p) for request, span in spans.items() for p in range(*span)])
-        found.append(StepInfo(number, rows.tobytes(), weights))
+        found.append(StepInfo(number, rows.tobytes(), updates))
     return found
 
 

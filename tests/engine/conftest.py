@@ -146,8 +146,10 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Gemma with random weights: its embedding is multiplied by a normaliser."""
+    """A two-layer Gemma with random weights: its embedding is multiplied by a normaliser, the root of 320."""
     out = tmp_path_factory.mktemp("models") / "gemma"
     script = ROOT / "fixtures" / "make_random_model.py"
-    subprocess.run([sys.executable, str(script), "gemma", str(out), "--layers", "2"], check=True)
+    subprocess.run(
+        [sys.executable, str(script), "gemma", str(out), "--layers", "2", "--hidden", "320"], check=True
+    )
     return out

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving import Server, compared
+from recorded_server import Server, compared
 
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.verify import repair, verify

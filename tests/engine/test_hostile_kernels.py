@@ -1,4 +1,4 @@
-"""A stranger's trace of kernels, replayed alone: nothing that it should not have is opened, made or executed."""
+"""A stranger's trace of kernels, replayed in isolation: nothing that must not be is opened, made or executed."""
 
 from __future__ import annotations
 

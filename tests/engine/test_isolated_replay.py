@@ -1,4 +1,4 @@
-"""Recorded kernels, executed alone in real environments: identical where they are, and nothing dangerous runs.
+"""Recorded kernels, executed in isolation in real environments: where they should be, they are identical.
 
 No engine is started here but the one that records; a child process with torch and vLLM's libraries is enough.
 """
@@ -58,8 +58,8 @@ def under_v1(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     engine = find_engine("v1")
-    alone = alone_of(engine)
-    kernels = {"libraries": alone.libraries, "describe": alone.describe}
+    family = alone_of(engine)
+    kernels = {"libraries": family.libraries, "describe": family.describe}
     with Sandbox(engine, setup={"kernel": kernels}) as found:
         yield found
 
@@ -137,7 +137,7 @@ def test_a_reference_is_the_call_on_float64_inputs(under_v1: Trace) -> None:
     golden = open_trace(KERNELS)
     constants = Constants(golden, model=TINY)
     step, exact = golden.steps("record")[0], under_v1.steps(REFERENCE)[0]
-    alone = under_v1.steps(ISOLATED)[0]
+    isolated_step = under_v1.steps(ISOLATED)[0]
     place = next(i for i, k in enumerate(step.kernels) if k.name == "aten.mm.default")
     x, w = step.kernels[place].arguments
     assert isinstance(x, Value)
@@ -146,7 +146,7 @@ def test_a_reference_is_the_call_on_float64_inputs(under_v1: Trace) -> None:
     weight = np.frombuffer(kept.data, np.uint16).astype(np.uint32) << 16
     wide = weight.view(np.float32).reshape(kept.shape).T.astype(np.float64)
     expected = x.numpy().astype(np.float64) @ wide
-    (reference,), (output,) = exact.kernels[place].outputs, alone.kernels[place].outputs
+    (reference,), (output,) = exact.kernels[place].outputs, isolated_step.kernels[place].outputs
     assert isinstance(reference, Value)
     assert isinstance(output, Value)
     assert reference.dtype == "float64"
@@ -246,8 +246,8 @@ def test_a_view_beyond_a_parameter_is_refused(sandbox: Sandbox) -> None:
             forged("aten.neg.default", schema, Named("model.norm.weight", "bfloat16", shape, (1,), start))
         )
         assert outcome.reason == "not replayable: a view of model.norm.weight extends past its end"
-    inside = forged("aten.neg.default", schema, Named("model.norm.weight", "bfloat16", (8,), (1,), 120))
-    assert runner.run(inside).status == "done"
+    within = forged("aten.neg.default", schema, Named("model.norm.weight", "bfloat16", (8,), (1,), 120))
+    assert runner.run(within).status == "done"
     other = forged("aten.neg.default", schema, Named("model.no.weight", "bfloat16", (8,), (1,), 0))
     assert runner.run(other).reason == "not replayable: the trace does not say what model.no.weight is"
 

@@ -1,4 +1,4 @@
-"""vLLM's operators rebuilt from recordings and run alone, in the environments of real engines."""
+"""vLLM's operators rebuilt from recordings and run in isolation, in the environments of real engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LLAMA = {
 }  # fmt: skip
 
 
-def alone(golden: Trace, engine: str, out: Path, site: str = "*") -> Verdict:
+def replayed(golden: Trace, engine: str, out: Path, site: str = "*") -> Verdict:
     made = replay_isolated(find_engine(engine), Path(golden.path), out, selection=Selection(site))
     return compare_traces(golden, open_trace(made))
 
@@ -39,7 +39,7 @@ def left(verdict: Verdict) -> dict[str, str]:
 
 
 def test_in_the_recording_engine_every_operator_gives_every_bit(golden_v0: Trace, tmp_path: Path) -> None:
-    verdict = alone(golden_v0, "v0", tmp_path / "v0.trace")
+    verdict = replayed(golden_v0, "v0", tmp_path / "v0.trace")
     assert (verdict.verdict, verdict.mode) == ("match", "isolated")
     assert classes(verdict) == {operator: {"identical"} for operator in LLAMA}
     assert set(left(verdict)) == {"logits_processor", "sampler"}
@@ -52,7 +52,7 @@ def test_in_the_recording_engine_every_operator_gives_every_bit(golden_v0: Trace
 def test_in_a_newer_engine_they_err_as_they_do_in_its_injected_pass(
     golden_v0: Trace, engine: str, tmp_path: Path
 ) -> None:
-    verdict = alone(golden_v0, engine, tmp_path / "v1.trace")
+    verdict = replayed(golden_v0, engine, tmp_path / "v1.trace")
     rounding = {"RMSNorm", "SiluAndMul", "Attention"}
     assert verdict.verdict == "match"
     found = classes(verdict)
@@ -65,9 +65,9 @@ def test_in_a_newer_engine_they_err_as_they_do_in_its_injected_pass(
 
 
 def test_the_same_errors_as_in_the_injected_pass(golden_v0: Trace, v1: Running, tmp_path: Path) -> None:
-    """Alone and in the engine an operator gives the same, though the engine composed its batches otherwise."""
+    """An operator returns the same in isolation and in the engine, which composed its batches differently."""
     injected = {o.site: o for o in v1.verdict(golden_v0).operators}
-    verdict = alone(golden_v0, "v1", tmp_path / "v1.trace", site="*norm*")
+    verdict = replayed(golden_v0, "v1", tmp_path / "v1.trace", site="*norm*")
     assert len(verdict.operators) == 11
     for operator in verdict.operators:
         other = injected[operator.site].metrics
@@ -95,7 +95,7 @@ def test_other_models(
     path = request.getfixturevalue(model)
     settings = {**EAGER, "dtype": dtype}
     golden = engines.start("v1", path, dtype=dtype).record(*greedy(12, 5, max_tokens=3), settings=settings)
-    verdict = alone(golden, "v1", tmp_path / "alone.trace")
+    verdict = replayed(golden, "v1", tmp_path / "alone.trace")
     found = classes(verdict)
     assert operators <= set(found)
     assert {c for kinds in found.values() for c in kinds} == {"identical"}

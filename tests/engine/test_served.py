@@ -15,7 +15,7 @@ from engine_support import Engines, find_engine
 sys.path.insert(0, str(Path(__file__).parent))
 
 from killed_servers import killed
-from serving import KINDS, Server, compared
+from recorded_server import KINDS, Server, compared
 
 from tracereplay.errors import EngineFailed
 from tracereplay.trace import open_trace

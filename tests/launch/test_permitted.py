@@ -122,13 +122,13 @@ def test_what_a_rotary_embedding_takes(changes: Mapping[str, Any], words: str | 
     assert found is None if words is None else words in str(found)
 
 
-@pytest.mark.parametrize(("positions", "inside"), [((0, 15), True), ((0, 16), False), ((-1, 3), False)])
-def test_positions_lie_in_the_table(positions: tuple[int, int], inside: bool) -> None:
+@pytest.mark.parametrize(("positions", "valid"), [((0, 15), True), ((0, 16), False), ((-1, 3), False)])
+def test_positions_lie_in_the_table(positions: tuple[int, int], valid: bool) -> None:
     call = rotary()
     arguments = {**call.by_name(), "positions": integers(*positions)}
     shapes = shapes_of(call)
     assert shapes is not None
-    assert (shapes.wrong_values(arguments) is None) is inside
+    assert (shapes.wrong_values(arguments) is None) is valid
 
 
 def test_arguments_have_the_schemas_names_or_their_places() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tracereplay.errors import UsageError
-from tracereplay.launch.family import Process, below
+from tracereplay.launch.descendants import Process, below
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.verify import repair, verify
 

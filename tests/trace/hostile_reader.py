@@ -28,7 +28,7 @@ from tracereplay.errors import TraceError
 from tracereplay.event import Call, Value
 from tracereplay.trace import SegmentReader, Trace, open_trace
 from tracereplay.trace.arrays import restore
-from tracereplay.trace.packing import pack_trace
+from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.verify import verify
 
 BACKSTOP = 1 << 30  # bytes of address space that a child may have more than its parent

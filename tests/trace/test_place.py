@@ -15,8 +15,8 @@ import pytest
 
 from tracereplay.errors import UsageError
 from tracereplay.trace import SegmentWriter, TraceDirectory, open_trace, segment_path
+from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.manifest import write_manifest
-from tracereplay.trace.packing import pack_trace
 from tracereplay.trace.place import Place, in_use, passing_trace, remove_trace
 
 

@@ -19,7 +19,7 @@ from tracereplay.event import Request, RowKey, Sampled, Site, make_rows
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
 from tracereplay.trace.directory import part_name
 from tracereplay.trace.export import export_calls, export_tensors
-from tracereplay.trace.packing import pack_trace
+from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.place import Place
 from tracereplay.trace.served import is_whole
 from tracereplay.trace.verify import repair, verify

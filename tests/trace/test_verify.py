@@ -9,7 +9,7 @@ import pytest
 
 from tracereplay.errors import DamagedTrace, UsageError
 from tracereplay.trace import open_trace
-from tracereplay.trace.packing import pack_trace
+from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.verify import repair, values_of, verify
 
 

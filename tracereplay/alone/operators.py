@@ -97,8 +97,8 @@ class Operators:
 
     def _key(self, site: Site) -> int:
         """One number for operators that are the same; without weights, that is one for all layers."""
-        alone = site.parameters or "Attention" in site.operator  # which keeps keys and values of its own
-        what = [site.operator, sorted(site.config.items()), site.name if alone else ""]
+        own = site.parameters or "Attention" in site.operator  # which keeps keys and values of its own
+        what = [site.operator, sorted(site.config.items()), site.name if own else ""]
         return self._keys.setdefault(json.dumps(what, default=str), len(self._keys))
 
     def _keep(self, key: int, site: Site) -> Outcome | None:
@@ -118,9 +118,9 @@ class Operators:
         size = sum(weight.nbytes for weight in weights.values())
         if sum(self._kept.values()) + size > KEPT:
             # Not those without weights: attention would lose the keys and values that later calls need.
-            heavy = [known for known, weighs in self._kept.items() if weighs]
-            self._sandbox.run(OPERATOR, {"forget": heavy})
-            self._kept = {known: 0 for known in self._kept if known not in heavy}
+            forgotten = [known for known, nbytes in self._kept.items() if nbytes]
+            self._sandbox.run(OPERATOR, {"forget": forgotten})
+            self._kept = {known: 0 for known in self._kept if known not in forgotten}
         outcome = self._sandbox.run(OPERATOR, {
             "build": key, "operator": site.operator, "config": dict(site.config), "dtype": self._dtype,
             "parameters": tensors,

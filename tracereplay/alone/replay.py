@@ -95,8 +95,8 @@ def replay_isolated(
     family = alone_of(engine)
     with open_trace(golden) as source:
         _check(source, selection)
-        weights = weights_directory(source, model)
-        workload = Workload(str(weights), (), {}, None)  # nothing is generated
+        checkpoint = weights_directory(source, model)
+        workload = Workload(str(checkpoint), (), {}, None)  # nothing is generated
         header = replay_header(engine, workload, source.digest(), source.run.level)
         report(f"Starting a process for isolated calls under {engine.name}")
         setup = {
@@ -110,8 +110,8 @@ def replay_isolated(
             directory.update_run(engine=engine_header(engine, child.info[sandbox.KERNEL]))
             left: Left = {}
             for rank in source.ranks(RECORD):
-                operators = Operators(child, family.plan, source, weights) if selection.kernel is None else None
-                kernels = KernelRunner(child, Constants(source, rank, weights), reference=reference)
+                operators = Operators(child, family.plan, source, checkpoint) if selection.kernel is None else None
+                kernels = KernelRunner(child, Constants(source, rank, checkpoint), reference=reference)
                 _Rank(source, rank, directory, selection, operators, kernels, report).replay(left)
             directory.update_run(not_replayed=[[site, *n, reason] for (site, reason), n in left.items()])
             for name in (ISOLATED, REFERENCE)[: 1 + reference]:

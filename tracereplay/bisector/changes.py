@@ -1,7 +1,7 @@
 """The settings in which a candidate differs from golden, as changes that can be made one by one.
 
-golden's own arguments, and what its engine said of itself  ─┐
-the candidate's arguments, and what it said of itself       ─┴─▶ Change ...  ─▶ Plan: arguments and variables
+golden's arguments and what its engine reported      ─┐
+the candidate's arguments and what its engine reported ─┴─▶ Change ...  ─▶ Configured: arguments and variables
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tracereplay.launch import Configured, Launchable
 from tracereplay.trace import Trace
 from tracereplay.verdict.bisection import Skipped
 
-__all__ = ["Change", "Told", "differences", "plan"]
+__all__ = ["Change", "Told", "configured", "differences"]
 
 ABSENT = object()  # golden had no such argument or variable
 VARIABLE = "environment."
@@ -97,11 +97,11 @@ class Told:
 def differences(
     golden: Told, theirs: Told, engine: Launchable, arguments: Mapping[str, Any]
 ) -> tuple[list[Change], list[Skipped]]:
-    """What can be changed to golden's value, explicit arguments first, then by importance; and what cannot.
+    """Settings that can be changed to golden's, explicit ones first, then by importance; and those that cannot.
 
     Args:
-        golden: what the golden trace tells, or the engine to compare with.
-        theirs: the same of the candidate.
+        golden: the settings in the golden trace, or of the engine to compare with.
+        theirs: the candidate's.
         engine: the candidate, for its variables.
         arguments: all of the candidate's engine arguments.
     """
@@ -150,7 +150,7 @@ def _matters(name: str) -> bool:
     return effect_of(name) != "none"
 
 
-def plan(engine: Launchable, arguments: Mapping[str, Any], changes: Iterable[Change]) -> Configured:
+def configured(engine: Launchable, arguments: Mapping[str, Any], changes: Iterable[Change]) -> Configured:
     """The engine with ``changes`` made."""
     settings, env = dict(arguments), dict(engine.env)
     for change in changes:

@@ -1,9 +1,9 @@
-"""The closure check: with every operator's own error cancelled, golden's logits must come back bit for bit.
+"""The closure check: with every operator's own error cancelled, golden's logits must be reproduced bit for bit.
 
-By induction from the first operator: it is given golden inputs, so it repeats its injected output, in place of
-which golden's is handed on, and so is the next one's input. The pass therefore closes if each tensor that arrived
-or came out has the bits that it had in the injected pass, and if the logits at the sampler are golden's. Where the
-first tensor differs, something that computes was not observed, or the engine does not repeat itself.
+By induction from the first operator: it has golden inputs, so it repeats its injected output, which is replaced by
+golden's, and so the next one has golden inputs. The pass therefore closes if each input and output has the bits
+that it had in the injected pass, and the logits at the sampler are golden's. Where the first tensor differs, some
+computation was not observed, or the engine is not deterministic.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 from tracereplay.comparator.judging.routing import compare_routing
 from tracereplay.comparator.numbers.align import index_pass, sites_of
-from tracereplay.comparator.numbers.compared import Mask, Rows
+from tracereplay.comparator.numbers.blockwise import compare_passes
 from tracereplay.comparator.numbers.exclusions import drawn_at_random
-from tracereplay.comparator.numbers.measure import compare_passes
 from tracereplay.comparator.numbers.metrics import differing
+from tracereplay.comparator.numbers.results import Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, PassIndex, TableKey, gather, pair_rows
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.tokens.generation import Generation
@@ -31,7 +31,7 @@ __all__ = ["check_closure", "unstable_sites"]
 
 
 def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], generation: Generation) -> Closure:
-    """Whether a pass with everything cancelled gave golden back.
+    """Whether a pass with everything cancelled reproduced golden.
 
     Args:
         golden: the golden recording.
@@ -43,8 +43,8 @@ def check_closure(golden: Trace, injected: Trace, closed: tuple[Trace, str], gen
     site_map = map_of(sites_of(golden, RECORD), sites_of(injected, INJECTED).values())
     mine = index_pass(golden, RECORD, finder.add, site_map)
     before, after = index_pass(injected, INJECTED, finder.find), index_pass(*closed, finder.find)
-    # Why go on where they do not share batches: requests reach an engine in a process of its own at any moment,
-    # and bits that come back all the same are proof enough. Only what is broken may be broken by that.
+    # Batches may differ, since requests reach an engine in another process at any time. If all bits are reproduced
+    # anyway, that proves closure; only a failure may be due to it.
     same = before.schedule == after.schedule
     broken = _first_broken(before, after, Rows(finder, generation.tokens), generation)
     if broken is not None:
@@ -78,7 +78,7 @@ def _first_broken(before: PassIndex, after: PassIndex, rows: Rows, generation: G
 
 
 def _logits_back(golden: PassIndex, injected: PassIndex, closed: PassIndex) -> tuple[int, int]:
-    """How many rows of logits are golden's, the edge into the sampler cancelled too, and how many there are."""
+    """How many rows of logits equal golden's (with the edge into the sampler cancelled too), and of how many."""
     tables = [index.tables.get(TableKey(index.sampler or "", "in", 0)) for index in (golden, injected, closed)]
     if None in tables:
         return 0, 0

@@ -24,7 +24,7 @@ __all__ = ["ENOUGH", "Criterion", "Effect", "effect_of", "explains"]
 ENOUGH = 64  # positions; with fewer an interval says little
 RESAMPLES = 2000
 LEVEL = 95.0  # per cent
-WITHIN = 0.95  # share to be explained where the difference is within the policy from the start
+WITHIN = 0.95  # share that must be explained if the difference is within the policy from the start
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Effect:
 
     @property
     def values(self) -> Floats:
-        """The differences that are known."""
+        """The known differences."""
         every = np.array(self.differences)
         found: Floats = every[~np.isnan(every)]
         return found
@@ -68,7 +68,7 @@ def effect_of(
         golden, run: the samples at each position.
         generation: golden's sequences.
         own: the sampler's own differences on golden logits, by position, to subtract; the result is exactly
-            golden's logprob if the run repeats what it reported there.
+            golden's logprob if the run repeats its logprobs of the injected pass.
     """
     differences = []
     for key in sorted(golden):
@@ -87,8 +87,8 @@ def _less(apart: float, own: float) -> float:
 def explains(before: Effect, after: Effect) -> tuple[float, tuple[float, float]]:
     """The share explained and its 95 % interval, by resampling the same positions on both sides.
 
-    Positions of one sequence are not independent, so the interval is narrow rather than wide. NaN where there was
-    no difference to begin with.
+    Positions of one sequence are not independent, so the interval is narrow rather than wide. NaN if there was
+    no difference.
     """
     both = np.square(np.array([before.differences, after.differences]))
     both = both[:, ~np.isnan(both).any(axis=0)]
@@ -103,15 +103,15 @@ def explains(before: Effect, after: Effect) -> tuple[float, tuple[float, float]]
 
 
 def _parts(positions: int) -> list[int]:
-    """The resamples in parts that take a few megabytes each."""
+    """Sizes of batches of resamples that take a few megabytes each."""
     size = max(1, (1 << 20) // positions)
     return [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
 
 
 def _resampled(both: Floats, count: int, seed: int) -> Floats:
-    """Shares of ``count`` resamples; a resample is how often it has each position."""
+    """Shares of ``count`` resamples, each given by how often it has each position."""
     positions = both.shape[1]
-    random = np.random.default_rng(seed)  # the same figures every time
+    random = np.random.default_rng(seed)  # reproducible figures
     times = random.multinomial(positions, np.full(positions, 1 / positions), size=count)
     base, left = both @ times.T.astype(np.float64)
     found: Floats = np.full(count, np.nan)

@@ -3,7 +3,7 @@
     DIR/journal.jsonl     a header, then one line per run: what was changed, and the result
     DIR/candidate.trace   the replay (operators only)
 
-A line is written when its run is over; an incomplete one is ignored.
+A line is written when its run has ended; an incomplete one is ignored.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Journal:
         return len(self._runs)
 
     def find(self, changed: Iterable[str]) -> Effect | str | None:
-        """The result of a run, or why it could not be made; None if it was not tried."""
+        """The result of a run, or why it was impossible; None if it was not tried."""
         return self._runs.get(tuple(sorted(changed)))
 
     def keep(self, changed: Iterable[str], found: Effect | str) -> None:
@@ -95,7 +95,7 @@ class Journal:
         if isinstance(found, str):
             self._append({"changed": key, "refused": found})
         else:
-            values = [repr(v) for v in found.differences]  # repr gives back the same float, NaN and infinity too
+            values = [repr(v) for v in found.differences]  # repr round-trips, including NaN and infinity
             self._append({"changed": key, "differences": values, "wrong": found.wrong})
 
     def _read(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class Journal:
             else:
                 self._runs[key] = Effect(tuple(map(float, run["differences"])), int(run["wrong"]))
         if lines and lines[-1]:
-            self._append_text("\n")  # the last line was cut off; the next must not be glued to it
+            self._append_text("\n")  # the last line was cut off
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._append_text(json.dumps(line) + "\n")

@@ -37,7 +37,7 @@ def minimise(items: Sequence[T], restores: Callable[[Sequence[T]], bool]) -> Sma
     Args:
         items: a set that suffices; likely members first.
         restores: the question; it may raise `OutOfBudget`, and then the smallest set so far is returned. It is
-            not asked of the empty set, which is known not to.
+            not asked about the empty set, which is known not to suffice.
     """
     kept = list(items)
     try:
@@ -53,7 +53,7 @@ def minimise(items: Sequence[T], restores: Callable[[Sequence[T]], bool]) -> Sma
 
 
 def _narrow(kept: list[T], parts: int, restores: Callable[[Sequence[T]], bool]) -> tuple[list[T] | None, int]:
-    """A smaller set and into how many parts to cut it; None where no member can be left out."""
+    """A smaller set and the number of parts to cut it into; None if no member can be left out."""
     chunks = _cut(kept, parts)
     for chunk in chunks:
         if restores(chunk):

@@ -22,7 +22,7 @@ from tracereplay.bisector.closure import check_closure, unstable_sites
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal, OfOperators
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
-from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of
+from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of, worst_first
 from tracereplay.bisector.words import some, why
 from tracereplay.cancellation import Cancellation
 from tracereplay.comparator import Policy, compare_traces
@@ -38,7 +38,7 @@ from tracereplay.verdict.bisection import Bisection, Member, Skipped
 __all__ = ["MAX_PASSES", "bisect_operators"]
 
 MAX_PASSES = 64
-ALONE = 16  # sites whose share is measured one by one at the end, if passes are left
+SINGLE_SITES = 16  # sites measured one by one at the end, if passes are left
 EVERYTHING = "everything"
 
 
@@ -93,7 +93,7 @@ class _Study:
         self._bench, self._journal, self._report, self._max = bench, journal, report, max_passes
         self._golden, self._candidate = golden, candidate
         self._generation = read_generation(golden, RECORD)
-        # Their results leave the engine: what they do otherwise is taken away from what was reported.
+        # Samplers' results leave the engine, so their own differences are subtracted from what was reported.
         self._samplers = {s.name for s in sites_of(candidate, INJECTED).values() if s.role == "sampler"}
         self._sampled = sampled_tokens(golden, RECORD)
         injected = sampled_tokens(candidate, INJECTED)
@@ -108,10 +108,10 @@ class _Study:
         self._found: list[Attribution] = []
         self._class_passes = 0
         self._mattering: list[Term] = []  # terms of the classes that matter
-        self._whole = self._before  # with all that can be named cancelled, once that is known
+        self._whole = self._before  # with everything cancelled, once measured
 
     def of(self, verdict: Verdict) -> Verdict:
-        """The verdict with what the experiments show."""
+        """The verdict with the results of the experiments."""
         terms, left = terms_of(verdict)
         closure = self._closure()
         everything = self._effect_of_everything()
@@ -126,7 +126,7 @@ class _Study:
             if self._criterion.restores(self._whole) and terms:
                 smallest = self._smallest(classes)
                 complement = self._complement(terms, smallest.members)
-                self._alone()
+                self._attribute_sites()
         except OutOfBudget:
             self._report(f"All {self._max} passes are used up")
         bisection = self._bisection(everything, smallest, complement, left)
@@ -141,7 +141,7 @@ class _Study:
     # -- experiments ------------------------------------------------------------------------------------
 
     def _closure(self) -> Closure:
-        """Runs with everything cancelled, and checks it; kept beside the journal."""
+        """Runs with everything cancelled and checks closure; the result is kept beside the journal."""
         file = self._bench.candidate.parent / "closure.json"
         if self._journal.find([EVERYTHING]) is not None and file.exists():
             return Closure.from_dict(json.loads(file.read_text(encoding="utf-8")))
@@ -194,7 +194,7 @@ class _Study:
         """A minimal set of classes, then of their sites."""
         kinds = self._smallest_classes(classes)
         self._class_passes = len(self._journal)
-        self._mattering = _worst_first(_terms(classes, kinds))
+        self._mattering = worst_first(_terms(classes, kinds))
         if 1 < len(kinds) < len(classes):
             self._attribute("classes", kinds, self._try(self._mattering, some(kinds)))
         smallest = minimise(self._mattering, lambda part: self._restores(part, some([t.name for t in part])))
@@ -203,15 +203,15 @@ class _Study:
         return smallest
 
     def _smallest_classes(self, classes: Mapping[str, Sequence[Term]]) -> Sequence[str]:
-        """The class that explains most of those that do it alone, or a minimal set of several."""
-        alone = sorted((a for a in self._found if a.role == "class"), key=lambda a: a.explains, reverse=True)
-        if best := next((a for a in alone if a.restores), None):
+        """Of the classes that restore parity by themselves the best, or else a minimal set of classes."""
+        single = sorted((a for a in self._found if a.role == "class"), key=lambda a: a.explains, reverse=True)
+        if best := next((a for a in single if a.restores), None):
             return best.operators
-        names = [a.operators[0] for a in alone]
+        names = [a.operators[0] for a in single]
         return minimise(names, lambda part: self._restores(_terms(classes, part), some(part))).members
 
     def _known(self, members: Sequence[Term], classes: Mapping[str, Sequence[Term]]) -> Effect:
-        """What cancelling a set gave that was found to restore parity."""
+        """The effect of cancelling a set, which was already measured."""
         if len(members) == sum(map(len, classes.values())):
             return self._whole
         return self._try(members, some([t.name for t in members]))
@@ -220,7 +220,7 @@ class _Study:
         return self._criterion.restores(self._try(terms, what))
 
     def _complement(self, terms: Sequence[Term], members: Sequence[Term]) -> bool | None:
-        """Whether cancelling all but the minimal set works too; None if there is nothing else."""
+        """Whether cancelling all but the minimal set also restores parity; None if there is nothing else."""
         rest = [term for term in terms if term not in members]
         if not rest:
             return None
@@ -228,12 +228,12 @@ class _Study:
         self._attribute("complement", [term.name for term in rest], effect)
         return self._criterion.restores(effect)
 
-    def _alone(self) -> None:
-        """What each site explains, of the classes that matter, worst first."""
-        for term in self._mattering[:ALONE] if len(self._mattering) > 1 else ():
+    def _attribute_sites(self) -> None:
+        """Measures what each site of the classes that matter explains, worst first."""
+        for term in self._mattering[:SINGLE_SITES] if len(self._mattering) > 1 else ():
             self._attribute("sites", [term.name], self._try([term], term.name))
 
-    # -- what comes of them -----------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------------
 
     def _attribute(self, role: str, names: Iterable[str], effect: Effect) -> None:
         share, interval = explains(self._before, effect)
@@ -269,10 +269,6 @@ class _Study:
 
 def _member(term: Term) -> Member:
     return Member(term.name, term.operator, term.error_class)
-
-
-def _worst_first(terms: Iterable[Term]) -> list[Term]:
-    return sorted(terms, key=lambda term: term.severity, reverse=True)
 
 
 def _terms(classes: Mapping[str, Sequence[Term]], names: Iterable[str]) -> list[Term]:

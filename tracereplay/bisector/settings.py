@@ -1,6 +1,6 @@
 """Which settings cause a divergence: give the candidate golden's, and measure what remains.
 
-    replay as it is ─▶ what differs ─▶ all that was given, then all there is, set to golden's ─▶ ddmin
+    unchanged replay ─▶ differing settings ─▶ explicit ones, then all, set to golden's ─▶ ddmin
 
 Every run is an engine start, since settings are read when an engine starts. Settings that the engine refuses,
 alone or together, are skipped with its reason.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.bisector.bench import Report, begun
-from tracereplay.bisector.changes import Change, Told, differences, plan
+from tracereplay.bisector.changes import Change, Told, configured, differences
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal, OfSettings
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
@@ -66,7 +66,7 @@ def bisect_settings(
 
     Raises:
         UsageError: different weights, no logprobs, or ``folder`` belongs to another bisection.
-        EngineFailed, Unsupported: the candidate does not start as it is.
+        EngineFailed, Unsupported: the unchanged candidate does not start.
     """
     rules = policy or Policy()
     subject = OfSettings(engine.name, None if like is None else like.name)
@@ -99,21 +99,21 @@ class _Starts:
     def replay(self) -> Path:
         """The candidate's unchanged rerun, unless a complete one exists."""
         path = self._folder / "candidate.trace"
-        # Here and not at the first change, whose refusals are taken to be the engine's.
+        # Here, not at the first change, where an error would be taken for the engine's refusal.
         remove_trace(self._trial, self._golden.read_from)
         if path.exists():
             with open_trace(path) as trace:
                 if trace.complete and RERUN in trace.passes:
                     return path
             remove_trace(path, self._golden.read_from)
-        self._rerun(plan(self._engine, self.arguments, ()), path)
+        self._rerun(configured(self._engine, self.arguments, ()), path)
         return path
 
     @contextmanager
     def changed(self, changes: Sequence[Change]) -> Iterator[Trace]:
-        """The rerun with ``changes`` made; its trace goes with the context."""
+        """The rerun with ``changes`` made; its trace is removed afterwards."""
         with passing_trace(self._trial, self._golden.read_from) as path:
-            self._rerun(plan(self._engine, self.arguments, changes), path)
+            self._rerun(configured(self._engine, self.arguments, changes), path)
             with open_trace(path) as trace:
                 yield trace
 
@@ -154,7 +154,7 @@ class _Study:
         self._spent = False
 
     def of(self, verdict: Verdict, changes: Sequence[Change], skipped: Sequence[Skipped]) -> Verdict:
-        """The verdict with what the experiments show."""
+        """The verdict with the results of the experiments."""
         self._skipped += skipped
         smallest: Smallest[Change] | None = None
         left: float | None = None
@@ -172,7 +172,7 @@ class _Study:
         return self._judged(verdict, smallest, left, changes)
 
     def _accepted(self, changes: Sequence[Change]) -> list[Change]:
-        """Those that the engine takes all together; the others are skipped with its reason."""
+        """The changes that the engine accepts together; the others are skipped with its reason."""
         kept = list(changes)
         while kept:
             refusal = self._refusal(kept)
@@ -277,7 +277,7 @@ class _Study:
         )
 
     def _tried(self, changes: Sequence[Change]) -> str:
-        """What was done before the starts were spent."""
+        """What was done before no engine start was left."""
         begun = f"All {self._most} engine starts were spent before a set of golden's settings was found"
         if not self._found:
             return f"{begun}: {len(changes)} differ, and the engine accepted none of those that were tried."
@@ -291,7 +291,7 @@ class _Study:
 
 
 def _stages(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Explicit settings come first: a default that differs often follows from them."""
+    """Explicit settings first, then all: a default that differs often follows from explicit ones."""
     given = [change for change in changes if change.given]
     if given and len(given) < len(changes):
         yield given

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.comparator.numbers.dtypes import is_float
-from tracereplay.verdict import CLASSES, EdgeFinding, ErrorClass, OperatorFinding, Verdict
+from tracereplay.verdict import EdgeFinding, ErrorClass, OperatorFinding, Verdict
+from tracereplay.verdict.measures import severity
 
-__all__ = ["Term", "by_class", "cancellation_of", "terms_of"]
+__all__ = ["Term", "by_class", "cancellation_of", "terms_of", "worst_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class Term:
         operator: its class.
         input: of an edge; None for the operator itself.
         error_class, ratio: of its own error, and that error over its allowance.
-        integer: the edge brings wrong integers. They are never replaced, but what they do is all in the outputs of
-            that operator, whose other inputs were golden: it is cancelled there.
+        integer: whether the edge delivers wrong integers. They are never replaced; their effect is cancelled at
+            the outputs of the operator, whose other inputs were golden.
         inputs: of an edge: those that are cancelled together, since golden has only their sum.
     """
 
@@ -36,17 +37,13 @@ class Term:
 
     @property
     def name(self) -> str:
-        """For people and for the journal."""
+        """The name in reports and in the journal."""
         return self.site if self.input is None else f"{self.site} (input {self.input})"
 
     @property
     def kind(self) -> str:
         """Its class: the operator's, or that of all edges into such operators."""
         return self.operator if self.input is None else f"edge into {self.operator}"
-
-    @property
-    def severity(self) -> tuple[int, float]:
-        return CLASSES.index(self.error_class), self.ratio
 
 
 def terms_of(verdict: Verdict) -> tuple[list[Term], list[str]]:
@@ -64,7 +61,12 @@ def terms_of(verdict: Verdict) -> tuple[list[Term], list[str]]:
         for finding in verdict.operators
         if (finding.error_class == "incomparable" and finding.site not in misled) or _integer_result(finding)
     ]
-    return sorted(found, key=lambda term: term.severity, reverse=True), left
+    return worst_first(found), left
+
+
+def worst_first(terms: Iterable[Term]) -> list[Term]:
+    """The terms by severity."""
+    return sorted(terms, key=lambda term: severity(term.error_class, term.ratio), reverse=True)
 
 
 def _term(finding: OperatorFinding | EdgeFinding, index: int | None) -> Term | None:

@@ -31,7 +31,7 @@ from tracereplay.verdict.bisection import Bisection, Skipped, Tried
 __all__ = ["Found", "bisect_versions", "first_bad"]
 
 GOOD, BAD, SKIPPED = "good", "bad", "skipped"
-Build = Callable[[str, Report], Launchable]  # an engine of a version
+Build = Callable[[str, Report], Launchable]  # makes the engine of a version
 
 
 class Found:
@@ -160,7 +160,7 @@ class _Judge:
         """Whether the version is good or bad, or why it is skipped.
 
         Args:
-            strictly: raise what would make it skipped: an end must be judged.
+            strictly: raise instead of skipping, since an end must be judged.
         """
         known = next((tried for tried in self._tried if tried.version == version), None)
         if known is not None:
@@ -173,7 +173,7 @@ class _Judge:
         return self._note(version, outcome, why)
 
     def verdict(self, version: str) -> Verdict:
-        """The verdict of an end's replay, which is made even if its outcome is known."""
+        """The verdict of an end's replay, which is run even if its outcome is known."""
         verdict = self._replay(self._golden, version)
         self._note(version, *_seen(verdict))
         return verdict

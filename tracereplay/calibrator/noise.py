@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tracereplay.comparator.judging.gather import gather_evidence
-from tracereplay.comparator.numbers.compared import Finding
+from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.tolerance import DEFAULTS, Policy, Rule
 from tracereplay.errors import UsageError
 from tracereplay.trace import Trace

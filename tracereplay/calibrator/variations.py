@@ -60,9 +60,9 @@ def _repeat(run: Run) -> Variation:
 
 def _batch(run: Run) -> Variation:
     """Each request in a batch of its own; where golden's were, all together."""
-    alone, count = _resolved(run).get("max_num_seqs") == 1, len(run.prompts)
+    batch_of_one, count = _resolved(run).get("max_num_seqs") == 1, len(run.prompts)
     idle = "" if count > 1 else f"Golden has {count} prompt; batches are composed otherwise from two on."
-    return Variation("batch", {"max_num_seqs": count if alone else 1}, idle=idle)
+    return Variation("batch", {"max_num_seqs": count if batch_of_one else 1}, idle=idle)
 
 
 def _threads(run: Run) -> Variation:

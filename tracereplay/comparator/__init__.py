@@ -1,6 +1,6 @@
 """Compares two traces: aligns their rows, measures how they differ, judges what that means."""
 
-from tracereplay.comparator.judging.judge import compare_traces
+from tracereplay.comparator.judging.outcome import compare_traces
 from tracereplay.comparator.numbers.policy_file import load_policy
 from tracereplay.comparator.numbers.tolerance import Policy, Rule
 

@@ -1,7 +1,7 @@
 """Families of inference engines, by name.
 
 family    what a family is
-known     which there are; each has a room of its own
-protocol  what a family's driver answers, and to which commands
+known     the list of families; each has its own package
+protocol  the commands that a family's driver answers
 toy       a decoder in numpy: milliseconds, flaws on request
 """

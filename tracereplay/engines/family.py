@@ -1,7 +1,7 @@
 """A family of inference engines: everything that tracereplay must know to record and replay one.
 
-A family has two halves. This one is plain data and small functions without torch, and both sides import it. The
-other runs inside the engine's own processes and is named here by its modules: a driver, and what the engine loads.
+A family has two halves. This one, imported by both sides, is plain data and small functions without torch. The
+other runs in the engine's own processes; its modules are named here: a driver, and what the engine loads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["ROLES", "Alone", "Compiled", "Family", "Operator", "Plan", "Planner"
 
 Versions: TypeAlias = Mapping[str, "str | None"]
 
-# What an operator does in a model, whatever its class is called.
+# What an operator does in a model, independent of its class name.
 Role: TypeAlias = Literal[
     "attention", "norm", "linear", "embedding", "rotary", "activation", "logits", "sampler", "router", "experts",
     "mixer", "convolution", "other",
@@ -37,7 +37,7 @@ class Operator:
 
 
 class Tensor(Protocol):
-    """A tensor as far as checking it goes: `trace.TensorBytes`, `event.Value`."""
+    """What checks need of a tensor: `trace.TensorBytes` and `event.Value` have it."""
 
     @property
     def dtype(self) -> str: ...
@@ -53,11 +53,11 @@ class Plan:
         role: what it does.
         operator: class name.
         dtype: in which it is built, torch's name.
-        modules: that may have the class, which moved between versions; the first that has it counts. None: nobody
-            outside of the family can build it.
-        arguments: of its constructor; checked.
+        modules: those that may define the class, which moved between versions, in order. None: it cannot be built
+            outside the family.
+        arguments: of its constructor, validated.
         check: raises `NotReplayable` where the operator cannot be run on these inputs.
-        below: values of its first input, integers, lie from 0 to below this; None: it has no such input.
+        below: its first input has integers from 0 to below this; None: it has no such input.
     """
 
     role: Role
@@ -78,10 +78,10 @@ class Alone:
 
     Args:
         operators: the module that runs operators, a handler of `alone.child`.
-        plan: (class name, configuration, dtype, weights) of a recorded operator to how it is rebuilt; raises
-            `NotReplayable` where it is not, or where the configuration is not one that it can have.
-        libraries: modules that register kernels, imported before one of them is run.
-        describe: ``module:function`` that describes a process without an engine in it, as plain data.
+        plan: maps (class name, configuration, dtype, weights) of a recorded operator to how it is rebuilt; raises
+            `NotReplayable` if it is not supported, or its configuration is invalid.
+        libraries: modules that register custom kernels, imported before one is run.
+        describe: ``module:function`` that describes a process without an engine, as plain data.
         templates: the package that has ``operator.j2``, the script that runs an operator again.
     """
 
@@ -94,11 +94,11 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What an examination of an environment looks at.
+    """What ``engine doctor`` checks in an environment.
 
     Args:
-        package: the package whose shared libraries must find what they need.
-        remedies: what an engine says when it fails, as patterns, and what to do; the first that is found is taken.
+        package: the package whose shared libraries must be loadable.
+        remedies: patterns of an engine's error messages, and what to do; the first match counts.
     """
 
     package: str
@@ -114,7 +114,7 @@ class Family(Protocol):
 
     @property
     def title(self) -> str:
-        """As it is written in a sentence."""
+        """The name in sentences."""
 
     @property
     def package(self) -> str:
@@ -122,16 +122,16 @@ class Family(Protocol):
 
     @property
     def requirement(self) -> str | None:
-        """What ``engine create`` would install, as an example; None: nothing is installed."""
+        """An example of what ``engine create`` installs; None: nothing is installed."""
 
     @property
     def driver(self) -> str:
-        """The module that the engine's interpreter runs; it speaks the protocol of `launch.process`."""
+        """The module that the engine's interpreter runs; it implements `engines.protocol`."""
 
     @property
     def entry_points(self) -> str | None:
-        """What the overlay declares in the engine's environment, in the format of ``entry_points.txt``. None: the
-        interpreter has tracereplay already, and no overlay is made."""
+        """The entry points that the overlay declares, in the format of ``entry_points.txt``. None: the interpreter
+        has tracereplay already and needs no overlay."""
 
     @property
     def inspection(self) -> str:
@@ -139,33 +139,33 @@ class Family(Protocol):
 
     @property
     def effects(self) -> str:
-        """What its settings do: the text of a TOML file, which `comparator.judging.settings` explains."""
+        """What its settings affect: the text of a TOML file, see `comparator.judging.settings`."""
 
     @property
     def alone(self) -> Alone | None:
-        """How its operators and kernels run without the engine; None: they do not."""
+        """How its operators and kernels run without the engine; None: not supported."""
 
     @property
     def compiled(self) -> Compiled | None:
-        """What there is to examine in its environment; None: nothing but the interpreter."""
+        """What to check in its environment; None: only the interpreter."""
 
     @property
     def brings_model(self) -> bool:
-        """Whether registering an engine writes a model for it, since there are none elsewhere (`write_model`)."""
+        """Whether registering an engine writes a model for it (`write_model`), since there are none elsewhere."""
 
     def why_unusable(self, python: Path, versions: Versions) -> str | None:
         """Why an interpreter with these versions has no engine of this family, and what to do; None if it has."""
 
     def environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-        """The variables with which an engine that may be recorded starts.
+        """The environment variables of an engine that may be recorded.
 
         Args:
-            variables: those that it would have otherwise.
-            cache: a directory of ours for what it compiles.
+            variables: its variables otherwise.
+            cache: our directory for what it compiles.
         """
 
     def operator(self, name: str) -> Operator:
-        """What is known of an operator whose class is called ``name``."""
+        """What is known of the operator class ``name``."""
 
     def write_model(self, directory: Path) -> Mapping[str, Any]:
-        """Writes a small model, to try an engine with, into a directory; returns the settings that it needs."""
+        """Writes a small model for trying an engine; returns the settings that it needs."""

@@ -12,8 +12,8 @@ from tracereplay.errors import UsageError
 
 __all__ = ["DEFAULT", "EXAMPLE", "FAMILIES", "PACKAGE", "family_named", "family_of"]
 
-DEFAULT = VLLM.name  # of engines that were registered, and traces that were made, before there was another
-EXAMPLE = VLLM.requirement  # of what to install, for messages
+DEFAULT = VLLM.name  # of engines registered and traces recorded before there was another
+EXAMPLE = VLLM.requirement  # of a requirement, for messages
 PACKAGE = EXAMPLE.partition("==")[0]  # whose releases are bisected
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (VLLM, TOY)}
 
@@ -22,7 +22,7 @@ def family_named(name: str) -> Family:
     """The family of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it does not exist.
     """
     if name in FAMILIES:
         return FAMILIES[name]
@@ -32,7 +32,7 @@ def family_named(name: str) -> Family:
 def family_of(engine: Mapping[str, Any]) -> Family:
     """The family of an engine as a trace describes it (``Trace.run.engine``).
 
-    Older traces do not name it: then its versions tell. Whatever a trace says, this is one of `FAMILIES`.
+    Older traces do not name it, so it is recognized by its versions. The result is always one of `FAMILIES`.
     """
     named = FAMILIES.get(str(engine.get("family")))
     if named is not None:

@@ -1,6 +1,6 @@
-"""What of golden's operators is what of the candidate's, whatever engines call them.
+"""Maps golden's operators to the candidate's, across engines' naming schemes.
 
-An engine's process imports this: it knows its own family, and not the others.
+It is imported in the engine's process, which knows only its own family.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from tracereplay.sitemap import SiteMap, pair_sites
 
 __all__ = ["SPELLINGS", "map_of"]
 
-# Parts of names, each in all its spellings, the first of which stands for it. Asked last, of what neither names,
-# tensors nor order have paired: operators without weights, where one engine runs more of their kind.
+# Spellings of parts of names; the first stands for all. Used last, for operators that neither names, tensors nor
+# order have paired: those without weights, where one engine has more of them.
 SPELLINGS = (
-    # what holds a decoder
+    # the module of a decoder
     (".model.", ".gpt_neox.", ".transformer.", ".language_model.model.", ".model.language_model."),
     (".layers.", ".h.", ".blocks."),
-    # what holds attention: in newer engines, DeepSeek's is in a wrapper of its own
+    # the module of attention: newer engines wrap DeepSeek's
     (".self_attn.", ".self_attn.mla_attn.", ".attention.", ".self_attention."),
     (".mlp.", ".feed_forward."),
 )
 
 
 def map_of(golden: Mapping[str, Site], candidate: Iterable[Site]) -> SiteMap:
-    """The map of a pass of golden's.
+    """The site map of a pass of golden's.
 
     Args:
         golden: its sites, with their roles (`engines.roles.with_roles`).

@@ -1,13 +1,13 @@
 """The driver's side of the protocol that `launch.process` speaks: commands from stdin, one JSON object a line.
 
-    {"do": "start", "model": DIR, "settings": {...}}          -> {"ok": {...what the engine says of itself}}
+    {"do": "start", "model": DIR, "settings": {...}}          -> {"ok": {...the engine's description}}
     {"do": "tokenize", "texts": [...]}                        -> {"ok": [[ids], ...]}
     {"do": "generate", "prompts": [...], "recording": {...}}  -> {"ok": {"requests": [...], "seconds": s, ...}}
     end of input                                              -> the process ends
 
 ``recording`` is a `request.PassRequest`, or null to record nothing.
-An answer may be ``{"error": sentence, "exit_code": n}``. Everything that the engine prints goes to stderr,
-since stdout belongs to the answers.
+An answer may be ``{"error": sentence, "exit_code": n}``. The engine's own output is redirected to stderr,
+since stdout carries the answers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Driver(Protocol):
     """One engine; each method answers the command of its name."""
 
     def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Starts the engine on a checkpoint directory, and returns what it says of itself."""
+        """Starts the engine on a checkpoint directory, and returns its description."""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of ``texts``."""
@@ -40,7 +40,7 @@ class Driver(Protocol):
 
 
 def serve(driver: Driver) -> None:
-    """Carries out commands until the input ends."""
+    """Handles commands until the input ends."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -49,7 +49,7 @@ def serve(driver: Driver) -> None:
 
 
 def unknown_setting(name: str, known: Collection[str]) -> str:
-    """The sentence that an engine has no setting of that name, with those that are spelled alike."""
+    """The error message for an unknown setting, with similar names."""
     return f"This engine has no setting {name!r}{similar(name, known)}"
 
 

@@ -1,4 +1,4 @@
-"""What operators do, by class name: the form of the families' tables, and how a trace's sites get their roles."""
+"""What operators do, by class name: the families' tables, and how sites of a trace get their roles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OTHER = Operator("other")
 
 
 class RoleTable:
-    """A family's table; the first entry that fits a class is taken.
+    """A family's table; the first matching entry counts.
 
     Args:
         entries: globs of class names, separated by spaces; the role; the formula (`Operator`).
@@ -28,7 +28,7 @@ class RoleTable:
         self._found: dict[str, Operator] = {}
 
     def __getitem__(self, name: str) -> Operator:
-        """The operator whose class is called ``name``; of the role ``other`` where nothing is known of it."""
+        """The operator class ``name``; an unknown one has the role ``other``."""
         if name not in self._found:
             fits = (operator for glob, operator in self._entries if fnmatchcase(name, glob))
             self._found[name] = next(fits, _OTHER)
@@ -36,7 +36,7 @@ class RoleTable:
 
 
 def with_roles(sites: Mapping[str, Site], family: Family) -> dict[str, Site]:
-    """The sites of a trace, each with its role: its own, or what ``family`` knows of its class."""
+    """The sites of a trace, with their recorded roles, or else those that ``family`` has for their classes."""
     return {
         name: site if site.role in ROLES else _told(site, family.operator(site.operator))
         for name, site in sites.items()

@@ -35,7 +35,7 @@ from tracereplay.environments.fixups import Environment
 from tracereplay.environments.recipes import Recipe, parse_requirements, recipe_for
 from tracereplay.environments.registry import Engine
 from tracereplay.errors import EnvironmentFailed, UsageError
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
 __all__ = ["READY", "Created", "create_engine", "is_ready", "remove_engine"]
@@ -57,8 +57,8 @@ class Created:
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """What an environment is made of; two equal plans give the same environment.
+class EnvironmentSpec:
+    """What an environment is made of; two equal specs give the same environment.
 
     ``python`` is what uv is asked for; ``python_key`` is what of it decides the result (the version, not where
     on this machine that interpreter lies); ``python_request`` is what the user asked for, if anything.
@@ -122,19 +122,19 @@ def create_engine(
     """
     registry.check_name(name)
     before = registry.registered(name)
-    plan = _plan(requirements, python or (before.python_request if before else None))
-    _check_free(name, before, plan)
-    _check_libraries(plan)
-    with _locked(plan.root, report) as lock:
+    spec = _spec(requirements, python or (before.python_request if before else None))
+    _check_free(name, before, spec)
+    _check_libraries(spec)
+    with _locked(spec.root, report) as lock:
         started = time.monotonic()
-        built = rebuild or not is_ready(plan.root)
+        built = rebuild or not is_ready(spec.root)
         if built:
-            _build(plan, uv or uv_binary(), lock, report)
-        _apply_fixups(plan, report)
-        engine = _engine(name, plan)
+            _build(spec, uv or uv_binary(), lock, report)
+        _apply_fixups(spec, report)
+        engine = _engine(name, spec)
         registry.register(engine)  # before the lock is let go, so that nobody finds the environment unused
         seconds = time.monotonic() - started
-    if before is not None and before.environment != plan.root:
+    if before is not None and before.environment != spec.root:
         _discard_unused(before.environment)
     return Created(engine, built, seconds)
 
@@ -157,22 +157,22 @@ def is_ready(root: Path) -> bool:
     return _marker(root) is not None and os.access(Environment(root).python, os.X_OK)
 
 
-def _plan(texts: Sequence[str], python: str | None) -> BuildPlan:
+def _spec(texts: Sequence[str], python: str | None) -> EnvironmentSpec:
     if not texts:
         raise UsageError(f"Say what to install, as in 'tracereplay engine create v1 {EXAMPLE}'.")
     requirements = parse_requirements(texts)
     recipe = recipe_for(requirements)
     here = ".".join(str(n) for n in sys.version_info[:2])
     if python is not None:
-        return BuildPlan(requirements, recipe, python, python, python)
+        return EnvironmentSpec(requirements, recipe, python, python, python)
     if recipe is None or recipe.python.contains(Version(here)):
-        return BuildPlan(requirements, recipe, getattr(sys, "_base_executable", "") or sys.executable, here)
-    return BuildPlan(requirements, recipe, str(recipe.python), str(recipe.python))
+        return EnvironmentSpec(requirements, recipe, getattr(sys, "_base_executable", "") or sys.executable, here)
+    return EnvironmentSpec(requirements, recipe, str(recipe.python), str(recipe.python))
 
 
-def _check_free(name: str, before: Engine | None, plan: BuildPlan) -> None:
+def _check_free(name: str, before: Engine | None, spec: EnvironmentSpec) -> None:
     """Raise UsageError if the name is already taken by a different engine."""
-    if before is None or before.requirements == plan.texts:
+    if before is None or before.requirements == spec.texts:
         return
     what = " ".join(before.requirements) or str(before.python)
     raise UsageError(
@@ -181,9 +181,9 @@ def _check_free(name: str, before: Engine | None, plan: BuildPlan) -> None:
     )
 
 
-def _check_libraries(plan: BuildPlan) -> None:
+def _check_libraries(spec: EnvironmentSpec) -> None:
     """Before anything is downloaded: does this machine have what the engine cannot start without?"""
-    libraries = plan.recipe.libraries if plan.recipe else ()
+    libraries = spec.recipe.libraries if spec.recipe else ()
     missing = [library for library in libraries if library.missing(Path(sys.executable))]
     if missing:
         names = ", ".join(" or ".join(library.sonames) for library in missing)
@@ -194,8 +194,8 @@ def _check_libraries(plan: BuildPlan) -> None:
         )
 
 
-def _build(plan: BuildPlan, uv: str, lock: int, report: Report) -> None:
-    root = plan.root
+def _build(spec: EnvironmentSpec, uv: str, lock: int, report: Report) -> None:
+    root = spec.root
     if root.exists():
         report(
             "Deleting the old environment" if is_ready(root) else "Deleting the remains of an interrupted creation"
@@ -204,28 +204,28 @@ def _build(plan: BuildPlan, uv: str, lock: int, report: Report) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
-        _run_uv([uv, "venv", "--no-project", "--python", plan.python, str(root)], plan, lock, report)
-        _run_uv([uv, "pip", "install", *_install_arguments(plan)], plan, lock, report)
-        _apply_fixups(plan, report)
-        _write_marker(plan, time.monotonic() - started)
+        _run_uv([uv, "venv", "--no-project", "--python", spec.python, str(root)], spec, lock, report)
+        _run_uv([uv, "pip", "install", *_install_arguments(spec)], spec, lock, report)
+        _apply_fixups(spec, report)
+        _write_marker(spec, time.monotonic() - started)
     except Exception:
         if root.exists():
             _delete(root)
         raise
 
 
-def _install_arguments(plan: BuildPlan) -> list[str]:
-    arguments = ["--python", str(Environment(plan.root).python)]
+def _install_arguments(spec: EnvironmentSpec) -> list[str]:
+    arguments = ["--python", str(Environment(spec.root).python)]
     extra: tuple[str, ...] = ()
-    if plan.recipe is not None:
-        overrides = plan.root / "overrides.txt"
-        overrides.write_text("".join(f"{line}\n" for line in plan.recipe.overrides), encoding="utf-8")
+    if spec.recipe is not None:
+        overrides = spec.root / "overrides.txt"
+        overrides.write_text("".join(f"{line}\n" for line in spec.recipe.overrides), encoding="utf-8")
         arguments += ["--overrides", str(overrides)]
-        extra = plan.recipe.requirements
-    return [*arguments, *plan.texts, *extra]
+        extra = spec.recipe.requirements
+    return [*arguments, *spec.texts, *extra]
 
 
-def _run_uv(command: list[str], plan: BuildPlan, lock: int, report: Report) -> None:
+def _run_uv(command: list[str], spec: EnvironmentSpec, lock: int, report: Report) -> None:
     """Run uv, reporting its phases.
 
     Raises:
@@ -235,7 +235,7 @@ def _run_uv(command: list[str], plan: BuildPlan, lock: int, report: Report) -> N
     try:
         process = subprocess.Popen(
             command,
-            cwd=plan.root.parent,
+            cwd=spec.root.parent,
             env=uv_environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -258,27 +258,27 @@ def _run_uv(command: list[str], plan: BuildPlan, lock: int, report: Report) -> N
             process.terminate()
             process.wait()
     if process.returncode != 0:
-        raise EnvironmentFailed(_failure(plan, process.returncode, "\n".join(last)))
+        raise EnvironmentFailed(_failure(spec, process.returncode, "\n".join(last)))
 
 
-def _failure(plan: BuildPlan, code: int, last: str) -> str:
-    what = " ".join(plan.texts)
-    recipe = f"the recipe '{plan.recipe.name}'" if plan.recipe else "no recipe: none is known for it"
+def _failure(spec: EnvironmentSpec, code: int, last: str) -> str:
+    what = " ".join(spec.texts)
+    recipe = f"the recipe '{spec.recipe.name}'" if spec.recipe else "no recipe: none is known for it"
     return f"uv could not build an environment for {what} (exit {code}; {recipe}). It said:\n{last}"
 
 
-def _apply_fixups(plan: BuildPlan, report: Report) -> None:
-    env = Environment(plan.root)
-    for fixup in plan.recipe.fixups if plan.recipe else ():
+def _apply_fixups(spec: EnvironmentSpec, report: Report) -> None:
+    env = Environment(spec.root)
+    for fixup in spec.recipe.fixups if spec.recipe else ():
         if fixup.needed(env):
             report(f"Fixing: {fixup.why}")
             fixup.apply(env)
 
 
-def _engine(name: str, plan: BuildPlan) -> Engine:
-    marker = _marker(plan.root) or {}
-    env = Environment(plan.root)
-    recipe = plan.recipe
+def _engine(name: str, spec: EnvironmentSpec) -> Engine:
+    marker = _marker(spec.root) or {}
+    env = Environment(spec.root)
+    recipe = spec.recipe
     variables = dict(recipe.env) if recipe else {}
     preloads = [str(path) for fixup in (recipe.fixups if recipe else ()) for path in fixup.preloads(env)]
     if preloads:
@@ -288,25 +288,25 @@ def _engine(name: str, plan: BuildPlan) -> Engine:
         python=env.python,
         env=variables,
         settings=dict(recipe.settings) if recipe else {},
-        requirements=plan.texts,
+        requirements=spec.texts,
         versions=marker.get("versions", {}),
         recipe=recipe.name if recipe else None,
-        environment=plan.root,
-        python_request=plan.python_request,
+        environment=spec.root,
+        python_request=spec.python_request,
         created=marker.get("created", ""),
     )
 
 
-def _write_marker(plan: BuildPlan, seconds: float) -> None:
+def _write_marker(spec: EnvironmentSpec, seconds: float) -> None:
     values = {
-        "requirements": plan.texts,
-        "recipe": plan.recipe.name if plan.recipe else None,
-        "digest": plan.digest,
-        "versions": registry.inspect_python(Environment(plan.root).python, {}),
+        "requirements": spec.texts,
+        "recipe": spec.recipe.name if spec.recipe else None,
+        "digest": spec.digest,
+        "versions": registry.inspect_python(Environment(spec.root).python, {}),
         "created": registry.utc_now(),
         "seconds": round(seconds, 1),
     }
-    registry.write_json(plan.root / READY, values)
+    registry.write_json(spec.root / READY, values)
 
 
 def _marker(root: Path) -> dict[str, Any] | None:

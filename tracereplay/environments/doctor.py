@@ -2,7 +2,7 @@
 
 The checks go from the ground up: interpreter, environment variables, what the recipe requires of the machine,
 shared libraries, torch, and finally the engine itself, which generates one token from a dummy model without
-weights. Each is a function that yields findings; after one that finds an error the later ones would only repeat
+weights. Each is a function that yields diagnoses; after one that finds an error the later ones would only repeat
 it, so they are skipped.
 """
 
@@ -26,7 +26,7 @@ from tracereplay.environments.recipes import Recipe, known_recipes
 from tracereplay.environments.registry import Engine, inspect_python
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch import EngineProcess
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.process import process_environment
 
 __all__ = ["CHECKS", "Check", "Diagnosis", "examine", "start_engine"]
@@ -58,15 +58,15 @@ Check = Callable[[Engine], Iterable[Diagnosis]]
 
 
 def examine(engine: Engine, checks: Iterable[Check] | None = None) -> Iterator[Diagnosis]:
-    """Runs the checks in order, yielding each finding as it is made; the last check starts the engine.
+    """Runs the checks in order, yielding each diagnosis as it is made; the last check starts the engine.
 
-    Faults of the engine are findings and raise nothing.
+    Faults of the engine are diagnoses and raise nothing.
     """
     for check in CHECKS if checks is None else checks:
         failed = False
-        for finding in check(engine):
-            failed = failed or finding.level == "error"
-            yield finding
+        for diagnosis in check(engine):
+            failed = failed or diagnosis.level == "error"
+            yield diagnosis
         if failed:
             return
 

@@ -26,7 +26,7 @@ from typing import Any
 from tracereplay.engines.family import Family
 from tracereplay.engines.known import DEFAULT, EXAMPLE, FAMILIES, family_named
 from tracereplay.errors import EngineNotFound, UsageError
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.process import process_environment
 
 __all__ = [

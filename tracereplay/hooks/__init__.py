@@ -1,1 +1,1 @@
-"""Observe operators as they run, and feed them recorded inputs. Runs inside any engine."""
+"""Observe operators as they run, and feed them recorded inputs. Runs in the engine's process."""

@@ -143,7 +143,7 @@ def watching(listener: KernelListener) -> Iterator[None]:
 
 
 def unseen() -> contextlib.AbstractContextManager[Any]:
-    """Hides from the listener what runs inside it: the recorder's own work."""
+    """Hides from the listener what runs in this context: the recorder's own work."""
     hidden: contextlib.AbstractContextManager[Any] = _disable_current_modes()
     return hidden
 

@@ -1,4 +1,4 @@
-"""Taps: dispatcher ops around an operator's inputs and outputs, alive inside compiled graphs.
+"""Taps: dispatcher ops around an operator's inputs and outputs, kept in compiled graphs.
 
 Module hooks in Python vanish when a model is compiled; operators that PyTorch's dispatcher knows do not.
 
@@ -27,7 +27,7 @@ __all__ = ["Listener", "listen", "slot_of", "tap"]
 
 
 class Listener(Protocol):
-    """What sees the tensors. It must not raise: it runs inside someone else's engine.
+    """What sees the tensors. It must not raise: it runs in someone else's process.
 
     A compiled graph calls ``feed`` and ``observe``, eager code ``arrived`` and ``returned``.
     """
@@ -38,7 +38,7 @@ class Listener(Protocol):
 
     @property
     def scope(self) -> Callable[[Any], AbstractContextManager[Any]] | None:
-        """What an eager call runs inside of, made from what ``arrived`` returned; None: nothing."""
+        """The context of an eager call, made from what ``arrived`` returned; None: no context."""
 
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None:
         """Input ``index`` of the operator at ``slot`` has arrived; returns what it shall take instead."""

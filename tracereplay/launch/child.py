@@ -16,25 +16,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from tracereplay.launch.family import Family, end_with_parent, gather_orphans, remove_memory
+from tracereplay.launch.descendants import Descendants, end_with_parent, gather_orphans, remove_memory
 from tracereplay.launch.janitor import Janitor
 
 __all__ = ["Child"]
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 20.0  # seconds that processes get which outlive the command
-EVERY = 0.5  # seconds between two looks at what the command has started
+GRACE = 20.0  # seconds granted to processes that outlive the command
+EVERY = 0.5  # seconds between two looks at the command's descendants
 
 
 class Child:
-    """Starts a command, and stays until nothing of it is left.
+    """Starts a command, and waits until none of its processes is left.
 
     Args:
         command: what to run.
         environment: of the command.
-        watch: is called twice a second.
+        watch: called twice a second.
 
-    Use it as a context in the main thread: signals are passed on from its begin to its end.
+    A context manager for the main thread; signals are forwarded within it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Child:
         self._command = list(command)
         self._environment = dict(environment)
         self._watch = watch
-        self._came: list[int] = []  # signals that were not passed on yet
+        self._came: list[int] = []  # signals not forwarded yet
         self._last: int = signal.SIGTERM
         self._code: int | None = None
         self._pid = 0
@@ -53,7 +53,7 @@ class Child:
     def __enter__(self) -> Child:
         gather_orphans()
         self._janitor = Janitor(GRACE)
-        self._family = Family()
+        self._descendants = Descendants()
         self._wake, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._theirs = theirs
         self._old_wake = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
@@ -82,8 +82,8 @@ class Child:
         parent, self._terminal = os.getpid(), _our_terminal()
 
         def begin() -> None:
-            # A group of its own: whoever signals ours, as a terminal or `timeout` does, reaches the command
-            # through us, and once.
+            # In its own process group: a signal to ours, from a terminal or `timeout`, reaches the command only
+            # through us, and only once.
             os.setpgid(0, 0)
             end_with_parent(signal.SIGTERM)
             if os.getppid() != parent:
@@ -91,8 +91,8 @@ class Child:
 
         process = subprocess.Popen(self._command, env=self._environment, preexec_fn=begin)
         self._pid = process.pid
-        self._family.command = self._pid
-        process.returncode = 0  # it is waited for here, with all others
+        self._descendants.command = self._pid
+        process.returncode = 0  # `_reap` waits for it, not Popen
         if self._terminal is not None:
             _give_terminal(self._terminal, self._pid)
 
@@ -104,15 +104,15 @@ class Child:
         raise AssertionError
 
     def settle(self, progress: Callable[[], object]) -> None:
-        """Ends what the command left behind, and waits for the writers as long as they make progress.
+        """Ends the processes that the command left behind, and waits for writers while they make progress.
 
         Args:
-            progress: gives something else whenever one has written.
+            progress: returns a different value whenever one has written.
         """
-        self._family.end(self._last, GRACE, self._turns())
+        self._descendants.end(self._last, GRACE, self._turns())
         seen, until = progress(), time.monotonic() + GRACE
         for _ in self._turns():
-            if not self._family.living():
+            if not self._descendants.living():
                 return
             if (now := progress()) != seen:
                 seen, until = now, time.monotonic() + GRACE
@@ -120,28 +120,28 @@ class Child:
                 return
 
     def _end(self) -> None:
-        if self._code is None:  # something failed here
+        if self._code is None:  # an error here, not in the command
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
-            self._family.end(signal.SIGTERM, GRACE, self._turns())
-        for process in self._family.living():
+            self._descendants.end(signal.SIGTERM, GRACE, self._turns())
+        for process in self._descendants.living():
             process.kill(signal.SIGKILL)
         for _ in self._turns():
-            if not self._family.living():
+            if not self._descendants.living():
                 break
-        remove_memory(self._family.memory)
+        remove_memory(self._descendants.memory)
         if self._terminal is not None:
             _give_terminal(self._terminal, os.getpgrp())
 
     def _turns(self) -> Iterator[float]:
-        """Each time that something happened, and twice a second; reaps, looks and passes signals on."""
+        """On each signal and twice a second: reaps, looks at descendants and forwards signals."""
         looked = 0.0
         while True:
             self._reap()
             self._pass_on()
             if time.monotonic() >= looked + EVERY:
                 looked = time.monotonic()
-                self._janitor.tell(self._family.look(), self._family.memory)
+                self._janitor.tell(self._descendants.look(), self._descendants.memory)
                 self._watch()
             yield looked
             if select.select([self._wake], [], [], EVERY / 5 if self._code is not None else EVERY)[0]:
@@ -149,7 +149,7 @@ class Child:
                     os.read(self._wake, 1 << 12)
 
     def _reap(self) -> None:
-        """Takes note of the command's end, or that it was stopped at the terminal."""
+        """Reaps processes; notes whether the command has ended or was stopped at the terminal."""
         if self._code is not None:
             return
         pid, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED)
@@ -159,7 +159,7 @@ class Child:
             self._stop_too(self._terminal)
 
     def _stop_too(self, terminal: int) -> None:
-        """Ctrl-Z stopped the command: the shell shall know, and later wake both."""
+        """Ctrl-Z stopped the command: stops this process too, so that the shell resumes both."""
         _give_terminal(terminal, os.getpgrp())
         os.kill(os.getpid(), signal.SIGSTOP)
         if os.tcgetpgrp(terminal) == os.getpgrp():
@@ -171,15 +171,15 @@ class Child:
         for number in came:
             self._last = number
             if self._code is None:
-                os.kill(self._pid, number)  # not reaped yet, so the id is its own
+                os.kill(self._pid, number)  # not reaped yet, so the id was not reused
             else:
-                for process in self._family.living():
+                for process in self._descendants.living():
                     if not process.writes():
                         process.kill(number)
 
 
 def _our_terminal() -> int | None:
-    """The terminal, if this process's group is the one in front at it."""
+    """The terminal, if this process's group is its foreground group."""
     with contextlib.suppress(OSError):
         if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp():
             return 0
@@ -187,8 +187,8 @@ def _our_terminal() -> int | None:
 
 
 def _give_terminal(terminal: int, group: int) -> None:
-    """Puts a process group in front."""
-    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # whoever is not in front would be stopped for this
+    """Makes a process group the foreground group."""
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # which would stop a background process
     try:
         with contextlib.suppress(OSError):
             os.tcsetpgrp(terminal, group)

@@ -1,7 +1,7 @@
 """Recording a command of the user's own: ``tracereplay record -o DIR.trace -- COMMAND ...``.
 
-The command runs unchanged, with the plugin on its path. The engine's requests are not known beforehand: the
-segments say which requests started and which tokens they produced.
+The command runs unchanged, with the plugin on its path. Its requests are not known beforehand: the segments
+say which requests started and which tokens they produced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECRET = ("key", "token", "secret", "password", "credential", "auth")
 
 
 class _Interpreter:
-    """An engine that is only an interpreter."""
+    """An unregistered engine, known only by its interpreter."""
 
     name = "command"
     env: Mapping[str, str] = {}
@@ -95,7 +95,7 @@ def _find(name: str, engine: Launchable | None) -> str:
 
 
 def _interpreter(program: str) -> Path:
-    """The Python that runs ``program``: itself, or the one in its first line."""
+    """The Python that runs ``program``: itself, or that of its shebang line."""
     if Path(program).name.startswith("python"):
         return Path(program)
     with open(program, "rb") as file:
@@ -106,7 +106,7 @@ def _interpreter(program: str) -> Path:
 
 
 def _without_secrets(command: Sequence[str]) -> list[str]:
-    """The command line as it may be sent to strangers: ``--api-key ...``."""
+    """The command line without secrets: ``--api-key ...``."""
     said: list[str] = []
     hide = False
     for word in command:
@@ -118,7 +118,7 @@ def _without_secrets(command: Sequence[str]) -> list[str]:
 
 
 class _Filling:
-    """Fills a trace's manifest while the command runs, so that it says what it can whenever this process dies."""
+    """Fills a trace's manifest while the command runs, so that it is useful whenever this process dies."""
 
     def __init__(self, directory: TraceDirectory) -> None:
         self._directory = directory
@@ -127,8 +127,8 @@ class _Filling:
         self._checkpoint: dict[str, Any] = {}
 
     def look(self) -> None:
-        """As soon as an engine has begun its segment: which engine, which model, which settings; the digests of
-        the weights when they are read."""
+        """Fills in engine, model and settings once an engine has begun its segment, and the weights' digests once
+        they are read."""
         try:
             if self._thread is None:
                 self._begin()
@@ -136,7 +136,7 @@ class _Filling:
                 self._said = True
                 self._write()
         except (TracereplayError, OSError):
-            pass  # a segment that has just begun; the command goes on in any case
+            pass  # a segment may have just begun; the command goes on in any case
 
     def _begin(self) -> None:
         trace = open_trace(self._directory.path)
@@ -156,7 +156,7 @@ class _Filling:
             self._checkpoint = {"weights": found.digest, "tensors": found.tensors, "files": model_files(model)}
 
     def _write(self) -> None:
-        """Without the prompts, of which there may be very many: segments have them."""
+        """Writes the manifest without prompts, which may be very many and are in the segments."""
         trace = open_trace(self._directory.path)
         run = {**trace.raw_run, "workload": {**trace.raw_run["workload"], "prompts": []}}
         self._fill(run)
@@ -169,7 +169,7 @@ class _Filling:
             run["model_files"] = self._checkpoint["files"]
 
     def finish(self) -> None:
-        """Fills in all of it, when everything has ended; declares the trace complete if nothing is missing.
+        """Completes the manifest when everything has ended; marks the trace complete if nothing is missing.
 
         Raises:
             UsageError: nothing was recorded.

@@ -1,7 +1,7 @@
-"""What is done for a parent that was killed: its command's processes end, and their shared memory goes.
+"""Cleans up for a parent that was killed: ends its command's processes and removes their shared memory.
 
-A forked child listens to the parent, which tells it what there is. When the parent is gone without a last word,
-the command has been asked to end (`family.end_with_parent`); who is still there after a while is ended by force.
+The parent reports its descendants to a forked child. If the parent exits without dismissing it, the command has
+received SIGTERM (`descendants.end_with_parent`); processes that remain after a while are killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterable
 
-from tracereplay.launch.family import Process, alive, below, remove_memory
+from tracereplay.launch.descendants import Process, alive, below, remove_memory
 
 __all__ = ["Janitor"]
 
@@ -20,10 +20,10 @@ _DONE = "done"
 
 
 class Janitor:
-    """Started by the parent, before its command.
+    """Created by the parent before it starts its command.
 
     Args:
-        grace: seconds that processes get to end by themselves.
+        grace: seconds that processes have to end by themselves.
     """
 
     def __init__(self, grace: float) -> None:
@@ -39,20 +39,20 @@ class Janitor:
         os.close(theirs)
 
     def tell(self, processes: Iterable[Process], memory: Iterable[str]) -> None:
-        """What there is now."""
+        """Reports the current processes and shared memory."""
         said = {f"process {p.pid} {p.start}" for p in processes} | {f"memory {name}" for name in memory}
         self._say(said - self._told)
         self._told |= said
 
     def dismiss(self) -> None:
-        """Nothing is left to do."""
+        """Ends the janitor; nothing is left to clean up."""
         self._say([_DONE])
         os.close(self._to)
         os.waitpid(self.pid, 0)
 
     def _say(self, lines: Iterable[str]) -> None:
         text = "".join(f"{line}\n" for line in lines)
-        with contextlib.suppress(OSError):  # it was killed; the parent can still do it all itself
+        with contextlib.suppress(OSError):  # it was killed; the parent cleans up itself
             os.write(self._to, text.encode())
 
 
@@ -64,7 +64,7 @@ def _serve(listen: int, grace: float) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
-    os.closerange(3, listen)  # whoever reads to the end of a pipe of the parent's must not wait for us
+    os.closerange(3, listen)  # so that readers of the parent's pipes see their end without waiting for us
     os.closerange(listen + 1, 1 << 12)
     with open(listen) as lines:
         said = lines.read().splitlines()

@@ -1,4 +1,4 @@
-"""How long a request is replayed: as long as it was recorded, whatever it had asked for."""
+"""Limits replayed requests to the length that was recorded, whatever they asked for."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["as_long_as"]
 def as_long_as(golden: Trace, workload: Workload) -> Workload:
     """The workload with each request limited to the tokens that golden has of it.
 
-    A client that goes away aborts its request, and a recording that is cut off ends them all: beyond that place
-    there is no golden token to force, and nothing to compare. Where the engine said how its requests ended, they
-    ended by themselves, and a candidate that goes on longer shall be seen to.
+    A client that disconnects aborts its request, and a recording that is cut off ends them all: beyond that
+    position there is no golden token to force and nothing to compare. Where the engine reported how its requests
+    ended, they ended by themselves, and a candidate that generates more tokens is to be noticed.
     """
     if RECORD in golden.results:
         return workload
@@ -31,7 +31,7 @@ def as_long_as(golden: Trace, workload: Workload) -> Workload:
 
 
 def _limited(prompt: Prompt, tokens: int) -> Prompt:
-    """At least one token is generated: a prompt alone is nothing that an engine runs."""
+    """At least one token, since engines refuse to generate none."""
     asked = prompt.sampling.get("max_tokens")
     limit = max(1, tokens if asked is None else min(tokens, int(asked)))
     sampling = {**prompt.sampling, "max_tokens": limit}

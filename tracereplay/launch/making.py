@@ -1,4 +1,4 @@
-"""Creating traces that an engine writes: their headers, and waiting until nothing writes to them any more."""
+"""Creates traces that an engine writes: their headers, and waiting until all writers have exited."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["engine_header", "making", "replay_header", "run_header"]
 
 
 def engine_header(engine: Launchable, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """How a trace describes its engine; ``info`` is what the engine says of itself when it has started."""
+    """How a trace describes its engine; ``info`` is what the engine reported when it had started."""
     return {"name": engine.name, "family": engine.family, **(info or {})}
 
 
 def run_header(kind: str, engine: Launchable, workload: Workload, level: str = OPERATOR) -> dict[str, Any]:
-    """What a trace says of its run before the engine has started; ``kind`` is recording or replay, ``level``
-    operator or kernel."""
+    """The header of a trace before its engine has started; ``kind`` is recording or replay, ``level`` operator or
+    kernel."""
     return {
         "tracereplay": version("tracereplay"),
         "kind": kind,
@@ -35,15 +35,15 @@ def run_header(kind: str, engine: Launchable, workload: Workload, level: str = O
 
 
 def replay_header(engine: Launchable, workload: Workload, golden: str, level: str = OPERATOR) -> dict[str, Any]:
-    """The same of a replay of the trace with the digest ``golden``."""
+    """The header of a replay of the trace with the digest ``golden``."""
     return {**run_header("replay", engine, workload, level), "golden": golden}
 
 
 @contextmanager
 def making(path: Path, header: Mapping[str, Any]) -> Iterator[TraceDirectory]:
-    """Makes a trace at ``path``; it is complete if nothing is raised.
+    """Creates a trace at ``path``; it is complete if nothing is raised.
 
-    Leaves only when nobody writes into the trace any more, however the engine ended.
+    Exits only after all writers of the trace have, however the engine ended.
     """
     directory = TraceDirectory(path, header)
     try:

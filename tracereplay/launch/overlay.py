@@ -1,6 +1,6 @@
 """A directory for ``PYTHONPATH`` that brings tracereplay into an engine's environment.
 
-It holds what the engine-side code needs and an engine does not bring (msgpack, zstandard, xxhash, built for that
+It holds what the engine-side code needs and an engine lacks (msgpack, zstandard and xxhash, built for that
 interpreter), a link to this installation of tracereplay, and the entry points by which the engine finds it.
 The engine's own environment is never changed.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tracereplay
 from tracereplay.errors import EnvironmentFailed
-from tracereplay.launch.places import home
+from tracereplay.launch.home import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
 __all__ = ["overlay_for"]
@@ -27,14 +27,14 @@ _METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: 0\n"
 
 
 def overlay_for(python: Path, entry_points: str) -> Path:
-    """The overlay for an interpreter, built if it is not there.
+    """The overlay for an interpreter, built if missing.
 
     Args:
         python: the interpreter.
-        entry_points: what it declares, in the format of ``entry_points.txt``.
+        entry_points: to declare, in the format of ``entry_points.txt``.
 
     Raises:
-        EnvironmentFailed: the interpreter does not run, or the packages cannot be had.
+        EnvironmentFailed: the interpreter does not run, or the packages cannot be installed.
     """
     package = Path(tracereplay.__file__).resolve().parent
     key = hashlib.sha256(repr((_abi(python), str(package), REQUIREMENTS, entry_points)).encode()).hexdigest()[:16]
@@ -46,7 +46,7 @@ def overlay_for(python: Path, entry_points: str) -> Path:
             _build(partial, python, package, entry_points)
             partial.rename(target)
         except OSError as error:
-            if not target.is_dir():  # else another process was faster, and its overlay is as good
+            if not target.is_dir():  # otherwise another process built the same overlay first
                 raise EnvironmentFailed(f"{target} could not be written: {error.strerror}.") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

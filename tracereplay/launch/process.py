@@ -24,8 +24,8 @@ from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.request import PassRequest
 from tracereplay.engines.variables import ENABLED, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
+from tracereplay.launch.home import home
 from tracereplay.launch.overlay import overlay_for
-from tracereplay.launch.places import home
 
 __all__ = [
     "LAST_LINES", "Configured", "EngineProcess", "Launchable", "guest_environment", "is_log",
@@ -65,7 +65,7 @@ class Configured:
 def process_environment(env: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment variables of an engine's process: ``base`` (by default this process's) over ``env``.
 
-    LD_PRELOAD alone is joined, the engine's first: leaving either out would stop one of the two from working.
+    Only LD_PRELOAD is concatenated, the engine's first, since both may be needed.
     """
     base = os.environ if base is None else base
     merged = {**env, **base}
@@ -77,10 +77,10 @@ def process_environment(env: Mapping[str, str], base: Mapping[str, str] | None =
 def guest_environment(engine: Launchable) -> dict[str, str]:
     """Environment variables under which the engine's interpreter finds tracereplay."""
     family = family_named(engine.family)
-    # Set even if the user has another value: without it the engine does not load what records.
+    # Overrides the user's value: without it the engine does not load the plugin.
     merged = {**family.environment(process_environment(engine.env), home() / "compiled"), ENABLED: "1"}
     if merged.pop("PYTHONDONTWRITEBYTECODE", None):
-        # Compiling an engine anew at every start takes half a minute; this keeps the result out of the user's way.
+        # Compiling takes half a minute at every start; the result is kept apart from the user's own cache.
         merged.setdefault("PYTHONPYCACHEPREFIX", str(home() / "bytecode"))
     if family.entry_points is not None:
         overlay = overlay_for(engine.python, family.entry_points)
@@ -89,13 +89,13 @@ def guest_environment(engine: Launchable) -> dict[str, str]:
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file begins as the logs of engines do."""
+    """Whether a file begins like an engine's log."""
     with path.open("rb") as file:
         return file.read(len(LOG_BEGINS)) == LOG_BEGINS
 
 
 def _continued(log: Path, name: str) -> BinaryIO:
-    """The log, opened for more; each start of an engine has a line of ours before it."""
+    """The log, opened for appending; a line of ours precedes each start of an engine."""
     file = log.open("a+b")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     file.write(LOG_BEGINS + f"{name}, started {now}\n".encode())
@@ -109,12 +109,12 @@ class EngineProcess:
     Args:
         engine: what to start.
         model: checkpoint directory.
-        settings: engine arguments, laid over the engine's own.
-        log: file for everything the engine prints, which is added to it; a temporary one by default.
+        settings: engine arguments, overriding the engine's own.
+        log: file to which the engine's output is appended; a temporary one by default.
         taps: False leaves the model unchanged; then nothing can be recorded.
 
     Raises:
-        EngineFailed: it did not start; the exception has its last lines.
+        EngineFailed: it did not start; the message has its last lines.
         UsageError: it does not have a given setting.
         Unsupported: it runs in a way that cannot be recorded.
     """
@@ -173,7 +173,7 @@ class EngineProcess:
 
         Raises:
             EngineFailed: the process died, or the engine raised.
-            TracereplayError: what the other side raised.
+            TracereplayError: raised by the driver.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -208,7 +208,7 @@ class EngineProcess:
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=20)
-        # The engine's children share the session; one that outlives its parent would hold ports and memory.
+        # Children share the engine's session; one that outlives it would keep ports and memory.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,4 +1,4 @@
-"""Finding uv, and telling it what pip was told."""
+"""Finds uv, and passes pip's settings on to it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tracereplay.errors import EnvironmentFailed
 
 __all__ = ["uv_binary", "uv_environment"]
 
-# uv does not read pip's settings. What pip was told (a mirror, a folder of wheels) is passed on to uv where
-# uv was told nothing itself. The last value is how uv separates several.
+# uv does not read pip's settings (a mirror, a folder of wheels), so they are passed on where uv has none itself.
+# The last value is uv's separator of several values.
 PIP_TO_UV = (
     ("PIP_FIND_LINKS", "UV_FIND_LINKS", ","),
     ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", " "),
@@ -41,6 +41,6 @@ def uv_environment(base: Mapping[str, str]) -> dict[str, str]:
         told = base.get(uv) or base.get(UV_SAME_AS.get(uv, uv))
         if value and not told:
             result[uv] = separator.join(value.split())
-    # Another environment being active must not matter, nor a project of the user's own.
+    # Neither an active environment nor a project of the user's may matter.
     result.pop("VIRTUAL_ENV", None)
     return result

@@ -1,4 +1,4 @@
-"""The checkpoint's tensors inside a trace, where that is asked for: usually a trace names them by digest only."""
+"""The checkpoint's tensors in a trace, where requested: usually a trace names them by digest only."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def store_weights(model: Path, directory: TraceDirectory) -> None:
 
     Args:
         model: directory of the checkpoint.
-        directory: the trace that is being made.
+        directory: the trace being made.
 
     Raises:
-        WorkloadError: a tensor has a dtype that no trace can hold.
+        WorkloadError: a tensor has a dtype that traces do not support.
         OSError: it cannot be written.
     """
     writer = SegmentWriter(segment_path(directory.path, WEIGHTS, 0), {"model": str(model)})

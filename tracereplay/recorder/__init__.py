@@ -1,1 +1,1 @@
-"""A recording inside an engine process. Must never disturb the engine."""
+"""A recording in the engine's process. Must never disturb the engine."""

@@ -1,8 +1,8 @@
 """Memory for one step's copies, shared with the writer process.
 
-On the CPU tensors are copied straight into an arena. On a device that computes beside the host they are copied
-into a staging area there, one after the other, and the area's used part goes to the arena in one copy at the
-end of the step. Offsets in the area are offsets in the arena. At the end of a step the arena is handed over by
+On the CPU tensors are copied straight into an arena. On an asynchronous device they are copied
+into a staging area there, one after the other, and the used part of the area goes to the arena in one copy at
+the end of the step. Offsets in the area are offsets in the arena. At the end of a step the arena is handed over by
 its number, and another one is taken. Its pages are allocated once.
 """
 
@@ -25,12 +25,12 @@ _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
 _memmove = ctypes.memmove
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-SIZE = 32 << 20  # bytes of a new arena; pages that are not touched take no memory
+SIZE = 32 << 20  # bytes of a new arena; untouched pages take no memory
 AREAS = 2  # one is filled while the other is on its way to the host
 
 
 class _Area:
-    """Bytes of the device's memory."""
+    """A block of device memory."""
 
     def __init__(self, memory: torch.Tensor) -> None:
         self.memory = memory
@@ -51,7 +51,7 @@ class Staging:
         self._turn = 0
 
     def take(self, size: int) -> _Area:
-        """An area of at least ``size`` bytes; the device fills it only once what it held has left it."""
+        """An area of at least ``size`` bytes; the device fills it after copying out its previous contents."""
         turn, self._turn = self._turn, (self._turn + 1) % AREAS
         if turn == len(self._areas):
             self._areas.append(_Area(self._device.area(size)))
@@ -66,7 +66,7 @@ class Arena:
     """One piece of shared memory.
 
     Args:
-        number: by which the writer knows it.
+        number: identifies it to the writer.
         device: where the tensors come from.
         staging: its areas; None where tensors are copied straight from the device.
     """
@@ -83,14 +83,14 @@ class Arena:
         self._map(SIZE)
 
     def begin(self) -> None:
-        """It is filled anew."""
+        """Starts filling it from the beginning."""
         self.used = 0
         self._mark = DONE
         if self._staging is not None:
             self._area = self._staging.take(self.size)
 
     def fits(self, size: int) -> bool:
-        """Whether ``size`` more bytes have room."""
+        """Whether there is room for ``size`` more bytes."""
         return self.used + size <= self.size
 
     def grow(self, size: int) -> None:
@@ -120,23 +120,23 @@ class Arena:
         return offset
 
     def holds(self, x: torch.Tensor, offset: int, size: int) -> bool:
-        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: it is not known).
+        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: unknown).
 
         Never waits for a device.
         """
         return self._area is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
 
     def changed(self, x: torch.Tensor, offset: int, size: int) -> bool:
-        """Whether ``x``, copied to ``offset`` since `begin`, has other bytes now. Waits for the device."""
+        """Whether ``x``, copied to ``offset`` since `begin`, has changed. Waits for the device."""
         now = x.detach().contiguous().flatten().view(torch.uint8)
         return not torch.equal(now, self._piece(offset, size).to(now.device))
 
     def differ(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
-        """Whether two pieces (offset and size), copied since `begin`, have other bytes. Waits for the device."""
+        """Whether two pieces (offset and size), copied since `begin`, differ. Waits for the device."""
         return not torch.equal(self._piece(*one), self._piece(*other))
 
     def flush(self) -> None:
-        """All that shall be copied is; it may be on its way still (`arrived`)."""
+        """Starts copying staged bytes to the arena; `arrived` tells when they are there."""
         area, self._area = self._area, None
         if area is not None and self.used:
             self._mark = area.mark = self._device.copy_out(area.memory[: self.used], self._tensor[: self.used])
@@ -150,13 +150,13 @@ class Arena:
         self._mark.wait()
 
     def close(self) -> None:
-        """The memory is given back; the writer may have its own hold of it."""
+        """Unmaps the memory; the writer may still have it mapped."""
         self.wait()
         self._device.unlock(self._address)
         os.close(self.fd)
 
     def _piece(self, offset: int, size: int) -> torch.Tensor:
-        """Bytes that were copied since `begin`, where they are now."""
+        """Bytes copied since `begin`: in the staging area, or in the arena."""
         memory = self._tensor if self._area is None else self._area.memory
         return memory[offset : offset + size]
 
@@ -180,5 +180,5 @@ def _target(views: dict[torch.dtype, torch.Tensor], x: torch.Tensor, offset: int
 
 
 def _plain(x: torch.Tensor) -> bool:
-    """Whether the memory of ``x`` holds its elements one after the other, as they are."""
+    """Whether the memory of ``x`` is its elements in order, neither conjugated nor negated."""
     return x.is_contiguous() and not x.is_neg() and (x.dtype not in _COMPLEX or not x.is_conj())

@@ -1,8 +1,7 @@
-"""Starts the writer process as nobody's child: ``python -m tracereplay.recorder.detached IN OUT``.
+"""Starts the writer as a daemon: ``python -m tracereplay.recorder.detached IN OUT``.
 
-Front ends end an engine by killing all processes below it, and what the engine handed over would not be written.
-The process that was started ends at once; its child, the writer, belongs to the machine's first process, or to
-whoever gathers orphans.
+Front ends stop an engine by killing its descendants, and the writer must outlive the engine to write what was
+handed over. The started process exits at once; its child, the writer, is adopted by init or a subreaper.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 if os.fork():
     os._exit(0)
 
-from tracereplay.recorder.writer_process import main  # only now: threads of what it imports would not be forked
+from tracereplay.recorder.writer_process import main  # after the fork, which copies no threads
 
 if __name__ == "__main__":
     main()

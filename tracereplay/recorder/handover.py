@@ -1,4 +1,4 @@
-"""Finished steps on their way to the writer: handed over in order, once their bytes have arrived."""
+"""Hands finished steps to the writer, in order, once their copies are complete."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ __all__ = ["Handover"]
 
 
 class Handover:
-    """The steps of one pass that are finished and not the writer's yet, oldest first.
+    """The finished steps of one pass that are not handed over yet, oldest first.
 
-    Whoever touches them, or the writer, holds the lock: the engine's thread, and the one that hands over while the
-    engine idles.
+    A lock guards them and the writer, which both the engine's thread and the idle thread use.
 
     Args:
-        writer: who gets them.
-        in_flight: steps whose bytes may still be on their way when the next one begins.
-        idle: whether bytes arrive late at all, so that somebody must look after them while the engine idles.
-        failed: is told of errors.
+        writer: receives them.
+        in_flight: steps whose copies may still be running when the next one begins.
+        idle: whether copies are asynchronous, so that a thread must finish them while the engine idles.
+        failed: called with errors.
     """
 
     def __init__(
@@ -49,11 +48,11 @@ class Handover:
         with self._lock:
             self._hand_over(self._in_flight)
             if wait and self._writer.starved():
-                self._hand_over(0)  # the writer cannot give back what it was not given
+                self._hand_over(0)  # the writer can only free arenas that it has
             return self._writer.take(wait=wait)
 
     def add(self, step: PendingStep) -> None:
-        """The step is finished."""
+        """Adds a finished step."""
         with self._lock:
             step.close()
             self._waiting.append(step)
@@ -62,17 +61,17 @@ class Handover:
                 self._idle.wake()
 
     def drain(self) -> None:
-        """Hands over all of them; waits for their bytes."""
+        """Hands over all steps; waits for their copies."""
         self._hand_over(0)
 
     def give_up(self, step: PendingStep) -> None:
-        """The step that is under way will not be whole."""
+        """Abandons the step in progress."""
         with self._lock:
-            self._hand_over(0)  # the writer would take what is given up for theirs
+            self._hand_over(0)  # otherwise `discard` would discard theirs
             step.give_up(self._writer)
 
     def close(self) -> None:
-        """Hands over what is left, and forgets it if that fails."""
+        """Hands over the remaining steps, and drops them if that fails."""
         if self._idle is not None:
             self._idle.stop()
         try:
@@ -81,15 +80,15 @@ class Handover:
             self._waiting.clear()
 
     def _hand_over(self, leave: int) -> None:
-        """Hands over the steps whose bytes have arrived, and waits for those beyond ``leave``."""
+        """Hands over the steps whose copies are complete, and waits until at most ``leave`` remain."""
         with self._lock:
             while self._waiting and (len(self._waiting) > leave or self._waiting[0].arrived()):
                 self._waiting.popleft().hand_over(self._writer)
 
     def _hand_over_arrived(self) -> bool:
-        """What the idle thread does; whether steps are left."""
-        # A step that is larger than all arenas is handed over in pieces; nothing may come between them, and
-        # nothing does: all steps before it were handed over first.
+        """The idle thread's work; returns whether steps remain."""
+        # A step larger than all arenas is handed over in pieces, which must not be interleaved with other steps.
+        # They are not: all previous steps were handed over before its first piece.
         try:
             with self._lock:
                 self._hand_over(len(self._waiting))

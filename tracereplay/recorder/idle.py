@@ -1,7 +1,7 @@
 """Hands finished steps over while the engine idles.
 
-A step whose bytes are still on their way from the device is handed over when the next one ends. After the last one
-of a while there is none, and an engine that is killed then would lose what it had finished.
+A step whose copies are still running is handed over when the next one ends. When the engine idles there is no next
+one, and an engine killed then would lose finished steps.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 __all__ = ["IdleThread"]
 
-PAUSE = 0.05  # seconds: the engine's own thread is quicker as long as it has work
+PAUSE = 0.05  # seconds; while the engine has work, its own thread hands over sooner
 
 
 class IdleThread:
-    """A thread that sleeps unless it was woken.
+    """A thread that sleeps until woken.
 
     Args:
         work: called from time to time after `wake`, until it returns False. Must not raise.
@@ -29,7 +29,7 @@ class IdleThread:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something to hand over."""
+        """Starts calling ``work``."""
         self._woken.set()
 
     def stop(self) -> None:

@@ -1,8 +1,8 @@
-"""Kernels as they are recorded: arguments before, outputs, what was written in place, in the order of the calls.
+"""Records kernels in the order of their calls: arguments before, outputs, and what they wrote in place.
 
-Tensors go where the operators' tensors go, into the step's arenas. The model's own are recorded by name:
-parameters are in the checkpoint, and buffers (tables of cosines) are written once, with the first step. The
-engine's key/value cache is left out: it is as large as the machine allows.
+Tensors are copied to the step's arenas, like those of operators. The model's own are recorded by name: parameters
+are in the checkpoint, and buffers (tables of cosines) are written once, with the first step. The engine's
+key/value cache is left out: it is as large as the machine allows.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__ = ["KernelRecorder"]
 
 LARGEST = 1 << 30  # bytes of a tensor; larger ones are left out
 _OPAQUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-_TRUSTED = frozenset({"aten", "prim", "prims"})  # namespaces whose schemas are known to tell the truth
+_TRUSTED = frozenset({"aten", "prim", "prims"})  # namespaces whose schemas declare all writes
 SEEDED = torch.Tag.nondeterministic_seeded
 
 
 class _Running(NamedTuple):
-    """A kernel that has begun.
+    """A kernel in progress.
 
     Args:
-        record: of it, to be completed (`trace.kernels`).
-        tensors: its tensor arguments in order, each with its number among the step's tensors (-1: not recorded).
+        record: its record (`trace.kernels`), to be completed.
+        tensors: its tensor arguments in order, each with its number in the step (-1: not recorded).
         declared: which of them the schema declares as written.
-        watched: whether the others are compared afterwards.
+        watched: whether the others are checked for writes afterwards.
     """
 
     record: list[Any]
@@ -47,9 +47,9 @@ class KernelRecorder:
 
     Args:
         model: whose parameters and buffers are known by name.
-        check_writes: whether arguments of custom operators are compared after each call, so that a write is seen
-            that the schema does not declare.
-        failed: is told of errors.
+        check_writes: whether to compare arguments of custom operators after each call, to find writes that the
+            schema does not declare.
+        failed: called with errors.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class KernelRecorder:
     # -- steps and operators ----------------------------------------------------------------------------
 
     def begin_step(self, step: PendingStep) -> None:
-        """Kernels belong to ``step`` from now on."""
+        """Records the following kernels in ``step``."""
         if not self._constants:
             self._meet_model()
         self._step = step
         self._names, self._calls, self._open = {}, [], []
 
     def _meet_model(self) -> None:
-        """Only when it runs: a recording may begin before the engine has bound its key/value cache."""
+        """Reads the model's tensors. Not before it runs: the engine may bind its key/value cache later."""
         self._constants = _constants(self._model)
         self._by_memory = {c.untyped_storage()._cdata: name for name, c in self._constants.items()}
         self._caches = {c.untyped_storage()._cdata for c in _caches(self._model)}
@@ -92,13 +92,13 @@ class KernelRecorder:
             self._told_constants = True
         return record
 
-    def inside(self, slot: int, number: int) -> AbstractContextManager[None]:
-        """Watches while the call ``number`` of the operator at ``slot`` runs."""
+    def watch(self, slot: int, number: int) -> AbstractContextManager[None]:
+        """Records the kernels that call ``number`` of the operator at ``slot`` dispatches."""
         self._site = (slot, number)
         return watching(self)
 
     def compiled_region(self, slots: Iterable[int]) -> None:
-        """A compiled graph ran these operators in this step; its kernels are not dispatched, so it is one call."""
+        """Records a compiled graph that ran these operators as one call, since its kernels are not dispatched."""
         first, *others = sorted(slots)
         place = self._names.setdefault((COMPILED, ""), len(self._names))
         counted = {"operators": 1 + len(others)}
@@ -149,7 +149,7 @@ class KernelRecorder:
             self._failed(failure)
 
     def _declared(self, op: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> frozenset[int]:
-        """Numbers, among the call's tensors, of those that may be written."""
+        """Indices of the call's tensors that the schema declares as written."""
         if op is None:
             return frozenset()
         positions, names = declared_writes(op)
@@ -165,7 +165,7 @@ class KernelRecorder:
         return frozenset(found)
 
     def _written(self, step: PendingStep, kernel: _Running) -> tuple[list[list[int]], list[int]]:
-        """What it left in the tensors that it wrote, and which of them nobody was told of."""
+        """The new values of the tensors that it wrote, and which of these writes the schema does not declare."""
         written, undeclared = [], []
         known = {x.untyped_storage()._cdata for i, (x, _) in enumerate(kernel.tensors) if i in kernel.declared}
         for i, (x, number) in enumerate(kernel.tensors):
@@ -174,7 +174,7 @@ class KernelRecorder:
             if i in kernel.declared:
                 written.append([i, step.copy(x)])
             elif kernel.watched and x.untyped_storage()._cdata not in known:
-                after = step.copy(x, arrived=True)  # the same number where not a byte has changed
+                after = step.copy(x, arrived=True)  # the same number if it is unchanged
                 if step.differ(number, after):
                     written.append([i, after])
                     undeclared.append(i)
@@ -240,7 +240,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _constants(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name; of those that share memory the first, and none that was emptied."""
+    """Parameters and buffers by name: the first of those that share memory, without empty ones."""
     found: dict[str, torch.Tensor] = {}
     seen = set()
     for name, x in (*model.named_parameters(), *model.named_buffers()):
@@ -259,7 +259,7 @@ def _caches(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _digest(x: torch.Tensor) -> str | None:
-    """xxh3-128 of a tensor's elements; None on other devices than the CPU, where it would cost a copy."""
+    """xxh3-128 of a tensor's elements; None unless it is on the CPU, since it would cost a copy."""
     if x.device.type != "cpu":
         return None
     data = x.detach().contiguous().flatten().view(torch.uint8).numpy()

@@ -43,12 +43,12 @@ class Options:
         max_bytes: of this process's segment, or, where a pass is asked for, of all ranks' together; None: any
             number.
         codec: how chunks are stored.
-        sites: globs; of the others nothing is kept.
+        sites: globs of the sites to keep.
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
         level: ``operator``, or ``kernel`` to include the kernels that operators dispatch.
-        check_writes: whether custom kernels are watched for writes that their schemas do not declare.
+        check_writes: whether to check custom kernels for writes that their schemas do not declare.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
-            before its tokens can leave the engine, so that no client has what the trace lacks.
+            before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
     """
 
     when_behind: str = "block"
@@ -78,12 +78,12 @@ class Options:
         return cls(**given)
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
-        """For each side, the slots of which it is not kept."""
+        """For each side, the slots for which it is not kept."""
         others = {s.slot for s in sites if not any(fnmatchcase(s.name, glob) for glob in self.sites)}
         return {side: others if side in self.sides else {s.slot for s in sites} for side in ("in", "out")}
 
     def told(self) -> list[str]:
-        """What a reader must know of what is not there."""
+        """Notes for the reader of the trace on what is left out."""
         if (self.sites, self.sides) == (Options.sites, Options.sides):
             return []
         return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]

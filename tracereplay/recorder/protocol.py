@@ -1,12 +1,12 @@
-"""What the engine's process and the writer process say to each other: msgpack lists, each behind its length.
+"""Messages between the engine's process and the writer process: msgpack lists, each preceded by its length.
 
 engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]]
                    ["sites", [...]]                     see `trace.records`
-                   ["tensors", arena, size, [...], [...]]   what lies in the arena, of this step: `Descriptor`s of
-                                                        values, and offset and size of what is no value
-                   ["release"]                          give back the arenas of the step that is under way
-                   ["step", ...]                        the step is whole: see `StepMessage`
-                   ["discard"]                          the engine gave the step up
+                   ["tensors", arena, size, [...], [...]]   tensors of this step in the arena: `Descriptor`s of
+                                                        values, and offset and size of asides
+                   ["release"]                          free the arenas of the step in progress
+                   ["step", ...]                        the step is complete: see `StepMessage`
+                   ["discard"]                          the engine abandoned the step
                    ["close", summary, whole]            end the segment; not whole: without an end mark
 writer ─▶ engine   ["here", pid]   ["free", arena]   ["wrote", steps, bytes]   ["spent"]
                      ["failed", text]   ["closed"]
@@ -26,7 +26,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Descriptor(NamedTuple):
-    """A tensor in an arena: `trace.TensorBytes`, its bytes by their place."""
+    """A tensor in an arena: `trace.TensorBytes`, with the place of its bytes instead of the bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -38,12 +38,12 @@ class Descriptor(NamedTuple):
 
 
 class SampledBytes(NamedTuple):
-    """Tokens that were sampled; the numbers are places among the step's bytes that are no values.
+    """Sampled tokens. Numbers index the step's asides: bytes that are not values of the trace.
 
     Args:
         keys: (request, sequence, position) of each.
-        tokens, choices: of int64 tensors.
-        logprobs: of a float32 tensor; -1 without.
+        tokens, choices: int64 tensors.
+        logprobs: a float32 tensor; -1 without.
     """
 
     keys: list[tuple[int, int, int]]
@@ -53,14 +53,14 @@ class SampledBytes(NamedTuple):
 
 
 class StepMessage(NamedTuple):
-    """A step whose tensors were sent; they are spoken of by their place in the order in which they came.
+    """A complete step. Its tensors were sent before; numbers index them in that order.
 
     Args:
         number: of the step.
         maps: row maps as bytes; the first is the step's own.
         calls: slot, number, places of the rows in and out in ``maps``, tensors of inputs, outputs and inputs
             after, and what was fed (`event.Call`).
-        sampled, notes, requests, weights: see `event.Step`; requests as `trace.records` writes them.
+        sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
     """
@@ -71,7 +71,7 @@ class StepMessage(NamedTuple):
     sampled: list[SampledBytes]
     notes: list[str]
     requests: list[Any]
-    weights: int
+    weight_updates: int
     kernels: dict[str, Any] | None = None
     census: dict[str, Any] | None = None
 
@@ -80,7 +80,7 @@ def send(fd: int, message: list[Any]) -> None:
     """Writes a message; waits while the pipe is full.
 
     Raises:
-        OSError: the other side is gone.
+        OSError: the other process has exited.
     """
     data = pack(message)
     left = memoryview(_LENGTH.pack(len(data)) + data)
@@ -89,10 +89,10 @@ def send(fd: int, message: list[Any]) -> None:
 
 
 class Inbox:
-    """Messages out of a pipe.
+    """Reads messages from a pipe.
 
     Args:
-        fd: its reading end.
+        fd: its read end.
     """
 
     def __init__(self, fd: int) -> None:
@@ -100,7 +100,7 @@ class Inbox:
         self._data = bytearray()
 
     def next(self) -> list[Any] | None:
-        """The next message; waits for it. None once the other side is gone, whatever it had begun to say."""
+        """Waits for the next message; None if the other process has exited, even within a message."""
         while (message := self._whole()) is None:
             more = os.read(self.fd, 1 << 20)
             if not more:

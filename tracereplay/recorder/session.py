@@ -2,8 +2,8 @@
 
     begin_pass ─▶ [ begin_step ─▶ feed/observe ... ─▶ end_step ]* ─▶ end_pass
 
-Outside a pass, and in a pass outside a step (profile runs, warm-up), taps cost a comparison and do nothing.
-Nothing here raises into the engine: what fails is counted, noted in the trace, and the generation goes on.
+Outside a step (profile runs, warm-up), taps only cost a comparison. Nothing here raises into the engine: errors
+are counted and noted in the trace, and the generation goes on.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["Replacement", "Session"]
 
 
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
-CHECKED_CALLS = 2  # of each site, for arguments written in place: a comparison costs as much as a copy
+CHECKED_CALLS = 2  # per site, for arguments written in place: a comparison costs as much as a copy
 
 
 class Replacement(Protocol):
-    """Gives recorded values in place of those that arrive."""
+    """Replaces values by recorded ones."""
 
     feeds: bool  # whether it shall give every call what the recorded one was given
 
@@ -53,7 +53,7 @@ class Replacement(Protocol):
 
 
 def _hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
-    """Indices of the inputs that no output shows."""
+    """Indices of the inputs that are not also outputs."""
     returned = {x.untyped_storage().data_ptr() for x in outputs if _has_memory(x)}
     return [i for i, x in enumerate(taken) if _has_memory(x) and x.untyped_storage().data_ptr() not in returned]
 
@@ -80,8 +80,8 @@ class Session:
         self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
         self._step: PendingStep | None = None
-        self._handover: Handover | None = None  # there as long as the writer is
-        self._steps = self._dropped = self._weights = 0
+        self._handover: Handover | None = None  # None exactly when the writer is
+        self._steps = self._dropped = self._weight_updates = 0
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
         self._left_out: dict[str, set[int]] = {"in": set(), "out": set()}
@@ -89,7 +89,7 @@ class Session:
         self._silent: set[int] = set()
         self._checked: dict[int, int] = {}
         self._unsettled: dict[int, set[int]] = {}
-        self._writes: dict[int, set[int]] = {}  # of each slot that was checked, the inputs that it changes
+        self._writes: dict[int, set[int]] = {}  # per slot that was checked, the inputs that it changes
         self._wanted: frozenset[int] = frozenset()
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
@@ -107,17 +107,17 @@ class Session:
         Args:
             path: of the segment.
             meta: plain data about this process.
-            replacement: feeds recorded values (None: only watch).
+            replacement: feeds recorded values; None records only.
             options: see there.
             model: of which a census is taken, and whose parameters and buffers kernels take by name.
 
         Raises:
-            OSError, WriterGone: the segment or its writer cannot be made.
+            OSError, WriterGone: the segment or its writer cannot be created.
         """
         self._options = options or Options()
         self._errors.clear()
         self._silent.clear()
-        self._steps = self._dropped = self._weights = 0
+        self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
         self._writer = WriterClient(
             path, meta, self.device, codec_id=self._options.codec, max_bytes=self._options.max_bytes
@@ -133,11 +133,11 @@ class Session:
             self._census = Census(model, (p.name for site in self.sites for p in site.parameters))
         if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
-            self.scope = self._inside
+            self.scope = self._watch_kernels
         self._writer.sites(self.sites)
 
     def end_pass(self) -> dict[str, Any]:
-        """Waits for the writer and closes the segment; returns what went wrong, if anything."""
+        """Waits for the writer and closes the segment; returns a summary with errors, if any."""
         writer, handover, self._replacement = self._writer, self._handover, None
         self._kernels = self._census = self.scope = None
         if writer is not None and handover is not None:
@@ -145,7 +145,7 @@ class Session:
             with self._guarded():
                 handover.close()
             self._writer = self._handover = None
-            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weights}
+            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
             with self._guarded():
                 writer.close(summary, whole=not self._errors)
             self._errors.update(writer.errors)
@@ -159,17 +159,17 @@ class Session:
 
     @property
     def recording(self) -> bool:
-        """Whether a pass is under way."""
+        """Whether a pass is being recorded."""
         return self._writer is not None
 
     def weights_updated(self) -> None:
-        """The engine's weights are no longer those that it loaded."""
-        self._weights += 1
+        """Counts an update of the engine's weights."""
+        self._weight_updates += 1
 
     # -- a step -----------------------------------------------------------------------------------------
 
     def begin_step(self, rows: RowMap) -> None:
-        """The model is about to run over ``rows``."""
+        """Begins a step, in which the model's forward has ``rows``."""
         writer, handover = self._writer, self._handover
         if writer is None or handover is None or self._ended is not None:
             return
@@ -187,7 +187,7 @@ class Session:
                 self._dropped += 1
             else:
                 number = self._steps + self._dropped
-                self._step = PendingStep(number, rows, arena, writer, self._weights, handover.drain)
+                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover.drain)
                 self._step.feeds = self._replacement is not None and self._replacement.feeds
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
@@ -219,19 +219,19 @@ class Session:
         return [*self._options.told(), *(f"{text}, so recording slowed the engine." for text in trouble)]
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
-        """The calls of ``slot`` have other rows than the model's forward, until said otherwise."""
+        """Sets the rows of ``slot``'s next calls, where they differ from those of the model's forward."""
         self._rows[slot] = (rows_in, rows_out)
 
     def sampled(
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
     ) -> None:
-        """Tokens (int64), own choices (int64) and logprobs (float32) of ``keys``, one each."""
+        """Records the tokens (int64), the sampler's choices (int64) and logprobs (float32) at ``keys``."""
         if self._step is not None:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> bool:
-        """Requests that begin in this step, where no workload names them; returns whether the step is recorded."""
+        """Records requests that begin in this step, if no workload has them; returns whether it is recorded."""
         if self._step is None:
             return False
         self._step.requests.extend(requests)
@@ -261,7 +261,7 @@ class Session:
             step.kernels = kernels.end_step()
 
     def _give_up_step(self) -> None:
-        """The engine began another step before it ended the last one; its arenas would be missing for ever."""
+        """Abandons a step that the engine did not end, so that its arenas are not lost."""
         step, self._step = self._step, None
         self.watched = frozenset()
         if self._census is not None:
@@ -271,7 +271,7 @@ class Session:
                 self._handover.give_up(step)
 
     def _note_silence(self, step: PendingStep) -> None:
-        """Notes sites that did not run, once each: an operator that is not seen may not be passed over."""
+        """Notes sites that did not run, once each, so that a missing operator does not go unnoticed."""
         fired = step.slots() | (self._left_out["in"] & self._left_out["out"])
         for site in self.sites:
             if site.slot not in fired and site.slot not in self._silent:
@@ -281,7 +281,7 @@ class Session:
     # -- taps -------------------------------------------------------------------------------------------
 
     def arrived(self, slot: int, inputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
-        """Keeps a call's inputs and gives golden ones, in eager mode."""
+        """Records a call's inputs and returns the golden ones, in eager mode."""
         step = self._step
         if step is None:
             return None, inputs
@@ -307,7 +307,7 @@ class Session:
         ]
 
     def returned(self, call: Any, taken: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-        """Keeps a call's outputs and the inputs that it changed, and lays golden outputs over, in eager mode."""
+        """Records a call's outputs and changed inputs, and writes golden outputs over them, in eager mode."""
         step = self._step
         if step is None or call is None:
             return
@@ -330,7 +330,7 @@ class Session:
                 self._lay_over(slot, index, call.rows[1], x)
 
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None:
-        """Keeps one input and gives the golden one."""
+        """Records one input and returns the golden one."""
         step = self._step
         if step is None:
             return None
@@ -348,7 +348,7 @@ class Session:
         return given.reshape(shape)
 
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None:
-        """Keeps one output and lays the golden one over it."""
+        """Records one output and writes the golden one over it."""
         step = self._step
         if step is None:
             return
@@ -379,9 +379,9 @@ class Session:
     def _keep_written(
         self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
-        """Keeps inputs that the operator changed in place and did not return.
+        """Records inputs that the operator changed in place and did not return.
 
-        Whether it does so is found on its first calls, by comparison; afterwards only those that do are kept.
+        Its first calls are checked for changes by comparison; afterwards only inputs found to change are recorded.
         """
         with self._guarded():
             checked = self._checked.get(call.slot, 0)
@@ -398,17 +398,17 @@ class Session:
 
     # -- kernels ----------------------------------------------------------------------------------------
 
-    def inside(self, slot: int) -> AbstractContextManager[Any]:
-        """What an operator runs inside of that no tap surrounds (the sampler); its inputs have been fed."""
+    def watch_kernels(self, slot: int) -> AbstractContextManager[Any]:
+        """Records the kernels of an operator that has no taps (the sampler); its inputs have been fed."""
         if self._step is None or self._kernels is None:
             return contextlib.nullcontext()
         call = self._step.latest.get(slot)
-        return self._kernels.inside(slot, 0 if call is None else call.number)
+        return self._kernels.watch(slot, 0 if call is None else call.number)
 
-    def _inside(self, call: OpenCall | None) -> AbstractContextManager[None]:
+    def _watch_kernels(self, call: OpenCall | None) -> AbstractContextManager[None]:
         if call is None or self._kernels is None:
             return contextlib.nullcontext()
-        return self._kernels.inside(call.slot, call.number)
+        return self._kernels.watch(call.slot, call.number)
 
     # -- failures ---------------------------------------------------------------------------------------
 

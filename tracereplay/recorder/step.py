@@ -1,4 +1,4 @@
-"""What a step has seen so far: its tensors in arenas, its calls by the numbers of these tensors."""
+"""The step being recorded: its tensors, copied to arenas, and its calls, which refer to them by number."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _DTYPES = {getattr(torch, name): name for name in (
 
 
 def dtype_name(x: torch.Tensor) -> str | None:
-    """Its dtype as traces call it; None if such a tensor cannot be recorded."""
+    """The dtype's name in traces, or None if such a tensor cannot be recorded."""
     return _DTYPES.get(x.dtype) if x.layout is torch.strided else None
 
 
 class OpenCall(NamedTuple):
-    """A call that is under way; tensors by index, as numbers of the step's tensors."""
+    """A call in progress. Maps the index of an input or output to the number of its tensor in the step."""
 
     slot: int
     number: int
@@ -40,19 +40,19 @@ class OpenCall(NamedTuple):
 
 
 class PendingStep:
-    """One step.
+    """A step being recorded.
 
     Args:
         number: of the step.
         rows: of the model's forward.
-        arena: an empty one; more are taken as they are needed.
-        writer: where they come from.
-        weights: how often the weights had been updated.
-        drain: hands over all steps before this one. The writer knows one step at a time.
+        arena: an empty one; more are taken as needed.
+        writer: provides them.
+        weight_updates: how often the weights had been updated before, within the pass.
+        drain: hands over all previous steps, since the writer handles one step at a time.
     """
 
     def __init__(
-        self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weights: int,
+        self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weight_updates: int,
         drain: Callable[[], None],
     ) -> None:  # fmt: skip
         self.number = number
@@ -64,28 +64,28 @@ class PendingStep:
         self.feeds = False  # whether recorded values are fed in it
         self.census: dict[str, Any] | None = None  # of `hooks.census`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
-        self._weights = weights
+        self._weight_updates = weight_updates
         self._writer = writer
         self._drain = drain
         self._arena = arena
         self._full: list[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = []
-        self._tensors: list[tuple[Any, ...]] = []  # `Descriptor`s
+        self._tensors: list[tuple[Any, ...]] = []  # fields of `Descriptor`
         self._asides: list[tuple[int, int]] = []
-        self._before = [0, 0]  # tensors and asides in arenas before the current one
+        self._before = [0, 0]  # number of tensors and asides in the arenas filled before the current one
         self._calls: dict[tuple[int, int], OpenCall] = {}
         self._sampled: list[SampledBytes] = []
         self._fired: dict[tuple[int, str, int], int] = {}
-        self._begun: dict[int, int] = {}  # calls by `begin_call`, of each slot
+        self._begun: dict[int, int] = {}  # per slot, the calls begun by `begin_call`
         self._storages: dict[int, int] = {}
         self._weak: list[int] = []
-        self._at: dict[int, int] = {}  # address -> the last tensor in the current arena that lay there
+        self._at: dict[int, int] = {}  # address -> the last tensor copied from it to the current arena
 
     # -- gathering --------------------------------------------------------------------------------------
 
     def begin_call(self, slot: int, rows: tuple[RowMap, RowMap]) -> OpenCall:
-        """An operator is called; its tensors are those that `copy` is given."""
+        """Starts a call of an operator; the caller adds its tensors by `copy`."""
         number = self._begun.get(slot, 0)
-        if self._fired:  # `add` may have been there
+        if self._fired:  # `add` may have created calls of this slot
             while (slot, number) in self._calls:
                 number += 1
         self._begun[slot] = number + 1
@@ -94,7 +94,7 @@ class PendingStep:
         return call
 
     def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
-        """A tap has fired. Its n-th firing belongs to its site's n-th call."""
+        """Records an input or output of a call outside `begin_call`; the n-th belongs to its site's n-th call."""
         place = self.copy(x, arrived=side == "in")
         key = (slot, side, index)
         number = self._fired.get(key, self._begun.get(slot, 0))
@@ -105,7 +105,7 @@ class PendingStep:
                 slot, number, list(rows), {}, {}, {}, [] if self.feeds else None
             )
         if side == "out":
-            call.rows[1] = rows[1]  # a sampler knows only afterwards which of its rows gave a token
+            call.rows[1] = rows[1]  # a sampler knows only afterwards which rows yielded a token
             call.outputs[index] = place
         else:
             call.inputs[index] = place
@@ -121,9 +121,9 @@ class PendingStep:
         )
 
     def changed(self, call: OpenCall, index: int, x: torch.Tensor) -> bool:
-        """Whether an input of a call that is under way has other bytes than when it was recorded.
+        """Whether an input of a call in progress has changed since it was recorded.
 
-        False for inputs of a very large call that lie in an arena before the current one. Waits for the device.
+        False for inputs of a very large call that are in a previous arena. Waits for the device.
         """
         place = call.inputs[index] - self._before[0]
         if place < 0:
@@ -132,7 +132,7 @@ class PendingStep:
         return self._arena.changed(x, d.offset, d.size)
 
     def differ(self, one: int, other: int) -> bool:
-        """Whether two recorded tensors are known to have other bytes: not if one lies in an arena before.
+        """Whether two recorded tensors differ; False if one of them is in a previous arena.
 
         Waits for the device.
         """
@@ -143,20 +143,20 @@ class PendingStep:
         return self._arena.differ((first.offset, first.size), (second.offset, second.size))
 
     def compiled(self) -> set[int]:
-        """Slots of the calls that a compiled graph made."""
+        """Slots of the operators that a compiled graph called."""
         return {slot for slot, _, _ in self._fired}
 
     def slots(self) -> set[int]:
-        """Those that fired."""
+        """Slots of the operators that were called."""
         return {slot for slot, _ in self._calls}
 
     def copy(self, x: torch.Tensor, *, arrived: bool = False) -> int:
-        """Copies ``x`` and returns its number. Runs for every tensor: half of what recording costs the engine.
+        """Copies ``x`` and returns its number. A hot path: half the cost of recording.
 
         Args:
             x: a tensor.
-            arrived: an input, which is likely to be what an operator before gave: where that was recorded and is
-                the same still, byte for byte, its number is returned.
+            arrived: whether it is an input. Most are outputs of a previous operator: if that was recorded and is
+                unchanged, its number is returned.
         """
         dtype = _DTYPES.get(x.dtype)
         if dtype is None or x.layout is not torch.strided:
@@ -177,7 +177,7 @@ class PendingStep:
         offset = arena.copy(x, size)
         tensors = self._tensors
         place = self._at[address] = len(tensors)
-        # A plain tuple: making a named one takes as long as copying a small tensor.
+        # Not a `Descriptor`: creating a named tuple takes as long as copying a small tensor.
         tensors.append((dtype, shape, strides, offset, size, storage, x.storage_offset()))
         return self._before[0] + place
 
@@ -189,10 +189,10 @@ class PendingStep:
         return self._before[1] + len(self._asides) - 1
 
     def _new_storage(self, storage: torch.UntypedStorage) -> int:
-        """A number for memory that was not met in this step.
+        """A number for a storage that is new in this step.
 
-        The weak reference keeps the address of the storage's record, not its memory, from being used again: until
-        the step ends, the same address is the same storage.
+        The weak reference keeps the address of the StorageImpl, not its memory, from being reused: until the step
+        ends, equal addresses mean the same storage.
         """
         found = self._storages[storage._cdata] = len(self._storages)
         self._weak.append(storage._weak_ref())
@@ -219,9 +219,8 @@ class PendingStep:
 
     def _another(self) -> Arena:
         if self._writer.starved():
-            # All arenas are full of steps that are not written yet; waiting for one is all that can be done. Those
-            # of steps before this one come first; if they are this step's own, the writer must let go of them
-            # before the step is whole.
+            # All arenas hold steps that are not written yet. Hand over previous steps first; arenas of this step
+            # must be released before it is complete, or the writer would never free one.
             self._drain()
             for piece in self._full:
                 self._writer.hand(*piece)
@@ -232,22 +231,22 @@ class PendingStep:
         return arena
 
     def close(self) -> None:
-        """Nothing more is recorded in it."""
+        """Ends recording of the step."""
         self._forget_storages()
         self._arena.flush()
 
     def arrived(self) -> bool:
-        """Whether all its bytes are there, so that `hand_over` need not wait for the device."""
+        """Whether all copies are complete, so that `hand_over` need not wait for the device."""
         return self._arena.arrived() and all(arena.arrived() for arena, _, _ in self._full)
 
     def hand_over(self, writer: WriterClient) -> None:
-        """Gives all of it to the writer, once it is closed."""
+        """Hands the closed step to the writer."""
         for piece in (*self._full, (self._arena, self._tensors, self._asides)):
             writer.hand(*piece)
         writer.step(self._message())
 
     def give_up(self, writer: WriterClient) -> None:
-        """The step will not be whole."""
+        """Abandons the step and returns its arenas."""
         self._forget_storages()
         writer.give_back([arena for arena, _, _ in self._full] + [self._arena])
         writer.discard()
@@ -268,5 +267,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weights, self.kernels, self.census,
+            self._weight_updates, self.kernels, self.census,
         )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The engine's end of the writer process: arenas to fill, finished steps to hand over, and what became of them.
+"""The engine's side of the writer process: provides empty arenas and hands over finished steps.
 
-The engine waits for the writer only where it must: when all arenas are in the writer's hands, and at the end.
+The engine waits for the writer only when the writer has all arenas, and at the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PIPE_SIZE = 1 << 20
 
 
 class WriterGone(Exception):
-    """The writer process has ended before its time."""
+    """The writer process exited unexpectedly."""
 
 
 class WriterClient:
@@ -62,8 +62,8 @@ class WriterClient:
         fds = [arena.fd for arena in self.arenas]
         _widen(self._to)
         try:
-            # A session of its own, and not below the engine: what is meant to end the engine, at a terminal or by
-            # its parent, must not end the writer before it has written what it was given.
+            # In its own session, and not a descendant of the engine: signals to the engine from a terminal or its
+            # parent must not stop the writer before it has written what was handed over.
             subprocess.run(
                 [sys.executable, "-m", "tracereplay.recorder.detached", str(theirs_in), str(theirs_out)],
                 pass_fds=[theirs_in, theirs_out, *fds], stdin=subprocess.DEVNULL, start_new_session=True,
@@ -73,7 +73,7 @@ class WriterClient:
             os.close(theirs_out)
         self._send("open", str(path), dict(meta), codec_id, max_bytes, fds)
         while not self.pid or not (self.size or self.errors):
-            self._wait()  # it is there, or says why not
+            self._wait()  # for "here", or for the reason why it failed
 
     def sites(self, sites: Iterable[Site]) -> None:
         """See `SegmentWriter.sites`."""
@@ -83,7 +83,7 @@ class WriterClient:
         """An empty arena; None if there is none and ``wait`` is not set.
 
         Raises:
-            WriterGone: there will be none.
+            WriterGone: the writer has exited.
         """
         self.poll()
         while not self._free:
@@ -95,7 +95,7 @@ class WriterClient:
         return arena
 
     def starved(self) -> bool:
-        """Whether every arena is with the writer or with a step that was not handed over."""
+        """Whether every arena is in use, by the writer or by a step that was not handed over."""
         self.poll()
         return not self._free
 
@@ -103,32 +103,31 @@ class WriterClient:
         """Takes back arenas of a step that was not handed over."""
         for arena in arenas:
             arena.flush()
-            arena.wait()  # what is still on its way must not arrive in the next step
+            arena.wait()  # a copy still running must not overwrite the next step
             self._free.append(arena)
 
     def hand(self, arena: Arena, tensors: list[tuple[Any, ...]], asides: list[tuple[int, int]]) -> None:
-        """Hands an arena over with `Descriptor`s; it comes back when its step is written, or after `release`.
+        """Hands an arena over with `Descriptor`s; it is freed when its step is written, or by `release`.
 
-        Waits for its bytes to arrive.
+        Waits for its copies to complete.
         """
         arena.wait()
         self._send("tensors", arena.number, arena.size, tensors, asides)
 
     def release(self) -> None:
-        """Asks for the arenas of the step that is under way; views of what they hold are then stored as they
-        are."""
+        """Frees the arenas of the step in progress. Later views of tensors in them are stored as copies."""
         self._send("release")
 
     def step(self, message: StepMessage) -> None:
-        """The step whose arenas were handed over is whole."""
+        """Completes the step whose arenas were handed over."""
         self._send("step", *message)
 
     def discard(self) -> None:
-        """The step whose arenas were handed over was given up."""
+        """Abandons the step whose arenas were handed over."""
         self._send("discard")
 
     def poll(self) -> None:
-        """Takes note of what the writer has said so far."""
+        """Handles the writer's messages received so far."""
         while select.select([self._inbox.fd], [], [], 0)[0]:
             self._wait()
 
@@ -137,7 +136,7 @@ class WriterClient:
 
         Args:
             summary: for the end mark.
-            whole: whether there shall be one.
+            whole: whether to write one.
         """
         with contextlib.suppress(WriterGone):
             self._send("close", dict(summary), whole)
@@ -145,7 +144,7 @@ class WriterClient:
                 self._wait()
         os.close(self._to)
         while self._inbox.next() is not None:
-            pass  # its end of the pipe is closed when it has ended
+            pass  # it closes its end of the pipe by exiting
         os.close(self._inbox.fd)
         for arena in self.arenas:
             arena.close()
@@ -157,7 +156,7 @@ class WriterClient:
             raise WriterGone(self._gone()) from error
 
     def _wait(self) -> None:
-        """Takes note of the writer's next word."""
+        """Waits for the writer's next message and handles it."""
         message = self._inbox.next()
         if message is None:
             raise WriterGone(self._gone())
@@ -182,7 +181,7 @@ class WriterClient:
 
 
 def _widen(fd: int) -> None:
-    """A step's message has some ten kilobytes; a pipe holds 64 by default."""
+    """Enlarges a pipe: a step's message has tens of kilobytes, and a pipe holds 64 by default."""
     import fcntl
 
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""The writer process: reads steps from shared memory, and compresses and writes them in parallel to the engine.
+"""The writer process: compresses and writes steps from shared memory while the engine runs.
 
     python -m tracereplay.recorder.writer_process IN OUT      file descriptors of the two pipes
 
-It lives until its segment is closed or the engine is gone; then it finishes what was handed over. It imports no
+It exits when its segment is closed. If the engine exits first, it writes what was handed over. It does not import
 torch.
 """
 
@@ -29,22 +29,22 @@ __all__ = ["main"]
 
 
 class _Server:
-    """One segment's life."""
+    """Writes one segment."""
 
     def __init__(self, out: int) -> None:
         self._out = out
         self._writer: SegmentWriter | None = None
         self._fds: list[int] = []
         self._maps: dict[int, mmap.mmap] = {}
-        self._held: list[int] = []  # arenas of the step that is under way
-        self._values: list[int] = []  # places of its tensors among the segment's values
-        self._asides: list[bytes] = []  # its bytes that are no values
+        self._held: list[int] = []  # arenas of the step in progress
+        self._values: list[int] = []  # indices of its tensors among the segment's values
+        self._asides: list[bytes] = []  # its bytes that are not values
         self._steps = 0
         self._given_up = False  # after a failure, or when the budget is spent
         self._failed = False
 
     def serve(self, inbox: Inbox) -> None:
-        """Carries out messages until the segment is closed or the engine is gone."""
+        """Handles messages until the segment is closed or the engine has exited."""
         while (message := inbox.next()) is not None:
             try:
                 getattr(self, f"_{message[0]}")(*message[1:])
@@ -55,7 +55,7 @@ class _Server:
                 self._given_up = self._failed = True
                 self._tell("failed", _words(error))
             if message[0] == "close":
-                self._tell("closed")  # the last word, whether closing went well or not
+                self._tell("closed")  # the last message, even if closing failed
                 return
         if self._writer is not None:
             self._writer.rollback()
@@ -65,13 +65,13 @@ class _Server:
                 sys.stderr.write(f"{_words(error)}\n")
 
     def _tell(self, *message: Any) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more; what was handed over is written all the same
+        with contextlib.suppress(OSError):  # the engine has exited; still write what was handed over
             send(self._out, list(message))
 
     def _open(self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int]) -> None:
         self._fds = fds
         self._writer = SegmentWriter(Path(path), meta, codec, max_bytes, workers=_spare_cores())
-        # Whoever wants to know whether the segment is still being written asks for this lock.
+        # A held lock shows others that the segment is still being written.
         fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
         self._tell("wrote", 0, self._writer.size)
 
@@ -126,7 +126,7 @@ class _Server:
         requests = [records.read_request(r) for r in step.requests]
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
         writer.commit(
-            step.number, maps[0], calls, sampled, step.notes, requests, step.weights, kernels, step.census
+            step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census
         )
 
     def _at(self, side: Mapping[int, int]) -> dict[int, int]:
@@ -166,14 +166,14 @@ def _words(error: Exception) -> str:
 
 
 def _spare_cores() -> int:
-    """Threads that compress: most machines with an accelerator have cores to spare, and one core alone would make
-    the engine wait. On a small machine they would take the engine's own."""
+    """How many threads compress. Most machines with an accelerator have spare cores, and a single one would be too
+    slow for the engine; on a small machine threads would compete with the engine."""
     return max(0, min(6, (os.cpu_count() or 1) // 2 - 1))
 
 
 def main() -> None:
     """Serves one segment."""
-    # Engines pin their workers to cores; a writer on the same core would take its time from the engine.
+    # Engines pin their workers to cores, which children inherit; the writer would compete with its engine.
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     inbox, out = Inbox(int(sys.argv[1])), int(sys.argv[2])

@@ -1,1 +1,1 @@
-"""Golden values inside a candidate engine: fed to its operators, forced on its sampler."""
+"""Golden values in the candidate engine's process: fed to its operators, forced on its sampler."""

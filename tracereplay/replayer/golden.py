@@ -1,4 +1,4 @@
-"""Golden rows inside the candidate's process: what an injected pass feeds, and the tokens that are forced."""
+"""Golden rows in the candidate's process: what an injected pass feeds, and which tokens are forced."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["GoldenRows", "forced_tokens", "golden_tokens"]
 def golden_tokens(trace: Trace, pass_name: str = RECORD) -> dict[tuple[int, int], list[int]]:
     """All token ids of each (request, sequence), prompt first, as far as they are known.
 
-    From what the engine returned, since a recording may have ended before the generation; where nothing was
-    returned (a command of the user's, an engine that died), from the steps, up to the first that is missing.
+    They are those that the engine returned, since a recording may end before the generation. If nothing was
+    returned (a user's command, an engine that died), they are those of the steps, up to the first missing one.
     """
     prompts = [list(prompt.token_ids or ()) for prompt in trace.run.prompts]
     results = trace.results.get(pass_name, {}).get("requests")
@@ -31,7 +31,7 @@ def golden_tokens(trace: Trace, pass_name: str = RECORD) -> dict[tuple[int, int]
             request, sequence, position = found.key
             ids = tokens.setdefault((request, sequence), list(prompts[request]))
             if position <= len(ids):
-                del ids[position:]  # a row computed twice counts once, the last
+                del ids[position:]  # of a row computed twice, the last one counts
                 ids.append(found.token)
     return tokens
 
@@ -40,8 +40,8 @@ class GoldenRows:
     """The `Replacement` of an injected pass.
 
     Args:
-        golden: the golden recording's rows. Under tensor parallelism golden is joined first and then cut as this
-            rank holds it.
+        golden: the golden recording's rows. Under tensor parallelism, golden's shards are joined and cut into this
+            rank's.
     """
 
     def __init__(self, golden: RowTables) -> None:
@@ -71,7 +71,7 @@ class GoldenRows:
 
 
 def forced_tokens(tokens: Tokens, prompts: Sequence[int]) -> Mapping[RowKey, int]:
-    """What to force: the golden token of every generated place.
+    """The golden token at every generated position.
 
     Args:
         tokens: see `golden_tokens`.

@@ -1,7 +1,7 @@
-"""All rows of a recorded pass inside the candidate's process, ready to be looked up.
+"""Looks up rows of a recorded pass in the candidate's process.
 
-For each tap the rows are gathered in one tensor of the host's memory, so that a step's rows are one indexed read.
-The device holds a step's rows only: a whole golden trace has no room beside a key/value cache.
+The rows of each tap are one tensor in host memory, so that a step's rows are one indexed read. The device holds
+only the rows of one step: a whole golden trace does not fit beside a key/value cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 Key = tuple[int, str, int]  # slot, "in" or "out", index
 Array = npt.NDArray[np.generic]
 Ints = npt.NDArray[np.int64]
-Found = tuple[torch.Tensor, Ints]  # all rows of a tap, and for each row asked for its place in them (-1: none)
+Found = tuple[torch.Tensor, Ints]  # all rows of a tap, and for each requested row its index in them (-1: none)
 
 
 class _Table:
@@ -37,11 +37,11 @@ class _Table:
         self.dtype = ""
 
     def freeze(self, alike: Ints) -> Found:
-        """The rows as one tensor, and for each row number its place in it (-1: none).
+        """The rows as one tensor, and for each row number its index in it (-1: none).
 
         Args:
-            alike: see `RowFinder.alike`. A row that this tap never saw is served by one with the same prefix:
-                golden may know a place at its sampler whose row another sample's prompt computed.
+            alike: see `RowFinder.alike`. A row that this tap never saw is replaced by one with the same prefix:
+                golden's sampler may have a row that was computed as part of another sample's prompt.
         """
         numbers = np.concatenate(self.numbers)
         places = np.full(len(alike), -1, dtype=np.int64)
@@ -58,14 +58,14 @@ class RowTables:
     Args:
         trace: where the pass is.
         name: of the pass.
-        tokens: golden's sequences, by which a row is found again in another request with the same beginning.
+        tokens: golden's sequences, to find a row in another request with the same prefix.
         sites: the candidate's sites on this rank.
         rank: this rank.
         world: number of tensor-parallel ranks of the candidate.
         device: where the candidate computes.
-        own: the pass is one of this very engine, so that this rank's own segment has its tensors as they are.
-            Otherwise all ranks' are joined and cut as this rank holds them.
-        site_map: of golden, by which it has this engine's naming. None: it has it as it is.
+        own: whether this engine recorded the pass, so that this rank's segment has its shards. Otherwise the
+            shards of all ranks are joined and cut again.
+        site_map: translates golden to this engine's naming; None if it has it already.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class RowTables:
         return data, np.where(numbers >= 0, places[numbers], -1)
 
     def picked(self, data: torch.Tensor, places: Ints, dtype: torch.dtype) -> torch.Tensor:
-        """Rows of ``data`` (see `find`) on the device, as ``dtype``; a new tensor. The host does not wait."""
+        """Rows of ``data`` (see `find`) as a new tensor of ``dtype`` on the device. Does not synchronize."""
         bits = BITS[data.element_size()]
         rows = self._device.pinned((len(places), *data.shape[1:]), data.dtype)
         torch.index_select(data.view(bits), 0, torch.from_numpy(places), out=rows.view(bits))
@@ -118,7 +118,7 @@ class RowTables:
         return slot in self._only_sums or (inputs == 1 and slot in self._sums)
 
     def targets(self, known: npt.NDArray[np.bool_]) -> torch.Tensor:
-        """Indices of the rows that are known, on the device. Most taps of a step ask for the same."""
+        """Indices of the known rows, on the device. Cached, since most taps of a step have the same."""
         key = known.tobytes()
         found = self._places.get(key)
         if found is None:
@@ -133,10 +133,9 @@ class RowTables:
         return self._last[1]
 
     def _sum_up(self, given_sums: Collection[str]) -> None:
-        """What is fed to a norm that takes x and residual where golden has their sum, or the other way round.
+        """Makes the tables of norms that take x and residual where golden has their sum, or vice versa.
 
-        A sum cannot be split again: it is fed as the sum and -0.0, which adds nothing to any number, not even to
-        -0.0, and is handed on as the sum.
+        A sum cannot be split again: it is fed as the sum and -0.0, which leaves every number unchanged, even -0.0.
         """
         for site in self._sites.values():
             x, residual, handed_on = (site.slot, "in", 0), (site.slot, "in", 1), (site.slot, "out", 1)
@@ -195,7 +194,7 @@ class RowTables:
 
 
 def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``x`` with the strides of ``like``, in memory that is not that of ``like``."""
+    """``x`` with the strides of ``like``, in memory of its own."""
     if x is not like and x.stride() == like.stride():
         return x
     given = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
@@ -203,7 +202,7 @@ def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _added(x: Found, residual: Found) -> Found | None:
-    """The sum of two taps, rounded once; None where they are not of the same rows."""
+    """The sum of two taps, rounded once; None if their rows differ."""
     (one, places), (two, others) = x, residual
     if one.shape != two.shape or not np.array_equal(places, others):
         return None
@@ -211,7 +210,7 @@ def _added(x: Found, residual: Found) -> Found | None:
 
 
 def _calls(trace: Trace, name: str, ranks: Sequence[int], site_map: SiteMap | None) -> Iterator[list[Call]]:
-    """Each call of the first rank with the same call of the others."""
+    """Each call of the first rank, with the same call of the other ranks."""
     every = [trace.steps(name, rank) for rank in ranks]
     for found in zip(*every, strict=False):
         steps = found if site_map is None else tuple(map(site_map.step, found))

@@ -11,7 +11,7 @@ from rich.text import Text
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
 from tracereplay.report.words import clean, multiple, passing, percent, short_kernel, shorten
 from tracereplay.verdict.isolated import Isolated, KernelFinding, NotReplayed
-from tracereplay.verdict.measures import CLASSES
+from tracereplay.verdict.measures import severity
 
 __all__ = ["render"]
 
@@ -21,7 +21,7 @@ DIFFERING, LEFT = 12, 8  # rows of each list
 def render(found: Isolated, console: Console, *, everything: bool = False) -> None:
     """Prints ``found``: kernels that differ, worst first; then calls that were not compared, and why."""
     section(console, "Kernels", f"  {found.compared} of {found.calls} calls executed in isolation and compared")
-    ranked = sorted(found.kernels, key=_severity, reverse=True)
+    ranked = sorted(found.kernels, key=lambda f: severity(f.error_class, f.metrics.allowance_ratio), reverse=True)
     shown = [f for f in ranked if everything or f.error_class != "identical"]
     if shown:
         print_table(console, _table(shown if everything else shown[:DIFFERING], console.width))
@@ -32,10 +32,6 @@ def render(found: Isolated, console: Console, *, everything: bool = False) -> No
             names = ", ".join(dict.fromkeys(clean(short_kernel(f.kernel)) for f in same))
             indented(console, f"identical: {names}")
     _left_out(found.not_replayed, console, everything)
-
-
-def _severity(finding: KernelFinding) -> tuple[int, float]:
-    return CLASSES.index(finding.error_class), finding.metrics.allowance_ratio
 
 
 def _table(findings: Sequence[KernelFinding], width: int) -> Table:

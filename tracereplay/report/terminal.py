@@ -25,7 +25,6 @@ from tracereplay.report.words import (
     source,
 )
 from tracereplay.verdict import (
-    CLASSES,
     Divergence,
     EdgeFinding,
     Metrics,
@@ -35,7 +34,7 @@ from tracereplay.verdict import (
     Verdict,
 )
 from tracereplay.verdict.census import CensusFinding
-from tracereplay.verdict.measures import rounded_up
+from tracereplay.verdict.measures import rounded_up, severity
 
 __all__ = ["render"]
 
@@ -183,7 +182,7 @@ def _error(metrics: Metrics) -> str:
 
 def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float, float]:
     metrics = finding.metrics
-    return CLASSES.index(finding.error_class), metrics.allowance_ratio, metrics.relative_l2
+    return *severity(finding.error_class, metrics.allowance_ratio), metrics.relative_l2
 
 
 _INPUTS = {"injected": "on golden inputs", "isolated": "in isolation, on golden inputs"}

@@ -11,8 +11,8 @@ step: whether a norm was given x and residual or their sum shows in its calls, a
 Both sides of the boundary make the map, of the sites alone, so that what is compared is what was fed.
 """
 
+from tracereplay.sitemap.matching import pair_sites
 from tracereplay.sitemap.pair import Pair, PairedBy, Relation
-from tracereplay.sitemap.pairing import pair_sites
 from tracereplay.sitemap.translate import SiteMap
 
 __all__ = ["Pair", "PairedBy", "Relation", "SiteMap", "pair_sites"]

@@ -115,8 +115,8 @@ def end_of(file: File) -> int | None:
     if file.size < len(MAGIC) + TAIL_SIZE:
         return None
     offset, magic = _TAIL.unpack(file.read(file.size - TAIL_SIZE, TAIL_SIZE))
-    inside = len(MAGIC) <= offset <= file.size - TAIL_SIZE - HEADER_SIZE
-    return offset if magic == MAGIC and inside else None
+    within = len(MAGIC) <= offset <= file.size - TAIL_SIZE - HEADER_SIZE
+    return offset if magic == MAGIC and within else None
 
 
 def check_magic(file: File) -> None:

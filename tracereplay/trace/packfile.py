@@ -126,7 +126,7 @@ def packed_parts(file: File) -> tuple[dict[str, Any], list[tuple[str, File]]]:
 
 
 def _part(file: File, name: str, offset: int, end: int) -> File:
-    """A segment inside a pack. Its own frames have checksums; that of the whole is for `verify`."""
+    """A segment in a pack. Its own frames have checksums; that of the whole is for `verify`."""
     if SEGMENT.fullmatch(name) is None:
         raise DamagedTrace(f"{file.name} holds a segment named {name!r}; they are named like record-rank0.seg.")
     head = _NAME.pack(len(name.encode())) + name.encode()

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tracereplay.errors import NotATrace, TraceError, UsageError
-from tracereplay.storage.written import beside
+from tracereplay.storage.atomic import beside
 from tracereplay.trace.directory import CLAIM, MANIFEST, SEGMENT, WEIGHTS, live_part, made_here, refuse_taken
 from tracereplay.trace.frames import MAGIC
 from tracereplay.trace.open import Trace, open_trace

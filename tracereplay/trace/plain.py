@@ -91,7 +91,7 @@ _PARTS = {0xDC: (_U16, 1), 0xDD: (_U32, 1), 0xDE: (_U16, 2), 0xDF: (_U32, 2)}
 def _count(data: bytes | memoryview, limit: int) -> None:
     """Raises ValueError if lists and maps claim more parts than there can be.
 
-    Why not leave it to msgpack: it reserves memory for what a list claims, and lists can claim inside of lists.
+    Why not leave it to msgpack: it reserves memory for what a list claims, and nested lists can claim more each.
     """
     at, found, claimed, end = 0, 0, 1, len(data)
     while at < end and found < claimed:

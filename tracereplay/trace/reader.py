@@ -190,8 +190,8 @@ class SegmentReader:
             return b""
         width = itemsize(located.dtype)
         last = sum((n - 1) * s for n, s in zip(located.shape, located.strides, strict=True))
-        inside = located.skip + (last + 1) * width <= len(stored) and size <= len(stored)
-        self._check(located, inside, len(stored))
+        within = located.skip + (last + 1) * width <= len(stored) and size <= len(stored)
+        self._check(located, within, len(stored))
         return strided_bytes(stored, located.skip, located.shape, located.strides, width)
 
     def _check(self, located: records.Located, fits: bool, stored: int) -> None:

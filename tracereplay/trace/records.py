@@ -1,4 +1,4 @@
-"""The records inside frames: each one's ``write`` and ``read``, one under the other.
+"""The records in frames: each one's ``write`` and ``read``, one under the other.
 
 A step names each of its values once, in a list; its calls name values by their place in that list. What one
 operator gives and the next takes is one value.
@@ -228,11 +228,11 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
 
 def write_step(
     number: int, maps: list[bytes], values: Sequence[Located], calls: list[CallRecord], sampled: Sequence[Sampled],
-    notes: Sequence[str], requests: Sequence[Request], weights: int, kernels: Mapping[str, Any] | None = None,
-    census: Mapping[str, Any] | None = None,
+    notes: Sequence[str], requests: Sequence[Request], weight_updates: int,
+    kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The step's own row map is the first of ``maps``; ``weights`` counts updates of the weights so far;
-    ``kernels`` are a record of `trace.kernels`; ``census`` is what `census.Census` has."""
+    """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`, and ``census``
+    is what `census.Census` has."""
     record = {
         "number": number,
         "maps": maps,
@@ -241,7 +241,7 @@ def write_step(
         "sampled": [write_sampled(s) for s in sampled],
         "notes": list(notes),
         "requests": [write_request(r) for r in requests],
-        "weights": weights,
+        "weights": weight_updates,
     }
     if kernels is not None:
         record["kernels"] = dict(kernels)
@@ -283,7 +283,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
             sampled=tuple([read_sampled(s) for s in data["sampled"]]),
             notes=tuple(map(as_text, data["notes"])),
             requests=tuple([read_request(r) for r in data["requests"]]),
-            weights=as_place(data["weights"]),
+            weight_updates=as_place(data["weights"]),
             kernels=kernels,
             census=read_census(data["census"]) if "census" in data else None,
         )

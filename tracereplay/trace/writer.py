@@ -130,7 +130,7 @@ class SegmentWriter:
 
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
-        notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
+        notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
         kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
@@ -139,7 +139,7 @@ class SegmentWriter:
             number: of the step.
             rows: of the model's forward.
             calls: in order of execution.
-            sampled, notes, requests, weights: see `event.Step`.
+            sampled, notes, requests, weight_updates: see `event.Step`.
             kernels: a record of `trace.kernels`; its tensors are such places too.
             census: see `census.Census`; None for a step of which none was taken.
 
@@ -160,7 +160,7 @@ class SegmentWriter:
                 sampled,
                 notes,
                 requests,
-                weights,
+                weight_updates,
                 kernels,
                 census,
             )
@@ -179,7 +179,7 @@ class SegmentWriter:
 
     def step(
         self, number: int, rows: RowMap, calls: Sequence[PendingCall], sampled: Sequence[Sampled],
-        notes: Sequence[str], requests: Sequence[Request] = (), weights: int = 0,
+        notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
     ) -> None:  # fmt: skip
         """`add` and `commit` in one, for a step whose tensors are all at hand."""
         added = []
@@ -191,7 +191,7 @@ class SegmentWriter:
             added.append(CallOfStep(
                 call.slot, call.number, call.rows_in, call.rows_out, inputs, outputs, written, call.fed
             ))  # fmt: skip
-        self.commit(number, rows, added, sampled, notes, requests, weights)
+        self.commit(number, rows, added, sampled, notes, requests, weight_updates)
 
     def rollback(self) -> None:
         """Forgets the step that is under way; what was written of it is cut off."""

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeAlias
 
 from tracereplay.jsondata import optional, plain, real
 
-__all__ = ["Bisection", "Kind", "Member", "Skipped", "Tried"]
+__all__ = ["Bisection", "BisectionKind", "Member", "Skipped", "Tried"]
 
-Kind: TypeAlias = Literal["operators", "settings", "versions"]
+BisectionKind: TypeAlias = Literal["operators", "settings", "versions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Bisection:
         first_bad, last_good: versions; None where they could not be told.
     """
 
-    kind: Kind
+    kind: BisectionKind
     passes: int = 0
     engine_starts: int = 0
     positions: int = 0

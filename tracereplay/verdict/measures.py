@@ -9,12 +9,33 @@ from typing import Any, Literal, TypeAlias
 
 from tracereplay.jsondata import plain
 
-__all__ = ["CLASSES", "ErrorClass", "Metrics", "Tolerance", "Worst", "rounded_up"]
+__all__ = [
+    "BEYOND", "CLASSES", "ErrorClass", "Metrics", "Tolerance", "Worst", "precedence", "rounded_up", "severity",
+]  # fmt: skip
 
 ErrorClass: TypeAlias = Literal["identical", "rounding", "biased", "exceeds", "nonfinite", "incomparable"]
 
 # From harmless to worst. Incomparable stands between: nothing was seen to be wrong, nothing was seen at all.
 CLASSES: tuple[ErrorClass, ...] = ("identical", "rounding", "incomparable", "biased", "exceeds", "nonfinite")
+BEYOND = CLASSES[CLASSES.index("exceeds") :]  # a call shows it; a bias shows in many calls only
+
+
+def severity(error_class: ErrorClass, allowance_ratio: float) -> tuple[int, float]:
+    """A key that sorts from harmless to worst: by class, then by the error over its allowance."""
+    return CLASSES.index(error_class), allowance_ratio
+
+
+def precedence(error_class: ErrorClass, order: int) -> tuple[bool, int]:
+    """A key whose least is the first divergence: in golden execution order, a bias only where nothing is worse.
+
+    Why a bias comes last: it is mostly a way of rounding that a whole engine has, and begins in the first layer,
+    before any fault.
+
+    Args:
+        error_class: of what is out of tolerance.
+        order: of the call where that begins.
+    """
+    return error_class not in BEYOND, order
 
 
 @dataclass(frozen=True, slots=True)

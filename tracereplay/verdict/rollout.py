@@ -55,7 +55,7 @@ class LengthRow:
         sequences: how many are at least that long.
         log_ratio_mean, log_ratio_rms, log_ratio_max: of the sequence-level log ratio in nats; the maximum is of
             its magnitude.
-        effective: effective sample size of the sequences' importance weights, over their number; 0 to 1.
+        effective: effective sample size of the sequences' importance ratios, over their number; 0 to 1.
     """
 
     length: int

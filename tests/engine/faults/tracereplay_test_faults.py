@@ -1,4 +1,4 @@
-"""A vLLM plugin that plants faults inside, or between, operators of the tiny Llama.
+"""A vLLM plugin that plants faults in, or between, operators of the tiny Llama.
 
 Its wrappers are put around the modules while the model is loaded, before tracereplay puts its taps around
 them: to tracereplay they are what the engine computes. With TRACEREPLAY_TEST_KERNEL_FAULT a kernel of PyTorch's
@@ -235,7 +235,7 @@ TRAINER = Trainer()
 
 
 # name -> (module, function); the site that must be named is the module's unless EDGES says otherwise
-INSIDE = {
+WITHIN = {
     "scale": ("model.layers.1.input_layernorm", scale),
     "five_sigma": ("model.layers.3.mlp.down_proj", five_sigma),
     "epsilon": ("model.layers.2.post_attention_layernorm", epsilon),
@@ -294,7 +294,7 @@ def _plant_all(model):
 
             layer.self_attn.rotary_emb = copy.copy(rotary)
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, (site, function) in {**INSIDE, **BETWEEN}.items():
+    for name, (site, function) in {**WITHIN, **BETWEEN}.items():
         _plant(modules[site], name, function)
     _swap(model.model.layers[1], model.model.layers[2])
 

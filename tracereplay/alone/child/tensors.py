@@ -23,7 +23,7 @@ def lay_out(tensors: Sequence[TensorBytes]) -> list[torch.Tensor]:
     """Creates tensors with their shapes, strides and offsets; those of one storage share memory again.
 
     Memory has room for all elements of each tensor one after the other, whatever its strides: a kernel that
-    takes its arguments to be contiguous reads wrong numbers then, and stays inside.
+    takes its arguments to be contiguous reads wrong numbers then, and stays within the storage.
 
     Raises:
         NotReplayable: a dtype that this torch lacks, or memory of more than `MOST` bytes.

@@ -9,7 +9,7 @@ from tracereplay.census import Counted
 from tracereplay.comparator.judging.settings import WEIGHTS_UPDATE, explains
 from tracereplay.comparator.judging.staleness import Versions
 from tracereplay.comparator.judging.structure import Unshared
-from tracereplay.comparator.numbers.compared import Comparison, Finding
+from tracereplay.comparator.numbers.results import Comparison, Finding
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.trace import Trace
@@ -106,7 +106,7 @@ class Evidence:
     @property
     def besides(self) -> Finding | None:
         """In the injected pass: the first place out of tolerance that no setting explains."""
-        beyond = (f for f in self.comparison.findings if f.blamed is not None and self.mode == "injected")
+        beyond = (f for f in self.comparison.findings if f.onset is not None and self.mode == "injected")
         return next((f for f in beyond if not any(_explains(d, f) for d in self.settings)), None)
 
     @property
@@ -147,11 +147,11 @@ class Evidence:
         return self.other_quantity and not self.tokens_part and (first is None or first.role == "sampler")
 
     @property
-    def blamed(self) -> Finding | None:
-        """The first finding out of tolerance, if it is a fact about that place and not about what came before.
+    def conclusive(self) -> Finding | None:
+        """The first finding out of tolerance, if it alone makes the two diverge, whatever their tokens.
 
-        In the injected pass it always is. Elsewhere a value that is not finite is, under a strict policy any
-        difference is, and so is the very first difference of all, since what precedes it is identical.
+        In the injected pass it always does. Elsewhere its error may be inherited, and only a value that is not
+        finite, or any difference under a strict policy, suffices.
         """
         first = self.comparison.first()
         if first is None or self.mode == "injected" or self.policy.strict or first.error_class == "nonfinite":
@@ -164,8 +164,8 @@ class Evidence:
         first = self.comparison.first()
         if self.mode == "injected" or first is None:
             return first is not None
-        shown, different = first.blamed, first.first_different
-        same_call = shown is not None and different is not None and shown.order == different.order
+        onset, different = first.onset, first.first_different
+        same_call = onset is not None and different is not None and onset.order == different.order
         return same_call and first is self.comparison.first_different()
 
     @property

@@ -21,7 +21,7 @@ from tracereplay.comparator.judging.staleness import Versions, computed_again, o
 from tracereplay.comparator.judging.structure import built_otherwise, unshared_before
 from tracereplay.comparator.kernels.inside import Place, look_inside
 from tracereplay.comparator.numbers.align import index_pass, sites_of
-from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Rows
+from tracereplay.comparator.numbers.blockwise import compare_passes
 from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
@@ -30,7 +30,7 @@ from tracereplay.comparator.numbers.exclusions import (
     unfed_context,
     unfed_input,
 )
-from tracereplay.comparator.numbers.measure import compare_passes
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.sums import by_sums, note_of_sums, unfed_sums
 from tracereplay.comparator.numbers.tables import Ints, PassIndex
 from tracereplay.comparator.numbers.tolerance import Policy
@@ -241,7 +241,7 @@ def _look_inside(sides: _Sides, comparison: Comparison, policy: Policy) -> Insid
         return None
     first = comparison.first()
     why: Why = "largest error" if first is None else "first divergence"
-    event = None if first is None else first.blamed
+    event = None if first is None else first.onset
     if first is None:
         first = max(
             (f for f in comparison.findings if f.kind == "operator" and f.first_different is not None),

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from tracereplay.comparator.judging.reasons import DOES, OTHER_GOLDEN
 from tracereplay.comparator.judging.settings import compare_settings
 from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compilation_of
-from tracereplay.comparator.kernels.isolated import OTHER_FORM, KernelsAlone, compare_kernels_alone
+from tracereplay.comparator.kernels.isolated import OTHER_FORM, IsolatedKernels, compare_isolated_kernels
 from tracereplay.comparator.numbers.align import index_pass
-from tracereplay.comparator.numbers.compared import Comparison, Rows
+from tracereplay.comparator.numbers.blockwise import compare_passes
 from tracereplay.comparator.numbers.findings import divergence_of, operators_of, source_of
-from tracereplay.comparator.numbers.measure import compare_passes
+from tracereplay.comparator.numbers.results import Comparison, Rows
 from tracereplay.comparator.numbers.tables import PassIndex
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.oracle import consult
@@ -34,7 +34,7 @@ _OF_PROCESS = ("versions", "device")  # what a process without an engine can say
 
 
 @dataclass(frozen=True)
-class _Alone:
+class _Comparisons:
     """What the comparison found.
 
     Args:
@@ -46,7 +46,7 @@ class _Alone:
     """
 
     operators: Comparison | None
-    kernels: KernelsAlone | None
+    kernels: IsolatedKernels | None
     broken: tuple[NotReplayed, ...]
     coverage: Coverage
     oracle: Oracle | None
@@ -79,8 +79,8 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Par
     mine, theirs = source_of(golden, digest), source_of(candidate, candidate.digest())
     if candidate.run.golden != digest:
         return Verdict("inconclusive", "isolated", None, (OTHER_GOLDEN,), mine, theirs)
-    alone = _compare(golden, candidate, policy, weights)
-    outcome, cause, reasons = _outcome(golden, candidate, alone)
+    found = _compare(golden, candidate, policy, weights)
+    outcome, cause, reasons = _outcome(golden, candidate, found)
     return Verdict(
         verdict=outcome,
         mode="isolated",
@@ -89,12 +89,12 @@ def judge_isolated(golden: Trace, candidate: Trace, policy: Policy, weights: Par
         golden=mine,
         candidate=theirs,
         settings_diff=compare_settings(_process(golden.run), _process(candidate.run)),
-        first_divergence=alone.first,
-        operators=() if alone.operators is None else operators_of(alone.operators.findings),
-        coverage=alone.coverage,
-        isolated=None if alone.kernels is None else alone.kernels.isolated,
-        oracle=alone.oracle,
-        notes=(*golden.run.notes, *candidate.run.notes, *_compiled(golden, alone)),
+        first_divergence=found.first,
+        operators=() if found.operators is None else operators_of(found.operators.findings),
+        coverage=found.coverage,
+        isolated=None if found.kernels is None else found.kernels.isolated,
+        oracle=found.oracle,
+        notes=(*golden.run.notes, *candidate.run.notes, *_compiled(golden, found)),
     )
 
 
@@ -102,16 +102,16 @@ def _process(run: Run) -> Run:
     return Run(engine={name: run.engine.get(name) for name in _OF_PROCESS})
 
 
-def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None) -> _Alone:
+def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None) -> _Comparisons:
     told = list(candidate.run.not_replayed)
     left = [NotReplayed(site, calls, why, site) for site, calls, _, why in told]
-    kernels = compare_kernels_alone(golden, candidate, policy) if golden.run.level == "kernel" else None
+    kernels = compare_isolated_kernels(golden, candidate, policy) if golden.run.level == "kernel" else None
     broken = [n for n in (*left, *(kernels.isolated.not_replayed if kernels else ())) if _is_broken(n)]
     findings = kernels.oracle if kernels else None
     any_ran = any(step.calls for step in candidate.segment(ISOLATED, candidate.ranks(ISOLATED)[0]).steps())
     if not any_ran and not left:  # only kernels were asked for
         found = None if kernels is None else Coverage(kernels.isolated.calls, kernels.isolated.compared)
-        return _Alone(None, kernels, tuple(broken), found or Coverage(), findings)
+        return _Comparisons(None, kernels, tuple(broken), found or Coverage(), findings)
     finder = RowFinder(read_generation(golden, RECORD).tokens)
     index, other = index_pass(golden, RECORD, finder.add), index_pass(candidate, ISOLATED, finder.find)
     rows = Rows(finder, {})
@@ -127,7 +127,7 @@ def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameter
     if weights is not None:
         oracle = consult(_of_sites(index, other), other, rows, weights, same_inputs=True)
         findings = oracle if findings is None else _together(oracle, findings)
-    return _Alone(comparison, kernels, tuple(broken), coverage, findings)
+    return _Comparisons(comparison, kernels, tuple(broken), coverage, findings)
 
 
 def _of_sites(golden: PassIndex, candidate: PassIndex) -> PassIndex:
@@ -149,26 +149,26 @@ def _together(one: Oracle, other: Oracle) -> Oracle:
     return Oracle((*one.findings, *other.findings), (*one.not_covered, *other.not_covered))
 
 
-def _outcome(golden: Trace, candidate: Trace, alone: _Alone) -> tuple[Outcome, Cause | None, list[str]]:
+def _outcome(golden: Trace, candidate: Trace, found: _Comparisons) -> tuple[Outcome, Cause | None, list[str]]:
     """Verdict, cause and reasons; a call that crashes in the candidate only is a divergence."""
-    if alone.first is not None or alone.broken:
-        compiled = _compiled(golden, alone) if alone.first is not None and alone.first.kernel is None else ()
-        return "diverged", "operator", [*_why(alone), *compiled, *map(_why_broken, alone.broken)]
+    if found.first is not None or found.broken:
+        compiled = _compiled(golden, found) if found.first is not None and found.first.kernel is None else ()
+        return "diverged", "operator", [*_why(found), *compiled, *map(_why_broken, found.broken)]
     reasons = []
     if not golden.complete:
         reasons.append("The golden recording is incomplete; only what it contains was replayed.")
     if not candidate.complete:
         reasons.append("The candidate's trace is incomplete; only what it contains was compared.")
-    if not alone.compared:
-        calls = alone.coverage.golden_calls
+    if not found.compared:
+        calls = found.coverage.golden_calls
         reasons.append(f"None of {calls} calls could be replayed and compared.")
     return ("inconclusive" if reasons else "match"), None, reasons
 
 
-def _compiled(golden: Trace, alone: _Alone) -> tuple[str, ...]:
+def _compiled(golden: Trace, found: _Comparisons) -> tuple[str, ...]:
     """That golden's operators were compiled and the isolated ones were not."""
     mode = compilation_of(golden.run)
-    if mode is None or alone.operators is None:
+    if mode is None or found.operators is None:
         return ()
     return (f"Golden's model was compiled ({mode}), but isolated operators run eagerly. {WHY_COMPILED_DIFFERS}.",)
 
@@ -177,13 +177,13 @@ def _is_broken(left: NotReplayed) -> bool:
     return left.crashed or left.reason.startswith(OTHER_FORM)
 
 
-def _why(alone: _Alone) -> list[str]:
-    first = alone.first
+def _why(found: _Comparisons) -> list[str]:
+    first = found.first
     if first is None:
         return []
     operator = f"{first.operator or 'the operator'} at {first.site}"
     place = f"{first.kernel}, in {operator}," if first.kernel else f"{operator[:1].upper()}{operator[1:]}"
-    kernels = alone.kernels
+    kernels = found.kernels
     drawn = (
         " Given a generator in the same state, it draws different numbers." if kernels and kernels.drawn else ""
     )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.settings import argument_of, explains
 from tracereplay.comparator.judging.staleness import Versions
-from tracereplay.comparator.numbers.compared import Finding
 from tracereplay.comparator.numbers.metrics import BIAS_ROWS
+from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.sums import UNFED_SUM
 from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.verdict import Cause, SettingDifference

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.dtypes import widen
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.event import RowKey, Site
 from tracereplay.verdict import RoutingFinding
@@ -76,7 +76,7 @@ def turned_by_a_tie(golden: PassIndex, injected: Comparison, finding: Finding, r
     They do if the router logits that arrived were golden's, and the worst row's k-th and next logit are no further
     apart than the router's own error.
     """
-    event = finding.blamed
+    event = finding.onset
     router = next(((t, k) for t, k in _routers(golden) if t.key.site == finding.key.site), None)
     if router is None or finding.kind != "operator" or event is None or event.metrics.worst is None:
         return False

@@ -23,7 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Exclusion, Mask, Rows
+from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, StepInfo, Table
 from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.event import RowKey
@@ -165,7 +165,7 @@ def read_versions(steps: Sequence[StepInfo], generation: Generation) -> Versions
         steps: of the pass.
         generation: its sequences.
     """
-    changes = tuple(now.number for before, now in pairwise(steps) if now.weights != before.weights)
+    changes = tuple(now.number for before, now in pairwise(steps) if now.weight_updates != before.weight_updates)
     if not changes:
         return Versions()
     reader = _Reader(generation)

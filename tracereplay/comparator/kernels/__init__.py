@@ -1,1 +1,1 @@
-"""Kernels: inside an operator of two passes, and each replayed alone."""
+"""Kernels: inside an operator of two passes, and each replayed in isolation."""

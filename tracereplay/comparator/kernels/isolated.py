@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
-from tracereplay.comparator.numbers.metrics import Event, Tally, compare_rows
+from tracereplay.comparator.numbers.metrics import Event, Tally, compare_rows, onset_of
 from tracereplay.comparator.numbers.tables import Array
 from tracereplay.comparator.numbers.tolerance import (
     Policy,
     passing_bias,
     passing_tolerance,
+    tally_for,
     tolerance_for,
     unit_factors,
 )
@@ -30,10 +31,10 @@ from tracereplay.passes import ISOLATED, RECORD, REFERENCE
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence
 from tracereplay.verdict.isolated import NOT_ASKED, Isolated, KernelFinding, NotReplayed
-from tracereplay.verdict.measures import ErrorClass, Tolerance
+from tracereplay.verdict.measures import ErrorClass, Tolerance, precedence
 from tracereplay.verdict.oracle import NotCovered, Oracle, OracleFinding
 
-__all__ = ["OTHER_FORM", "KernelsAlone", "compare_kernels_alone", "draws"]
+__all__ = ["OTHER_FORM", "IsolatedKernels", "compare_isolated_kernels", "draws"]
 
 OTHER_FORM = (
     "returned something different"  # how a reason begins where results have another shape, dtype or number
@@ -44,12 +45,12 @@ _UNWRITTEN = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class KernelsAlone:
+class IsolatedKernels:
     """What the comparison found.
 
     Args:
         isolated: for the verdict.
-        first: the first kernel out of tolerance, in golden's order; a lean only where nothing is worse.
+        first: the first kernel out of tolerance; see `verdict.measures.precedence`.
         drawn: whether that kernel draws random numbers.
         oracle: both sides against the same calls on float64 inputs, if these were made.
     """
@@ -83,12 +84,12 @@ class _Compared:
         return self.tally.error_class if self.tally.rows else "identical"
 
     @property
-    def beyond(self) -> Event | None:
-        """The first call that is out of tolerance; of results that lean, the first that differs."""
-        return self.tally.first_different if self.tally.error_class == "biased" else self.tally.first_beyond
+    def onset(self) -> Event | None:
+        """The first call that is out of tolerance, if any."""
+        return onset_of(self.error_class, self.tally.first_different, self.tally.first_beyond)
 
 
-def compare_kernels_alone(golden: Trace, candidate: Trace, policy: Policy) -> KernelsAlone:
+def compare_isolated_kernels(golden: Trace, candidate: Trace, policy: Policy) -> IsolatedKernels:
     """Compares the pass `isolated` of a candidate with the kernels of golden.
 
     Raises:
@@ -147,17 +148,16 @@ class _Comparison:
                 if other.failed != NOT_ASKED:
                     self._kernel(mine, sites[kernel.site], kernel, other)
 
-    def found(self) -> KernelsAlone:
+    def found(self) -> IsolatedKernels:
         findings = tuple(map(_finding, self._compared.values()))
         left = tuple(NotReplayed(name, n, why, site) for (name, why), (n, site) in self._left.items())
-        beyond = [(c, event) for c in self._compared.values() if (event := c.beyond) is not None]
-        worse = [pair for pair in beyond if pair[0].tally.error_class != "biased"]
-        first = min(worse or beyond, key=lambda pair: pair[1].order, default=None)
+        beyond = [(c, onset) for c in self._compared.values() if (onset := c.onset) is not None]
+        first = min(beyond, key=lambda pair: precedence(pair[0].error_class, pair[1].order), default=None)
         isolated = Isolated(self._calls, findings, left)
         return (
-            KernelsAlone(isolated)
+            IsolatedKernels(isolated)
             if first is None
-            else KernelsAlone(isolated, _divergence(*first), first[0].drawn)
+            else IsolatedKernels(isolated, _divergence(*first), first[0].drawn)
         )
 
     def _kernel(self, step: Step, site: Site, kernel: Kernel, other: Kernel) -> None:
@@ -185,10 +185,8 @@ class _Comparison:
     ) -> None:  # fmt: skip
         known = self._compared.get((kernel.name, tolerance.dtype))
         if known is None:
-            limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
-            lean = self._policy.max_lean(site.name, kernel.name, tolerance.dtype, "operator")
             # Some kernels may have been chosen, which cannot show whether most of the engine's lean alike.
-            tally = Tally(limit, lean, max(lean, self._policy.bias_sign_max_ulp))
+            tally = tally_for(self._policy, tolerance, site.name, kernel.name, "operator", conventional=True)
             known = self._compared[kernel.name, tolerance.dtype] = _Compared(
                 kernel.name, tolerance, tally, draws(kernel)
             )
@@ -276,7 +274,7 @@ def _keys(step: Step, rows: int) -> Array:
 
 def _finding(compared: _Compared) -> KernelFinding:
     tally = compared.tally
-    first = compared.beyond or tally.first_different
+    first = compared.onset or tally.first_different
     site = compared.places[first.order][0].name if first is not None else ""
     return KernelFinding(
         compared.kernel, compared.tolerance.dtype, compared.error_class, compared.calls, tally.metrics,

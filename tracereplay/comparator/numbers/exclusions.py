@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.dtypes import is_float
+from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, gather, pair_rows
 from tracereplay.comparator.tokens.generation import Generation
 
@@ -40,7 +40,7 @@ def drawn_at_random(mine: Generation, index: PassIndex, rows: Rows) -> Exclusion
 
 
 def unfed_input(index: PassIndex, rows: Rows) -> Exclusion:
-    """A row of a result is isolated only if golden had that row of each input to feed."""
+    """A row of a result shows the operator's own error only if golden had that row of each input to feed."""
     inputs: dict[str, list[Table]] = {}
     for key, table in index.tables.items():
         if key.side == "in" and table.tensors and is_float(table.tensors[0].dtype):
@@ -117,7 +117,7 @@ def _differing(golden: Table, candidate: Table | None) -> Array:
 
 
 def unfed_context(index: PassIndex, rows: Rows) -> Exclusion:
-    """A row of attention is isolated only if each earlier row of its sequence was fed with golden values."""
+    """A row of attention shows its own error only if each earlier row of its sequence was fed golden values."""
     known: dict[bytes, Mask] = {}
 
     def unfed(table: Table) -> tuple[str, Mask] | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracereplay.comparator.numbers.compared import Finding
+from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.tolerance import passing_bias, passing_tolerance
 from tracereplay.sitemap import Pair
 from tracereplay.trace import Trace
 from tracereplay.verdict import Divergence, EdgeFinding, OperatorFinding, Pairing, Source
-from tracereplay.verdict.measures import CLASSES, Tolerance
+from tracereplay.verdict.measures import Tolerance, severity
 
 __all__ = ["divergence_of", "edge_of", "operators_of", "source_of"]
 
@@ -19,7 +19,7 @@ def source_of(trace: Trace, digest: str) -> Source:
 
 
 def divergence_of(finding: Finding) -> Divergence:
-    event = finding.blamed
+    event = finding.onset
     assert event is not None
     worst = event.metrics.worst
     assert worst is not None
@@ -50,7 +50,7 @@ def operators_of(findings: Sequence[Finding]) -> tuple[OperatorFinding, ...]:
 
 
 def _operator(found: Sequence[Finding]) -> OperatorFinding:
-    worst = max(found, key=lambda f: (CLASSES.index(f.error_class), f.metrics.allowance_ratio))
+    worst = max(found, key=lambda f: severity(f.error_class, f.metrics.allowance_ratio))
     return OperatorFinding(
         worst.key.site, worst.operator, worst.error_class, max(f.calls for f in found),
         max(f.rows for f in found), worst.metrics, worst.key.index, worst.tolerance, worst.reason,

@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator.numbers.dtypes import Array, coarser, eps, is_float, smallest, widen
-from tracereplay.verdict import ErrorClass, Metrics, Worst
+from tracereplay.verdict.measures import BEYOND, ErrorClass, Metrics, Worst
 
 __all__ = [
     "BIAS_ROWS", "BIAS_ULP", "BIAS_Z", "SIGN_ULP", "Event", "RowErrors", "Tally", "compare_rows", "differing",
-    "lean_score", "row_errors", "trimmed_rms",
+    "lean_score", "onset_of", "row_errors", "trimmed_rms",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
@@ -88,10 +88,10 @@ def trimmed_rms(x: Array) -> Floats:
     squares = np.square(x, dtype=np.float64)
     mean = squares.mean(axis=1)
     for _ in range(TRIM_ROUNDS):
-        inside = squares <= (TRIM_AT**2 * mean)[:, None]
-        if inside.all():
+        kept = squares <= (TRIM_AT**2 * mean)[:, None]
+        if kept.all():
             break
-        mean = np.where(inside, squares, 0).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
+        mean = np.where(kept, squares, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
     root: Floats = np.sqrt(mean)
     return root
 
@@ -230,6 +230,13 @@ class Event:
     order: int
     step: int
     metrics: Metrics
+
+
+def onset_of(error_class: ErrorClass, first_different: Event | None, first_beyond: Event | None) -> Event | None:
+    """The first call out of tolerance, if any; a lean is there from the first difference on."""
+    if error_class in BEYOND:
+        return first_beyond
+    return first_different if error_class == "biased" else None
 
 
 @dataclass(slots=True)

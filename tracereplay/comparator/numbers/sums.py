@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Exclusion, Mask
+from tracereplay.comparator.numbers.results import Exclusion, Mask
 from tracereplay.comparator.numbers.tables import Array, PassIndex, Table, TableKey, Tensor
 from tracereplay.sitemap import Pair
 

@@ -75,13 +75,13 @@ class StepInfo(NamedTuple):
     Args:
         number: of the step.
         rows: its row map's bytes.
-        weights: how often the engine's weights had been updated before, within the pass.
+        weight_updates: how often the engine's weights had been updated before, within the pass.
         census: of the pass so far, if one was taken in it.
     """
 
     number: int
     rows: bytes
-    weights: int
+    weight_updates: int
     census: Census | None = None
 
 

@@ -13,10 +13,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from tracereplay.comparator.numbers.metrics import BIAS_ULP, SIGN_ULP
+from tracereplay.comparator.numbers.dtypes import is_float
+from tracereplay.comparator.numbers.metrics import BIAS_ULP, SIGN_ULP, Tally
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, rounded_up
 
-__all__ = ["DEFAULTS", "Policy", "Rule", "passing_bias", "passing_tolerance", "tolerance_for", "unit_factors"]
+__all__ = [
+    "DEFAULTS", "Policy", "Rule", "allow_convention", "passing_bias", "passing_tolerance", "tally_for",
+    "tolerance_for", "unit_factors",
+]  # fmt: skip
 
 # dtype -> (a, b)
 DEFAULTS: Mapping[str, tuple[float, float]] = {
@@ -122,6 +126,29 @@ def tolerance_for(policy: Policy, site: str, operator: str, dtype: str, kind: st
         known = measured.describe("calibration")
         return Tolerance(max(a, _or(measured.a, a)), max(b, _or(measured.b, b)), dtype, known)
     return Tolerance(a, b, dtype)
+
+
+def tally_for(
+    policy: Policy, tolerance: Tolerance, site: str, operator: str, kind: str, *, conventional: bool = False
+) -> Tally:
+    """An empty tally with the limits of a tensor that ``tolerance_for`` gave ``tolerance``.
+
+    Args:
+        policy, site, operator, kind: as for `tolerance_for`.
+        tolerance: the tensor's.
+        conventional: whether its lean along the values' signs counts as a convention of the engine (`leans`).
+    """
+    limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
+    lean = policy.max_lean(site, operator, tolerance.dtype, kind)
+    tally = Tally(limit, lean, lean)
+    if conventional:
+        allow_convention(tally, policy)
+    return tally
+
+
+def allow_convention(tally: Tally, policy: Policy) -> None:
+    """Lets a tensor lean along the values' signs by as much as a convention of an engine may."""
+    tally.sign_limit = max(tally.bias_limit, policy.bias_sign_max_ulp)
 
 
 def unit_factors(tolerance: Tolerance) -> tuple[float, float]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.compared import Rows
 from tracereplay.comparator.numbers.dtypes import is_float, widen
+from tracereplay.comparator.numbers.results import Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.oracle.attention import Attention
 from tracereplay.comparator.oracle.duel import Duel

@@ -8,10 +8,10 @@ With ``l = log p_candidate(token) - log p_golden(token)`` for each token that go
 - ``k1 = -l`` and ``k3 = (r - 1) - l`` estimate KL(golden || candidate), k3 without negative values and with
   less variance (Schulman, "Approximating KL Divergence", 2020; k3 is GRPO's penalty: Shao et al., "DeepSeekMath",
   2024, equation 4)
-- the sequence-level log ratio is the sum of ``l`` over a sequence, the log of the weight by which importance
-  sampling corrects a whole answer
-- effective sample size ``(sum w)^2 / sum w^2`` over the number of weights (Kish, "Survey Sampling", 1965),
-  for the weights of tokens and of sequences
+- the sequence-level log ratio is the sum of ``l`` over a sequence, the log of the importance ratio of
+  a whole answer
+- effective sample size ``(sum r)^2 / sum r^2`` over the number of ratios (Kish, "Survey Sampling", 1965), for
+  tokens and for sequences
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator.tokens.generation import Generation, Sampling, first_differences, read_generation
-from tracereplay.comparator.tokens.reported import find_reported
+from tracereplay.comparator.tokens.quantity import find_reported
 from tracereplay.errors import UsageError
 from tracereplay.passes import RECORD, RERUN
 from tracereplay.trace import Trace
@@ -152,13 +152,13 @@ def _spread(sizes: Floats) -> Spread:
     return Spread(float(sizes.mean()), float(sizes.max()), p50, p90, p99)
 
 
-def effective_share(log_weights: Floats) -> float:
-    """Kish's effective sample size of weights given as logarithms, over their number; 0 to 1."""
-    top = float(log_weights.max())
+def effective_share(log_ratios: Floats) -> float:
+    """Kish's effective sample size of importance ratios given as logarithms, over their number; 0 to 1."""
+    top = float(log_ratios.max())
     if not math.isfinite(top):
         return math.nan
-    weights = np.exp(log_weights - top)  # the largest is 1: a ratio of sums is not changed by a common factor
-    return float(weights.sum() ** 2 / np.square(weights).sum() / len(weights))
+    ratios = np.exp(log_ratios - top)  # the largest is 1: a quotient of sums is not changed by a common factor
+    return float(ratios.sum() ** 2 / np.square(ratios).sum() / len(ratios))
 
 
 def _doubling(longest: int) -> list[int]:

@@ -3,7 +3,7 @@
 It stands in for an inference engine in README examples, tests and fixtures, and is a family of engines of its own
 (`family`, `driver`). Sites and operators are named as in a Llama, requests are batched continuously, prompts may
 be prefilled in chunks, and three "versions" round differently, as engine generations do. A `Flaw` plants a fault
-inside one operator or on the way to one, so that a verdict can be checked against what is known.
+in one operator or on the way to one, so that a verdict can be checked against what is known.
 
     >>> golden = record(workload(), Path("golden.trace"))
     >>> candidate = replay(golden, Path("candidate.trace"), flaw=Flaw("model.norm", "scale"))

@@ -14,10 +14,10 @@ __all__ = ["Attention", "rotate"]
 
 
 def rotate(numerics: Numerics, x: Array, positions: Array) -> Array:
-    """Rotary embedding, the heads' halves as pairs."""
+    """Rotary embedding; pairs are the halves of a head."""
     half = HEAD // 2
     angles = positions[:, None] * 10000.0 ** (-np.arange(half) / half)
-    cos, sin = (numerics.nearest(f(angles))[:, None, :] for f in (np.cos, np.sin))  # a table, made once
+    cos, sin = (numerics.nearest(f(angles))[:, None, :] for f in (np.cos, np.sin))  # a precomputed table
     heads = x.reshape(len(x), -1, HEAD)
     first, second = heads[..., :half], heads[..., half:]
     left = numerics.between(first * cos) - numerics.between(second * sin)
@@ -26,7 +26,7 @@ def rotate(numerics: Numerics, x: Array, positions: Array) -> Array:
 
 
 class Attention:
-    """Attends each row to its sample's rows so far, whose keys and values it keeps."""
+    """Causal attention, with a cache of each sample's keys and values."""
 
     def __init__(self, numerics: Numerics, planted: Planted, names: Names) -> None:
         self._numerics, self._planted, self._names = numerics, planted, names
@@ -43,7 +43,7 @@ class Attention:
             self._cache[there] = self._cache[here]
 
     def attend(self, site: str, q: Array, k: Array, v: Array, rows: RowMap) -> Array:
-        """What each of a step's ``rows`` gathers from its sample."""
+        """The output of attention for a step's ``rows``."""
         out = np.empty_like(q)
         for i, (request, sequence, _) in enumerate(rows.tolist()):
             keys, values = self._remember(site, (request, sequence), k[i], v[i])
@@ -64,7 +64,7 @@ class Attention:
             keys[-2], values[-2] = keys[-3], values[-3]
         keys, values = (np.repeat(x, HEADS // KV_HEADS, axis=1) for x in (keys, values))
         scores = np.einsum("hd,nhd->hn", q, keys) * HEAD**-0.5
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        total = weights.sum(axis=1, keepdims=True)
-        mixed: Array = np.einsum("hn,nhd->hd", self._numerics.between(weights), values) / total
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        total = exponentials.sum(axis=1, keepdims=True)
+        mixed: Array = np.einsum("hn,nhd->hd", self._numerics.between(exponentials), values) / total
         return mixed.reshape(-1)

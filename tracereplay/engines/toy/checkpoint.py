@@ -21,7 +21,7 @@ _KIND = "toy"
 
 
 def write_checkpoint(directory: Path, name: str = "toy") -> None:
-    """Writes the checkpoint whose weights follow from ``name``."""
+    """Writes a checkpoint whose weights are derived from ``name``."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {"model_type": _KIND, "name": name}
     (directory / _CONFIG).write_text(json.dumps(config) + "\n", encoding="utf-8")
@@ -29,10 +29,10 @@ def write_checkpoint(directory: Path, name: str = "toy") -> None:
 
 
 def read_tensors(directory: Path) -> Mapping[str, Array]:
-    """A checkpoint's tensors; without a safetensors file those that follow from its name.
+    """A checkpoint's tensors; without a safetensors file, those derived from its name.
 
     Raises:
-        WorkloadError: it is no checkpoint of the toy's.
+        WorkloadError: it is not a checkpoint of the toy.
     """
     name = _name(directory)
     if not (directory / _TENSORS).exists():

@@ -2,7 +2,7 @@
 
 Settings (`engines.toy.options`): ``dtype``, ``rounding``, ``noise`` and ``tensor_parallel_size`` as in
 `engines.toy.record` and `engines.toy.replay`; ``flaw``, a fault to plant, as SITE:KIND or SITE:KIND:INPUT, several
-with commas between them (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_model_len``, ``max_num_seqs`` and
+separated by commas (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_model_len``, ``max_num_seqs`` and
 ``max_num_batched_tokens`` as other engines have them. Texts are tokenized by their bytes.
 """
 
@@ -45,14 +45,14 @@ class ToyDriver:
         """Reads the checkpoint.
 
         Raises:
-            UsageError: a setting is wrong, or asks for a flaw that there is not.
-            WorkloadError: the model is none of the toy's.
+            UsageError: a setting is wrong, or names an unknown flaw.
+            WorkloadError: the model is not one of the toy.
         """
         check_settings(settings)
         given = {name: value for name, value in settings.items() if value is not None}
         flaws_of(given.get("flaw", ""))
         self._settings, self._tensors = {**DEFAULTS, **given}, read_tensors(Path(model))
-        # The flaw is not told: an engine that has one does not know of it.
+        # The flaw is not reported, since a real engine would not know of it.
         told = {name: value for name, value in self._settings.items() if name != "flaw"}
         ranks = self._settings.get("tensor_parallel_size", 1)
         return {"versions": {"toy": VERSION}, "settings": told, "device": "cpu", "environment": {}, "ranks": ranks}
@@ -65,8 +65,8 @@ class ToyDriver:
         """Generates once; records the pass that is asked for, if one is.
 
         Raises:
-            WorkloadError: a prompt cannot be generated.
-            UsageError: the recording is to be one that the toy does not make.
+            WorkloadError: a prompt is invalid.
+            UsageError: the toy does not support the requested recording.
         """
         self._check(prompts)
         if recording is None:
@@ -100,7 +100,7 @@ class ToyDriver:
         return "fused"
 
     def _engine(self, prompts: Sequence[Mapping[str, Any]], naming: Naming = "fused") -> Engine:
-        """A new one: keys, values and schedule of the pass before it are gone."""
+        """A new engine, without the previous pass's keys, values and schedule."""
         settings = self._settings
         work = Workload("", tuple(map(_prompt, prompts)), settings)
         return Engine(
@@ -115,7 +115,7 @@ def _prompt(said: Mapping[str, Any]) -> Prompt:
 
 
 def _check_options(options: Options) -> None:
-    """Raises UsageError for what the options have and the toy's recorder has not."""
+    """Raises UsageError for options that the toy's recorder does not support."""
     if options.level != OPERATOR:
         raise Unsupported("The toy engine's operators dispatch no kernels; record it with --level operator.")
     for name, most in (("max_steps", options.max_steps), ("max_bytes", options.max_bytes)):
@@ -125,7 +125,7 @@ def _check_options(options: Options) -> None:
 
 
 def _given(request: PassRequest, engine: Engine) -> tuple[Forced | None, Source | None]:
-    """The tokens that are forced, and where the values come from that are handed on."""
+    """The tokens to force, and the source of replaced values."""
     if request.golden is None:
         return None, None
     with open_trace(request.golden) as golden:
@@ -142,7 +142,7 @@ def _given(request: PassRequest, engine: Engine) -> tuple[Forced | None, Source 
 
 
 def main() -> None:
-    """Serves commands until the input ends."""
+    """Handles commands until the input ends."""
     serve(ToyDriver())
 
 

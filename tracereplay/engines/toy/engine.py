@@ -25,11 +25,11 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """One engine, as it was started; the arguments are those of `runs.record` and `runs.replay`.
+    """A started engine; the other arguments are those of `runs.record` and `runs.replay`.
 
     Args:
-        max_seqs: samples that a step may compute rows of; None: no limit.
-        tensors: of a checkpoint; by default those that follow from the name of the workload's model.
+        max_seqs: samples per step; None: no limit.
+        tensors: of a checkpoint; by default derived from the name of the workload's model.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Engine:
         return {"requests": [seq.result() for seq in live], "seconds": time.perf_counter() - begin}
 
     def _renew(self, recorder: Recorder, live: Sequence[Sample], *, cleared: bool) -> None:
-        """Exchanges the weights, and begins again with all that is under way if the cache is cleared."""
+        """Replaces the weights, and recomputes running samples if the cache is cleared."""
         self._model.weights = self.weights.updated()
         recorder.weights_updated()
         if cleared:

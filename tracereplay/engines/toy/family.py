@@ -14,7 +14,7 @@ from tracereplay.engines.toy.roles import OPERATORS
 __all__ = ["TOY", "VERSION"]
 
 VERSION = "2.0"
-# The toy is a part of tracereplay: it is there where that is.
+# The toy comes with tracereplay, so it exists wherever tracereplay does.
 _INSPECTION = f"""
 import importlib.util, json, sys
 toy = "{VERSION}" if importlib.util.find_spec("tracereplay") else None

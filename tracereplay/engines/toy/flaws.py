@@ -1,4 +1,4 @@
-"""Faults to plant: what kinds there are, and what each does to a tensor."""
+"""Faults to plant: their kinds, and what each does to a tensor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPERATOR_FLAWS = (
     "second",
 )  # fmt: skip
 EDGE_FLAWS = ("scaled_edge", "positions", "swap")
-_EVERYWHERE = ("positions", "swap")  # wherever they are said to be
+_EVERYWHERE = ("positions", "swap")  # at any site
 
 Decoding: TypeAlias = list[tuple[int, bool]]  # rows of generated tokens; whether each is its sequence's last
 Stored: TypeAlias = np.dtype[Any]
@@ -35,7 +35,7 @@ class Flaw:
 
     Args:
         site: the operator that is wrong; for a fault between operators, the one where it arrives.
-        kind: inside an operator, at its first output
+        kind: in an operator, at its first output
 
             - ``scale``: 3 % too large
             - ``element``: one element off by five times its row's RMS, in decode only
@@ -69,10 +69,10 @@ class Flaw:
 
 
 def flaws_of(text: str) -> list[Flaw]:
-    """The flaws of a text: SITE:KIND or SITE:KIND:INPUT, several with commas between them.
+    """The flaws of a text: SITE:KIND or SITE:KIND:INPUT, several separated by commas.
 
     Raises:
-        UsageError: it is not of that form, or there is no such site or kind.
+        UsageError: it is malformed, or there is no such site or kind.
     """
     return [_flaw(one.strip()) for one in text.split(",")] if text else []
 
@@ -90,11 +90,11 @@ def _flaw(text: str) -> Flaw:
 
 
 class Planted:
-    """The flaws as the engine meets them, asked at each place whether one is there.
+    """Applies the flaws in the engine.
 
     Args:
         flaws: any number.
-        prompts: tell which rows are decoded.
+        prompts: by which decoded rows are known.
     """
 
     def __init__(self, flaws: Sequence[Flaw], numerics: Numerics, prompts: Sequence[Prompt]) -> None:
@@ -114,7 +114,7 @@ class Planted:
         return self._numerics.rounded(x * 1.03) if wrong else x
 
     def flawed(self, site: str, x: Array, rows: RowMap) -> Array:
-        """``x`` with the flaws that sit at ``site``, as far as they are of a kind that spoils a result."""
+        """``x`` with the flaws at ``site`` that change a result."""
         for flaw in self._flaws:
             spoil = _SPOIL.get(flaw.kind) if flaw.site == site else None
             if spoil is not None:
@@ -157,19 +157,19 @@ def _coarse(x: Array, decoding: Decoding, stored: Stored) -> Array:
 
 
 def _floor(x: Array, decoding: Decoding, stored: Stored) -> Array:
-    """Half a unit in the last place too low on average, as the floor of what was never rounded is."""
+    """Half a unit in the last place too low on average, like the floor of unrounded values."""
     lower: Array = x - _unit(x, stored) * (_draws(x) < 0.5)
     return lower
 
 
 def _truncate(x: Array, decoding: Decoding, stored: Stored) -> Array:
-    """Half a unit in the last place too small on average, as what was cut off and never rounded is."""
+    """Half a unit in the last place too small on average, like truncated unrounded values."""
     smaller: Array = x - np.sign(x) * _unit(x, stored) * (_draws(x) < 0.5)
     return smaller
 
 
 def _slight(x: Array, decoding: Decoding, stored: Stored) -> Array:
-    """A wrong factor on what was not rounded yet: on what was, rounding would take most of it back."""
+    """A wrong factor before rounding: after it, rounding again would undo most of it."""
     scaled: Array = (x + _unit(x, stored) * (_draws(x) - 0.5)) * 1.002
     return scaled
 
@@ -180,7 +180,7 @@ def _unit(x: Array, stored: Stored) -> Array:
 
 
 def _draws(x: Array) -> Array:
-    """Uniform draws, one for each element, the same each time."""
+    """Reproducible uniform draws, one for each element."""
     return np.random.default_rng(x.shape[0]).random(x.shape)
 
 

@@ -1,4 +1,4 @@
-"""What a replay of the toy is given: golden values, or values without own errors; and forced tokens."""
+"""Inputs of a replay of the toy: golden values, or values without own errors, and forced tokens."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Forced: TypeAlias = Mapping[tuple[int, int], list[int]]  # (request, sequence) -
 
 
 class Source(Protocol):
-    """Where a tap's values come from, if not from the engine."""
+    """Replaces the values at a tap."""
 
     def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
-        """What stands in for ``x``."""
+        """The value to use instead of ``x``."""
 
 
 def golden_tokens(trace: Trace, name: str = RECORD) -> dict[tuple[int, int], list[int]]:
-    """The tokens that golden went on with."""
+    """The tokens that golden continued with."""
     results = trace.results.get(name, {}).get("requests")
     if results is not None:
         return {(r["request"], r["sequence"]): r["token_ids"] for r in results}
@@ -41,10 +41,10 @@ def golden_tokens(trace: Trace, name: str = RECORD) -> dict[tuple[int, int], lis
 
 
 class Golden:
-    """The golden values of each site, to be fed: by place, and by beginning where golden never had the place.
+    """The golden values of each site, by place, or else by prefix.
 
-    Why a row may be missing at one site and known at another: golden may have sampled from a place whose row
-    another sample's prompt computed, and then knows the place at the sampler and only its beginning elsewhere.
+    A row may be known at one site and missing at another: if golden shared a prompt between samples, it has the
+    place at the sampler, and elsewhere only another sample's row with the same prefix.
     """
 
     def __init__(self, trace: Trace, name: str = RECORD, site_map: SiteMap | None = None) -> None:
@@ -69,7 +69,7 @@ class Golden:
                     known.update(zip(numbers, joined(step, call.site, side, index), strict=False))
 
     def _sum_up(self, site_map: SiteMap) -> None:
-        """As in `replayer.tables`: a sum is fed as the sum and -0.0, and two that add up as their sum."""
+        """As in `replayer.tables`: a sum is fed as the sum and -0.0, and two addends as their sum."""
         for site in (site for site in site_map.sites.values() if site.role == "norm"):
             x, residual, handed_on = (site.name, "in", 0), (site.name, "in", 1), (site.name, "out", 1)
             given = self._rows.get(x, {})
@@ -88,7 +88,7 @@ class Golden:
         return out
 
     def known(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> dict[int, Array]:
-        """The recorded values of those of ``rows`` that there are, by their place in ``x``; floats only."""
+        """The recorded values of known ``rows``, by index in ``x``; floats only."""
         recorded = self._rows.get((site, side, index), {}) if x.dtype.kind == "f" else {}
         numbers = enumerate(self._finder.find(rows).tolist())
         found = {i: recorded.get(n, recorded.get(self._alike[n])) for i, n in numbers if n >= 0}
@@ -96,7 +96,7 @@ class Golden:
 
 
 class Cancelled:
-    """Takes away own errors; the arithmetic is that of `replayer.cancelled`.
+    """Subtracts own errors; the arithmetic is that of `replayer.own_errors`.
 
     Args:
         golden: the golden values.
@@ -110,7 +110,7 @@ class Cancelled:
         self._numerics = numerics
 
     def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
-        """``x`` without what its operator, or the edge before it, does otherwise."""
+        """``x`` without the own error of its operator, or of the edge before it."""
         if not self._selection.takes(site, side, index):
             return x
         golden = self._golden.known(site, side, index, x, rows)

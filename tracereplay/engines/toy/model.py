@@ -19,7 +19,7 @@ from tracereplay.event import RowMap
 __all__ = ["Model"]
 
 EPS = 1e-6
-PARTS = {  # the outputs of what may be one operator or several
+PARTS = {  # the parts of projections that may be fused
     "qkv_proj": {"q_proj": HEADS * HEAD, "k_proj": KV_HEADS * HEAD, "v_proj": KV_HEADS * HEAD},
     "gate_up_proj": {"gate_proj": INTERMEDIATE, "up_proj": INTERMEDIATE},
 }
@@ -29,10 +29,10 @@ class Model:
     """Embedding, layers and logits, each operator between its taps.
 
     Args:
-        weights: those of the steps to come; they may be exchanged between steps.
+        weights: may be replaced between steps.
         ranks: 1 or 2 tensor-parallel ranks.
         noise: relative size of an error that no two runs share, in every linear layer.
-        names: what its operators are called, and which of them are one.
+        names: its operators' names, and which are fused.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Model:
         self.attention = Attention(numerics, planted, names)
 
     def decode(self, tap: Recorder, batch: Batch) -> Array:
-        """The hidden state of each row, as the final norm gives it."""
+        """The hidden state of each row after the final norm."""
         positions = batch.rows[:, 2].astype(np.int64)
         if self._planted.has("positions"):
             positions = positions + 1
@@ -106,7 +106,7 @@ class Model:
         hidden = tap.observe(attn, 0, self._planted.flawed(attn, mixed, batch.rows))
         return self._linear(tap, self._names("o_proj", layer), weights["o_proj"], hidden, batch, reduced=True)
 
-    # Operators. Each rounds its result; `between` marks where the other version rounds as well.
+    # Operators. Each rounds its result; `between` marks where the other version also rounds.
 
     def _embed(self, site: str, ids: Array, batch: Batch) -> Array:
         if self._planted.sits("wrong_row", site):

@@ -1,5 +1,4 @@
-"""What the toy's operators are called, and which of them are one: in an engine that fuses projections, or in one
-that does not."""
+"""The toy's operator names, as in an engine that fuses projections or in one that does not."""
 
 from __future__ import annotations
 
@@ -36,8 +35,8 @@ class Names:
     """The names of one naming.
 
     Args:
-        known: of each operator, with the layer's number left open.
-        split: whether projections are apart, and norms given the sum of x and residual.
+        known: of each operator, with a placeholder for the layer.
+        split: whether projections are separate, and norms take the sum of x and residual.
     """
 
     def __init__(self, known: Mapping[str, str], split: bool) -> None:
@@ -48,7 +47,7 @@ class Names:
 
 
 def names_of(naming: Naming) -> Names:
-    """Raises `UsageError` where there is no such naming."""
+    """Raises `UsageError` if there is no such naming."""
     if naming not in NAMES:
         raise UsageError(f"The toy engine knows no naming {naming!r}; it knows {NAMES}.")
     return Names(_SPLIT, True) if naming == "split" else Names(_FUSED, False)

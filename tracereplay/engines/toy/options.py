@@ -1,4 +1,4 @@
-"""The toy's engine arguments: which there are, and which values they take."""
+"""The toy's engine arguments and their values."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _KNOWN: Mapping[str, Check] = {
     "max_model_len": _COUNT,
     "max_num_seqs": _COUNT,
     "max_num_batched_tokens": _COUNT,
-    # Without effect, since there are no graphs and prompts are always cut where they must be: commands that were
-    # written for other engines shall run.
+    # Without effect, since there are no graphs and prompts are always chunked as needed; accepted so that commands
+    # for other engines work.
     "enforce_eager": _FLAG,
     "enable_chunked_prefill": _FLAG,
 }
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UsageError if there is no such setting, or it does not take such a value; None is the default."""
+    """Raises UsageError for an unknown setting or an invalid value; None is the default."""
     for name, value in settings.items():
         if name not in _KNOWN:
             raise UsageError(unknown_setting(name, tuple(_KNOWN)))

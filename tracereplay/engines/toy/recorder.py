@@ -1,4 +1,4 @@
-"""The toy's taps: they record what passes, and hand on other values in an injected or cancelled pass."""
+"""The toy's taps: they record tensors, and replace them in an injected or cancelled pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recorder:
         path: the trace.
         name: the pass.
         ranks: 1 or 2; each writes a segment. 0: nothing is recorded.
-        source: what to hand on instead of what passes, in an injected or cancelled pass.
+        source: replaces tensors in an injected or cancelled pass.
         known: the engine's operators.
     """
 
@@ -40,19 +40,19 @@ class Recorder:
             writer.sites(self._sites.values())
         self._rows = make_rows([])
         self._calls: list[dict[str, PendingCall]] = []
-        self._weights = 0
+        self._weight_updates = 0
         self.steps = 0
 
     def weights_updated(self) -> None:
-        """The steps to come have other weights."""
-        self._weights += 1
+        """Counts an update of the weights."""
+        self._weight_updates += 1
 
     def begin(self, rows: RowMap) -> None:
         self._rows = rows
         self._calls = [{} for _ in self._writers]
 
     def feed(self, site: str, index: int, x: Array, rows: RowMap | None = None) -> Array:
-        """Records what arrived and returns what the operator shall take."""
+        """Records an input and returns what the operator is to use."""
         rows = self._rows if rows is None else rows
         self._keep(site, "in", index, x, rows)
         return x if self._source is None else self._source.replace(site, "in", index, x, rows)
@@ -60,7 +60,7 @@ class Recorder:
     def observe(
         self, site: str, index: int, x: Array, rows: RowMap | None = None, *, replace: bool = True
     ) -> Array:
-        """Records a result and returns what the next operator shall see of it."""
+        """Records a result and returns what is passed on."""
         rows = self._rows if rows is None else rows
         self._keep(site, "out", index, x, rows)
         return self._source.replace(site, "out", index, x, rows) if replace and self._source is not None else x
@@ -83,7 +83,7 @@ class Recorder:
     def commit(self, number: int, sampled: list[Sampled]) -> None:
         self.steps += 1
         for writer, calls in zip(self._writers, self._calls, strict=True):
-            writer.step(number, self._rows, list(calls.values()), sampled, [], weights=self._weights)
+            writer.step(number, self._rows, list(calls.values()), sampled, [], weight_updates=self._weight_updates)
 
     def close(self) -> None:
         for writer in self._writers:

@@ -1,6 +1,6 @@
-"""What the toy's operators do, by class name: globs, the first that fits.
+"""What the toy's operators do, by class name: globs, the first match counts.
 
-A trace says the role of each site itself: this is for those that do not, and for what makes them.
+Used when recording, and for older traces, which do not state the role of each site.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one does with the toy engine: make a workload, record it, replay the recording."""
+"""Makes a workload, records it, and replays the recording, with the toy engine."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def record(
         path: trace to create.
         flaw: a fault to plant, or several.
         rounding: the "engine version": ``once`` rounds each operator's result; ``truncate`` does so towards
-            zero, as some engines do on CPUs; ``twice`` rounds also what lies between, takes all
-            rows into its logits processor and shares the prompt between samples.
+            zero, as some engines do on CPUs; ``twice`` also rounds intermediate results, computes
+            logits of all rows and shares the prompt between samples.
         max_rows: rows a step may hold; longer prompts are prefilled in chunks. None: no limit.
         tensor_parallel: 1 or 2 ranks.
         update: of the weights, in the middle of the pass.
@@ -94,17 +94,17 @@ def replay(
     update: Update | None = None,
     naming: Naming = "fused",
 ) -> Path:
-    """Runs the workload of ``golden`` again, its tokens forced, in one pass free and in one injected.
+    """Runs the workload of ``golden`` with forced tokens, in a free and an injected pass.
 
     Args:
         golden: trace to replay.
         path: trace to create.
-        settings: laid over the golden workload's settings.
+        settings: override the golden workload's settings.
         model: other weights than golden's.
         passes: of ``rerun``, ``injected``, ``injectedtwice`` and ``cancelled``.
         noise: relative size of an error that no two passes share, in every linear layer.
         cancel: for the pass ``cancelled``, the trace of an injected pass of the same engine, and what of its
-            own errors to take away.
+            own errors to subtract.
 
     The other arguments are those of `record`.
     """

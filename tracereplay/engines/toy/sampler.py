@@ -1,4 +1,4 @@
-"""The toy's sampler: what it chooses, what the generation goes on with, and how probable that was."""
+"""The toy's sampler: its choices, the tokens to continue with, and their logprobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sampler:
     """Chooses from logits.
 
     Args:
-        processed: report logprobs of logits that were divided by the temperature.
+        processed: report logprobs of logits divided by the temperature.
     """
 
     def __init__(self, planted: Planted, processed: bool) -> None:
@@ -58,7 +58,7 @@ def _without_best(logits: Array) -> Array:
 
 
 def _choose(logits: Array, seq: Sample) -> int:
-    """The most probable token, or one drawn with a seed that belongs to its place."""
+    """The most probable token, or one drawn with a seed derived from its place."""
     temperature = float(seq.sampling.get("temperature", 1.0))
     if temperature:
         seed = [int(seq.sampling.get("seed", 0)), *seq.key, len(seq.tokens)]

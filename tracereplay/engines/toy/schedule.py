@@ -1,4 +1,4 @@
-"""What is generated, and which rows a step computes: continuous batching, prompts in chunks."""
+"""Schedules samples: continuous batching, prompts in chunks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Batch", "Sample", "samples", "schedule"]
 
 @dataclass
 class Sample:
-    """One sample while it is generated; ``done`` counts the rows computed."""
+    """A sample in progress; ``done`` counts its computed rows."""
 
     request: int
     sequence: int
@@ -38,7 +38,7 @@ class Sample:
         return len(self.tokens) - self.done if len(self.tokens) < self.goal else 0
 
     def advance(self, token: int, choice: int, logprob: float) -> Sampled:
-        """Goes on with ``token``."""
+        """Continues with ``token``."""
         key = RowKey(*self.key, len(self.tokens))
         self.tokens.append(token)
         self.logprobs.append(logprob)
@@ -62,7 +62,7 @@ class Batch:
 
 
 def samples(prompts: Sequence[Prompt]) -> Iterator[Sample]:
-    """All samples of all prompts, none begun."""
+    """All samples of all prompts."""
     for request, prompt in enumerate(prompts):
         ids = list(prompt.token_ids or ())
         goal = len(ids) + int(prompt.sampling.get("max_tokens", 16))

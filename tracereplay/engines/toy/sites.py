@@ -18,7 +18,7 @@ _Q, _KV = HEADS * HEAD, KV_HEADS * HEAD
 
 
 def sites(ranks: int, dtype: str, names: Names) -> Iterator[Site]:
-    """All operators in the order of their calls; with their layouts where there are several ranks."""
+    """All operators in the order of their calls; with layouts if there are several ranks."""
     return _Sites(ranks, dtype, names).all()
 
 

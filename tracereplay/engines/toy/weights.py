@@ -23,10 +23,10 @@ HIDDEN, HEADS, KV_HEADS, HEAD, INTERMEDIATE = 64, 4, 2, 16, 128
 
 @dataclass(frozen=True)
 class Update:
-    """Weights that change while requests are under way, as a trainer's do.
+    """An update of the weights during generation, as by a trainer.
 
     Args:
-        step: before which they change.
+        step: before which it happens.
         cleared: whether keys and values of the old weights are dropped and computed again.
     """
 
@@ -35,7 +35,7 @@ class Update:
 
 
 def drawn(name: str) -> dict[str, Array]:
-    """Random weights that follow from a name: float64, by the names that a checkpoint has for them."""
+    """Random float64 weights derived from a name, by their names in a checkpoint."""
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     random = np.random.default_rng(seed)
     return {
@@ -79,7 +79,7 @@ class Weights:
         self._rounded = rounded
         state = hashlib.blake2b(digest_size=16)
         for name in SHAPES:
-            state.update(tensors[name].tobytes())  # as in a checkpoint, which an engine of any dtype may load
+            state.update(tensors[name].tobytes())  # unrounded, as in a checkpoint: it is the same for every dtype
         self.digest = state.hexdigest()
 
         def loaded(name: str) -> Array:

@@ -1,4 +1,4 @@
-"""vLLM, V0 (0.8.5) and V1: what both sides must know of it. `engines.vllm.guest` runs inside the engine."""
+"""vLLM, V0 (0.8.5) and V1: what both sides must know of it. `engines.vllm.guest` runs in its processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tracereplay.engines.vllm.roles import OPERATORS
 
 __all__ = ["VLLM"]
 
-# Asks an interpreter what it holds, without importing any of it: importing vLLM takes seconds and may fail.
+# Prints an interpreter's package versions without importing packages: importing vLLM takes seconds and may fail.
 _INSPECTION = """
 import importlib.metadata as m, importlib.util, json, sys
 def version(*names):
@@ -30,7 +30,7 @@ found = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": version("torch"),
 print("INSPECTED" + json.dumps(found))
 """
 
-# What an engine says when it fails, and what to do; the first that is found is taken.
+# An engine's error messages, and what to do; the first match counts.
 _REMEDIES = (
     (r"libnuma\S* is not on|libnuma\S*: cannot open", "Install libnuma (Debian and Ubuntu: apt-get install "
      "libnuma1)."),
@@ -52,7 +52,7 @@ _REMEDIES = (
      "build uses; take a release built for it."),
 )  # fmt: skip
 
-# Set even if the user has other values: without them the engine talks to the network.
+# Overrides the user's values: without these the engine accesses the network.
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _GUEST = "tracereplay.engines.vllm.guest"
 
@@ -87,8 +87,8 @@ class _VLLM:
         )
 
     def environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-        # Why a cache of its own: vLLM's compile cache does not know of taps. A graph without them must not be
-        # loaded here, and a graph with them must not stay behind for ordinary runs.
+        # Why a separate cache: vLLM's compile cache does not know about taps. Graphs without taps must not be
+        # loaded here, and graphs with taps must not be loaded by ordinary runs.
         ours = {
             "VLLM_CACHE_ROOT": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
             "VLLM_DISABLE_COMPILE_CACHE": "1", "VLLM_USE_AOT_COMPILE": "0",

@@ -7,8 +7,8 @@ DIR/expected.safetensors   its recorded results
 
 from tracereplay.report.repro.choice import choose_call, choose_kernel
 from tracereplay.report.repro.folder import Reproducer, write_reproducer
-from tracereplay.report.repro.kernel import reproduce_kernel
-from tracereplay.report.repro.operator import reproduce_operator
+from tracereplay.report.repro.kernel_script import reproduce_kernel
+from tracereplay.report.repro.operator_script import reproduce_operator
 
 __all__ = [
     "Reproducer", "choose_call", "choose_kernel", "reproduce_kernel", "reproduce_operator", "write_reproducer"

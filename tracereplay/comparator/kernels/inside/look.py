@@ -16,10 +16,10 @@ from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.select import step_of
 from tracereplay.verdict.inside import Inside, KernelRow, SharedValue, Why
+from tracereplay.verdict.measures import BEYOND
 
 __all__ = ["Place", "look_inside"]
 
-BEYOND = ("exceeds", "nonfinite")
 ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})  # names of arguments in kernels' schemas
 
 
@@ -101,11 +101,11 @@ def _compare(
 ) -> tuple[list[KernelRow], list[SharedValue]]:
     pairs = align(golden, candidate)
     rows = [_row(None if i is None else golden[i], None if j is None else candidate[j], values) for i, j in pairs]
-    alone = [n for n, (i, j) in enumerate(pairs) if i is None or j is None]
+    unpaired = [n for n, (i, j) in enumerate(pairs) if i is None or j is None]
     shared = []
-    for n in alone:
+    for n in unpaired:
         i, _ = pairs[n]
-        others = [(m, candidate[j]) for m in alone if (j := pairs[m][1]) is not None]
+        others = [(m, candidate[j]) for m in unpaired if (j := pairs[m][1]) is not None]
         if i is not None:
             given = results(golden[i]).items()
             shared += [s for name, v in given if (s := _nearest(n, name, v, golden[i].name, others, values))]

@@ -47,7 +47,7 @@ def tensor_names(kernel: Kernel) -> list[str]:
 
 
 def align(golden: Sequence[Kernel], candidate: Sequence[Kernel]) -> list[tuple[int | None, int | None]]:
-    """Pairs of places, in order: kernels of one name that do the same, or one of either side alone.
+    """Pairs of places, in order: kernels of one name that do the same, or one without a partner.
 
     The longest common subsequence, by the names of kernels; among equally long ones that in which most pairs give
     results of the same dtypes. Where sides differ, golden's stand before the candidate's.

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
-from tracereplay.comparator.numbers.metrics import Tally, compare_rows
+from tracereplay.comparator.numbers.metrics import compare_rows
 from tracereplay.comparator.numbers.tables import Array, Ints
-from tracereplay.comparator.numbers.tolerance import Policy, tolerance_for, unit_factors
+from tracereplay.comparator.numbers.tolerance import Policy, tally_for, tolerance_for, unit_factors
 from tracereplay.event import RowMap, Value
-from tracereplay.verdict.measures import CLASSES, ErrorClass, Metrics
+from tracereplay.verdict.measures import ErrorClass, Metrics, severity
 
 __all__ = ["Difference", "Values", "described", "worst"]
 
@@ -28,7 +28,7 @@ class Difference:
 
 def worst(differences: Sequence[Difference]) -> Difference | None:
     """The worst of them, None without any."""
-    return max(differences, key=lambda d: (CLASSES.index(d.error_class), d.metrics.allowance_ratio), default=None)
+    return max(differences, key=lambda d: severity(d.error_class, d.metrics.allowance_ratio), default=None)
 
 
 def described(value: Value) -> str:
@@ -71,9 +71,7 @@ class Values:
         tolerance = tolerance_for(self.policy, self.site, kernel, dtype, "operator")
         if tolerance is None:
             return None
-        limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
-        lean = self.policy.max_lean(self.site, kernel, dtype, "operator")
-        tally = Tally(limit, lean, max(lean, self.policy.bias_sign_max_ulp))
+        tally = tally_for(self.policy, tolerance, self.site, kernel, "operator", conventional=True)
         rows = len(self.keys)
         compare_rows(
             tally, self._rows(mine, self.golden, 0), self._rows(theirs, self.candidate, 1),

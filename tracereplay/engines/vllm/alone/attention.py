@@ -1,7 +1,7 @@
-"""Attention alone: the candidate's backend, over a key/value cache that holds what the calls before brought.
+"""Attention in isolation: the candidate's backend, over a key/value cache that holds what earlier calls wrote.
 
-Calls come in the order in which they were recorded, each with its rows. What a row attends to are the keys and
-values of its sequence's earlier rows, so a call is run only if these came before, in this process.
+Calls arrive in recorded order, each with its rows. A row attends to the keys and values of its sequence's earlier
+rows, so a call is run only if these were run before in this process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_BYTES = 2 << 30  # of one operator's cache
 
 
 class _Run(NamedTuple):
-    """Neighbouring rows of one sequence: ``[start, stop)`` of the batch, from ``position`` on."""
+    """Consecutive rows of one sequence: ``[start, stop)`` of the batch, from ``position`` on."""
 
     sequence: tuple[int, int]
     start: int
@@ -34,7 +34,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
     """One attention operator with a cache of its own.
 
     Args:
-        arguments: ``num_heads``, ``num_kv_heads``, ``head_size``, ``scale``; checked.
+        arguments: ``num_heads``, ``num_kv_heads``, ``head_size``, ``scale``; validated.
         dtype: of queries, keys and values.
         config: vLLM's ``VllmConfig``.
         name: of the layer, new in this process.
@@ -44,7 +44,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._heads = arguments["num_heads"], arguments["num_kv_heads"]
         self._size, self._dtype, self._config, self._name = arguments["head_size"], dtype, config, name
-        config.model_config.dtype = dtype  # builders of metadata ask for it
+        config.model_config.dtype = dtype  # read by metadata builders
         layer: Any = _layer_class()
         self.layer = layer(**arguments, cache_config=config.cache_config, prefix=name)
         self._block = int(config.cache_config.block_size or 16)
@@ -57,7 +57,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Attends.
+        """Computes attention.
 
         Args:
             query, key, value: ``[tokens, heads x size]``.
@@ -67,7 +67,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
             ``[tokens, heads x size]``.
 
         Raises:
-            NotReplayable: keys and values of earlier rows did not come before.
+            NotReplayable: keys and values of earlier rows are missing.
         """
         runs = _runs(rows)
         for run in runs:
@@ -87,15 +87,15 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
     # -- the cache --------------------------------------------------------------------------------------
 
     def _slot(self, run: _Run, i: int) -> int:
-        """Where the ``i``-th row of a run lies in the cache; makes room for it."""
+        """The cache slot of the ``i``-th row of a run; allocates it."""
         table = self._tables.setdefault(run.sequence, [])
-        block, inside = divmod(run.position + i, self._block)
+        block, offset = divmod(run.position + i, self._block)
         while len(table) <= block:
             table.append(self._used)
             self._used += 1
             if self._used > self._blocks:
                 self._grow()
-        return table[block] * self._block + inside
+        return table[block] * self._block + offset
 
     @property
     def _blocks(self) -> int:
@@ -103,7 +103,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
 
     @property
     def _dimension(self) -> int:
-        """The dimension of the cache in which blocks follow one another."""
+        """The cache's dimension of blocks."""
         return 1 if self._cache.shape[0] == 2 and self._cache.ndim in (3, 5) else 0
 
     def _new_cache(self, blocks: int) -> torch.Tensor:
@@ -147,7 +147,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
         fields = {field.name for field in dataclasses.fields(kind)}
         spec = self.layer.get_kv_cache_spec(self._config)
         builder = backend.get_builder_cls()(spec, [self._name], self._config, torch.device("cpu"))
-        if hasattr(builder, "num_heads"):  # some take the model's, which is not this one's
+        if hasattr(builder, "num_heads"):  # some take it from the model's configuration instead
             builder.num_heads = self._heads[0]
         metadata = builder.build(0, kind(**{name: x for name, x in known.items() if name in fields}))
         output = torch.empty(len(q), self._heads[0], self._size, dtype=q.dtype)
@@ -178,7 +178,7 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
 
 
 def _runs(rows: Sequence[Sequence[int]]) -> list[_Run]:
-    """Neighbouring rows of one sequence with positions one after the other."""
+    """Splits rows into runs of consecutive positions of one sequence."""
     runs: list[_Run] = []
     for i, (request, sequence, position) in enumerate(rows):
         last = runs[-1] if runs else None

@@ -1,4 +1,4 @@
-"""Rebuilding operators: vLLM's own classes, their weights loaded and made ready as its model loader does it."""
+"""Rebuilds operators: instantiates vLLM's classes, and loads and processes weights as its model loader does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build(plan: Plan, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
         weights: by parameter name, whole, in the dtypes of the parameters.
 
     Raises:
-        NotReplayable: this vLLM has no such class, or its class has other parameters than these.
+        NotReplayable: this vLLM has no such class, or the class has other parameters.
     """
     dtype = getattr(torch, plan.dtype)
     arguments = dict(plan.arguments)
@@ -32,7 +32,7 @@ def build(plan: Plan, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
     with _default_dtype(dtype):
         try:
             module: torch.nn.Module = _class(plan)(**arguments)
-        except TypeError as error:  # a version that lacks an argument
+        except TypeError as error:  # this version lacks an argument
             raise NotReplayable(f"this vLLM does not build {plan.operator} so: {error}") from error
         _load(plan, module, weights)
     return module.eval()
@@ -69,7 +69,7 @@ def _load(plan: Plan, module: torch.nn.Module, weights: Mapping[str, torch.Tenso
     for name, parameter in parameters.items():
         weight = weights[name]
         if plan.role == "embedding":
-            weight = weight[: plan.arguments["org_num_embeddings"]]  # what is beyond, the loader adds
+            weight = weight[: plan.arguments["org_num_embeddings"]]  # the loader pads the rest
         loader = getattr(parameter, "weight_loader", None)
         if loader is None:
             parameter.data.copy_(weight)

@@ -1,4 +1,4 @@
-"""Values of a recorded configuration, read one by one: of the type that they must have, within bounds."""
+"""Validated access to the values of a recorded configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_SIZE = 1 << 22  # of any one dimension: vocabularies have 2**18, the wid
 
 
 class Fields:
-    """What an operator was built with, as the trace has it. The trace is a stranger's: nothing of it is believed.
+    """An operator's recorded configuration. The trace may be a stranger's, so every value is validated.
 
     Args:
         operator: class name, for messages.
@@ -33,7 +33,7 @@ class Fields:
         """A whole number from 1 to ``most``.
 
         Raises:
-            NotReplayable: it is something else, or is missing and has no default (so do the others).
+            NotReplayable: it is something else, or is missing and has no default (the same for other methods).
         """
         value = self._value(name, default)
         if type(value) is not int or not 1 <= value <= most:
@@ -41,7 +41,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None, *, least: float, most: float) -> float:
-        """A finite number; whole numbers count, truth values do not."""
+        """A finite float or int, not a bool."""
         value = self._value(name, default)
         if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
             raise self._wrong(name, f"a number from {least:g} to {most:g}")
@@ -55,11 +55,11 @@ class Fields:
         return value
 
     def flag_or_number(self, name: str) -> bool:
-        """Whether a value that is there is anything but False or zero."""
+        """Whether a value exists and is neither False nor zero."""
         return self._values.get(name) not in (False, None, 0)
 
     def choice(self, name: str, among: Sequence[str], default: str | None = None) -> str:
-        """One of some words."""
+        """One of several strings."""
         value = self._value(name, default)
         if type(value) is not str or value not in among:
             raise self._wrong(name, f"one of {list(among)}")

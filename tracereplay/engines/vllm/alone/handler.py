@@ -1,11 +1,11 @@
-"""Executing recorded operators: vLLM's layers rebuilt from their recorded configuration, without a model.
+"""Executes recorded operators: vLLM's layers rebuilt from their recorded configuration, without a model.
 
 A request is one of::
 
     {"build": key, "operator": class name, "config": as recorded, "dtype": the recording engine's,
      "parameters": {name: tensor}}     rebuilds an operator and keeps it under a key, a whole number
     {"call": key, "inputs": [tensor or nil, ...], "rows": [[request, sequence, position], ...]}     runs it
-    {"forget": [key, ...]}     lets operators go
+    {"forget": [key, ...]}     deletes operators
 
 Inputs are in the order in which a tap numbers them. The answer to a call is ``{"outputs": [tensors],
 "written": {index: tensor}}``: outputs in a tap's order, and the inputs that were changed in place and not
@@ -37,7 +37,7 @@ _config: Any = None
 
 
 def prepare(setup: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Loads vLLM if there is a ``setup``: without one, no operator will be asked for. Says what executes.
+    """Loads vLLM if there is a ``setup``; without one, no operator is executed. Returns a description.
 
     Args:
         setup: ``{"settings": engine arguments}``.
@@ -52,7 +52,7 @@ def run(request: Mapping[str, Any]) -> Any:
     """Executes one request; see the module.
 
     Raises:
-        NotReplayable: the operator is not rebuilt, or not run on such inputs.
+        NotReplayable: the operator is not supported, or not on these inputs.
         RuntimeError: the operator raised it.
     """
     if "forget" in request:
@@ -83,7 +83,7 @@ def _build(request: Mapping[str, Any]) -> None:
 
 
 def _dense(tensor: TensorBytes) -> TensorBytes:
-    """Why: weights are sent element by element; the strides that they had mean nothing here."""
+    """A contiguous tensor: weights are sent element by element, so their recorded strides do not apply."""
     strides, step = [], 1
     for size in reversed(tensor.shape):
         strides.append(step)
@@ -102,7 +102,7 @@ def _call(
         result = module(*taken, rows) if made.role == "attention" else module(*taken)
     found = result if isinstance(result, (tuple, list)) else (result,)
     outputs = [x for x in found if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter)]
-    returned = {x.untyped_storage().data_ptr() for x in outputs}  # as the recorder sees it
+    returned = {x.untyped_storage().data_ptr() for x in outputs}  # as the recorder decides it
     written = {
         i: plain(x)
         for i, (x, was) in enumerate(zip(taken, before, strict=True))
@@ -122,5 +122,5 @@ def _check_values(made: Plan, taken: Sequence[torch.Tensor]) -> None:
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether they hold the same bytes: two NaNs of the same bits are the same."""
+    """Whether they have the same bytes; equal NaNs are equal."""
     return bool(torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)))

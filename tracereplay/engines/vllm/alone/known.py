@@ -1,7 +1,7 @@
-"""Which operators are rebuilt, from what, and on what they may be run. Needs neither torch nor vLLM.
+"""Which operators can be rebuilt, from which configurations, and on which inputs. Needs neither torch nor vLLM.
 
-Both sides ask here: the analyst's before anything is sent, the child because it believes nobody. Kernels of vLLM's
-own do not check what they are given, so each family says what its shapes and dtypes must be.
+Both sides check: the analyst's before anything is sent, and the child because it trusts no request. vLLM's own
+kernels do not validate their arguments, so shapes and dtypes are checked here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tracereplay.engines.vllm.alone.fields import LARGEST_SIZE, Fields
 __all__ = ["FLOATS", "KNOWN", "plan"]
 
 FLOATS = ("bfloat16", "float16", "float32")
-MOST_ELEMENTS = 1 << 30  # of one weight
+MOST_ELEMENTS = 1 << 30  # per weight
 MOST_TABLE = 1 << 27  # elements of a table of cosines and sines: a million positions of 128
 
 
@@ -36,7 +36,7 @@ _ROTARIES = (f"{_LAYERS}.rotary_embedding", f"{_LAYERS}.rotary_embedding.llama3_
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A configuration and what belongs to it."""
+    """A recorded operator to be rebuilt."""
 
     operator: str
     fields: Fields
@@ -45,7 +45,7 @@ class _Asked:
     taken: set[str] = field(default_factory=set)
 
     def weight(self, name: str, shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """The shape of a weight that must be there, and must be ``shape``."""
+        """The shape of a required weight, which must be ``shape`` if given."""
         self.taken.add(name)
         found = self.weights.get(name)
         if found is None:
@@ -69,7 +69,7 @@ def plan(operator: str, config: Mapping[str, Any], dtype: str, weights: Weights)
         weights: its parameters, whole.
 
     Raises:
-        NotReplayable: it is not rebuilt, or its configuration is not one that it can have.
+        NotReplayable: it is not supported, or its configuration is invalid.
     """
     if operator not in KNOWN:
         raise NotReplayable(f"operators of the class {str(operator)[:60]} are not rebuilt")
@@ -163,7 +163,7 @@ def _check_halves(inputs: Inputs) -> None:
 
 
 def _linear(asked: _Asked) -> Plan:
-    """Layers with one matrix, and those into which several were fused: only the whole is multiplied."""
+    """Layers with one matrix, fused or not: it is multiplied as a whole."""
     fields = asked.fields
     sizes = fields.size("input_size"), fields.size("output_size")
     arguments: dict[str, Any] = {"input_size": sizes[0], "output_size": sizes[1]}
@@ -272,7 +272,7 @@ def _positions(asked: _Asked, more: dict[str, Any]) -> Plan:
 
 
 def _attention(asked: _Asked) -> Plan:
-    """Over a key/value cache of its own (`attention`); the rows of each call are needed too."""
+    """Attention, over a key/value cache of its own (`attention`); calls also need their rows."""
     fields = asked.fields
     for name in ("sliding_window", "logits_soft_cap", "alibi", "has_sink", "use_mla"):
         if fields.has(name) and fields.flag_or_number(name):
@@ -300,7 +300,7 @@ def _attention(asked: _Asked) -> Plan:
     return Plan("attention", asked.operator, asked.dtype, (), arguments, check)
 
 
-# --- what inputs must be ---
+# --- checks of inputs ---
 
 
 def _tensors(inputs: Inputs, least: int, most: int) -> list[Tensor]:
@@ -327,7 +327,7 @@ def _integers(x: Tensor, among: Sequence[str] = ("int64", "int32")) -> None:
 
 
 def _dtype(asked: _Asked) -> str:
-    """The dtype of its weights, which need not be the engine's."""
+    """The weights' dtype, which may differ from the engine's."""
     found = {weight.dtype for weight in asked.weights.values()}
     if len(found) > 1:
         raise NotReplayable(f"its parameters are of {' and '.join(sorted(found))}")

@@ -1,4 +1,4 @@
-"""What vLLM's layers expect around them: a configuration, and process groups, here of this process alone."""
+"""The context that vLLM's layers need: a configuration, and process groups of only this process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 
 __all__ = ["enter"]
 
-# The smallest model that vLLM makes a configuration for. It is never built.
+# The smallest model that vLLM accepts in a configuration. It is never built.
 _MODEL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1,
     "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 64,
     "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
 }  # fmt: skip
 _ALONE = {"enforce_eager": True, "skip_tokenizer_init": True, "tensor_parallel_size": 1, "dtype": "bfloat16"}
-_entered: list[Any] = []  # contexts that are never left
+_entered: list[Any] = []  # contexts that are never exited
 
 
 def enter(settings: Mapping[str, Any]) -> Any:
-    """Makes this process one in which an engine's layers can be built, as an eager engine builds them.
+    """Prepares this process for building layers as an eager engine builds them.
 
     Args:
         settings: engine arguments that the user gave this engine.
@@ -36,10 +36,10 @@ def enter(settings: Mapping[str, Any]) -> Any:
 
     with tempfile.TemporaryDirectory(prefix="tracereplay-alone-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(_MODEL))
-        # Why not an empty VllmConfig: what an engine settles by itself (custom ops, priorities of kernels, what
-        # the platform adds) is settled while its arguments become a configuration.
+        # Why not an empty VllmConfig: defaults (custom ops, priorities of kernels, the platform's changes) are
+        # resolved when engine arguments are made into a configuration.
         config = EngineArgs(model=folder, **{**settings, **_ALONE}).create_engine_config()
-    # Why never left: layers of newer versions ask for the configuration when they run, too.
+    # Why never exited: layers of newer versions also read the configuration when they run.
     _entered.append(set_current_vllm_config(config))
     _entered[-1].__enter__()
     _choose_kernels(config)
@@ -48,7 +48,7 @@ def enter(settings: Mapping[str, Any]) -> Any:
 
 
 def _choose_kernels(config: Any) -> None:
-    """Which implementation of an operator is taken first, as a worker settles it (from vLLM 0.19 on)."""
+    """Sets the priorities of operators' implementations, as a worker does (from vLLM 0.19 on)."""
     priority = getattr(getattr(config, "kernel_config", None), "ir_op_priority", None)
     if priority is not None and hasattr(priority, "set_default"):
         priority.set_default()
@@ -63,7 +63,7 @@ def _choose_kernels(config: Any) -> None:
 def _process_groups() -> None:
     from vllm.distributed import parallel_state
 
-    # A store in memory: no port and no file that another process could reach.
+    # A store in memory, without a port or file that another process could access.
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.init_distributed_environment(world_size=1, rank=0, local_rank=0, backend="gloo")
     parallel_state.initialize_model_parallel(1, 1)

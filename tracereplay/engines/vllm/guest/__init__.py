@@ -1,5 +1,5 @@
-"""What runs inside the engine's own processes: the plugin, its control, and the driver that generates.
+"""What runs in the engine's own processes: the plugin, the workers' control, and the driver that generates.
 
-Why a package of its own: recording and replaying meet here, and neither should know the other. Nothing
-in it may import what the engine's environment does not have.
+A separate package because it uses both recorder and replayer, which must not know each other. It may import only
+what the engine's environment has.
 """

@@ -1,7 +1,7 @@
-"""What every adapter does: tap the model, know each step's rows, force and report sampled tokens.
+"""Base of the adapters: taps the model, determines each step's rows, forces and reports sampled tokens.
 
-An adapter wraps methods of one runner *instance* and changes nothing else of the engine. It is given a
-`Recorder` (the session) and, for replays, the tokens to force.
+An adapter wraps methods of one runner *instance* and changes nothing else in the engine. It has a `Recorder` (the
+session) and, for replays, the tokens to force.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAMPLER = "sampler"
 
 
 class Recorder(Protocol):
-    """What an adapter tells of the engine's steps (`recorder.session.Session`)."""
+    """Receives an engine's steps from an adapter (`recorder.session.Session`)."""
 
     sites: list[Site]
     rows_first: RowsFirst
@@ -44,7 +44,7 @@ class Recorder(Protocol):
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None: ...
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None: ...
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None: ...
-    def inside(self, slot: int) -> AbstractContextManager[Any]: ...
+    def watch_kernels(self, slot: int) -> AbstractContextManager[Any]: ...
     def sampled(
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
     ) -> None: ...
@@ -73,7 +73,7 @@ class Adapter:
 
     Args:
         runner: the engine's model runner, its model loaded and not yet traced.
-        recorder: what is told.
+        recorder: receives the steps.
         config: the engine's ``VllmConfig``.
     """
 
@@ -96,7 +96,7 @@ class Adapter:
         self.attach()
 
     def model(self) -> torch.nn.Module:
-        """The model, out of any wrapper that captures graphs."""
+        """The model, without wrappers that capture graphs."""
         raise NotImplementedError
 
     def attach(self) -> None:
@@ -104,12 +104,12 @@ class Adapter:
         raise NotImplementedError
 
     def begin_pass(self, first_request: int | None, forced: Mapping[RowKey, int]) -> None:
-        """Requests of the coming pass begin at ``first_request``; ``forced`` tokens replace sampled ones."""
+        """Begins a pass, whose requests start at ``first_request``; ``forced`` tokens replace sampled ones."""
         self.numbering = Numbering(first_request)
         self.forced = forced
 
     def number(self, engine_id: str, prompt: Sequence[int], sampling: Any) -> tuple[int, int]:
-        """(request, sequence) of a scheduled request; one seen first is reported where no workload names it."""
+        """(request, sequence) of a scheduled request; a new one is reported if no workload has it."""
         known = self.numbering.counted or self.numbering.knows(engine_id)
         key = self.numbering.number(engine_id)
         if not known:
@@ -117,18 +117,18 @@ class Adapter:
         return key
 
     def begin_step(self, rows: RowMap) -> None:
-        """Begins a step and reports the requests that begin with it, or that began in one that is not recorded."""
+        """Begins a step; reports requests that begin in it, or began in a step that was not recorded."""
         self.recorder.begin_step(rows)
         if self._begun and self.recorder.requested(self._begun):
             self._begun = []
 
     def set_logits_rows(self, rows_in: RowMap, rows_out: RowMap) -> None:
-        """The rows of the next call of the logits processor."""
+        """Sets the rows of the logits processor's next call."""
         for slot in self._logits_slots:
             self.recorder.set_rows(slot, rows_in, rows_out)
 
     def force(self, keys: Sequence[RowKey], chosen: torch.Tensor) -> torch.Tensor:
-        """The tokens to go on with: golden ones where known, else ``chosen`` (shape ``[len(keys)]``)."""
+        """The tokens to continue with: golden ones where known, else ``chosen`` (shape ``[len(keys)]``)."""
         if not self.forced or not self.recorder.recording:
             return chosen
         tokens = [self.forced.get(key, -1) for key in keys]
@@ -145,8 +145,8 @@ class Adapter:
 
         Args:
             rows: rows of the outputs.
-            keys: places of the new tokens, one a row.
-            tokens: tokens that the generation goes on with, ``int64 [rows]``.
+            keys: places of the new tokens, one per row.
+            tokens: those that the generation continues with, ``int64 [rows]``.
             choices: the sampler's own, ``int64 [rows]``.
             logprobs: reported log probabilities of ``tokens``, ``float32 [rows]``.
         """

@@ -1,4 +1,4 @@
-"""Which adapter fits a runner."""
+"""Selects the adapter for a runner."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tracereplay.errors import Unsupported
 __all__ = ["adapt", "generation"]
 
 
-# Where the model runners of a generation are defined; subclasses from elsewhere count by what they derive from.
+# Modules that define the model runners of a generation; subclasses defined elsewhere count by their bases.
 _ROOMS = {"V1": "vllm.v1.worker.", "V0": "vllm.worker."}
 
 
 def generation(runner: Any) -> str:
-    """``V0`` or ``V1``, by where the runner's class or a base of it comes from.
+    """``V0`` or ``V1``, by the module that defines the runner's class or one of its bases.
 
     Raises:
-        Unsupported: it is neither's.
+        Unsupported: neither.
     """
     modules = [base.__module__ for base in type(runner).__mro__]
     for name, room in _ROOMS.items():

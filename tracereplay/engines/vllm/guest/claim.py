@@ -1,7 +1,7 @@
-"""Which of a command's engines this one is: several write into one trace, and none knows of the others.
+"""Numbers a command's engines, which write to one trace without knowing of each other.
 
-An engine takes the first number that no other has, from its data-parallel rank on, by creating a file of that
-number; its ranks find the file and know their engine by what is in it.
+An engine takes the first free number, starting at its data-parallel rank, by creating a file with that number; its
+ranks recognize the file by its contents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["claim_segment", "data_parallel_rank"]
 
 
 def claim_segment(trace: Path, config: Any, rank: int, pass_name: str = RECORD) -> Path:
-    """Where a rank of an engine writes; nothing is there yet.
+    """The path of the segment for a rank of an engine; does not exist yet.
 
     Args:
         trace: the trace's directory.
@@ -40,18 +40,18 @@ def claim_segment(trace: Path, config: Any, rank: int, pass_name: str = RECORD) 
 
 
 def data_parallel_rank(config: Any) -> int:
-    """Which of the engines that share a server's requests it is."""
+    """The engine's rank among those that share a server's requests."""
     parallel = config.parallel_config
     ranks = (getattr(parallel, name, 0) for name in ("data_parallel_index", "data_parallel_rank"))
     return max(rank for rank in ranks if isinstance(rank, int))
 
 
 def _claimed(path: Path, name: str) -> bool:
-    """Whether the number is this engine's, now or before."""
+    """Claims the number, unless another engine has; returns whether it is this engine's."""
     fd, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         os.write(fd, name.encode())
-        os.link(partial, path)  # whole from the first moment, and the first one's
+        os.link(partial, path)  # atomic: complete, and only the first link succeeds
     except FileExistsError:
         return path.read_text() == name
     finally:

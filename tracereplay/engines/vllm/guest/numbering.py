@@ -1,6 +1,6 @@
-"""From an engine's request ids to (request, sequence).
+"""Maps an engine's request ids to (request, sequence).
 
-Engines decorate the id that the caller gave. ``7`` can arrive as ``7_parallel_sample_1`` (V0), or as
+Engines decorate the caller's id. ``7`` can arrive as ``7_parallel_sample_1`` (V0), or as
 ``1_7-3f2a9c1b`` (V1: child number, id, random suffix).
 """
 
@@ -18,8 +18,8 @@ class Numbering:
     """Numbers requests.
 
     Args:
-        first: where the workload's requests begin in the engine's own counting of whole-number ids; None
-            numbers requests in the order in which they are seen (a server's ids are not counted).
+        first: the engine's integer id of the workload's first request; None numbers requests in the order in which
+            they are seen (a server's ids are not integers).
     """
 
     def __init__(self, first: int | None) -> None:
@@ -29,11 +29,11 @@ class Numbering:
 
     @property
     def counted(self) -> bool:
-        """Whether ids are counted from a workload's first request."""
+        """Whether requests are numbered from a workload's first one."""
         return self._first is not None
 
     def knows(self, engine_id: str) -> bool:
-        """Whether this id was numbered before."""
+        """Whether this id is known."""
         return engine_id in self._known
 
     def number(self, engine_id: str) -> tuple[int, int]:
@@ -49,6 +49,6 @@ class Numbering:
         external, child = match["id"], int(match["child"] or 0)
         if self._first is not None and external.isdigit():
             return int(external) - self._first, child
-        # With the random suffix: a client may send the same id twice, and that makes two requests.
+        # With the random suffix, since a client may send the same id twice, for two requests.
         own = external if match.re is _V0_CHILD else engine_id[match.start("id") :]
         return self._seen.setdefault(own, len(self._seen)), child

@@ -1,4 +1,4 @@
-"""Which modules are operators, what they are built with, and how tensor parallelism cuts their tensors.
+"""Finds operators, their configuration, and how tensor parallelism cuts their tensors.
 
 A module is an operator if its class or a base class is known by name (the classes themselves move between versions
 of an engine), or if it has no children: whatever an unknown leaf computes is then recorded as what it is. "Has no
@@ -143,7 +143,7 @@ def batched(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
 
 
 def _known(module: torch.nn.Module) -> Operator:
-    """What its class is known for, or its nearest base that is known; a formula is of its own class alone."""
+    """The role of its class or nearest known base, and the formula of its own class only."""
     own, *bases = [OPERATORS[base.__name__] for base in type(module).__mro__]
     role = next((known.role for known in (own, *bases) if known.role != "other"), own.role)
     return Operator(role, own.formula)
@@ -156,9 +156,9 @@ def _config(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _attention_of(module: torch.nn.Module) -> dict[str, Any]:
-    """What attention computes with, which vLLM keeps in the backend's implementation; nothing of other operators.
+    """Attention's parameters, which vLLM keeps in the backend's implementation; empty for other operators.
 
-    A window, a cap on the logits and slopes are there only where they have an effect.
+    A window, a cap on the logits and slopes are included only if they have an effect.
     """
     impl = getattr(module, "impl", None)
     scale = getattr(impl, "scale", None)

@@ -1,4 +1,4 @@
-"""An operator's weights by reference: what they are called in the checkpoint, whose tensors are known by digest.
+"""An operator's weights by reference: their names in the checkpoint, whose tensors are identified by digest.
 
 Engines fuse what the checkpoint has apart (q, k and v; gate and up), and say so in the model's
 ``packed_modules_mapping``. Some rename all of it as they load (``gpt_neox.layers.0`` to ``model.layers.0``), and

@@ -17,12 +17,12 @@ from tracereplay.engines.variables import ENABLED
 
 __all__ = ["register"]
 
-# where V0 and V1 keep the class that makes a worker; 0.8.5 has the first, newer ones the second
+# modules of V0 and V1 with the class that creates a worker; 0.8.5 has the first, newer ones the second
 _MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base")
 
 
 def register() -> None:
-    """Makes every worker that this process or a fork of it creates controllable; safe to call again."""
+    """Makes workers created by this process or its forks controllable; idempotent."""
     if not os.environ.get(ENABLED) or any(isinstance(f, _OnImport) for f in sys.meta_path):
         return
     sys.meta_path.insert(0, _OnImport())
@@ -34,8 +34,8 @@ def register() -> None:
 class _OnImport(importlib.abc.MetaPathFinder):
     """Patches the worker modules as they are imported.
 
-    Why not import them here: plugins are loaded while vLLM is half imported, and what fails then is not
-    tried again.
+    Why not import them here: plugins are loaded while vLLM is partially imported, and a failed import is not
+    retried.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class _OnImport(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         if fullname not in _MODULES or self._asking:
             return None
-        self._asking = True  # find_spec asks the other finders, and this one again
+        self._asking = True  # find_spec calls all finders, including this one
         try:
             spec = importlib.util.find_spec(fullname)
         finally:
@@ -77,8 +77,8 @@ def _patch(module: ModuleType) -> None:
 
     wrapper.init_worker = init_worker
     if not hasattr(wrapper, "load_model"):
-        # A worker process of V1 loads plugins inside init_worker, when it is too late to wrap that. The
-        # wrapper hands calls on to its worker, so the one that loads the model can be met here.
+        # A worker process of V1 loads plugins in init_worker, too late to wrap that. The wrapper forwards calls to
+        # its worker, so the call that loads the model can be intercepted here.
         wrapper.load_model = load_model
     wrapper._tracereplay = True
 

@@ -1,6 +1,6 @@
-"""How the experts' layer of a mixture-of-experts model chooses experts, over the versions of vLLM.
+"""How the experts' layer of a mixture-of-experts model chooses experts, across versions of vLLM.
 
-Up to 0.31 the layer is a ``FusedMoE`` module, which holds the choice itself or has a router; from 0.32 on it is a
+Up to 0.31 the layer is a ``FusedMoE`` module, which chooses itself or has a router; from 0.32 on it is a
 ``MoERunner`` with a router.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["routing_of"]
 
 _LAYERS = {"FusedMoE", "MoERunnerInterface"}
-# What makes the choice another one than that of the largest logits, where it is there.
+# Attributes that, if set, make the choice differ from the largest logits.
 _OTHERWISE = (
     "use_grouped_topk", "e_score_correction_bias", "custom_routing_function", "_hash_indices_table",
     "zero_expert_type",

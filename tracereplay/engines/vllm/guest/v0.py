@@ -16,7 +16,7 @@ __all__ = ["V0Adapter", "refuse_v0"]
 
 
 def refuse_v0(runner: Any, config: Any) -> None:
-    """Raises Unsupported, with the way out, if this V0 engine runs in a way that cannot be recorded."""
+    """Raises Unsupported, with a remedy, if this V0 engine runs in a way that cannot be recorded."""
     if getattr(config, "speculative_config", None) is not None:
         raise Unsupported("Speculative decoding cannot be recorded or forced; leave speculative_config out.")
     if config.parallel_config.pipeline_parallel_size > 1:
@@ -53,7 +53,7 @@ class V0Adapter(Adapter):
         return model_input
 
     def _rows_of(self, groups: Any, model_input: Any) -> RowMap:
-        """Rows in the order in which the model input was built: group by group, sequence by sequence."""
+        """Rows in the order of the model input: by group, then by sequence."""
         positions = model_input.input_positions
         positions = (positions if positions.dim() == 1 else positions[0]).tolist()
         lengths = list(model_input.query_lens)
@@ -68,7 +68,7 @@ class V0Adapter(Adapter):
     def _execute(self, original: Any, model_input: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.recorder.recording:
             return original(model_input, *args, **kwargs)
-        # Other ranks than the driver's receive tensors only; the reader gives them the driver's rows.
+        # Ranks other than the driver receive only tensors; the reader uses the driver's rows for them.
         rows, self._rows = self._rows, make_rows([])
         self.begin_step(rows)
         metadata = model_input.sampling_metadata
@@ -83,7 +83,7 @@ class V0Adapter(Adapter):
             self.recorder.end_step()
 
     def _settle(self, metadata: Any, selected: RowMap) -> None:
-        """Which of the selected rows are sampled, in order of the sequence groups."""
+        """Determines which selected rows are sampled, in the order of the sequence groups."""
         indices = [i for group in metadata.seq_groups for i in group.sample_indices]
         self._sample_rows = selected[np.array(indices, dtype=np.int64)]
         self._keys = [RowKey(r, s, p + 1) for r, s, p in self._sample_rows.tolist()]
@@ -101,7 +101,7 @@ class V0Adapter(Adapter):
         if not self.recorder.recording:
             return original(logits, *args, **kwargs)
         given = self.recorder.feed(logits, self._sampler_slot, 0)
-        with self.recorder.inside(self._sampler_slot):
+        with self.recorder.watch_kernels(self._sampler_slot):
             output = original(logits if given is None else given, *args, **kwargs)
         samples = [sample for group in output.outputs for sample in group.samples]
         if len(samples) == len(self._keys) == len(self._choices):

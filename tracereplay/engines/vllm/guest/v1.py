@@ -1,8 +1,8 @@
 """vLLM's V1 engine: rows from the input batch, tokens at ``Sampler.sample``.
 
-Works for ``GPUModelRunner`` and the CPU runner that inherits from it (0.8.5 to 0.32). A step lies between
-``_prepare_inputs``, after which the batch is settled, and the end of ``sample_tokens`` (or of ``execute_model``
-where a version samples inside it).
+Works for ``GPUModelRunner`` and the CPU runner that inherits from it (0.8.5 to 0.32). A step begins after
+``_prepare_inputs``, when the batch is final, and ends with ``sample_tokens`` (or with ``execute_model``, in
+versions that sample there).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["V1Adapter", "refuse_v1"]
 
 
 def refuse_v1(runner: Any, config: Any) -> None:
-    """Raises Unsupported, with the way out, if this V1 engine runs in a way that cannot be recorded."""
+    """Raises Unsupported, with a remedy, if this V1 engine runs in a way that cannot be recorded."""
     if type(runner).__module__.startswith("vllm.v1.worker.gpu."):
         raise Unsupported(
             "This engine uses Model Runner V2, which cannot be recorded yet; "
@@ -89,14 +89,14 @@ class V1Adapter(Adapter):
             rows.extend((request, sequence, position) for position in range(start, end))
             last.append((request, sequence, end - 1))
             keys.append(RowKey(request, sequence, end))
-            # A chunk of a prompt (or of a preempted sequence) gives a token that nobody takes.
+            # A token sampled after a chunk of a prompt (or of a preempted sequence) is discarded.
             discarded.append(end < state.num_tokens)
         self._rows, self._last_rows, self._keys = make_rows(rows), make_rows(last), keys
         self._discarded = np.array(discarded, dtype=bool)
 
     def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        if result is not None:  # None: the step goes on in sample_tokens
+        if result is not None:  # None: sample_tokens continues the step
             self.recorder.end_step()
         return result
 
@@ -108,7 +108,7 @@ class V1Adapter(Adapter):
     # -- logits and tokens ------------------------------------------------------------------------------
 
     def _prompt_logprobs(self, original: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Prompt logprobs take slices of the step's hidden states: where a slice lies says its rows."""
+        """Prompt logprobs use slices of the step's hidden states; a slice's offset gives its rows."""
         if not self.recorder.recording:
             return original(hidden, *args, **kwargs)
         model, rows = self.runner.model, self._rows
@@ -141,7 +141,7 @@ class V1Adapter(Adapter):
             return original(logits, *args, **kwargs)
         self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
         given = self.recorder.feed(logits, self._sampler_slot, 0)
-        with self.recorder.inside(self._sampler_slot):
+        with self.recorder.watch_kernels(self._sampler_slot):
             output = original(logits if given is None else given, *args, **kwargs)
         if self._choice is not None:
             self._report(output, self._choice)

@@ -34,8 +34,8 @@ from tracereplay.hooks.taps import listen
 from tracereplay.passes import INJECTED, RECORD
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.session import Replacement, Session
-from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
+from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
 from tracereplay.trace import SegmentWriter, Trace, open_trace, segment_path
 

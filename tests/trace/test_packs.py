@@ -15,7 +15,7 @@ import pytest
 import tracereplay
 from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
 from tracereplay.trace import Trace, open_trace
-from tracereplay.trace.packing import pack_trace
+from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.verify import values_of, verify
 
 

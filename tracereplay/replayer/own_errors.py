@@ -1,14 +1,13 @@
-"""Isolated errors cancelled inside the candidate's process, while all else runs as it would.
+"""Cancels operators' own errors in the candidate's process, and leaves everything else as it is.
 
-Holding an operator to its golden output would also wipe out all that it inherited: the residual stream passes
-through every norm, so held norms bring any drift to zero, whoever caused it. What is taken away here is only
-what the operator itself does otherwise, as an injected pass has measured it on golden inputs:
+Holding an operator to its golden output would also remove inherited errors: the residual stream passes through
+every norm, so holding the norms reduces any drift to zero, whatever caused it. Only the operator's own error is
+subtracted here, as an injected pass measured it on golden inputs:
 
     out = actual - (injected - golden)      row by row; exactly golden wherever actual has injected's bits
 
-The second half is what makes the closure check exact: with everything cancelled, every operator is given golden
-inputs, repeats its injected output, and hands on golden bits. At an input the same is done to what arrives, which
-cancels the edge before it.
+The second rule makes the closure check exact: with everything cancelled, every operator has golden inputs, repeats
+its injected output, and passes on golden bits. Doing the same to an input cancels the edge into it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class CancelledRows:
 
     Args:
         golden: the golden recording's rows.
-        injected: this engine's rows of an injected pass with that golden.
-        names: the site of each slot.
+        injected: this engine's rows in an injected pass of the same golden trace.
+        names: site by slot.
         selection: what to cancel.
     """
 
@@ -69,7 +68,7 @@ class CancelledRows:
 def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
     """``actual`` without the own error; all three of one shape and dtype.
 
-    Where the error is not finite there is nothing to subtract, and the actual value stays.
+    Where the error is not finite, the actual value remains.
     """
     same = _bits(actual) == _bits(injected)
     moved = actual.double() - (injected.double() - golden.double())

@@ -9,11 +9,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.metrics import Event
+from tracereplay.comparator.numbers.metrics import Event, onset_of
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, Table, TableKey
 from tracereplay.sitemap import Pair
 from tracereplay.trace.rows import RowFinder, prefix_digests
 from tracereplay.verdict import Coverage, ErrorClass, Metrics, Tolerance
+from tracereplay.verdict.measures import precedence
 
 __all__ = ["Comparison", "Exclusion", "Finding", "Mask", "Rows"]
 
@@ -97,11 +98,9 @@ class Finding:
         return "edge" if self.key.side == "in" else "operator"
 
     @property
-    def blamed(self) -> Event | None:
-        """Where it leaves the tolerance, if it does; a lean is there from the first difference on."""
-        if self.error_class in ("exceeds", "nonfinite"):
-            return self.first_beyond
-        return self.first_different if self.error_class == "biased" else None
+    def onset(self) -> Event | None:
+        """The first call out of tolerance, if any."""
+        return onset_of(self.error_class, self.first_different, self.first_beyond)
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,15 @@ class Comparison:
     notes: tuple[str, ...]
 
     def first(self) -> Finding | None:
-        """The first finding out of tolerance, in golden execution order; a lean only where nothing is worse.
-
-        Why a lean comes last: it is mostly a way of rounding that a whole engine has, and begins in the first
-        layer, before any fault.
-        """
-        worse = self._first(lambda finding: finding.blamed if finding.error_class != "biased" else None)
-        return worse or self._first(lambda finding: finding.blamed)
+        """The first finding out of tolerance; see `verdict.measures.precedence`."""
+        found = [
+            (*precedence(f.error_class, onset.order), f.key.rank, i)
+            for i, f in enumerate(self.findings)
+            if (onset := f.onset)
+        ]
+        return self.findings[min(found)[-1]] if found else None
 
     def first_different(self) -> Finding | None:
         """The first finding with any difference, in golden execution order."""
-        return self._first(lambda finding: finding.first_different)
-
-    def _first(self, event: Callable[[Finding], Event | None]) -> Finding | None:
-        found = [(shown.order, f.key.rank, i) for i, f in enumerate(self.findings) if (shown := event(f))]
-        return self.findings[min(found)[2]] if found else None
+        found = [(event.order, f.key.rank, i) for i, f in enumerate(self.findings) if (event := f.first_different)]
+        return self.findings[min(found)[-1]] if found else None

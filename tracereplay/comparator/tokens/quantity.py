@@ -150,6 +150,6 @@ def _filtered(logits: Floats, sampling: Mapping[str, Any]) -> Floats:
 
 
 def _softmax(logits: Floats) -> Floats:
-    weights = np.exp(logits - logits.max())
-    found: Floats = weights / weights.sum()
+    exponentials = np.exp(logits - logits.max())
+    found: Floats = exponentials / exponentials.sum()
     return found

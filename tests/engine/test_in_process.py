@@ -34,10 +34,10 @@ def raised(engine: str, file: str) -> dict[str, str | None]:
     return results
 
 
-@pytest.mark.parametrize("name", names("inside_units.py"))
+@pytest.mark.parametrize("name", names("in_process_units.py"))
 @pytest.mark.parametrize("engine", ["v0", "v1"])
-def test_inside_the_engine(engine: str, name: str) -> None:
-    assert raised(engine, "inside_units.py")[name] is None, raised(engine, "inside_units.py")[name]
+def test_in_the_engines_process(engine: str, name: str) -> None:
+    assert raised(engine, "in_process_units.py")[name] is None, raised(engine, "in_process_units.py")[name]
 
 
 @pytest.mark.parametrize("name", names("census_units.py"))

@@ -1,7 +1,7 @@
-"""The processes that a command started, and the shared memory that they made: who they are, and their end.
+"""Finds and ends the processes that a command started, and removes their shared memory.
 
-Nothing is left of a command that was recorded: no process (whoever loses its parent becomes this process's child)
-and no file below ``/dev/shm``, which would take the machine's memory until it is started again.
+A recorded command leaves nothing behind: no process (this one adopts orphans) and no file in ``/dev/shm``, which
+would occupy memory until the machine is restarted.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Family", "Process", "alive", "below", "end_with_parent", "gather_orphans", "remove_memory"]
+__all__ = ["Descendants", "Process", "alive", "below", "end_with_parent", "gather_orphans", "remove_memory"]
 
 SHARED = Path("/dev/shm")
-LOOKS = 5  # at a new file of shared memory, until it is taken for somebody else's
+LOOKS = 5  # at a new file of shared memory, before it is taken for another program's
 _PDEATHSIG, _SUBREAPER = 1, 36  # of prctl
 WRITER = b"tracereplay.recorder."
 
 
 def gather_orphans() -> None:
-    """From now on processes below this one that lose their parent become its children."""
+    """Makes this process adopt its orphaned descendants."""
     _prctl(_SUBREAPER, 1)
 
 
 def end_with_parent(number: int) -> None:
-    """This process gets the signal ``number`` when the thread that started it ends."""
+    """Sends this process the signal ``number`` when the thread that started it ends."""
     _prctl(_PDEATHSIG, number)
 
 
@@ -39,13 +39,13 @@ def _prctl(option: int, value: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, by its id and the time of its start: an id alone may be another one's tomorrow."""
+    """A process, by its id and start time, since ids are reused."""
 
     pid: int
     start: int
 
     def writes(self) -> bool:
-        """Whether it is the writer of a recording, which ends by itself once it has written all."""
+        """Whether it is the writer of a recording, which exits by itself once everything is written."""
         return WRITER in _read(f"/proc/{self.pid}/cmdline")
 
     def kill(self, number: int) -> None:
@@ -84,16 +84,15 @@ def _stat(pid: int | str) -> tuple[str, int, int] | None:
 
 
 def alive(process: Process) -> bool:
-    """Whether it runs; one that has ended and that nobody has waited for does not."""
+    """Whether it runs; a zombie does not."""
     found = _stat(process.pid)
     return found is not None and found[0] not in "ZX" and found[2] == process.start
 
 
-class Family:
-    """What this process starts from now on, and what that starts.
+class Descendants:
+    """The processes that this one starts from now on, directly or not.
 
-    The public attributes: ``memory``, names of the files below /dev/shm that are theirs; ``command``, the process
-    whose end somebody else waits for.
+    Attributes: ``memory``, names of their files in /dev/shm; ``command``, the process that the caller reaps.
     """
 
     def __init__(self) -> None:
@@ -104,7 +103,7 @@ class Family:
         self._looks: dict[str, int] = {}
 
     def look(self) -> list[Process]:
-        """Looks who and what is there; returns those that run."""
+        """Updates processes and shared memory; returns the running processes."""
         living = self.living()
         known = {*self._before, *self.memory}
         new = {n: i for n, i in _shared().items() if n not in known and self._looks.get(n, 0) < LOOKS}
@@ -116,7 +115,7 @@ class Family:
         return living
 
     def living(self) -> list[Process]:
-        """Those that run now, parents first; orphans that have ended are forgotten by the system."""
+        """The running processes, parents first; reaps orphans that have ended."""
         children = _children()
         mine = [process for process in children.get(os.getpid(), ()) if process.pid not in self._others]
         for process in mine:
@@ -127,12 +126,12 @@ class Family:
         return [process for process in _below(os.getpid(), children) if alive(process)]
 
     def end(self, number: int, grace: float, wait: Iterable[object]) -> None:
-        """Ends all but writers: with a signal, and after ``grace`` seconds by force.
+        """Ends all but writers: with a signal, and after ``grace`` seconds by SIGKILL.
 
         Args:
             number: the signal.
             grace: seconds until they are killed.
-            wait: is iterated while they end; it must reap and look.
+            wait: iterated while they end; it must reap them and call `look`.
         """
         for process in self._ending():
             process.kill(number)
@@ -150,13 +149,13 @@ class Family:
 
 
 def below(processes: Iterable[Process]) -> list[Process]:
-    """All that descend from ``processes``."""
+    """All descendants of ``processes``."""
     children = _children()
     return [found for process in processes if alive(process) for found in _below(process.pid, children)]
 
 
 def _children() -> dict[int, list[Process]]:
-    """All processes of this machine by their parents."""
+    """All processes of this machine, by parent."""
     found: dict[int, list[Process]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         if (stat := _stat(name)) is not None:
@@ -179,7 +178,7 @@ def _shared() -> dict[str, int]:
 
 
 def remove_memory(names: Iterable[str]) -> None:
-    """Removes what is left of shared memory, but for what somebody uses."""
+    """Removes files of shared memory that no process uses."""
     there = _shared()
     left = {name: there[name] for name in names if name in there}
     if not left:

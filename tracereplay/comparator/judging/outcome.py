@@ -42,8 +42,8 @@ def compare_traces(
 
     Args:
         golden: a recording.
-        candidate: a replay of it (operators are judged on golden inputs, kernels alone), or another recording of
-            the same workload (only the first visible difference can be found).
+        candidate: a replay of it (operators are judged on golden inputs, kernels in isolation), or another
+            recording of the same workload (only the first visible difference can be found).
         policy: tolerances; the defaults if None.
         oracle: also compare both sides with float64 references.
         model: the checkpoint whose weights the references need, if it has moved since recording.
@@ -75,7 +75,7 @@ def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> 
         found: the weights.
         mode: the mode in which it would have been replayed.
     """
-    weights = SettingDifference("weights", found.golden, found.candidate, effect_of("weights"))
+    difference = SettingDifference("weights", found.golden, found.candidate, effect_of("weights"))
     return Verdict(
         verdict="inconclusive",
         mode=mode,
@@ -83,7 +83,7 @@ def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> 
         reasons=(str(found),),
         golden=source_of(golden, golden.digest()),
         candidate=Source({"name": engine}, "", None),
-        settings_diff=(weights,),
+        settings_diff=(difference,),
     )
 
 
@@ -134,7 +134,7 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
     """
     if evidence.other_weights:
         return "inconclusive", "setting", [OTHER_WEIGHTS]
-    parted = evidence.blamed is not None or evidence.tokens_part or evidence.logprobs_part
+    parted = evidence.conclusive is not None or evidence.tokens_part or evidence.logprobs_part
     if parted and evidence.other_golden:
         return "inconclusive", None, [OTHER_GOLDEN]
     if parted:
@@ -176,5 +176,5 @@ def _unobserved(evidence: Evidence) -> bool:
     if all(f.error_class == "identical" for f in findings if f.rows):
         return not evidence.unmatched
     first = None if evidence.rerun is None else evidence.rerun.first_different()
-    isolated = {f.key: f.error_class for f in findings if f.rows}
-    return first is not None and isolated.get(first.key) == "identical"
+    injected = {f.key: f.error_class for f in findings if f.rows}
+    return first is not None and injected.get(first.key) == "identical"

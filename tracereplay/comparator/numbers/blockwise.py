@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from tracereplay.comparator.numbers.compared import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import Group, conventions
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
-from tracereplay.comparator.numbers.tolerance import Policy, tolerance_for, unit_factors
+from tracereplay.comparator.numbers.tolerance import (
+    Policy,
+    allow_convention,
+    tally_for,
+    tolerance_for,
+    unit_factors,
+)
 from tracereplay.sitemap import Pair
 from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
@@ -46,7 +52,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Plan:
+class _Worklist:
     """The jobs, and what is left out of them."""
 
     jobs: list[_Job] = field(default_factory=list)
@@ -80,36 +86,36 @@ def compare_passes(
         until_beyond: stop at the first block with a call out of tolerance (to learn only where that is).
     """
     calls = _Calls(golden)
-    plan = _Plan()
+    worklist = _Worklist()
     for key, table in golden.tables.items():
-        _plan(plan, calls, golden, candidate, table, rows, policy, exclusions)
-        _note_repeats(plan, key, table)
-    _stream(plan.jobs, calls, rows, until_beyond=until_beyond)
-    _allow_conventions(plan.jobs, policy, on_golden_inputs=on_golden_inputs)
-    found = (_finding(job, golden.pairs.get(job.key.site)) for job in plan.jobs)
+        _add_job(worklist, calls, golden, candidate, table, rows, policy, exclusions)
+        _note_repeats(worklist, key, table)
+    _stream(worklist.jobs, calls, rows, until_beyond=until_beyond)
+    _allow_conventions(worklist.jobs, policy, on_golden_inputs=on_golden_inputs)
+    found = (_finding(job, golden.pairs.get(job.key.site)) for job in worklist.jobs)
     findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
-    _note_extra(plan, golden, candidate)
-    return Comparison(tuple(findings), calls.coverage(plan), tuple(plan.notes))
+    _note_extra(worklist, golden, candidate)
+    return Comparison(tuple(findings), calls.coverage(worklist), tuple(worklist.notes))
 
 
-def _note_extra(plan: _Plan, golden: PassIndex, candidate: PassIndex) -> None:
+def _note_extra(worklist: _Worklist, golden: PassIndex, candidate: PassIndex) -> None:
     """What the candidate has and golden has not: it cannot be judged, but it may explain what can."""
     sites = [site for site in candidate.sites if site not in golden.sites]
     if sites:
-        plan.notes[f"The candidate has {len(sites)} sites that golden has not: {_some(sites)}."] = None
+        worklist.notes[f"The candidate has {len(sites)} sites that golden has not: {_some(sites)}."] = None
     inputs = [k for k in candidate.tables if k.side == "in" and k.site in golden.sites and k not in golden.tables]
     if inputs:
         names = _some([f"{key.site} (input {key.index})" for key in inputs])
-        plan.notes[f"The candidate gives operators inputs that golden does not: {names}."] = None
+        worklist.notes[f"The candidate gives operators inputs that golden does not: {names}."] = None
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
-def _note_repeats(plan: _Plan, key: TableKey, table: Table) -> None:
+def _note_repeats(worklist: _Worklist, key: TableKey, table: Table) -> None:
     if table.repeats and key.side == "out":
-        plan.notes["Some rows were computed more than once; the last computation is compared."] = None
+        worklist.notes["Some rows were computed more than once; the last computation is compared."] = None
 
 
 class _Calls:
@@ -143,18 +149,18 @@ class _Calls:
         blocks: Ints = np.cumsum(size) // BLOCK
         return blocks
 
-    def coverage(self, plan: _Plan) -> Coverage:
-        left = tuple(NotCompared(site, rows, reason) for (site, reason), rows in plan.left_out.items())
+    def coverage(self, worklist: _Worklist) -> Coverage:
+        left = tuple(NotCompared(site, rows, reason) for (site, reason), rows in worklist.left_out.items())
         excused = int((~self.compared & ~self.due).sum())
         return Coverage(len(self.step), int(self.compared.sum()), left, excused)
 
 
-# Planning: structure before numbers.
+# Collecting jobs: structure before numbers.
 
 
-def _plan(
-    plan: _Plan, calls: _Calls, golden: PassIndex, candidate: PassIndex, table: Table, rows: Rows, policy: Policy,
-    exclusions: Sequence[Exclusion],
+def _add_job(
+    worklist: _Worklist, calls: _Calls, golden: PassIndex, candidate: PassIndex, table: Table, rows: Rows,
+    policy: Policy, exclusions: Sequence[Exclusion],
 ) -> None:  # fmt: skip
     key = table.key
     site = golden.sites.get(key.site)
@@ -164,9 +170,9 @@ def _plan(
     reason = _mismatch(table, other, key, candidate)
     if other is None or reason is not None:
         calls.mark(table, every[:0], every)
-        plan.leave_out(key, reason or "", len(every))
+        worklist.leave_out(key, reason or "", len(every))
         if other is not None:
-            plan.jobs.append(_incomparable(key, operator, role, table, other, reason))
+            worklist.jobs.append(_incomparable(key, operator, role, table, other, reason))
         return
     dtypes = _dtype(table), _dtype(other)
     dtype = coarser(*dtypes) if is_float(dtypes[0]) else dtypes[0]
@@ -174,14 +180,12 @@ def _plan(
     tolerance = tolerance_for(policy, *named)
     if tolerance is None:
         rule = policy.rule_for(*named)
-        plan.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
+        worklist.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
         return
-    mine, theirs = _paired(plan, calls, table, other, rows, exclusions)
-    limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(dtype) else 1.0
-    lean = policy.max_lean(*named)
-    tally = Tally(limit, lean, lean)
+    mine, theirs = _paired(worklist, calls, table, other, rows, exclusions)
+    tally = tally_for(policy, tolerance, key.site, operator, named[-1])
     size = _of_logprobs if role == "sampler" and key.side == "out" else np.abs
-    plan.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
+    worklist.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
 
 
 def _of_logprobs(x: Array) -> Array:
@@ -222,7 +226,7 @@ def _mismatch(table: Table, other: Table | None, key: TableKey, candidate: PassI
 
 
 def _paired(
-    plan: _Plan, calls: _Calls, table: Table, other: Table, rows: Rows, exclusions: Sequence[Exclusion]
+    worklist: _Worklist, calls: _Calls, table: Table, other: Table, rows: Rows, exclusions: Sequence[Exclusion]
 ) -> tuple[Ints, Ints]:
     """Indices of the rows to compare; says what is left out, and why."""
     pairs = pair_rows(table, other)
@@ -231,16 +235,16 @@ def _paired(
         found = exclusion(table)
         if found is not None:
             reason, mask = found
-            plan.leave_out(table.key, reason, int((mask & ~out).sum()))
+            worklist.leave_out(table.key, reason, int((mask & ~out).sum()))
             out |= mask
     keep = ~out[pairs.golden]
     mine, theirs = pairs.golden[keep], pairs.candidate[keep]
     absent = ~out
     absent[mine] = False
     shared = absent & np.isin(_beginning(table, rows), _beginning(table, rows)[mine])
-    plan.leave_out(table.key, "computed once for requests with an equal beginning", int(shared.sum()))
+    worklist.leave_out(table.key, "computed once for requests with an equal beginning", int(shared.sum()))
     due = np.flatnonzero(absent & ~shared)
-    plan.leave_out(table.key, "the candidate has no such rows", len(due))
+    worklist.leave_out(table.key, "the candidate has no such rows", len(due))
     calls.mark(table, mine, due)
     return mine, theirs
 
@@ -293,7 +297,7 @@ def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, on_golden_inputs
     shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
     for kind in shared if on_golden_inputs else kinds:
         for job in kinds[kind]:
-            job.tally.sign_limit = max(job.tally.bias_limit, policy.bias_sign_max_ulp)
+            allow_convention(job.tally, policy)
 
 
 def _finding(job: _Job, pair: Pair | None) -> Finding:

@@ -1,6 +1,6 @@
 """What only an engine's interpreter can check, since it needs torch.
 
-test_inside.py runs this file under a real engine's interpreter with the overlay; it prints, as JSON, what each
+test_in_process.py runs this file under a real engine's interpreter with the overlay; it prints, as JSON, what each
 function below raised (null: nothing).
 """
 
@@ -28,8 +28,8 @@ from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.session import Session
-from tracereplay.replayer.cancelled import CancelledRows
 from tracereplay.replayer.golden import GoldenRows
+from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
 from tracereplay.trace import (
     PendingCall,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracereplay.launch.family import SHARED
+from tracereplay.launch.descendants import SHARED
 from tracereplay.trace import Trace
 
 HERE = Path(__file__).parent

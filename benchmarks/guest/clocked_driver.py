@@ -1,6 +1,6 @@
 """The engine's side of the benchmark: the ordinary driver, with a clock around every engine step.
 
-    python inside.py        speaks the language of `tracereplay.engines.vllm.guest.driver`
+    python clocked_driver.py        speaks the language of `tracereplay.engines.vllm.guest.driver`
 
 It has a folder of its own, because Python looks for modules beside a script: transformers asks for a package named
 `kernels`, and would find a benchmark.
