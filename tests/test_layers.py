@@ -36,7 +36,7 @@ LAYERS = (
     ("device",),
     ("storage",),
     ("workload", "event", "verdict", "cancellation"),
-    ("errors", "dtypes", "jsondata", "schemas", "passes"),
+    ("errors", "dtypes", "jsondata", "schemas", "passes", "lazily"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -57,6 +57,7 @@ ENGINE_SIDE = (
     "dtypes",
     "schemas",
     "passes",
+    "lazily",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
 PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
@@ -65,7 +66,7 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
     "trace", "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas",
-    "passes",
+    "passes", "lazily",
 )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ ANALYST_SIDE = (
 SAYS_VLLM = {
     "tracereplay/environments/recipes.toml": "what its builds need",
     "tracereplay/alone/kernels.toml": "its kernels that may run alone",
+    "cli/verbs.py": "the demo's line in the list of verbs",
     "cli/demo.py": "the demo compares two of its versions",
     "tracereplay/engines/known.py": "puts it among the families",
     "tracereplay/gate/gate.toml": "what a trace may ask for, in one list to be read as one",
