@@ -11,7 +11,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -66,6 +65,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # its imports cost as much as rich's, for a word that few ask for
+
         typer.echo(f"tracereplay {version('tracereplay')}")
         raise typer.Exit
 
