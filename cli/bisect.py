@@ -13,6 +13,8 @@ import typer
 from tracereplay.bisector.operators import MAX_PASSES, bisect_operators
 from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
 from tracereplay.bisector.versions import bisect_versions
+from tracereplay.cli.checks import check_golden, check_json, check_log, policy_of
+from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.options import (
     GoldenTrace,
     JsonFile,
@@ -22,13 +24,9 @@ from tracereplay.cli.options import (
     Settings,
     Strict,
     assignments,
-    check_golden,
-    check_json,
-    check_log,
     local_path,
-    policy_of,
 )
-from tracereplay.cli.output import deliver, progress, stderr, weights_first
+from tracereplay.cli.output import deliver, weights_first
 from tracereplay.engines.known import PACKAGE
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError

@@ -8,30 +8,30 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tracereplay.calibrator import NAMES, Variation, calibrate, named_variation
+from tracereplay import calibrator
+from tracereplay.calibrator import NAMES, Variation, named_variation
+from tracereplay.cli.checks import check_golden, check_log
+from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.files import POLICY, check_distinct, check_output, write_text
 from tracereplay.cli.options import (
     GoldenTrace,
     Log,
     Settings,
     assignments,
-    check_golden,
-    check_log,
     local_path,
     refuse_given,
 )
-from tracereplay.cli.output import progress, stderr
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.report import calibration as report_form
 from tracereplay.trace import open_trace
 
-__all__ = ["calibrate_"]
+__all__ = ["calibrate"]
 
 BY_DEFAULT = "batch,threads,chunks"
 
 
-def calibrate_(
+def calibrate(
     context: typer.Context,
     golden: GoldenTrace,
     engine: Annotated[str, typer.Option(help="Name of an engine known to be good.", show_default=False)],
@@ -97,7 +97,7 @@ def calibrate_(
         raise UsageError(f"There is nothing to vary; give --also, or --vary with some of {', '.join(NAMES)}.")
     _make_room(keep)
     with progress(f"Calibrating {known.name}") as report:
-        found = calibrate(
+        found = calibrator.calibrate(
             known, golden, variations, runs=runs, settings=given, model=model, log=log, keep=keep, report=report
         )
     if out is None:

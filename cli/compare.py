@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
+from tracereplay.cli.checks import check_json, policy_of
 from tracereplay.cli.options import (
     JsonFile,
     Model,
     PolicyFile,
     Strict,
     UseOracle,
-    check_json,
-    policy_of,
     refuse_given,
 )
 from tracereplay.cli.output import deliver

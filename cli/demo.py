@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 import tracereplay
-from tracereplay.cli.options import CandidateOut, Force, check_json, refuse_given
-from tracereplay.cli.output import deliver, progress, stderr
+from tracereplay.cli.checks import check_json
+from tracereplay.cli.console import progress, stderr
+from tracereplay.cli.options import CandidateOut, Force, refuse_given
+from tracereplay.cli.output import deliver
 from tracereplay.cli.replay import replay_and_judge
 from tracereplay.comparator import Policy
 from tracereplay.environments import Engine, create_engine

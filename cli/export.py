@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from tracereplay.cli.console import stderr
 from tracereplay.cli.files import CALLS, TENSORS, check_distinct, check_output
 from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, local_path, opened
-from tracereplay.cli.output import stderr
 from tracereplay.errors import UsageError
 from tracereplay.trace.export import export_calls, export_tensors
 from tracereplay.trace.select import choose, pass_of

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tracereplay.cli.checks import check_json
 from tracereplay.cli.files import write_text
-from tracereplay.cli.options import JsonFile, check_json
+from tracereplay.cli.options import JsonFile
 from tracereplay.comparator.tokens.rollout import compare_rollouts
 from tracereplay.report import rollout
 from tracereplay.trace import open_trace

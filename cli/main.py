@@ -1,4 +1,4 @@
-"""The ``tracereplay`` program: registers the commands, and reports every error as a sentence.
+"""The ``tracereplay`` program: calls the verb that is asked for, and reports every error as a sentence.
 
 Exit codes: 0 match, 1 diverged, 2 wrong usage, 3 inconclusive, 4 the engine or this machine failed,
 5 unreadable or unsafe trace, 70 internal error, 130 interrupted, 141 standard output was closed early, whatever
@@ -11,33 +11,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
-from tracereplay.cli import (
-    bisect,
-    calibrate,
-    compare,
-    demo,
-    engine,
-    export,
-    logprobs,
-    pack,
-    record,
-    replay,
-    repro,
-    show,
-    verify,
-)
-from tracereplay.cli import report as report_
-from tracereplay.cli.output import stderr
+from tracereplay.cli.console import stderr
 from tracereplay.cli.streams import OutputClosed, discard_output, flush_output, noticing_closed_output, prepare
+from tracereplay.cli.verbs import Verbs
 from tracereplay.errors import EngineFailed, TracereplayError
-from tracereplay.report.words import clean
+from tracereplay.report.clean import clean
 
 __all__ = ["app", "main"]
 
@@ -53,7 +36,7 @@ class _Interrupted(Exception):
     """Ctrl-C, under a name that typer has no opinion on."""
 
 
-class _Verbs(TyperGroup):
+class _Program(Verbs):
     """Why not leave it to typer: it ends Ctrl-C and a closed pipe with 1, which means *diverged* here."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +52,7 @@ class _Verbs(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Verbs,
+    cls=_Program,
     help="Record every operator of an LLM generation, replay it under another engine, and find the operator "
     "that computes something different.",
     no_args_is_help=True,
@@ -78,24 +61,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
 )
-app.command("demo")(demo.demo)
-app.add_typer(engine.app, name="engine")
-app.command("record")(record.record)
-app.command("replay")(replay.replay)
-app.command("compare")(compare.compare)
-app.add_typer(bisect.app, name="bisect")
-app.command("calibrate")(calibrate.calibrate_)
-app.command("logprobs")(logprobs.logprobs)
-app.command("repro")(repro.repro)
-app.command("show")(show.show)
-app.command("verify")(verify.verify)
-app.command("pack")(pack.pack)
-app.command("export")(export.export)
-app.command("report")(report_.report)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # its imports cost as much as rich's, for a word that few ask for
+
         typer.echo(f"tracereplay {version('tracereplay')}")
         raise typer.Exit
 

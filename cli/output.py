@@ -1,43 +1,25 @@
-"""Output shared by the commands: progress on stderr, a verdict on stdout or in a file."""
+"""What commands make: a verdict on stdout or in a file, and traces."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
+from tracereplay.cli.console import tell
 from tracereplay.cli.files import write_text
 from tracereplay.comparator.judging.outcome import judge_unrun
 from tracereplay.errors import OtherWeights
 from tracereplay.report import json as json_form
 from tracereplay.report import terminal
-from tracereplay.report.words import clean
 from tracereplay.trace import open_trace
 from tracereplay.trace.place import Place
 from tracereplay.verdict import Mode, Verdict
 
-__all__ = ["deliver", "new_trace", "progress", "stderr", "weights_first"]
-
-stderr = Console(stderr=True, highlight=False)
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """Yields a function that reports progress; each line shows the seconds since the start."""
-    begun = time.monotonic()
-    with stderr.status(title) as status:
-
-        def report(line: str) -> None:
-            seconds = time.monotonic() - begun
-            stderr.print(Text(f"{seconds:5.0f} s  {line}", style="dim"), soft_wrap=True)
-            status.update(Text(line))
-
-        yield report
+__all__ = ["deliver", "new_trace", "weights_first"]
 
 
 def deliver(verdict: Verdict, json_file: str | None) -> int:
@@ -73,23 +55,19 @@ def new_trace(out: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterato
     """
     place = Place(out, force=force, inputs=inputs)
     if place.replaces:
-        _tell(f"{out} stays unchanged until the new trace, {place.path}, is complete.")
+        tell(f"{out} stays unchanged until the new trace, {place.path}, is complete.")
     try:
         yield place
         if place.replaces and not _complete(place.path):
-            _tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is unchanged.")
+            tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is unchanged.")
         else:
             place.put()
     except BaseException:
         if not place.clear() and place.replaces:
-            _tell(f"What was finished is in {place.path}; {out} is unchanged.")
+            tell(f"What was finished is in {place.path}; {out} is unchanged.")
         raise
 
 
 def _complete(path: Path) -> bool:
     with open_trace(path) as trace:
         return trace.complete
-
-
-def _tell(sentence: str) -> None:
-    stderr.print(Text(clean(sentence)), soft_wrap=True)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from tracereplay.cli.console import stderr
 from tracereplay.cli.options import BaseTrace, Force, TracePath, local_path, opened
-from tracereplay.cli.output import stderr
 from tracereplay.cli.summary import size_words
 from tracereplay.errors import UsageError
 from tracereplay.trace.into_pack import pack_trace

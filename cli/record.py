@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tracereplay.cli.options import Force, Log, Settings, assignments, check_log, local_path, refuse_given
-from tracereplay.cli.output import new_trace, progress, stderr
+from tracereplay.cli.checks import check_log
+from tracereplay.cli.console import progress, stderr
+from tracereplay.cli.options import Force, Log, Settings, assignments, local_path, refuse_given
+from tracereplay.cli.output import new_trace
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError

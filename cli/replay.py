@@ -12,6 +12,8 @@ from typing import Annotated, Protocol
 import typer
 
 from tracereplay.alone.replay import Selection, replay_isolated
+from tracereplay.cli.checks import check_golden, check_json, check_log, policy_of
+from tracereplay.cli.console import progress
 from tracereplay.cli.options import (
     CandidateOut,
     Force,
@@ -24,14 +26,10 @@ from tracereplay.cli.options import (
     Strict,
     UseOracle,
     assignments,
-    check_golden,
-    check_json,
-    check_log,
-    policy_of,
     read_from,
     refuse_given,
 )
-from tracereplay.cli.output import deliver, new_trace, progress, weights_first
+from tracereplay.cli.output import deliver, new_trace, weights_first
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
 from tracereplay.errors import UsageError

@@ -9,10 +9,11 @@ import typer
 from rich.text import Text
 
 from tracereplay.alone.constants import Constants
+from tracereplay.cli.console import stderr
 from tracereplay.cli.options import BaseTrace, Model, TracePath, local_path, opened
-from tracereplay.cli.output import stderr
 from tracereplay.gate import weights_directory
 from tracereplay.passes import RECORD
+from tracereplay.report.clean import clean
 from tracereplay.report.repro import (
     choose_call,
     choose_kernel,
@@ -20,7 +21,6 @@ from tracereplay.report.repro import (
     reproduce_operator,
     write_reproducer,
 )
-from tracereplay.report.words import clean
 from tracereplay.trace.parameters import Parameters
 
 __all__ = ["repro"]

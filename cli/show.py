@@ -20,7 +20,8 @@ from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
 from tracereplay.event import Step
-from tracereplay.report.words import clean, number
+from tracereplay.report.clean import clean
+from tracereplay.report.words import number
 from tracereplay.trace import Trace
 from tracereplay.trace.select import PASSES, Chosen, choose, pass_of
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from tracereplay.errors import UsageError
 from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value
-from tracereplay.report.words import clean, short_kernel
+from tracereplay.report.clean import clean
+from tracereplay.report.words import short_kernel
 from tracereplay.schemas import schema_arguments
 from tracereplay.trace import Trace
 from tracereplay.trace.select import matching_sites, steps_of

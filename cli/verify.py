@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.cli.console import stderr
 from tracereplay.cli.options import BaseTrace, TracePath, opened
-from tracereplay.cli.output import stderr
 from tracereplay.errors import TraceError
-from tracereplay.report.words import clean
+from tracereplay.report.clean import clean
 from tracereplay.trace import verify as checking
 from tracereplay.trace.directory import MANIFEST
 

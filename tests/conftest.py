@@ -1,15 +1,27 @@
-"""In CI no test may be skipped for want of an engine: nobody would notice that it never runs."""
+"""What holds for all tests."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def bytecode(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hundreds of processes are started: they compile what they import once, whatever may be written beside it."""
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # none with -p no:cacheprovider
+    place = cache.mkdir("bytecode") if cache is not None else tmp_path_factory.getbasetemp() / "bytecode"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPYCACHEPREFIX", str(place))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI no test may be skipped for want of an engine: nobody would notice that it never runs."""
     report = yield
     if os.environ.get("CI") and item.get_closest_marker("engine") and "engine" in _reason(report):
         report.outcome = "failed"

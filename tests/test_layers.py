@@ -37,7 +37,7 @@ LAYERS = (
     ("storage",),
     ("workload", "event", "verdict", "cancellation"),
     ("checked",),
-    ("errors", "dtypes", "jsondata", "schemas", "passes", "census"),
+    ("errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -60,6 +60,7 @@ ENGINE_SIDE = (
     "schemas",
     "census",
     "passes",
+    "lazily",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
 PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
@@ -68,7 +69,7 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
     "trace", "storage", "workload", "event", "cancellation", "verdict", "checked", "errors", "dtypes", "jsondata",
-    "schemas", "passes", "census",
+    "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 
@@ -76,6 +77,7 @@ ANALYST_SIDE = (
 SAYS_VLLM = {
     "tracereplay/environments/recipes.toml": "what its builds need",
     "tracereplay/alone/kernels.toml": "its kernels that may run in isolation",
+    "cli/verbs.py": "the demo's line in the list of verbs",
     "cli/demo.py": "the demo compares two of its versions",
     "tracereplay/engines/known.py": "puts it among the families",
     "tracereplay/gate/gate.toml": "what a trace may ask for, in one list to be read as one",

@@ -5,6 +5,18 @@ for step in tracereplay.open_trace("golden.trace"):
         print(step.number, call.site, [value.numpy().shape for value in call.outputs])
 """
 
-from tracereplay.trace import Trace, open_trace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracereplay.trace import Trace, open_trace
+else:
+    from tracereplay.lazily import names_of
+
+    __getattr__ = names_of(
+        __name__,
+        {
+            "tracereplay.trace": ("Trace", "open_trace"),
+        },
+    )
 
 __all__ = ["Trace", "open_trace"]

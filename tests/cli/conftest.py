@@ -20,13 +20,11 @@ exec "{sys.executable}" "$@"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where engines are registered: empty but for the toy, which may come to grief (`toy_driver`)."""
     path = tmp_path / "home"
     monkeypatch.setenv("TRACEREPLAY_HOME", str(path))
     monkeypatch.setenv("COLUMNS", "200")
-    # One place for all tests: where nothing may be written beside the sources, a new home would compile anew.
-    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "bytecode"))
     path.mkdir()
     python = write(path / "python", PYTHON)
     python.chmod(0o755)

@@ -17,6 +17,11 @@ from tracereplay.trace import Trace, open_trace
 from tracereplay.workload import Prompt
 
 
+@pytest.fixture(scope="module", autouse=True)
+def bytecode() -> None:
+    """Engines keep their bytecode where it is: it would take minutes to compile all that they import again."""
+
+
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     found = Engines(tmp_path_factory.mktemp("engines"))

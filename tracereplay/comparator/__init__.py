@@ -1,7 +1,21 @@
 """Compares two traces: aligns their rows, measures how they differ, judges what that means."""
 
-from tracereplay.comparator.judging.outcome import compare_traces
-from tracereplay.comparator.numbers.policy_file import load_policy
-from tracereplay.comparator.numbers.tolerance import Policy, Rule
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracereplay.comparator.judging.outcome import compare_traces
+    from tracereplay.comparator.numbers.policy_file import load_policy
+    from tracereplay.comparator.numbers.tolerance import Policy, Rule
+else:
+    from tracereplay.lazily import names_of
+
+    __getattr__ = names_of(
+        __name__,
+        {
+            "tracereplay.comparator.judging.outcome": ("compare_traces",),
+            "tracereplay.comparator.numbers.policy_file": ("load_policy",),
+            "tracereplay.comparator.numbers.tolerance": ("Policy", "Rule"),
+        },
+    )
 
 __all__ = ["Policy", "Rule", "compare_traces", "load_policy"]

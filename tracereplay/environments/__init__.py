@@ -1,14 +1,20 @@
 """Installed engines: built with uv from recipes, registered by name, examined when they fail."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from tracereplay.environments.create import Created, create_engine, remove_engine
-from tracereplay.environments.registry import (
-    Engine,
-    add_engine,
-    list_engines,
-    load_engine,
-)
+if TYPE_CHECKING:
+    from tracereplay.environments.create import Created, create_engine, remove_engine
+    from tracereplay.environments.registry import Engine, add_engine, list_engines, load_engine
+else:
+    from tracereplay.lazily import names_of
+
+    __getattr__ = names_of(
+        __name__,
+        {
+            "tracereplay.environments.create": ("Created", "create_engine", "remove_engine"),
+            "tracereplay.environments.registry": ("Engine", "add_engine", "list_engines", "load_engine"),
+        },
+    )
 
 __all__ = [
     "Created",

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.report.clean import clean
 from tracereplay.report.layout import cell, indented, more, print_table, section
-from tracereplay.report.words import clean, number, shorten
+from tracereplay.report.words import number, shorten
 from tracereplay.verdict import Attribution, Verdict
 from tracereplay.verdict.bisection import Bisection, Member
 

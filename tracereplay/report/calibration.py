@@ -8,8 +8,9 @@ from rich.table import Table
 from tracereplay.calibrator import Calibration
 from tracereplay.calibrator.noise import Earned
 from tracereplay.comparator import Policy
+from tracereplay.report.clean import clean
 from tracereplay.report.layout import cell, indented, print_table, section
-from tracereplay.report.words import clean, number, shorten
+from tracereplay.report.words import number, shorten
 
 __all__ = ["render"]
 

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.report.clean import clean
 from tracereplay.report.layout import STYLE, cell, indented, print_table, section
-from tracereplay.report.words import clean, multiple, short_kernel, shorten
+from tracereplay.report.words import multiple, short_kernel, shorten
 from tracereplay.verdict.inside import Inside, KernelRow
 from tracereplay.verdict.measures import ErrorClass, Metrics
 

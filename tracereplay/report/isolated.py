@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracereplay.report.clean import clean
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
-from tracereplay.report.words import clean, multiple, passing, percent, short_kernel, shorten
+from tracereplay.report.words import multiple, passing, percent, short_kernel, shorten
 from tracereplay.verdict.isolated import Isolated, KernelFinding, NotReplayed
 from tracereplay.verdict.measures import severity
 

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.report.words import clean
+from tracereplay.report.clean import clean
 
 __all__ = ["STYLE", "cell", "grid", "indented", "more", "print_table", "section"]
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from tracereplay.report.clean import clean
 from tracereplay.report.layout import cell, indented, more, print_table, section
-from tracereplay.report.words import clean, short_kernel, shorten
+from tracereplay.report.words import short_kernel, shorten
 from tracereplay.verdict.oracle import NEARER, Nearer, NotCovered, Oracle, OracleError, OracleFinding
 
 __all__ = ["render"]

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tracereplay.report import bisection, inside, isolated, oracle, rollout
+from tracereplay.report.clean import clean
 from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
 from tracereplay.report.words import (
     CAUSES,
     allowance,
-    clean,
     headline,
     multiple,
     number,

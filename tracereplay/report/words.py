@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tracereplay.engines.known import family_of
+from tracereplay.report.clean import clean
 from tracereplay.verdict import Source, Verdict
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
 
 __all__ = [
-    "CAUSES", "allowance", "clean", "headline", "multiple", "number", "passing", "percent", "short_kernel",
+    "CAUSES", "allowance", "headline", "multiple", "number", "passing", "percent", "short_kernel",
     "shorten", "source",
 ]  # fmt: skip
 
@@ -29,11 +30,6 @@ _OUTCOMES: Mapping[str, str] = {
     "inconclusive": "no fault was found, but the evidence is not enough to call it a match",
     "diverged": "the candidate differs by more than the tolerance",
 }
-
-
-def clean(value: object) -> str:
-    """``value`` as text without control characters: names in a trace were written by others."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def headline(verdict: Verdict) -> str:

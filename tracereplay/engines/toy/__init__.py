@@ -9,9 +9,23 @@ in one operator or on the way to one, so that a verdict can be checked against w
     >>> candidate = replay(golden, Path("candidate.trace"), flaw=Flaw("model.norm", "scale"))
 """
 
-from tracereplay.engines.toy.flaws import EDGE_FLAWS, OPERATOR_FLAWS, Flaw
-from tracereplay.engines.toy.runs import record, replay, workload
-from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY, Update
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracereplay.engines.toy.flaws import EDGE_FLAWS, OPERATOR_FLAWS, Flaw
+    from tracereplay.engines.toy.runs import record, replay, workload
+    from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY, Update
+else:
+    from tracereplay.lazily import names_of
+
+    __getattr__ = names_of(
+        __name__,
+        {
+            "tracereplay.engines.toy.flaws": ("EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw"),
+            "tracereplay.engines.toy.runs": ("record", "replay", "workload"),
+            "tracereplay.engines.toy.weights": ("HEAD", "HEADS", "KV_HEADS", "LAYERS", "VOCABULARY", "Update"),
+        },
+    )
 
 __all__ = [
     "EDGE_FLAWS",

@@ -16,7 +16,7 @@ from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compil
 from tracereplay.dtypes import DTYPES
 from tracereplay.engines.known import family_of
 from tracereplay.errors import UsageError
-from tracereplay.report.words import clean
+from tracereplay.report.clean import clean
 from tracereplay.trace import TensorBytes, Trace
 from tracereplay.trace.export import Exported, write_safetensors
 

@@ -14,9 +14,9 @@ from tracereplay.engines.known import family_of
 from tracereplay.errors import UnsafeRequest, UsageError
 from tracereplay.event import Argument, Kernel, Named, Opaque, Value
 from tracereplay.passes import RECORD
+from tracereplay.report.clean import clean
 from tracereplay.report.repro.folder import Reproducer, engine_line, fill, quoted
 from tracereplay.report.repro.memory import Memories, plain
-from tracereplay.report.words import clean
 from tracereplay.schemas import schema_arguments
 from tracereplay.trace import TensorBytes, Trace
 
