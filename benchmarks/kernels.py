@@ -44,7 +44,7 @@ def one(engine: Engine, model: Path, batch: int, given: argparse.Namespace, scra
     with locked(given.lock), TimedEngine(engine, model) as process:
         bench = Bench(process, workload(model, batch, given), scratch)
         done = measure(bench, given)
-        _, golden = bench.trace(**VARIANTS["kernels"])
+        _, golden = bench.trace(VARIANTS["kernels"])
     found: dict[str, Any] = {"times": times([done])}
     found["bytes"] = {
         "prefill": sizes.of_kernels(golden, steps=1),

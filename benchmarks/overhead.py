@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,12 @@ import tables
 from lock import locked
 
 from tracereplay.comparator import compare_traces
+from tracereplay.engines.request import Inject, PassRequest
 from tracereplay.environments.registry import Engine, load_engine
 from tracereplay.launch.home import home
 from tracereplay.launch.process import EngineProcess, guest_environment
+from tracereplay.passes import INJECTED, RECORD, RERUN
+from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.trace import TraceDirectory
 from tracereplay.trace.codec import RAW
@@ -57,19 +61,40 @@ SETTINGS = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8, "max
 # One process, one thread of computation: the engine's thread and the writer's have a core each.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 # What attention and MLP give comes out of their last linear layers, what a block gives out of the next norm.
-BLOCKS = {"sites": ("*norm*", "*.o_proj", "*.down_proj"), "sides": ("out",)}
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "idle taps": {"idle": True},
-    "block outputs": {"options": BLOCKS},
-    "record": {},
-    "record, no codec": {"options": {"codec": RAW}},
-    "record, thrown away": {"discard": True},
-    "kernels": {"options": {"level": "kernel"}},
-    "kernels, no check of writes": {"options": {"level": "kernel", "check_writes": False}},
-    "mode that does nothing": {"idle": True, "mode": "nothing"},
-    "DebugMode with hashes": {"idle": True, "mode": "hashes"},
-    "rerun": {"forced": True},
-    "injected": {"forced": True, "inject": True},
+BLOCKS = Options(sites=("*norm*", "*.o_proj", "*.down_proj"), sides=("out",))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a generation is beside a plain one.
+
+    Args:
+        name: of its pass.
+        inject: golden's values are fed.
+        options: how much is recorded.
+        taps, mode, discard: see `guest/clocked_driver.py`; with one of the first two nothing is recorded.
+    """
+
+    name: str = RECORD
+    inject: bool = False
+    options: Options = Options()
+    taps: bool = False
+    mode: str | None = None
+    discard: bool = False
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "idle taps": Variant(taps=True),
+    "block outputs": Variant(options=BLOCKS),
+    "record": Variant(),
+    "record, no codec": Variant(options=Options(codec=RAW)),
+    "record, thrown away": Variant(discard=True),
+    "kernels": Variant(options=Options(level=KERNEL)),
+    "kernels, no check of writes": Variant(options=Options(level=KERNEL, check_writes=False)),
+    "mode that does nothing": Variant(mode="nothing"),
+    "DebugMode with hashes": Variant(mode="hashes"),
+    "rerun": Variant(RERUN),
+    "injected": Variant(INJECTED, inject=True),
 }
 USUAL = ("idle taps", "block outputs", "record", "rerun", "injected")
 
@@ -91,6 +116,15 @@ class TimedEngine(EngineProcess):
             self.close()
             raise
 
+    def timed(self, workload: Workload, variant: Variant, request: PassRequest | None) -> dict[str, Any]:
+        """Generates once."""
+        result: dict[str, Any] = self.request(
+            "generate", prompts=[p.as_dict() for p in workload.prompts],
+            recording=None if request is None else request.as_dict(), taps=variant.taps, mode=variant.mode,
+            discard=variant.discard,
+        )  # fmt: skip
+        return result
+
 
 class Bench:
     """One model, one batch size, one engine process.
@@ -101,7 +135,7 @@ class Bench:
         scratch: directory for traces.
     """
 
-    def __init__(self, process: EngineProcess, workload: Workload, scratch: Path) -> None:
+    def __init__(self, process: TimedEngine, workload: Workload, scratch: Path) -> None:
         self._process = process
         self._workload = workload
         self._scratch = scratch
@@ -110,13 +144,14 @@ class Bench:
         self._golden: Path | None = None
 
     def plain(self) -> dict[str, Any]:
-        return self._process.generate([p.as_dict() for p in self._workload.prompts])
+        return self._process.timed(self._workload, Variant(), None)
 
     def variant(self, name: str) -> dict[str, Any]:
         """Runs a variant once; an injected pass is compared too, and its trace is deleted as all are."""
-        if VARIANTS[name].get("idle"):
-            return self._process.generate([p.as_dict() for p in self._workload.prompts], VARIANTS[name])
-        result, path = self.trace(**VARIANTS[name])
+        variant = VARIANTS[name]
+        if variant.taps or variant.mode is not None:
+            return self._process.timed(self._workload, variant, None)
+        result, path = self.trace(variant)
         result["compare"] = self._compare(path) if name == "injected" else 0.0
         shutil.rmtree(path)
         return result
@@ -124,23 +159,23 @@ class Bench:
     def golden(self) -> Path:
         """The recording that replays use."""
         if self._golden is None:
-            self._golden = self.trace()[1]
+            self._golden = self.trace(Variant())[1]
         return self._golden
 
-    def trace(self, *, inject: bool = False, forced: bool = False, **options: Any) -> tuple[dict[str, Any], Path]:
+    def trace(self, variant: Variant) -> tuple[dict[str, Any], Path]:
         """One generation with recording on, and the trace it made."""
-        golden = self.golden() if forced else None
+        golden = None if variant.name == RECORD else self.golden()
         path = self._scratch / f"{self._made}.trace"
         self._made += 1
         engine = {"name": "bench", **self._process.info}
         run = {"workload": self._workload.as_dict(), "checkpoint": self._checkpoint, "engine": engine, "notes": []}
         directory = TraceDirectory(path, run)
-        name = "injected" if inject else "rerun" if forced else "record"
-        where = {"trace": str(path), "pass_name": name, "golden": golden and str(golden), "inject": inject}
-        result = self._process.generate([p.as_dict() for p in self._workload.prompts], {**where, **options})
+        feed = Inject() if variant.inject else None
+        request = PassRequest(path.resolve(), variant.name, golden, feed, variant.options)
+        result = self._process.timed(self._workload, variant, request)
         if result["ranks"][0]["errors"]:
             raise SystemExit(f"Recording failed: {result['ranks'][0]['errors']}")
-        directory.add_pass(name, {k: result[k] for k in ("requests", "seconds", "ranks")})
+        directory.add_pass(variant.name, {k: result[k] for k in ("requests", "seconds", "ranks")})
         directory.complete()
         return result, path
 

@@ -16,6 +16,7 @@ from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
+from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 from tracereplay.workload import Workload, read_prompts
 
@@ -107,10 +108,10 @@ def record(
 
     The sampling options apply to prompts that do not set their own.
     """
-    options = {
-        "max_steps": max_steps, "max_bytes": max_bytes, "when_behind": when_behind.value, "level": level.value,
-        "check_writes": check_writes,
-    }  # fmt: skip
+    options = Options(
+        max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
+        check_writes=check_writes,
+    )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
@@ -142,9 +143,7 @@ def record(
     _tell(place.path)
 
 
-def _record_command(
-    command: list[str], out: Path, engine: str | None, force: bool, options: dict[str, Any]
-) -> int:
+def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:
     """Runs the command; its exit code is the program's, but for a trace that was cut off."""
     launched = load_engine(engine) if engine else None
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Protocol
 
 import typer
 
@@ -91,13 +91,18 @@ def replay(
     check_log(log, json_file)
     if mode is Mode.isolated:
         refuse_given(context, ["settings", "log", "other_weights"], "Isolated replay starts no engine")
-        work = _alone(candidate, golden, Selection(site or "*", kernel), model=model, reference=oracle)
+        work: Work = partial(
+            replay_isolated, candidate, golden, selection=Selection(site or "*", kernel), model=model,
+            reference=oracle,
+        )  # fmt: skip
     else:
         if site or kernel:
             raise UsageError("--site and --kernel select calls to replay in isolation; add --mode isolated.")
         check_golden(golden, given, model)
-        options = {"settings": given, "model": model, "injected": mode is Mode.injected, "log": log}
-        work = _whole(candidate, golden, other_weights=other_weights, **options)
+        work = partial(
+            jobs.replay, candidate, golden, settings=given, model=model, injected=mode is Mode.injected,
+            other_weights=other_weights, log=log,
+        )  # fmt: skip
     judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)
     with weights_first(golden, candidate.name, json_file, mode.value):
         verdict = _judged(work, judge, golden, out, f"Replaying under {candidate.name}", force=force)
@@ -105,30 +110,28 @@ def replay(
 
 
 Report = Callable[[str], None]
-Work = Callable[[Path, Report], object]  # makes a candidate's trace
 Judge = Callable[[Path], Verdict]
 
 
-def _whole(engine: Engine, golden: Path, **options: Any) -> Work:
-    return lambda out, report: jobs.replay(engine, golden, out, report=report, **options)
+class Work(Protocol):
+    """Makes a candidate's trace at ``out``."""
 
-
-def _alone(engine: Engine, golden: Path, selection: Selection, **options: Any) -> Work:
-    return lambda out, report: replay_isolated(engine, golden, out, selection=selection, report=report, **options)
+    def __call__(self, out: Path, /, *, report: Report) -> object: ...
 
 
 def replay_and_judge(
-    engine: Engine, golden: Path, out: Path | None, rules: Policy, *, force: bool = False, **options: Any
-) -> Verdict:
+    engine: Engine, golden: Path, out: Path | None, rules: Policy, *, model: Path | None = None,
+    force: bool = False,
+) -> Verdict:  # fmt: skip
     """Replays with progress on stderr and compares; the candidate's trace is removed if ``out`` is None.
 
     Args:
-        engine, golden, options: see `jobs.replay`.
+        engine, golden, model: see `jobs.replay`.
         out: where the candidate's trace goes.
         rules: what is tolerated.
         force: replace a trace at ``out``.
     """
-    work, judge = _whole(engine, golden, **options), partial(compare_traces, golden, policy=rules)
+    work, judge = partial(jobs.replay, engine, golden, model=model), partial(compare_traces, golden, policy=rules)
     return _judged(work, judge, golden, out, f"Replaying under {engine.name}", force=force)
 
 
@@ -137,6 +140,6 @@ def _judged(work: Work, judge: Judge, golden: Path, out: Path | None, title: str
         kept = out or Path(folder) / "candidate.trace"
         with progress(title) as report:
             with new_trace(kept, force=force, inputs=read_from(golden)) as place:
-                work(place.path, report)
+                work(place.path, report=report)
             report("Comparing")
             return judge(place.path)

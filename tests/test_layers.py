@@ -36,7 +36,8 @@ LAYERS = (
     ("device",),
     ("storage",),
     ("workload", "event", "verdict", "cancellation"),
-    ("errors", "dtypes", "jsondata", "schemas", "passes"),
+    ("checked",),
+    ("errors", "dtypes", "jsondata", "schemas", "passes", "census"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -51,11 +52,13 @@ ENGINE_SIDE = (
     "engines",
     "alone.child",
     "cancellation",
+    "checked",
     "event",
     "workload",
     "errors",
     "dtypes",
     "schemas",
+    "census",
     "passes",
 )
 ENGINE_HAS = {"tracereplay", "torch", "numpy", "safetensors", "msgpack", "zstandard", "xxhash", "vllm"}
@@ -64,8 +67,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
-    "trace", "storage", "workload", "event", "cancellation", "verdict", "errors", "dtypes", "jsondata", "schemas",
-    "passes",
+    "trace", "storage", "workload", "event", "cancellation", "verdict", "checked", "errors", "dtypes", "jsondata",
+    "schemas", "passes", "census",
 )  # fmt: skip
 
 

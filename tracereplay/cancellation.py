@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tracereplay.checked import FLAG, Check, checked, list_of
+
 __all__ = ["Cancellation"]
+
+
+def _is_edge(value: Any) -> bool:
+    return isinstance(value, list) and [type(part) for part in value] == [str, int]
+
+
+_TAKES: Mapping[str, Check] = {
+    "operators": list_of(lambda site: isinstance(site, str), "sites"),
+    "edges": list_of(_is_edge, "pairs, each a site and the number of its input"),
+    "everything": FLAG,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,12 @@ class Cancellation:
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Cancellation:
-        edges = frozenset((str(site), int(index)) for site, index in data["edges"])
-        return cls(frozenset(data["operators"]), edges, bool(data["everything"]))
+    def from_dict(cls, data: Any) -> Cancellation:
+        """Reads what `as_dict` wrote.
+
+        Raises:
+            UsageError: a key is unknown or missing, or its value is not of its type; the message names it.
+        """
+        given = checked(data, _TAKES, "the cancellation")
+        edges = frozenset((site, index) for site, index in given["edges"])
+        return cls(frozenset(given["operators"]), edges, given["everything"])

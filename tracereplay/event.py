@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tracereplay.census import Census
 from tracereplay.dtypes import numpy_dtype
 from tracereplay.schemas import schema_arguments
 
@@ -162,6 +163,8 @@ class Call:
         rows_in: row map of the inputs.
         rows_out: row map of the outputs.
         written: indices of inputs that the call changed in place without returning them, with their new values.
+        fed: indices of the recorded operator's inputs whose recorded values this call was given; a norm that is
+            fed the sum of x and residual was fed both. None in a pass that feeds nothing, and in older traces.
     """
 
     site: str
@@ -171,6 +174,7 @@ class Call:
     rows_in: RowMap
     rows_out: RowMap
     written: Mapping[int, Value] = field(default_factory=dict)
+    fed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +349,7 @@ class Step:
         requests: those that start here, if no workload names them.
         weight_updates: how often the engine's weights had been updated before, within the pass.
         kernels: in the order in which they were called; none unless kernels were recorded.
+        census: of the pass so far; of the first steps of an eager engine only.
     """
 
     number: int
@@ -355,6 +360,7 @@ class Step:
     requests: tuple[Request, ...] = ()
     weight_updates: int = 0
     kernels: Sequence[Kernel] = ()
+    census: Census | None = None
 
 
 Side: TypeAlias = Literal["in", "out"]

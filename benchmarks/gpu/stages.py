@@ -625,21 +625,22 @@ def overhead(box):
                 # "memory" and "raw" do not wait for the disk; "raw" does not compress either
                 folder = Path("/dev/shm") if kind in ("memory", "raw") else box.work
                 trace = folder / f"bench-{batch}-{number}.trace"
-                recording = {"bare": True}
-                if kind == "idle":
-                    recording = None
-                elif kind != "bare":
+                recording = None
+                if kind not in ("bare", "idle"):
                     shutil.rmtree(trace, ignore_errors=True)
                     trace.mkdir(parents=True)
-                    recording = {
+                    recording = {  # as `tracereplay.engines.request` has it
                         "trace": str(trace),
-                        "pass_name": "record",
+                        "name": "record",
                         "golden": None,
-                        "inject": False,
+                        "feed": None,
                         "options": RECORD_BLOCKS if kind == "blocks" else {"codec": 0} if kind == "raw" else {},
                     }
                 profile_at = 6 if (number == len(order) - 1 and batch == 8) or (box.cpu and number == 7) else None
-                result = guest.ask("generate", prompts=prompts, recording=recording, profile_at=profile_at)
+                bare = kind == "bare"
+                result = guest.ask(
+                    "generate", prompts=prompts, recording=recording, profile_at=profile_at, bare=bare
+                )
                 steps = result["steps"]
                 size = sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) if trace.exists() else 0
                 errors = {t: n for r in result.get("ranks", []) if r for t, n in r.get("errors", {}).items()}

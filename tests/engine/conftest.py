@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running, prompts_of, token_ids
 
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
 from tracereplay.workload import Prompt
 
@@ -115,7 +116,7 @@ def kernel_recordings(engines: Engines) -> Callable[[str], tuple[Trace, Results,
         sampled = {**greedy, "temperature": 0.9, "top_p": 0.9, "seed": 7}
         prompts = Prompt(token_ids(20), None, greedy), Prompt(token_ids(9, 3), None, sampled)
         plain = running.generate(*prompts)
-        trace = running.record(*prompts, options={"level": "kernel"})
+        trace = running.record(*prompts, options=Options(level="kernel"))
         return trace, plain, list(trace.results["record"]["requests"])
 
     return record

@@ -15,12 +15,15 @@ import pytest
 
 from tracereplay.bisector.operators import bisect_operators
 from tracereplay.comparator import compare_traces
+from tracereplay.engines.request import PassRequest
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
 from tracereplay.gate import workload_of
 from tracereplay.launch.jobs import record_pass, recording_header, replay_passes
 from tracereplay.launch.making import engine_header, replay_header
 from tracereplay.launch.process import EngineProcess
+from tracereplay.passes import RECORD
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.verdict import Verdict
 from tracereplay.workload import Prompt, Workload
@@ -68,11 +71,13 @@ class Running:
 
     def record(
         self, *prompts: Prompt, settings: Mapping[str, Any] = EAGER, folder: Path | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Options = Options(),
     ) -> Trace:  # fmt: skip
-        workload, header = recording_header(self._launch, Workload(str(self._model), prompts, settings), options)
+        given = Workload(str(self._model), prompts, settings)
+        workload, header = recording_header(self._launch, given, options.level)
         directory = self._directory(header, folder)
-        record_pass(self.process, directory, workload, options=options)
+        request = PassRequest(directory.path.resolve(), RECORD, options=options)
+        record_pass(self.process, directory, workload, request)
         directory.complete()
         return open_trace(directory.path)
 

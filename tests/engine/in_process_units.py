@@ -23,7 +23,7 @@ from tracereplay.engines.vllm.guest.operators import layouts
 from tracereplay.engines.vllm.guest.v1 import refuse_v1
 from tracereplay.errors import Unsupported
 from tracereplay.event import Layout, Parameter, Site, make_rows
-from tracereplay.hooks.kernels import _returnable
+from tracereplay.hooks.kernels import returnable
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
 from tracereplay.recorder.options import Options
@@ -174,7 +174,7 @@ class Doubler(torch.nn.Module):
 def _recording(module, **options):
     """A session that has begun to record ``module``, and its segment."""
     slot = slot_of("site")
-    tap(module, slot)
+    tap(module, slot, {"forward": module.forward})
     session = Session(0, Cpu())
     session.sites = [Site("site", type(module).__name__, slot)]
     listen(session)
@@ -415,10 +415,10 @@ Partly.library.impl("fwd", lambda x: [x * 2, None], "CPU")
 
 
 def an_undefined_tensor_in_a_list_does_not_end_the_engine():
-    found = _returnable([torch.ones(2), None, 3])
+    found = returnable([torch.ones(2), None, 3])
     assert (found[1].numel(), found[1].dtype, found[2]) == (0, torch.float32, 3)
-    assert _returnable([None]) == [None]
-    assert _returnable((torch.ones(1), None))[1] is None
+    assert returnable([None]) == [None]
+    assert returnable((torch.ones(1), None))[1] is None
     steps, summary = _recorded(Partly(), (torch.ones(2),), level="kernel")
     assert summary["errors"] == {}, summary
     (kernel,) = [k for k in steps[0].kernels if k.name.startswith("tracereplay_partly")]

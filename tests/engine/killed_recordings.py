@@ -61,7 +61,7 @@ def record(path: Path, seed: int, out: int) -> None:
     """Records until it is killed, or its writer is; says what the writer acknowledged."""
     parent, slot = os.getppid(), slot_of("site")
     module = Double()
-    tap(module, slot)
+    tap(module, slot, {"forward": module.forward})
     session = Session(0, Cpu())
     session.sites = [Site("site", "Double", slot, ("x",))]
     listen(session)

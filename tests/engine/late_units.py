@@ -39,7 +39,7 @@ def _session(device, *modules):
     session = Session(0, device)
     for i, module in enumerate(modules):
         slot = slot_of(f"site{i}")
-        tap(module, slot)
+        tap(module, slot, {"forward": module.forward})
         session.sites.append(Site(f"site{i}", type(module).__name__, slot))
     listen(session)
     return session

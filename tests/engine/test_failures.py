@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recorder"))
 
 from faulty_disk import faulty_disk
 
+from tracereplay.recorder.options import Options
+
 pytestmark = pytest.mark.engine
 
 
@@ -154,7 +156,7 @@ def test_a_server_is_recorded_as_it_is(
     engine = find_engine("v1")
     launch = Launch("v1", engine.python, {**engine.env, **single_process}, {})
     out = tmp_path / "mine.trace"
-    assert record_command(["python", str(program)], out, engine=launch, options={"level": "kernel"}) == 0
+    assert record_command(["python", str(program)], out, engine=launch, options=Options(level="kernel")) == 0
     trace = open_trace(out)
     assert trace.complete
     assert trace.run.level == "kernel"

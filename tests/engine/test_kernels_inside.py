@@ -8,6 +8,7 @@ import pytest
 from engine_support import ROOT, Running, greedy
 
 from tracereplay.comparator import Policy, Rule, compare_traces
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Verdict
 from tracereplay.verdict.inside import Inside
@@ -45,7 +46,7 @@ def test_v0s_fused_norm_beside_v1s_eleven_calls(v1_kernel_faults: Running) -> No
 
 
 def test_a_planted_fault_in_a_kernel_is_named(v1_kernel_faults: Running, plant: Plant) -> None:
-    golden = v1_kernel_faults.record(*greedy(9, 5, max_tokens=3), options={"level": "kernel"})
+    golden = v1_kernel_faults.record(*greedy(9, 5, max_tokens=3), options=Options(level="kernel"))
     assert compare_traces(golden, v1_kernel_faults.replay(golden)).kernels is None  # nothing differs at all
     plant("wrong_silu")
     verdict = compare_traces(golden, v1_kernel_faults.replay(golden))

@@ -11,6 +11,7 @@ from engine_support import TINY, Engines, Running, find_engine, greedy
 from typer.testing import CliRunner
 
 from tracereplay.cli.main import app
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace
 
 pytestmark = pytest.mark.engine
@@ -48,7 +49,7 @@ def recorded(v1_kernel_faults: Running, engines: Engines, plant: Plant, faulty: 
     """Of an engine in which a kernel and a norm are wrong; the engine has ended."""
     if "trace" not in faulty:
         plant("wrong_silu epsilon")
-        trace = v1_kernel_faults.record(*greedy(6, max_tokens=2), options={"level": "kernel"})
+        trace = v1_kernel_faults.record(*greedy(6, max_tokens=2), options=Options(level="kernel"))
         faulty["trace"] = Path(trace.path)
         engines.stop()
     return faulty["trace"]

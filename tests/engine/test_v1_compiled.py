@@ -15,6 +15,7 @@ from tracereplay.cli.main import app
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.errors import UsageError
 from tracereplay.launch.jobs import record
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
 from tracereplay.workload import Workload
 
@@ -97,7 +98,7 @@ def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
     engines: Engines, single_process: Mapping[str, str], tmp_path: Path
 ) -> None:
     compiled: Running = engines.start("v1", env=single_process, enforce_eager=False)
-    golden = compiled.record(*greedy(9, max_tokens=2), settings=COMPILED, options={"level": "kernel"})
+    golden = compiled.record(*greedy(9, max_tokens=2), settings=COMPILED, options=Options(level="kernel"))
     described = golden.run.engine
     assert described["model_config"]["num_hidden_layers"] == 5
     said = f"compiled its model (compilation_mode {described['settings']['compilation_mode']})"

@@ -49,7 +49,7 @@ class Engine:
         os.pwrite(self._arena, data, 0)
         self._ask("tensors", 0, 1 << 20, [Descriptor("uint8", (SIZE,), (1,), 0, SIZE, 0, 0)], [])
         rows = records.write_rows(make_rows([(0, 0, number)]))
-        self._ask("step", *StepMessage(number, [rows], [(77, 0, 0, 0, {0: 0}, {0: 0}, {})], [], [], [], 0))
+        self._ask("step", *StepMessage(number, [rows], [(77, 0, 0, 0, {0: 0}, {0: 0}, {}, None)], [], [], [], 0))
         self._hear("free")
 
     def close(self) -> int:

@@ -41,7 +41,8 @@ send(to, ["sites", [records.write_site(Site("model.norm", "RMSNorm", 77, ("x",))
 for number in range({STEPS}):
     send(to, ["tensors", 0, 1 << 20, [Descriptor("uint8", (1 << 19,), (1,), 0, 1 << 19, 0, 0)], []])
     rows = records.write_rows(make_rows([(0, 0, number)]))
-    send(to, ["step", *StepMessage(number, [rows], [(77, 0, 0, 0, {{0: 0}}, {{0: 0}}, {{}})], [], [], [], 0)])
+    calls = [(77, 0, 0, 0, {{0: 0}}, {{0: 0}}, {{}}, None)]
+    send(to, ["step", *StepMessage(number, [rows], calls, [], [], [], 0)])
 send(to, ["tensors", 0, 1 << 20, [Descriptor("uint8", (1 << 19,), (1,), 0, 1 << 19, 0, 0)], []])  # of no step
 print(pid, flush=True)
 time.sleep(600)

@@ -23,9 +23,10 @@ from tracereplay.alone.sandbox import Limits, Outcome, Sandbox, alone_of
 from tracereplay.errors import UsageError
 from tracereplay.event import Call, Kernel, Site, Step
 from tracereplay.gate import weights_directory
-from tracereplay.launch.making import KERNEL, engine_header, making, replay_header
+from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.launch.process import Launchable
 from tracereplay.passes import ISOLATED, RECORD, REFERENCE
+from tracereplay.recorder.options import KERNEL
 from tracereplay.trace import (
     CallOfStep,
     SegmentWriter,

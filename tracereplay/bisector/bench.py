@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, Subject
 from tracereplay.cancellation import Cancellation
+from tracereplay.engines.request import Cancel, Feed, Inject, PassRequest
 from tracereplay.errors import UsageError
 from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
@@ -45,7 +46,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
 
 @contextlib.contextmanager
 def begun(
-    golden: Path, folder: Path, settings: Mapping[str, Any] | None, model: Path | None, **of: Any
+    golden: Path, folder: Path, settings: Mapping[str, Any] | None, model: Path | None, subject: Subject
 ) -> Iterator[tuple[Trace, Workload, Journal]]:
     """Begins a bisection: opens golden, and returns it, the candidate's workload and the journal in ``folder``.
 
@@ -54,7 +55,7 @@ def begun(
         folder: where measurements are kept; created if missing.
         settings: engine arguments that override those of the golden workload.
         model: checkpoint directory, if it has moved since recording.
-        of: what else must be unchanged for an interrupted bisection to be resumed.
+        subject: what else must be unchanged for an interrupted bisection to be resumed.
 
     Raises:
         UsageError: see `golden_workload`; or ``folder`` belongs to another bisection.
@@ -63,7 +64,7 @@ def begun(
         work = golden_workload(source, settings or {}, model)
         folder.mkdir(parents=True, exist_ok=True)
         common = {"golden": source.digest(), "settings": work.settings, "weights": work.weights}
-        yield source, work, Journal(folder, {**of, **common})
+        yield source, work, Journal(folder, {**subject.as_dict(), **common})
 
 
 class Bench:
@@ -117,23 +118,23 @@ class Bench:
     @contextlib.contextmanager
     def cancelled(self, selection: Cancellation) -> Iterator[Trace]:
         """A free run with forced tokens in which ``selection`` is cancelled; its trace goes with the context."""
-        cancel = {**selection.as_dict(), "injected": str(self.candidate.resolve())}
-        with self._pass(CANCELLED, cancel=cancel) as trace:
+        with self._pass(CANCELLED, Cancel(selection, self.candidate.resolve())) as trace:
             yield trace
 
     @contextlib.contextmanager
     def injected_again(self) -> Iterator[Trace]:
         """A second injected pass, by the name ``injectedtwice``."""
-        with self._pass(INJECTED_AGAIN, inject=True) as trace:
+        with self._pass(INJECTED_AGAIN, Inject()) as trace:
             yield trace
 
     @contextlib.contextmanager
-    def _pass(self, name: str, **options: Any) -> Iterator[Trace]:
+    def _pass(self, name: str, feed: Feed) -> Iterator[Trace]:
         process = self._started()
         header = replay_header(self._engine, self._workload, self._golden.digest())
         with passing_trace(self._folder / "trial.trace", self._golden.read_from) as path:
             with making(path, header) as directory:
-                record_pass(process, directory, self._workload, name, str(self._golden.local_path()), **options)
+                request = PassRequest(path.resolve(), name, self._golden.local_path(), feed)
+                record_pass(process, directory, self._workload, request)
             with open_trace(path) as trace:
                 yield trace
 

@@ -10,13 +10,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tracereplay.bisector.effect import Effect
 from tracereplay.errors import UsageError
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "OfOperators", "OfSettings", "OfVersions", "Subject"]
+
+
+@dataclass(frozen=True, slots=True)
+class OfOperators:
+    """A bisection by operators of the engine of that name."""
+
+    engine: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"engine": self.engine}  # no kind: journals of this one were there before the others'
+
+
+@dataclass(frozen=True, slots=True)
+class OfSettings:
+    """A bisection by settings of the engine of that name.
+
+    Args:
+        engine: the candidate.
+        like: the engine whose settings are used instead of golden's, if any.
+    """
+
+    engine: str
+    like: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": "settings", "engine": self.engine, "like": self.like}
+
+
+@dataclass(frozen=True, slots=True)
+class OfVersions:
+    """A bisection by versions of the package of that name."""
+
+    package: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": "versions", "package": self.package}
+
+
+Subject: TypeAlias = OfOperators | OfSettings | OfVersions
 
 
 class Journal:

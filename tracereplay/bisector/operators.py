@@ -20,7 +20,7 @@ from typing import Any
 from tracereplay.bisector.bench import Bench, Report, begun
 from tracereplay.bisector.closure import check_closure, unstable_sites
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, OfOperators
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
 from tracereplay.bisector.terms import Term, by_class, cancellation_of, terms_of, worst_first
 from tracereplay.bisector.words import some, why
@@ -70,7 +70,7 @@ def bisect_operators(
     """
     rules = policy or Policy()
     with (
-        begun(golden, folder, settings, model, engine=engine.name) as (source, work, journal),
+        begun(golden, folder, settings, model, OfOperators(engine.name)) as (source, work, journal),
         Bench(engine, source, work, folder, log, report, process) as bench,
     ):
         candidate = bench.replay()

@@ -17,12 +17,13 @@ from typing import Any
 from tracereplay.bisector.bench import Report, begun
 from tracereplay.bisector.changes import Change, Told, configured, differences
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, OfSettings
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
 from tracereplay.bisector.words import some
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.comparator.tokens.rollout import sampled_tokens
+from tracereplay.engines.request import PassRequest
 from tracereplay.errors import TracereplayError
 from tracereplay.gate import applied_settings
 from tracereplay.launch import Configured, EngineProcess, Launchable
@@ -68,8 +69,8 @@ def bisect_settings(
         EngineFailed, Unsupported: the unchanged candidate does not start.
     """
     rules = policy or Policy()
-    of = {"kind": "settings", "engine": engine.name, "like": None if like is None else like.name}
-    with begun(golden, folder, settings, model, **of) as (source, work, journal):
+    subject = OfSettings(engine.name, None if like is None else like.name)
+    with begun(golden, folder, settings, model, subject) as (source, work, journal):
         bench = _Starts(engine, source, work, folder, log, report)
         candidate = bench.replay()
         report("Comparing")
@@ -127,7 +128,8 @@ class _Starts:
         header = replay_header(configured, self._workload, self._golden.digest())
         with making(path, header) as directory, self._process(configured) as process:
             directory.update_run(engine=engine_header(configured, process.info))
-            record_pass(process, directory, self._workload, RERUN, str(self._golden.local_path()))
+            request = PassRequest(path.resolve(), RERUN, self._golden.local_path())
+            record_pass(process, directory, self._workload, request)
 
     def _process(self, configured: Configured) -> EngineProcess:
         self.starts += 1

@@ -11,12 +11,12 @@ instead, and where skipped ones lie between the last good and the first bad, eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tracereplay.bisector.bench import Report, begun, golden_workload
-from tracereplay.bisector.journal import Journal
+from tracereplay.bisector.journal import Journal, OfVersions
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.engines.known import PACKAGE
 from tracereplay.environments import create_engine
@@ -96,9 +96,9 @@ def bisect_versions(
     """
     check_order(good, bad)
     names = _between(package, good, bad, versions)
-    with begun(golden, folder, settings, model, kind="versions", package=package) as (_, _, journal):
-        options = {"settings": settings, "model": model, "log": log, "report": report}
-        judge = _Judge(golden, folder, journal, build or _builder(package), policy or Policy(), options)
+    with begun(golden, folder, settings, model, OfVersions(package)) as (_, _, journal):
+        each = _Each(settings or {}, model, log, report)
+        judge = _Judge(golden, folder, journal, build or _builder(package), policy or Policy(), each)
     newest = judge.verdict(bad)
     if judge.outcome(bad) != BAD:
         return newest
@@ -129,21 +129,30 @@ def _builder(package: str) -> Build:
     return build
 
 
+@dataclass(frozen=True, slots=True)
+class _Each:
+    """What every version's run has in common; see `bisect_versions`."""
+
+    settings: Mapping[str, Any]
+    model: Path | None
+    log: Path | None
+    report: Report
+
+    def replay(self, engine: Launchable, golden: Path, out: Path) -> None:
+        jobs.replay(
+            engine, golden, out, settings=self.settings, model=self.model, log=self.log, report=self.report
+        )
+
+
 class _Judge:
     """Judges versions, each once."""
 
     def __init__(
-        self,
-        golden: Path,
-        folder: Path,
-        journal: Journal,
-        build: Build,
-        policy: Policy,
-        options: Mapping[str, Any],
+        self, golden: Path, folder: Path, journal: Journal, build: Build, policy: Policy, each: _Each
     ) -> None:
         self._golden, self._folder, self._journal = golden, folder, journal
-        self._build, self._policy, self._options = build, policy, dict(options)
-        self._report: Report = options["report"]
+        self._build, self._policy, self._each = build, policy, each
+        self._report = each.report
         self._tried: list[Tried] = []
         self._starts = 0
 
@@ -175,11 +184,11 @@ class _Judge:
         self._report(f"Recording {good}, to compare {bad} with it")
         recorded = self._folder / "last-good.trace"
         with open_trace(self._golden) as source:
-            work = golden_workload(source, self._options["settings"] or {}, self._options["model"])
+            work = golden_workload(source, self._each.settings, self._each.model)
         self._starts += 1
         engine = self._build(good, self._report)
         remove_trace(recorded, [self._golden])
-        jobs.record(engine, work, recorded, log=self._options["log"], report=self._report)
+        jobs.record(engine, work, recorded, log=self._each.log, report=self._report)
         verdict = self._replay(recorded, bad)
         between = [names[i] for i in found.skipped]
         bisection = Bisection(
@@ -215,7 +224,7 @@ class _Judge:
         self._starts += 1
         out = self._folder / "candidate.trace"
         remove_trace(out, [self._golden, golden])
-        jobs.replay(engine, golden, out, **self._options)
+        self._each.replay(engine, golden, out)
         return compare_traces(golden, out, self._policy)
 
 

@@ -5,13 +5,13 @@
     {"do": "generate", "prompts": [...], "recording": {...}}  -> {"ok": {"requests": [...], "seconds": s, ...}}
     end of input                                              -> the process ends
 
+``recording`` is a `request.PassRequest`, or null to record nothing.
 An answer may be ``{"error": sentence, "exit_code": n}``. The engine's own output is redirected to stderr,
 since stdout carries the answers.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+from tracereplay.checked import similar
+from tracereplay.engines.request import PassRequest
 from tracereplay.errors import TracereplayError
 
 __all__ = ["Driver", "serve", "unknown_setting"]
@@ -33,8 +35,8 @@ class Driver(Protocol):
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of ``texts``."""
 
-    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Generates once; records if ``recording`` says where (`launch.jobs.record_pass`)."""
+    def generate(self, prompts: list[Mapping[str, Any]], recording: PassRequest | None) -> dict[str, Any]:
+        """Generates once; ``recording`` is what pass to make of it, None to record nothing."""
 
 
 def serve(driver: Driver) -> None:
@@ -48,16 +50,21 @@ def serve(driver: Driver) -> None:
 
 def unknown_setting(name: str, known: Collection[str]) -> str:
     """The error message for an unknown setting, with similar names."""
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return f"This engine has no setting {name!r}{hint}"
+    return f"This engine has no setting {name!r}{similar(name, known)}"
 
 
 def _carry_out(driver: Driver, command: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"ok": getattr(driver, command.pop("do"))(**command)}
+        return {"ok": _answer(driver, **command)}
     except TracereplayError as error:
         return {"error": str(error), "exit_code": error.exit_code, "kind": type(error).__name__}
     except BaseException as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}", "exit_code": 4, "crashed": True}
+
+
+def _answer(driver: Driver, do: str, **arguments: Any) -> Any:
+    """What the driver answers; here plain data becomes a request."""
+    if arguments.get("recording") is not None:
+        arguments["recording"] = PassRequest.from_dict(arguments["recording"])
+    return getattr(driver, do)(**arguments)

@@ -7,4 +7,4 @@ __all__ = ["ENABLED", "NO_TAPS", "OPTIONS", "RECORD_TO"]
 ENABLED = "TRACEREPLAY_GUEST"
 NO_TAPS = "TRACEREPLAY_NO_TAPS"  # do not tap the model, to measure the observer effect
 RECORD_TO = "TRACEREPLAY_RECORD"  # a trace directory: record all that the engine generates
-OPTIONS = "TRACEREPLAY_OPTIONS"  # how, as JSON (`recorder.options.Options`)
+OPTIONS = "TRACEREPLAY_OPTIONS"  # how: `recorder.options.Options`, as JSON

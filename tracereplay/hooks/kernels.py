@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["KernelListener", "declared_writes", "look_into", "unseen", "watching"]
+__all__ = ["KernelListener", "declared_writes", "look_into", "returnable", "unseen", "watching"]
 
 _looked_into: set[str] = set()
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -73,7 +73,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
             self._listener.end(kernel, None, error)
             raise
         self._listener.end(kernel, result, None)
-        return _returnable(result)
+        return returnable(result)
 
     def _run(self, func: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func.namespace not in _looked_into or not backend or not _has_computed_kernel(func.name(), backend):
@@ -83,7 +83,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
             return func._op_dk(getattr(torch._C.DispatchKey, backend), *args, **kwargs)
 
 
-def _returnable(result: Any) -> Any:
+def returnable(result: Any) -> Any:
     """``result`` with an empty tensor for each undefined one in a list.
 
     C++ kernels may leave members of a ``Tensor[]`` undefined (FlashAttention 3 does, with two of its four). Python

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -110,27 +110,45 @@ _library.impl("observe", _observe, "CompositeExplicitAutograd")
 _library.impl("observe", lambda x, slot, index: None, "Meta")
 
 
-def tap(module: torch.nn.Module, slot: int) -> tuple[str, ...]:
-    """Wraps ``module.forward`` of this instance with taps and returns its parameters' names.
+def tap(module: torch.nn.Module, slot: int, entries: Mapping[str, Callable[..., Any]]) -> tuple[str, ...]:
+    """Wraps each way into this instance with taps and returns the names of the parameters of ``forward``.
 
     Tensor arguments are numbered 0, 1, ... in the order of the call; parameters of the model are passed
     over, since they are known by name.
+
+    Args:
+        module: an operator.
+        slot: of its site.
+        entries: its methods that the engine calls, by name, as they are without a tap. One may call another: the
+            outermost is the call.
     """
-    inner = module.forward
-    module.forward = wrap(inner, slot)
-    return tuple(inspect.signature(inner).parameters)
+    busy: list[int] = []
+    for name, inner in entries.items():
+        setattr(module, name, wrap(inner, slot, busy))
+    return tuple(inspect.signature(entries["forward"]).parameters)
 
 
-def wrap(inner: Callable[..., Any], slot: int) -> Callable[..., Any]:
-    """``inner`` between a feed of every tensor argument and an observe of every tensor output."""
+def wrap(inner: Callable[..., Any], slot: int, busy: list[int]) -> Callable[..., Any]:
+    """``inner`` between a feed of every tensor argument and an observe of every tensor output.
+
+    Args:
+        busy: not empty while a call of this operator is under way; shared by all its entries. A list, since
+            Dynamo follows its changes.
+    """
 
     def tapped(*args: Any, **kwargs: Any) -> Any:
-        if _is_compiling():
-            return _traced(inner, slot, args, kwargs)
-        listener = _listener
-        if listener is None or slot not in listener.watched:
+        if busy:
             return inner(*args, **kwargs)
-        return _watched(listener, inner, slot, args, kwargs)
+        busy.append(slot)
+        try:
+            if _is_compiling():
+                return _traced(inner, slot, args, kwargs)
+            listener = _listener
+            if listener is None or slot not in listener.watched:
+                return inner(*args, **kwargs)
+            return _watched(listener, inner, slot, args, kwargs)
+        finally:
+            busy.pop()
 
     return tapped
 

@@ -20,10 +20,10 @@ from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.variables import OPTIONS, RECORD_TO
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch.child import Child
-from tracereplay.launch.jobs import level_of
 from tracereplay.launch.making import engine_header
 from tracereplay.launch.process import Launchable, guest_environment
 from tracereplay.passes import RECORD
+from tracereplay.recorder.options import Options
 from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
@@ -47,16 +47,15 @@ class _Interpreter:
 
 
 def record_command(
-    command: Sequence[str], out: Path, *, engine: Launchable | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> int:  # fmt: skip
+    command: Sequence[str], out: Path, *, engine: Launchable | None = None, options: Options = Options()
+) -> int:
     """Runs ``command`` with recording on, as its parent (`child.Child`).
 
     Args:
         command: what to run.
         out: trace to create.
         engine: whose environment to run it in; by default the interpreter that the command itself names.
-        options: how much is recorded (`recorder.options.Options`).
+        options: how much is recorded.
 
     Returns:
         The command's exit code. The trace is complete if every worker closed its segment.
@@ -67,13 +66,13 @@ def record_command(
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
     header = {
-        "tracereplay": version("tracereplay"), "kind": "recording", "level": level_of(options), "notes": [],
+        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level, "notes": [],
         "command": _without_secrets(command), "engine": engine_header(launched),
     }  # fmt: skip
     environment = {
         **guest_environment(launched),
         RECORD_TO: str(out.resolve()),
-        OPTIONS: json.dumps(options or {}),
+        OPTIONS: json.dumps(options.as_dict()),
     }
     directory = TraceDirectory(out, header)
     filling = _Filling(directory)

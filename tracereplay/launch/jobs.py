@@ -8,27 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tracereplay.engines.request import Inject, PassRequest
 from tracereplay.errors import RecordingIncomplete, WorkloadError
 from tracereplay.gate import workload_of
 from tracereplay.launch.lengths import as_long_as
-from tracereplay.launch.making import OPERATOR, engine_header, making, replay_header, run_header
+from tracereplay.launch.making import engine_header, making, replay_header, run_header
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
 from tracereplay.passes import INJECTED, RECORD, RERUN
+from tracereplay.recorder.options import KERNEL, OPERATOR, Options
 from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
-__all__ = [
-    "level_of", "observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes",
-]  # fmt: skip
+__all__ = ["observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes"]
 
 Report = Callable[[str], None]
 
 
 def record(
     engine: Launchable, workload: Workload, out: Path, *, check_observer: bool = False,
-    log: Path | None = None, options: Mapping[str, Any] | None = None, weights: bool = False,
+    log: Path | None = None, options: Options = Options(), weights: bool = False,
     report: Report = lambda line: None,
 ) -> Path:  # fmt: skip
     """Records ``workload`` under ``engine`` into a new trace at ``out``.
@@ -39,7 +39,7 @@ def record(
         out: path of the trace.
         check_observer: also generate in an engine without taps, and record the difference in the trace.
         log: file for the engine's output.
-        options: how much is recorded (`recorder.options.Options`).
+        options: how much is recorded.
         weights: copy the checkpoint's tensors into the trace too.
         report: called with each line of progress.
 
@@ -51,7 +51,7 @@ def record(
     """
     model = Path(workload.model)
     check_model(model)
-    workload, header = recording_header(engine, workload, options)
+    workload, header = recording_header(engine, workload, options.level)
     with making(out, header) as directory:
         if weights:
             report("Copying the weights")
@@ -61,7 +61,8 @@ def record(
             workload = _tokenized(workload, process)
             directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
             report("Generating, with recording on")
-            recorded = record_pass(process, directory, workload, options=options)
+            request = PassRequest(directory.path.resolve(), RECORD, options=options)
+            recorded = record_pass(process, directory, workload, request)
         if check_observer:
             report(f"Starting the engine {engine.name} again, without taps")
             with EngineProcess(
@@ -117,43 +118,43 @@ def replay_passes(
     golden.require_recording()
     workload = as_long_as(golden, workload)
     report("Generating again with golden tokens forced (rerun)")
-    source = str(golden.local_path())
-    record_pass(process, directory, workload, RERUN, source)
+    rerun = PassRequest(directory.path.resolve(), RERUN, golden.local_path())
+    record_pass(process, directory, workload, rerun)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        options = {"level": golden.run.level}
-        record_pass(process, directory, workload, INJECTED, source, inject=True, options=options)
+        # Golden may be a stranger's, and say anything.
+        options = Options(level=KERNEL if golden.run.level == KERNEL else OPERATOR)
+        record_pass(process, directory, workload, replace(rerun, name=INJECTED, feed=Inject(), options=options))
 
 
 def record_pass(
-    process: EngineProcess, directory: TraceDirectory, workload: Workload, name: str = RECORD,
-    golden: str | None = None, inject: bool = False, cancel: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Mapping[str, Any]:  # fmt: skip
+    process: EngineProcess, directory: TraceDirectory, workload: Workload, request: PassRequest
+) -> Mapping[str, Any]:
     """One pass in a running engine; returns what the engine generated.
 
     Args:
-        name: of the pass.
-        golden: path of the golden trace whose tokens are forced.
-        inject: whether its values are fed.
-        cancel: what to cancel, a `cancellation.Cancellation` as plain data, and the trace with the injected pass.
-        options: how much is recorded (`recorder.options.Options`).
+        process: the engine.
+        directory: the trace that ``request`` names.
+        workload: what is generated.
+        request: what pass to make of it.
+
+    Raises:
+        ValueError: ``request`` names another trace.
+        RecordingIncomplete: the engine finished, but not all that it did is in the trace.
+        EngineFailed: see `EngineProcess.request`.
     """
-    where = {
-        "trace": str(directory.path.resolve()), "pass_name": name, "golden": golden, "inject": inject,
-        "cancel": cancel, "options": dict(options or {}),
-    }  # fmt: skip
-    prompts = [p.as_dict() for p in workload.prompts]
-    result = process.generate(prompts, where)
+    if request.trace != directory.path.resolve():
+        raise ValueError(f"the request names {request.trace}, and the trace is {directory.path}")
+    result = process.generate([p.as_dict() for p in workload.prompts], request)
     for note in _left_out(result):
         directory.note(note)
     lost = _lost(result)
     if not lost:
-        directory.add_pass(name, result)
+        directory.add_pass(request.name, result)
         return result
     directory.note(lost)
     with contextlib.suppress(RecordingIncomplete):  # a full disk may have no room for the manifest either
-        directory.add_pass(name, result)
+        directory.add_pass(request.name, result)
     raise RecordingIncomplete(f"The engine finished, but {directory.path} is incomplete: {lost}")
 
 
@@ -196,20 +197,15 @@ def observer_effect(plain: Sequence[Mapping[str, Any]], recorded: Sequence[Mappi
     return {"sequences": len(plain), "tokens_differ": differing, "logprob_abs_diff": stated}
 
 
-def level_of(options: Mapping[str, Any] | None) -> str:
-    """``operator`` or ``kernel``, by the options of a recording."""
-    return str((options or {}).get("level", OPERATOR))
-
-
 def recording_header(
-    engine: Launchable, workload: Workload, options: Mapping[str, Any] | None = None
+    engine: Launchable, workload: Workload, level: str = OPERATOR
 ) -> tuple[Workload, dict[str, Any]]:
     """The workload with the digest of its checkpoint's weights, and what a recording of it says before the engine
     has started: that of `run_header`, and what identifies the model."""
     model = Path(workload.model)
     checkpoint = read_checkpoint(model)
     workload = replace(workload, weights=checkpoint.digest)
-    said = run_header("recording", engine, workload, level_of(options))
+    said = run_header("recording", engine, workload, level)
     return workload, {**said, "checkpoint": checkpoint.tensors, "model_files": model_files(model)}
 
 

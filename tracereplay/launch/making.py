@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.launch.process import Launchable
+from tracereplay.recorder.options import OPERATOR
 from tracereplay.trace import TraceDirectory
 from tracereplay.workload import Workload
 
-__all__ = ["KERNEL", "OPERATOR", "engine_header", "making", "replay_header", "run_header"]
-
-# Levels of a recording; the first is the default.
-OPERATOR, KERNEL = "operator", "kernel"
+__all__ = ["engine_header", "making", "replay_header", "run_header"]
 
 
 def engine_header(engine: Launchable, info: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from tracereplay.engines.known import DEFAULT, family_named
+from tracereplay.engines.request import PassRequest
 from tracereplay.engines.variables import ENABLED, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 from tracereplay.launch.home import home
@@ -160,10 +161,11 @@ class EngineProcess:
         return ids
 
     def generate(
-        self, prompts: Sequence[Mapping[str, Any]], recording: Mapping[str, Any] | None = None
+        self, prompts: Sequence[Mapping[str, Any]], recording: PassRequest | None = None
     ) -> dict[str, Any]:
         """Generates once; see `engines.protocol.Driver.generate`."""
-        result: dict[str, Any] = self.request("generate", prompts=list(prompts), recording=recording)
+        asked = None if recording is None else recording.as_dict()
+        result: dict[str, Any] = self.request("generate", prompts=list(prompts), recording=asked)
         return result
 
     def request(self, command: str, **arguments: Any) -> Any:

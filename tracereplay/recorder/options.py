@@ -1,15 +1,36 @@
-"""What a recording keeps, and its limits."""
+"""What a recording keeps, and what happens if that is too much.
+
+Whoever asks for a recording imports this, as does whoever makes it; so it never imports torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
+from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_none
 from tracereplay.event import Site
 from tracereplay.trace import codec
 
-__all__ = ["Options"]
+__all__ = ["KERNEL", "OPERATOR", "Options"]
+
+# Levels of a recording; the first is that of one that says nothing.
+OPERATOR, KERNEL = "operator", "kernel"
+
+
+_TAKES: Mapping[str, Check] = {
+    "when_behind": among("block", "drop"),
+    "max_steps": or_none(COUNT),
+    "max_bytes": or_none(COUNT),
+    "codec": among(*codec.CHUNK_CODECS),
+    "sites": list_of(lambda glob: isinstance(glob, str), "globs"),
+    "sides": list_of(lambda side: side in ("in", "out"), "'in' and 'out'"),
+    "level": among(OPERATOR, KERNEL),
+    "check_writes": FLAG,
+    "in_flight": COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +40,8 @@ class Options:
     Args:
         when_behind: ``block`` makes the engine wait; ``drop`` drops steps and counts them.
         max_steps: after which the recording ends; None: never.
-        max_bytes: of this process's segment.
+        max_bytes: of this process's segment, or, where a pass is asked for, of all ranks' together; None: any
+            number.
         codec: how chunks are stored.
         sites: globs of the sites to keep.
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
@@ -33,11 +55,27 @@ class Options:
     max_steps: int | None = None
     max_bytes: int | None = None
     codec: int = codec.PLANES
-    sites: Sequence[str] = ("*",)
-    sides: Sequence[str] = ("in", "out")
-    level: str = "operator"
+    sites: tuple[str, ...] = ("*",)
+    sides: tuple[str, ...] = ("in", "out")
+    level: str = OPERATOR
     check_writes: bool = True
     in_flight: int = 2
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "sites": list(self.sites), "sides": list(self.sides)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Options:
+        """Reads what `as_dict` wrote; what is missing is the default.
+
+        Raises:
+            UsageError: there is no such option, or it does not take such a value.
+        """
+        given = checked(data, _TAKES, "the recording options", whole=False)
+        for name in ("sites", "sides"):
+            if name in given:
+                given[name] = tuple(given[name])
+        return cls(**given)
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""

@@ -58,20 +58,22 @@ class StepMessage(NamedTuple):
     Args:
         number: of the step.
         maps: row maps as bytes; the first is the step's own.
-        calls: slot, number, indices in ``maps`` of the rows in and out, and tensors of inputs, outputs and inputs
-            written in place.
+        calls: slot, number, places of the rows in and out in ``maps``, tensors of inputs, outputs and inputs
+            after, and what was fed (`event.Call`).
         sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
+        census: what `hooks.census` found; None for most steps.
     """
 
     number: int
     maps: list[bytes]
-    calls: list[tuple[int, int, int, int, dict[int, int], dict[int, int], dict[int, int]]]
+    calls: list[tuple[int, int, int, int, dict[int, int], dict[int, int], dict[int, int], list[int] | None]]
     sampled: list[SampledBytes]
     notes: list[str]
     requests: list[Any]
     weight_updates: int
     kernels: dict[str, Any] | None = None
+    census: dict[str, Any] | None = None
 
 
 def send(fd: int, message: list[Any]) -> None:

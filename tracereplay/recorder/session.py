@@ -19,23 +19,37 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
+from tracereplay.hooks.census import Census
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import KERNEL, Options
+from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
 
 __all__ = ["Replacement", "Session"]
 
 
+CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 CHECKED_CALLS = 2  # per site, for arguments written in place: a comparison costs as much as a copy
 
 
 class Replacement(Protocol):
     """Replaces values by recorded ones."""
 
-    def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
-        """``like`` with the recorded value of each known row (as a new tensor), None if no row is known."""
+    feeds: bool  # whether it shall give every call what the recorded one was given
+
+    def rows(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
+        """``like`` with the recorded value of each known row (as a new tensor), None if no row is known.
+
+        Args:
+            inputs: number of tensors that the call is given; None if it is not known.
+        """
+
+    def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
+        """The recorded operator's inputs that a fed input ``index`` stands for."""
 
 
 def _hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
@@ -59,6 +73,8 @@ class Session:
     def __init__(self, rank: int, device: Device) -> None:
         self.rank = rank
         self.sites: list[Site] = []
+        self.rows_first = RowsFirst()
+        self.takes_census = False  # whether the model's Python code runs in every step
         self.device = device
         self._options = Options()
         self._writer: WriterClient | None = None
@@ -76,6 +92,7 @@ class Session:
         self._writes: dict[int, set[int]] = {}  # per slot that was checked, the inputs that it changes
         self._wanted: frozenset[int] = frozenset()
         self._kernels: KernelRecorder | None = None
+        self._census: Census | None = None  # as long as steps are left of which one is taken
         self.watched: frozenset[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
 
@@ -92,7 +109,7 @@ class Session:
             meta: plain data about this process.
             replacement: feeds recorded values; None records only.
             options: see there.
-            model: whose parameters and buffers kernels take by name, if kernels are recorded.
+            model: of which a census is taken, and whose parameters and buffers kernels take by name.
 
         Raises:
             OSError, WriterGone: the segment or its writer cannot be created.
@@ -112,7 +129,9 @@ class Session:
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
-        if self._options.level == "kernel" and model is not None:
+        if self.takes_census and replacement is None and model is not None:
+            self._census = Census(model, (p.name for site in self.sites for p in site.parameters))
+        if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
             self.scope = self._watch_kernels
         self._writer.sites(self.sites)
@@ -120,7 +139,7 @@ class Session:
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
         writer, handover, self._replacement = self._writer, self._handover, None
-        self._kernels = self.scope = None
+        self._kernels = self._census = self.scope = None
         if writer is not None and handover is not None:
             self._give_up_step()
             with self._guarded():
@@ -169,12 +188,31 @@ class Session:
             else:
                 number = self._steps + self._dropped
                 self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover.drain)
+                self._step.feeds = self._replacement is not None and self._replacement.feeds
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
+                if self._census is not None:
+                    self._begin_census(self._census)
                 if self._kernels is not None:
                     self._kernels.begin_step(self._step)
         except Exception as error:
             self._failed(error)
+
+    def _begin_census(self, census: Census) -> None:
+        """All taps say that they are called, those too of which nothing is kept."""
+        self.watched = frozenset(site.slot for site in self.sites)
+        with self._guarded():
+            census.begin()
+
+    def _end_census(self, step: PendingStep) -> None:
+        census = self._census
+        if census is None:
+            return
+        with self._guarded():
+            census.end()
+            step.census = census.found()
+        if self._steps + 1 >= CENSUS_STEPS:
+            self._census = None
 
     def _told(self, writer: WriterClient) -> list[str]:
         trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
@@ -206,6 +244,7 @@ class Session:
         handover = self._handover
         if step is None or handover is None:
             return
+        self._end_census(step)
         self._note_silence(step)
         if self._kernels is not None:
             self._end_kernels(step, self._kernels)
@@ -225,6 +264,8 @@ class Session:
         """Abandons a step that the engine did not end, so that its arenas are not lost."""
         step, self._step = self._step, None
         self.watched = frozenset()
+        if self._census is not None:
+            self._census.end()
         if step is not None and self._handover is not None:
             with self._guarded():
                 self._handover.give_up(step)
@@ -244,24 +285,36 @@ class Session:
         step = self._step
         if step is None:
             return None, inputs
+        if self._census is not None:
+            self._census.entered()
         call = step.begin_call(slot, self._rows.get(slot) or step.both)
+        rows_first = self.rows_first.all(slot, "in", inputs)
         if slot not in self._left_out["in"]:
-            for index, x in enumerate(inputs):
+            for index, x in enumerate(rows_first):
                 try:
                     call.inputs[index] = step.copy(x, arrived=True)
                 except Exception as error:
                     self._failed(error)
         if self._replacement is None:
             return call, inputs
-        given = [self._golden(slot, "in", i, call.rows[0], x) for i, x in enumerate(inputs)]
-        return call, [x if golden is None else golden for x, golden in zip(inputs, given, strict=True)]
+        count = len(inputs)
+        given = [self._golden(slot, "in", i, call.rows[0], x, count) for i, x in enumerate(rows_first)]
+        for i, golden in enumerate(given):
+            if golden is not None and call.fed is not None:
+                call.fed.extend(self._replacement.stands_for(slot, i, count))
+        return call, [
+            x if golden is None else golden.reshape(x.shape) for x, golden in zip(inputs, given, strict=True)
+        ]
 
     def returned(self, call: Any, taken: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         """Records a call's outputs and changed inputs, and writes golden outputs over them, in eager mode."""
         step = self._step
         if step is None or call is None:
             return
+        if self._census is not None:
+            self._census.left()
         slot = call.slot
+        taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None and self._writes.get(slot, True) and call.inputs:
             self._keep_written(step, call, taken, outputs)
         if slot in self._rows:
@@ -282,10 +335,17 @@ class Session:
         if step is None:
             return None
         rows = self._rows.get(slot) or step.both
+        shape, x = x.shape, self.rows_first.one(slot, "in", index, x)
         if slot not in self._left_out["in"]:
             with self._guarded():
                 step.add(x, slot, "in", index, rows)
-        return self._golden(slot, "in", index, rows[0], x)
+        given = self._golden(slot, "in", index, rows[0], x)
+        if given is None or self._replacement is None:
+            return None
+        call = step.latest.get(slot)
+        if call is not None and call.fed is not None:
+            call.fed.extend(self._replacement.stands_for(slot, index, None))
+        return given.reshape(shape)
 
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None:
         """Records one output and writes the golden one over it."""
@@ -293,16 +353,19 @@ class Session:
         if step is None:
             return
         rows = self._rows.get(slot) or step.both
+        x = self.rows_first.one(slot, "out", index, x)
         if slot not in self._left_out["out"]:
             with self._guarded():
                 step.add(x, slot, "out", index, rows)
         if replace:
             self._lay_over(slot, index, rows[1], x)
 
-    def _golden(self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor) -> torch.Tensor | None:
+    def _golden(
+        self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
         try:
             if self._replacement is not None and x.is_floating_point():
-                return self._replacement.rows(slot, side, index, rows, x)
+                return self._replacement.rows(slot, side, index, rows, x, inputs)
         except Exception as error:
             self._failed(error)
         return None

@@ -36,6 +36,7 @@ class OpenCall(NamedTuple):
     inputs: dict[int, int]
     outputs: dict[int, int]
     written: dict[int, int]
+    fed: list[int] | None = None  # see `event.Call`
 
 
 class PendingStep:
@@ -60,6 +61,8 @@ class PendingStep:
         self.notes: list[str] = []
         self.requests: list[Request] = []
         self.kernels: dict[str, Any] | None = None  # a record of `trace.kernels`
+        self.feeds = False  # whether recorded values are fed in it
+        self.census: dict[str, Any] | None = None  # of `hooks.census`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self._weight_updates = weight_updates
         self._writer = writer
@@ -86,7 +89,7 @@ class PendingStep:
             while (slot, number) in self._calls:
                 number += 1
         self._begun[slot] = number + 1
-        call = OpenCall(slot, number, list(rows), {}, {}, {})
+        call = OpenCall(slot, number, list(rows), {}, {}, {}, [] if self.feeds else None)
         self.latest[slot] = self._calls[slot, number] = call
         return call
 
@@ -98,7 +101,9 @@ class PendingStep:
         self._fired[key] = number + 1
         call = self._calls.get((slot, number))
         if call is None:
-            call = self._calls[(slot, number)] = OpenCall(slot, number, list(rows), {}, {}, {})
+            call = self._calls[(slot, number)] = OpenCall(
+                slot, number, list(rows), {}, {}, {}, [] if self.feeds else None
+            )
         if side == "out":
             call.rows[1] = rows[1]  # a sampler knows only afterwards which rows yielded a token
             call.outputs[index] = place
@@ -257,10 +262,10 @@ class PendingStep:
                 arrays.append(rows)
             return found
 
-        calls = [(c.slot, c.number, place(c.rows[0]), place(c.rows[1]), c.inputs, c.outputs, c.written)
+        calls = [(c.slot, c.number, place(c.rows[0]), place(c.rows[1]), c.inputs, c.outputs, c.written, c.fed)
                  for c in self._calls.values()]  # fmt: skip
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels,
+            self._weight_updates, self.kernels, self.census,
         )  # fmt: skip

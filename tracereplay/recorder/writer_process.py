@@ -119,15 +119,19 @@ class _Server:
     def _commit(self, writer: SegmentWriter, step: StepMessage) -> None:
         maps = [records.read_rows(data) for data in step.maps]
         calls = [
-            CallOfStep(
-                slot, number, maps[i], maps[j], *({k: self._values[v] for k, v in side.items()} for side in sides)
-            )
-            for slot, number, i, j, *sides in step.calls
+            CallOfStep(slot, n, maps[i], maps[j], self._at(inputs), self._at(outputs), self._at(written), fed)
+            for slot, n, i, j, inputs, outputs, written, fed in step.calls
         ]
         sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
         requests = [records.read_request(r) for r in step.requests]
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
-        writer.commit(step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels)
+        writer.commit(
+            step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census
+        )
+
+    def _at(self, side: Mapping[int, int]) -> dict[int, int]:
+        """One side's tensors, by their places among the values of the segment's step."""
+        return {index: self._values[place] for index, place in side.items()}
 
     def _sampled(self, piece: SampledBytes) -> list[Sampled]:
         count = len(piece.keys)

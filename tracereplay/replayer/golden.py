@@ -47,8 +47,16 @@ class GoldenRows:
     def __init__(self, golden: RowTables) -> None:
         self._golden = golden
 
-    def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
-        found = self._golden.find(slot, side, index, rows, like)
+    feeds = True
+
+    def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
+        """See `recorder.session.Replacement`."""
+        return (0, 1) if self._golden.is_sum(slot, inputs) else (index,)
+
+    def rows(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
+        found = self._golden.find(slot, side, index, rows, like, inputs)
         if found is None:
             return None
         data, at = found

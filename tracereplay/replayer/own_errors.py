@@ -12,7 +12,7 @@ its injected output, and passes on golden bits. Doing the same to an input cance
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -38,10 +38,18 @@ class CancelledRows:
     ) -> None:
         self._golden, self._injected, self._names, self._selection = golden, injected, names, selection
 
-    def rows(self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor) -> torch.Tensor | None:
+    feeds = False
+
+    def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
+        """See `recorder.session.Replacement`."""
+        return (index,)
+
+    def rows(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
         if not self._selection.takes(self._names.get(slot, ""), side, index):
             return None
-        golden = self._golden.find(slot, side, index, rows, like)
+        golden = self._golden.find(slot, side, index, rows, like, inputs)
         injected = self._injected.find(slot, side, index, rows, like)
         if golden is None or injected is None:
             return None

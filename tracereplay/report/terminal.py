@@ -33,6 +33,7 @@ from tracereplay.verdict import (
     TokenFinding,
     Verdict,
 )
+from tracereplay.verdict.census import CensusFinding
 from tracereplay.verdict.measures import rounded_up, severity
 
 __all__ = ["render"]
@@ -323,6 +324,17 @@ def _left_out(verdict: Verdict, console: Console, everything: bool) -> None:
         where = ", ".join(map(clean, sites)) if everything else _sites(sites, console.width)
         indented(console, f"{rows[reason]} rows not compared: {clean(reason)}; {where}")
     more(console, len(reasons) - len(shown))
+    _census(coverage.census, console, everything)
+
+
+def _census(census: CensusFinding, console: Console, everything: bool) -> None:
+    """What computes and was not recorded as an operator."""
+    unobserved = census.unobserved
+    shown = unobserved if everything else unobserved[:LEFT_OUT]
+    for row in shown:
+        name = shorten(row.module or "(the model)", max(20, console.width // 2))
+        indented(console, f"Unobserved: {clean(name)} ({clean(row.kind)}) computes in {row.calls} calls")
+    more(console, len(unobserved) - len(shown))
 
 
 def _sites(sites: Sequence[str], width: int) -> str:

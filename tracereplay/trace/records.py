@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tracereplay.census import Census, Counted, Unowned
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Call, Layout, Parameter, Request, RowKey, RowMap, Sampled, Site, Step, Value
@@ -68,8 +69,8 @@ class Located(NamedTuple):
 
 NO_KERNELS: Mapping[str, Any] = {"names": [], "calls": []}
 Loader = Callable[[Located], bytes]
-# slot, number, inputs, outputs, rows in, rows out, written: see `write_call`
-CallRecord = tuple[int, int, list[int], list[int], int, int, list[tuple[int, int]]]
+# slot, number, inputs, outputs, rows in, rows out, written, and fed where anything is: see `write_call`
+CallRecord = tuple[Any, ...]
 
 
 def write_site(site: Site) -> dict[str, Any]:
@@ -204,10 +205,11 @@ def _whole(numbers: Sequence[Any]) -> bool:
 
 def write_call(
     slot: int, number: int, inputs: list[int], outputs: list[int], rows_in: int, rows_out: int,
-    written: Mapping[int, int],
+    written: Mapping[int, int], fed: Sequence[int] | None = None,
 ) -> CallRecord:  # fmt: skip
     """Tensors are places in the step's list of values, ``rows_in`` and ``rows_out`` in its list of row maps."""
-    return slot, number, inputs, outputs, rows_in, rows_out, sorted(written.items())
+    record = slot, number, inputs, outputs, rows_in, rows_out, sorted(written.items())
+    return record if fed is None else (*record, sorted(fed))
 
 
 def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: Mapping[int, str]) -> Call:
@@ -220,15 +222,17 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
         rows_in=maps[as_place(rows_in)],
         rows_out=maps[as_place(rows_out)],
         written={as_place(index): values[as_place(v)] for index, v in written},
+        fed=tuple(map(as_place, data[7])) if len(data) > 7 else None,
     )
 
 
 def write_step(
     number: int, maps: list[bytes], values: Sequence[Located], calls: list[CallRecord], sampled: Sequence[Sampled],
     notes: Sequence[str], requests: Sequence[Request], weight_updates: int,
-    kernels: Mapping[str, Any] | None = None,
+    kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`."""
+    """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`,
+    ``census`` the contents of a `census.Census`."""
     record = {
         "number": number,
         "maps": maps,
@@ -239,7 +243,31 @@ def write_step(
         "requests": [write_request(r) for r in requests],
         "weights": weight_updates,
     }
-    return record if kernels is None else {**record, "kernels": dict(kernels)}
+    if kernels is not None:
+        record["kernels"] = dict(kernels)
+    if census is not None:
+        record["census"] = dict(census)
+    return record
+
+
+def read_census(data: Mapping[str, Any]) -> Census:
+    return Census(
+        as_place(data["operators"]),
+        as_place(data["calls"]),
+        tuple(_counted(row) for row in data["unobserved"]),
+        tuple(_counted(row) for row in data["between"]),
+        tuple(_unowned(row) for row in data["parameters"]),
+    )
+
+
+def _counted(row: Any) -> Counted:
+    module, kind, calls, computed = row
+    return Counted(as_text(module), as_text(kind), as_place(calls), as_place(computed))
+
+
+def _unowned(row: Any) -> Unowned:
+    name, dtype, shape, users = row
+    return Unowned(as_text(name), as_text(dtype), tuple(map(as_place, shape)), tuple(map(as_text, users)))
 
 
 def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, check: Check) -> Step:
@@ -257,6 +285,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
             requests=tuple([read_request(r) for r in data["requests"]]),
             weight_updates=as_place(data["weights"]),
             kernels=kernels,
+            census=read_census(data["census"]) if "census" in data else None,
         )
     except WRONG as error:
         raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

@@ -43,6 +43,7 @@ class PendingCall:
     inputs: dict[int, TensorBytes] = field(default_factory=dict)
     outputs: dict[int, TensorBytes] = field(default_factory=dict)
     written: dict[int, TensorBytes] = field(default_factory=dict)
+    fed: Sequence[int] | None = None
 
 
 class CallOfStep(NamedTuple):
@@ -55,6 +56,7 @@ class CallOfStep(NamedTuple):
     inputs: Mapping[int, int]
     outputs: Mapping[int, int]
     written: Mapping[int, int]
+    fed: Sequence[int] | None = None  # see `event.Call`
 
 
 class _Mark(NamedTuple):
@@ -129,7 +131,7 @@ class SegmentWriter:
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
         notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
-        kernels: Mapping[str, Any] | None = None,
+        kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
 
@@ -139,6 +141,7 @@ class SegmentWriter:
             calls: in order of execution.
             sampled, notes, requests, weight_updates: see `event.Step`.
             kernels: a record of `trace.kernels`; its tensors are such places too.
+            census: see `census.Census`; None for a step of which none was taken.
 
         Raises:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
@@ -150,9 +153,17 @@ class SegmentWriter:
         try:
             self._contents.flush()
             record = records.write_step(
-                number, list(maps), self._contents.values, packed, sampled, notes, requests, weight_updates,
+                number,
+                list(maps),
+                self._contents.values,
+                packed,
+                sampled,
+                notes,
+                requests,
+                weight_updates,
                 kernels,
-            )  # fmt: skip
+                census,
+            )
             place = self._to.record(Tag.STEP, record)
         except OSError:
             self.rollback()
@@ -173,11 +184,13 @@ class SegmentWriter:
         """`add` and `commit` in one, for a step whose tensors are all at hand."""
         added = []
         for call in calls:
-            sides = [
+            inputs, outputs, written = (
                 {index: self.add(tensor) for index, tensor in sorted(side.items())}
                 for side in (call.inputs, call.outputs, call.written)
-            ]
-            added.append(CallOfStep(call.slot, call.number, call.rows_in, call.rows_out, *sides))
+            )
+            added.append(CallOfStep(
+                call.slot, call.number, call.rows_in, call.rows_out, inputs, outputs, written, call.fed
+            ))  # fmt: skip
         self.commit(number, rows, added, sampled, notes, requests, weight_updates)
 
     def rollback(self) -> None:
@@ -219,4 +232,4 @@ class SegmentWriter:
 def _packed(call: CallOfStep, maps: dict[bytes, int]) -> records.CallRecord:
     rows_in, rows_out = (maps.setdefault(records.write_rows(r), len(maps)) for r in (call.rows_in, call.rows_out))
     inputs, outputs = ([side[i] for i in sorted(side)] for side in (call.inputs, call.outputs))
-    return records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, call.written)
+    return records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, call.written, call.fed)

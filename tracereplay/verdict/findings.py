@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from tracereplay.jsondata import optional, plain, real
+from tracereplay.verdict.census import CensusFinding
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
 
 __all__ = [
@@ -266,12 +267,14 @@ class Coverage:
         compared_calls: those with at least one output row compared.
         excused_calls: those that need not be (the rest of a request whose tokens parted, shared prompts).
         not_compared: what was left out.
+        census: what computes in the two engines, whether or not it was recorded.
     """
 
     golden_calls: int = 0
     compared_calls: int = 0
     not_compared: tuple[NotCompared, ...] = ()
     excused_calls: int = 0
+    census: CensusFinding = field(default_factory=CensusFinding)
 
     @property
     def share(self) -> float:
@@ -283,12 +286,14 @@ class Coverage:
         return {
             "golden_calls": self.golden_calls, "compared_calls": self.compared_calls,
             "not_compared": [n.as_dict() for n in self.not_compared], "excused_calls": self.excused_calls,
+            "census": self.census.as_dict(),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coverage:
         rest = tuple(NotCompared.from_dict(n) for n in data["not_compared"])
-        return cls(data["golden_calls"], data["compared_calls"], rest, data.get("excused_calls", 0))
+        census = CensusFinding.from_dict(data.get("census"))
+        return cls(data["golden_calls"], data["compared_calls"], rest, data.get("excused_calls", 0), census)
 
 
 def _tolerance(data: Mapping[str, Any], key: str = "tolerance") -> Tolerance | None:

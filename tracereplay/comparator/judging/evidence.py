@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tracereplay.census import Counted
 from tracereplay.comparator.judging.settings import WEIGHTS_UPDATE, explains
 from tracereplay.comparator.judging.staleness import Versions
 from tracereplay.comparator.judging.structure import Unshared
@@ -13,6 +14,7 @@ from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.trace import Trace
 from tracereplay.verdict import Coverage, Mode, RoutingFinding, SettingDifference, TokenFinding
+from tracereplay.verdict.census import CensusFinding
 from tracereplay.verdict.inside import Inside
 from tracereplay.verdict.oracle import Oracle
 from tracereplay.verdict.rollout import Rollout
@@ -43,6 +45,7 @@ class Evidence:
         built: configuration in which the two sides' operators at the first divergence differ.
         prompts: requests whose prompts differ.
         versions: golden's and the candidate's weights, in the uninjected pass if there is one.
+        census: what computes in the two engines, whether or not it was recorded.
     """
 
     golden: Trace
@@ -66,10 +69,20 @@ class Evidence:
     unshared: Unshared | None = None
     built: tuple[tuple[str, Any, Any], ...] = ()
     prompts: OtherPrompts | None = None
+    census: CensusFinding = field(default_factory=CensusFinding)
 
     @property
     def coverage(self) -> Coverage:
-        return self.comparison.coverage
+        return replace(self.comparison.coverage, census=self.census)
+
+    @property
+    def unobserved(self) -> tuple[Counted, ...]:
+        """Modules that compute unobserved, unless tokens and logprobs show that nothing in them matters.
+
+        That they do only where both agree to the bit, in an engine that was fed nothing.
+        """
+        same = self.tokens.compared > 0 and self.tokens.differing == 0 and self.tokens.logprob_max == 0.0
+        return () if same else self.census.unobserved
 
     @property
     def other_weights(self) -> bool:

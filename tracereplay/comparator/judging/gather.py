@@ -26,6 +26,7 @@ from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
     other_integers,
+    unfed_calls,
     unfed_context,
     unfed_input,
 )
@@ -45,6 +46,7 @@ from tracereplay.trace import Trace
 from tracereplay.trace.parameters import Parameters
 from tracereplay.trace.rows import RowFinder
 from tracereplay.verdict import Mode, SettingDifference, TokenFinding
+from tracereplay.verdict.census import CensusFinding
 from tracereplay.verdict.inside import Inside, Why
 from tracereplay.verdict.oracle import Oracle
 from tracereplay.verdict.rollout import Rollout
@@ -91,6 +93,7 @@ def gather_evidence(
         unshared=unshared_before(*judged.passes, first.key.site) if first and first.kind == "edge" else None,
         built=() if first is None else built_otherwise(*(p.sites.get(first.key.site) for p in judged.passes)),
         prompts=compare_prompts(sides.mine, sides.theirs) if sides.mode == "compare" else None,
+        census=CensusFinding(sides.golden_pass.census, free.candidate.census),
     )
 
 
@@ -323,5 +326,10 @@ def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> list[
     found = [after_parting(parted, rows)] if parted else []
     found.append(drawn_at_random(sides.mine, golden, rows))
     if sides.fed:
-        found += [unfed_input(golden, rows), unfed_context(golden, rows), other_integers(golden, candidate)]
+        found += [
+            unfed_input(golden, rows),
+            unfed_context(golden, rows),
+            unfed_calls(sides.golden_pass, candidate),
+            other_integers(golden, candidate),
+        ]
     return found

@@ -14,7 +14,13 @@ from pathlib import Path
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.gather import gather_evidence
 from tracereplay.comparator.judging.judge_isolated import judge_isolated
-from tracereplay.comparator.judging.reasons import OTHER_GOLDEN, OTHER_WEIGHTS, why_diverged, why_inconclusive
+from tracereplay.comparator.judging.reasons import (
+    OTHER_GOLDEN,
+    OTHER_WEIGHTS,
+    why_diverged,
+    why_inconclusive,
+    why_unobserved,
+)
 from tracereplay.comparator.judging.settings import effect_of
 from tracereplay.comparator.numbers.findings import divergence_of, edge_of, operators_of, source_of
 from tracereplay.comparator.numbers.tolerance import Policy
@@ -122,7 +128,8 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
 
     1. inconclusive: different weights, or a replay of another golden trace that differs from this one
     2. diverged: a place out of tolerance, or tokens or logprobs
-    3. inconclusive: what was compared is within tolerance, but is too little, or is not reproducible
+    3. inconclusive: what was compared is within tolerance, but something else computes, or it is too little, or
+       is not reproducible
     4. match
     """
     if evidence.other_weights:
@@ -134,6 +141,8 @@ def _outcome(evidence: Evidence) -> tuple[Outcome, Cause | None, list[str]]:
         cause = _cause(evidence)
         return "diverged", cause, [*why_diverged(evidence, cause), *why_inconclusive(evidence)]
     reasons = why_inconclusive(evidence)
+    if evidence.unobserved:
+        return "inconclusive", "unobserved", [why_unobserved(evidence), *reasons]
     return ("inconclusive" if reasons else "match"), None, reasons
 
 

@@ -15,7 +15,7 @@ from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.verdict import Cause, SettingDifference
 from tracereplay.verdict.rollout import Quantity
 
-__all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive"]
+__all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive", "why_unobserved"]
 
 OTHER_WEIGHTS = (
     "The two engines ran different weights: any difference is one between two models, and blames no operator."
@@ -56,6 +56,17 @@ def why_inconclusive(evidence: Evidence) -> list[str]:
             f"passes on the same inputs, the first being {sites}."
         )
     return found
+
+
+def why_unobserved(evidence: Evidence) -> str:
+    """That modules compute which no operator's recording covers."""
+    found = evidence.unobserved
+    named = ", ".join(f"{row.module or 'the model'} ({row.kind})" for row in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"What was compared agrees within tolerance, but {len(found)} modules compute unobserved: {named}{more}. "
+        "The rerun's tokens and logprobs are not golden's bit for bit, so what these compute may differ."
+    )
 
 
 def _other_prompts(found: OtherPrompts) -> str:

@@ -88,7 +88,7 @@ class _Builder:
     def step(self, step: Step, others: Sequence[Step | None]) -> None:
         self._numbered.clear()  # row maps are shared within a step, and are known by their identity
         self._notes.update(dict.fromkeys(step.notes))
-        self._steps.append(StepInfo(step.number, step.rows.tobytes(), step.weight_updates))
+        self._steps.append(StepInfo(step.number, step.rows.tobytes(), step.weight_updates, step.census))
         self._sampled.update((sampled.key, sampled) for sampled in step.sampled)
         elsewhere = [{(c.site, c.number): c for c in other.calls} if other else {} for other in others]
         taken: dict[str, list[Ints]] = {}
@@ -107,7 +107,7 @@ class _Builder:
 
     def _add(self, step: int, calls: Sequence[Call], lane: int, *, whole: bool) -> None:
         call, order = calls[0], len(self._calls)
-        self._calls.append(CallInfo(order, step, call.site, call.number))
+        self._calls.append(CallInfo(order, step, call.site, call.number, call.fed))
         unknown = len(call.rows_out) - len(self._known(call.rows_out).ids)
         if unknown:
             self._unknown[call.site] = self._unknown.get(call.site, 0) + unknown

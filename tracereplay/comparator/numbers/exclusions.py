@@ -11,7 +11,7 @@ from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, gather, pair_rows
 from tracereplay.comparator.tokens.generation import Generation
 
-__all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_context", "unfed_input"]
+__all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_calls", "unfed_context", "unfed_input"]
 
 
 def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusion:
@@ -54,6 +54,27 @@ def unfed_input(index: PassIndex, rows: Rows) -> Exclusion:
             if not (len(given.ids) == len(table.ids) and (given.ids == table.ids).all()):
                 mask |= ~np.isin(rows.beginning[table.ids % LANE], rows.beginning[given.ids % LANE])
         return "unfed input: golden lacks this row of an input", mask
+
+    return unfed
+
+
+def unfed_calls(golden: PassIndex, candidate: PassIndex) -> Exclusion:
+    """Results of calls that were not given all that golden was given, as the candidate says of each call."""
+    needed: dict[str, set[int]] = {}
+    for key, table in golden.tables.items():
+        if key.side == "in" and table.tensors and is_float(table.tensors[0].dtype):
+            needed.setdefault(key.site, set()).add(key.index)
+    lacking: dict[str, list[int]] = {}
+    for call in candidate.calls:
+        if call.fed is not None and not needed.get(call.site, set()) <= set(call.fed):
+            lacking.setdefault(call.site, []).append(call.order)
+
+    def unfed(table: Table) -> tuple[str, Mask] | None:
+        other = candidate.tables.get(table.key)
+        if table.key.side == "in" or table.key.site not in lacking or other is None:
+            return None
+        ids = other.ids[np.isin(other.order, lacking[table.key.site])]
+        return "unfed input: the candidate could not be given golden's", np.isin(table.ids, ids)
 
     return unfed
 

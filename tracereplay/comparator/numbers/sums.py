@@ -66,6 +66,8 @@ def by_sums(golden: PassIndex, candidate: PassIndex) -> tuple[PassIndex, PassInd
 def unfed_sums(golden: PassIndex, candidate: PassIndex) -> Exclusion:
     """Norms that were given a sum and fed x alone: their results, and what arrives, which came of such a sum.
 
+    In traces that do not say what each call was fed (`unfed_calls`).
+
     Before it runs, an engine knows what a norm of its can be given, and not that it will be given no residual.
 
     Args:
@@ -75,7 +77,8 @@ def unfed_sums(golden: PassIndex, candidate: PassIndex) -> Exclusion:
     for site in _norms(golden):
         had, has = (TableKey(site, "in", ADDENDS[1]) in index.tables for index in (golden, candidate))
         other = candidate.sites.get(site)
-        if had and not has and other is not None and len(other.inputs) > 1:
+        said = any(call.fed is not None for call in candidate.calls if call.site == site)
+        if had and not has and other is not None and len(other.inputs) > 1 and not said:
             sites.add(site)
 
     def unfed(table: Table) -> tuple[str, Mask] | None:

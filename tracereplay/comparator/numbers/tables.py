@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tracereplay.census import Census
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Layout, RowKey, RowMap, Sampled, Site, Value
 from tracereplay.sitemap import Pair
@@ -54,12 +55,18 @@ class TableKey:
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """One call of a pass; ``order`` counts calls over the whole pass in execution order."""
+    """One call of a pass.
+
+    Args:
+        order: counts calls over the whole pass in execution order.
+        fed: see `event.Call`.
+    """
 
     order: int
     step: int
     site: str
     number: int
+    fed: tuple[int, ...] | None = None
 
 
 class StepInfo(NamedTuple):
@@ -69,11 +76,13 @@ class StepInfo(NamedTuple):
         number: of the step.
         rows: its row map's bytes.
         weight_updates: how often the engine's weights had been updated before, within the pass.
+        census: of the pass so far, if one was taken in it.
     """
 
     number: int
     rows: bytes
     weight_updates: int
+    census: Census | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +240,11 @@ class PassIndex:
     def sampler(self) -> str | None:
         """The site of the sampler; None if it was not recorded."""
         return next((site.name for site in self.sites.values() if site.role == "sampler"), None)
+
+    @property
+    def census(self) -> Census | None:
+        """What computes in its steps; None if no census was taken."""
+        return next((step.census for step in reversed(self.steps) if step.census is not None), None)
 
     @property
     def schedule(self) -> tuple[bytes, ...]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tracereplay.cancellation import Cancellation
 from tracereplay.engines.protocol import serve
+from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.toy.checkpoint import read_tensors
 from tracereplay.engines.toy.engine import Engine
 from tracereplay.engines.toy.family import VERSION
@@ -27,6 +27,7 @@ from tracereplay.engines.toy.runs import golden_for
 from tracereplay.engines.toy.weights import VOCABULARY
 from tracereplay.errors import Unsupported, UsageError, WorkloadError
 from tracereplay.passes import INJECTED
+from tracereplay.recorder.options import OPERATOR, Options
 from tracereplay.trace import open_trace
 from tracereplay.workload import Prompt, Workload
 
@@ -60,8 +61,8 @@ class ToyDriver:
         """The bytes of ``texts``."""
         return [list(text.encode()) for text in texts]
 
-    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Generates once; records if ``recording`` says where (`launch.jobs.record_pass`).
+    def generate(self, prompts: list[Mapping[str, Any]], recording: PassRequest | None) -> dict[str, Any]:
+        """Generates once; records the pass that is asked for, if one is.
 
         Raises:
             WorkloadError: a prompt is invalid.
@@ -72,11 +73,10 @@ class ToyDriver:
             engine = self._engine(prompts)
             recorder = Recorder(Path(), "", engine.numerics, 0, None, engine.sites)
             return {**engine.generate(recorder, None), "ranks": []}
-        _check_options(recording.get("options") or {})
+        _check_options(recording.options)
         engine = self._engine(prompts, self._naming(recording))
         forced, source = _given(recording, engine)
-        path, name = Path(recording["trace"]), recording["pass_name"]
-        recorder = Recorder(path, name, engine.numerics, engine.ranks, source, engine.sites)
+        recorder = Recorder(recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites)
         results = engine.generate(recorder, forced)
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
 
@@ -95,7 +95,7 @@ class ToyDriver:
                     f"Prompt {number} and what it asks for are {whole} tokens; max_model_len allows {longest}."
                 )
 
-    def _naming(self, recording: Mapping[str, Any]) -> Naming:
+    def _naming(self, recording: PassRequest) -> Naming:
         """How the operators of a pass are named."""
         return "fused"
 
@@ -114,27 +114,31 @@ def _prompt(said: Mapping[str, Any]) -> Prompt:
     return Prompt(tuple(said["prompt_token_ids"]), said.get("prompt"), said["sampling"])
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises UsageError for options that the toy's recorder does not support."""
-    if options.get("level", "operator") != "operator":
+def _check_options(options: Options) -> None:
+    """Raises UsageError for what the options have and the toy's recorder has not."""
+    if options.level != OPERATOR:
         raise Unsupported("The toy engine's operators dispatch no kernels; record it with --level operator.")
-    for name in ("max_steps", "max_bytes"):
-        if options.get(name) is not None:
+    for name, most in (("max_steps", options.max_steps), ("max_bytes", options.max_bytes)):
+        if most is not None:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"The toy engine records whatever it generates; leave out {option}.")
 
 
-def _given(recording: Mapping[str, Any], engine: Engine) -> tuple[Forced | None, Source | None]:
+def _given(request: PassRequest, engine: Engine) -> tuple[Forced | None, Source | None]:
     """The tokens to force, and the source of replaced values."""
-    if recording.get("golden") is None:
+    if request.golden is None:
         return None, None
-    with open_trace(recording["golden"]) as golden:
-        forced, cancel = golden_tokens(golden), recording.get("cancel")
-        if cancel:
-            with open_trace(cancel["injected"]) as injected:
-                values = golden_for(golden, engine), Golden(injected, INJECTED)
-            return forced, Cancelled(*values, Cancellation.from_dict(cancel), engine.numerics)
-        return forced, golden_for(golden, engine) if recording.get("inject") else None
+    with open_trace(request.golden) as golden:
+        forced = golden_tokens(golden)
+        match request.feed:
+            case None:
+                return forced, None
+            case Inject():
+                return forced, golden_for(golden, engine)
+            case Cancel(selection, path):
+                with open_trace(path) as injected:
+                    values = golden_for(golden, engine), Golden(injected, INJECTED)
+                return forced, Cancelled(*values, selection, engine.numerics)
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
+from tracereplay.checked import Check, among
 from tracereplay.engines.protocol import unknown_setting
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.errors import UsageError
@@ -14,26 +15,16 @@ __all__ = ["DEFAULTS", "check_settings"]
 
 DEFAULTS: Mapping[str, Any] = {"dtype": "bfloat16", "rounding": "once", "noise": 0.0}
 
-_Check = tuple[Callable[[Any], bool], str]
+_FLAG: Check = among(True, False)
+_COUNT: Check = lambda value: type(value) is int and value > 0, "a whole number from 1 on"
 
-
-def _one_of(*values: Any) -> _Check:
-    def fits(value: Any) -> bool:
-        return any(type(value) is type(known) and value == known for known in values)
-
-    return fits, f"one of {', '.join(map(str, values))}"
-
-
-_FLAG: _Check = _one_of(True, False)
-_COUNT: _Check = lambda value: type(value) is int and value > 0, "a whole number from 1 on"
-
-_KNOWN: Mapping[str, _Check] = {
-    "dtype": _one_of("bfloat16", "float16", "float32"),
-    "rounding": _one_of(*get_args(Rounding)),
+_KNOWN: Mapping[str, Check] = {
+    "dtype": among("bfloat16", "float16", "float32"),
+    "rounding": among(*get_args(Rounding)),
     "noise": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a number from 0 on"),
     "flaw": (lambda value: isinstance(value, str), "a text such as model.norm:scale"),
-    "logprobs_mode": _one_of("raw_logprobs", "processed_logprobs"),
-    "tensor_parallel_size": _one_of(1, 2),
+    "logprobs_mode": among("raw_logprobs", "processed_logprobs"),
+    "tensor_parallel_size": among(1, 2),
     "max_model_len": _COUNT,
     "max_num_seqs": _COUNT,
     "max_num_batched_tokens": _COUNT,

@@ -12,7 +12,8 @@ __all__ = ["OPERATORS"]
 # (class names, role, the float64 reference that it computes, if there is one)
 OPERATORS = RoleTable((
     ("Sampler", "sampler", None),
-    ("*LogitsProcessor", "logits", "logits"),
+    ("LogitsProcessor", "logits", "logits"),
+    ("*LogitsProcessor*", "logits", None),
     ("MambaMixer* *Mixer* *ShortConv* *GatedDeltaNet* *LinearAttention*", "mixer", None),
     ("*Attention*", "attention", None),
     ("GemmaRMSNorm", "norm", "gemma_rms_norm"),
@@ -29,7 +30,7 @@ OPERATORS = RoleTable((
     ("RotaryEmbedding", "rotary", "rotary"),
     ("*Rotary*", "rotary", None),
     ("VocabParallelEmbedding", "embedding", "embedding"),
-    ("*Embedding ParallelLMHead", "embedding", None),
+    ("*Embedding *EmbeddingWithLoRA ParallelLMHead", "embedding", None),
     ("SiluAndMul", "activation", "silu_and_mul"),
     ("GeluAndMul", "activation", "gelu_and_mul"),
     ("*AndMul *GELU* *Gelu* SiLU *ReLU* *Activation* XIELU *Softcap*", "activation", None),

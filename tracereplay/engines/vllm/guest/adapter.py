@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from tracereplay.device import Device
 from tracereplay.engines.vllm.guest.numbering import Numbering
-from tracereplay.engines.vllm.guest.operators import tap_operators
+from tracereplay.engines.vllm.guest.operators import batched, tap_operators
+from tracereplay.engines.vllm.guest.parameters import tensor_names
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.taps import slot_of
+from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.workload import SAMPLING
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
@@ -29,6 +32,8 @@ class Recorder(Protocol):
     """Receives an engine's steps from an adapter (`recorder.session.Session`)."""
 
     sites: list[Site]
+    rows_first: RowsFirst
+    takes_census: bool
     device: Device
 
     @property
@@ -81,7 +86,11 @@ class Adapter:
         self._sampler_slot = slot_of(SAMPLER)
         parallel = config.parallel_config.tensor_parallel_size
         heads = config.model_config.get_total_num_kv_heads()
-        recorder.sites = tap_operators(self.model(), parallel, max(1, parallel // heads))
+        model = self.model()
+        names = tensor_names(model, Path(config.model_config.model))
+        eager = recorder.takes_census = bool(config.model_config.enforce_eager)
+        recorder.sites = tap_operators(model, parallel, max(1, parallel // heads), names, eager=eager)
+        recorder.rows_first = RowsFirst(batched(model, recorder.sites))
         recorder.sites.append(Site(SAMPLER, "Sampler", self._sampler_slot, ("logits",), role="sampler"))
         self._logits_slots = [s.slot for s in recorder.sites if s.role == "logits"]
         self.attach()

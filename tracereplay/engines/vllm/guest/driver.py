@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting
+from tracereplay.engines.request import PassRequest
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 
@@ -53,8 +54,8 @@ class Driver:
         tokenizer = self._llm.get_tokenizer()
         return [list(map(int, tokenizer.encode(text))) for text in texts]
 
-    def generate(self, prompts: list[Mapping[str, Any]], recording: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Generates once; records if ``recording`` says where (the worker's ``begin`` arguments)."""
+    def generate(self, prompts: list[Mapping[str, Any]], recording: PassRequest | None) -> dict[str, Any]:
+        """Generates once; records the pass that is asked for, if one is."""
         from vllm import SamplingParams
 
         for number, prompt in enumerate(prompts):
@@ -63,7 +64,8 @@ class Driver:
         inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
         self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
         if recording is not None:
-            self._control({"do": "begin", "first_request": self._next_request(), **recording})
+            begin = {"do": "begin", "first_request": self._next_request(), "request": recording.as_dict()}
+            self._control(begin)
         started = time.perf_counter()
         try:
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False)

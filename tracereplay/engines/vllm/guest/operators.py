@@ -1,55 +1,70 @@
 """Finds operators, their configuration, and how tensor parallelism cuts their tensors.
 
-Operators are recognized by the names of their classes and base classes, since the classes move between modules in
-versions of an engine. "Has no children" would miss some: attention and rotary embeddings have children in newer
-versions. An operator within an operator is part of it.
+A module is an operator if its class or a base class is known by name (the classes themselves move between versions
+of an engine), or if it has no children: whatever an unknown leaf computes is then recorded as what it is. "Has no
+children" alone would miss some: attention and rotary embeddings have children in newer versions. An operator
+within an operator is part of it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tracereplay.engines.family import Operator
-from tracereplay.engines.vllm.guest.parameters import parameters_of
+from tracereplay.engines.vllm.guest.parameters import TensorNames, parameters_of
 from tracereplay.engines.vllm.guest.routing import routing_of
 from tracereplay.engines.vllm.roles import OPERATORS
 from tracereplay.event import Layout, Site
+from tracereplay.hooks.census import ENTRIES
 from tracereplay.hooks.taps import slot_of, tap
 
-__all__ = ["find_operators", "layouts", "tap_operators"]
+__all__ = ["batched", "find_operators", "is_operator", "layouts", "tap_operators"]
 
 _OPERATORS = frozenset(
     {
         # vLLM: norms, activations and rotary embeddings are CustomOps
         "CustomOp", "LinearBase", "VocabParallelEmbedding", "Attention", "MLAAttention", "LogitsProcessor",
         "FusedMoE", "MoERunnerInterface", "RotaryEmbedding", "RotaryEmbeddingBase", "MambaMixer", "MambaMixer2",
+        # a layer with adapters computes them and its base layer in one
+        "BaseLayerWithLoRA",
         # torch, as some models use them
         "Linear", "Embedding", "LayerNorm", "RMSNorm", "GELU", "SiLU", "ReLU", "Conv1d", "Conv2d",
     }
 )  # fmt: skip
+# Leaves that compute nothing: dropout does not while a model generates, and what another rank has is not here.
+_INERT = frozenset({"Identity", "Dropout", "PPMissingLayer", "StageMissingLayer"})
+# The logits processor applies a head's weights; nobody calls the head.
+_HEADS = frozenset({"ParallelLMHead"})
 
 
 def is_operator(module: torch.nn.Module) -> bool:
-    return any(base.__name__ in _OPERATORS for base in type(module).__mro__)
+    """Whether ``module`` computes as one; containers, heads and leaves that compute nothing do not."""
+    bases = {base.__name__ for base in type(module).__mro__}
+    if bases & _HEADS or bases & _INERT:
+        return False
+    return bool(bases & _OPERATORS) or (not module._modules and _has_forward(module))
+
+
+def _has_forward(module: torch.nn.Module) -> bool:
+    """Whether it can be called; lists of modules cannot."""
+    return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
 
 
 def find_operators(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, torch.nn.Module]]:
-    """Each operator as ``(site, module, parent)``, outermost first; a shared module once per caller.
-
-    The head (``lm_head``) is skipped: it is never called, the logits processor applies its weights.
-    """
+    """Each operator as ``(site, module, parent)``, outermost first; a shared module once per caller."""
     yield from _below(model, "")
 
 
 def _below(parent: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module, torch.nn.Module]]:
     for name, child in parent._modules.items():
-        if child is None or name == "lm_head":
+        if child is None or name == "lm_head":  # tied to an embedding, the head is one
             continue
         site = f"{prefix}{name}"
         if is_operator(child):
@@ -58,34 +73,73 @@ def _below(parent: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn
             yield from _below(child, f"{site}.")
 
 
-def tap_operators(model: torch.nn.Module, tensor_parallel: int, kv_copies: int) -> list[Site]:
+def tap_operators(
+    model: torch.nn.Module, tensor_parallel: int, kv_copies: int, names: TensorNames, *, eager: bool
+) -> list[Site]:
     """Puts taps on every operator of ``model`` and returns the sites.
 
     Args:
         model: the engine's model, loaded and not yet traced by a compiler.
         tensor_parallel: number of ranks.
         kv_copies: how many neighbouring ranks hold the same key/value heads.
+        names: of the checkpoint's tensors.
+        eager: whether no compiler will trace the model.
     """
-    untapped: dict[int, Any] = {}
+    untapped: dict[int, Mapping[str, Callable[..., Any]]] = {}
     sites = []
     for name, module, parent in list(find_operators(model)):
-        if id(module) in untapped:
+        entries = untapped.get(id(module))
+        if entries is None:
+            entries = untapped[id(module)] = _entries(module, eager=eager)
+        else:
             # Why a copy: all layers share one rotary embedding, and a call must tell its layer. The copy shares
             # parameters, buffers and children with the original.
-            forward = untapped[id(module)]
-            module = copy.copy(module)
-            module.forward = forward
+            original, module = module, copy.copy(module)
+            entries = _bound_to(module, original, entries)
+            vars(module).update(_bound_to(module, original, vars(module)))
             parent._modules[name.rsplit(".", 1)[-1]] = module
-        else:
-            untapped[id(module)] = module.forward
         slot = slot_of(name)
         found = layouts(name, module, kv_copies) if tensor_parallel > 1 else {}
-        inputs = tap(module, slot)
-        weights = parameters_of(model, name, module)
+        inputs = tap(module, slot, entries)
+        weights = parameters_of(model, name, module, names)
         known = _known(module)
         site = Site(name, type(module).__name__, slot, inputs, found, _config(module), weights)
         sites.append(replace(site, role=known.role, formula=known.formula))
     return sites
+
+
+def _bound_to(module: torch.nn.Module, original: torch.nn.Module, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values``, with methods of ``original`` as those of its copy: their calls would be the original's."""
+    return {
+        name: types.MethodType(value.__func__, module) if getattr(value, "__self__", None) is original else value
+        for name, value in values.items()
+    }
+
+
+def _entries(module: torch.nn.Module, *, eager: bool) -> dict[str, Callable[..., Any]]:
+    """The methods by which the engine calls an operator: some models call ``q_norm.forward_native`` themselves.
+
+    In a compiled graph only ``forward``: a custom op of the engine's calls the others while the graph runs, when
+    nothing tells that the operator's call is under way.
+    """
+    names = ENTRIES if eager else ("forward",)
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+# What vLLM puts into a model of transformers takes rows as everywhere else.
+_FLAT = frozenset({"attention", "logits", "sampler", "experts"})
+
+
+def batched(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
+    """Slots whose tensors have a leading dimension of one before their rows.
+
+    Models of transformers are written for ``[batch, rows, hidden]``; vLLM's backend for them runs a batch of one.
+    """
+    if not any(
+        ".transformers" in base.__module__ for base in type(model).__mro__ if base.__module__.startswith("vllm")
+    ):
+        return frozenset()
+    return frozenset(site.slot for site in sites if site.role not in _FLAT)
 
 
 def _known(module: torch.nn.Module) -> Operator:
@@ -126,6 +180,7 @@ def layouts(site: str, module: Any, kv_copies: int) -> Mapping[str, Layout]:
 
     Tensors that are whole on every rank have no entry.
     """
+    module = getattr(module, "base_layer", module)  # of a layer with adapters
     bases = {base.__name__ for base in type(module).__mro__}
     whole = Layout(-1, (1,), (1,))
     keys = Layout(-1, (1,), (kv_copies,))

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tracereplay.cancellation import Cancellation
 from tracereplay.device import device_of
 from tracereplay.engines.naming import map_of
+from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.roles import with_roles
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
@@ -56,7 +56,7 @@ class GuestWorker:
         self._session: Session | None = None
         self._adapter: Adapter | None = None
         self._refusal = "The engine has not loaded its model."
-        self._golden: tuple[str, Trace] | None = None
+        self._golden: tuple[Path, Trace] | None = None
         self._tables: dict[tuple[str, str], RowTables] = {}  # by trace and pass; for many passes over the same two
         load = worker.load_model
 
@@ -97,9 +97,10 @@ class GuestWorker:
 
     def _record_all(self, trace: str) -> None:
         """Records everything until the process ends: the engine belongs to a command of the user's."""
-        answer = json.loads(self.control(json.dumps(
-            {"do": "begin", "trace": trace, "pass_name": RECORD, "first_request": None, "golden": None,
-             "inject": False, "options": json.loads(os.environ.get(OPTIONS, "{}"))})))  # fmt: skip
+        options = Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+        request = PassRequest(Path(trace), RECORD, options=options)
+        message = {"do": "begin", "first_request": None, "request": request.as_dict()}
+        answer = json.loads(self.control(json.dumps(message)))
         if "error" in answer:
             self._refuse(answer["error"])
             return
@@ -131,59 +132,57 @@ class GuestWorker:
         found = describe(self._worker.model_runner, self._worker.vllm_config)
         return {**found, "rank": self._worker.rank, "taps": self._session is not None}
 
-    def _do_begin(
-        self, trace: str, pass_name: str, first_request: int | None, golden: str | None, inject: bool,
-        cancel: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    def _do_begin(self, request: Mapping[str, Any], first_request: int | None) -> dict[str, Any]:
         """Begins a pass.
 
         Args:
-            trace: directory that is written to.
-            pass_name: of the pass.
+            request: a `PassRequest` as plain data.
             first_request: see `Numbering`.
-            golden: the golden trace, whose tokens are forced.
-            inject: whether golden values are fed.
-            cancel: a `Cancellation` as plain data, and under ``injected`` the trace that has the injected pass by
-                which own errors are cancelled.
-            options: how much is recorded (`Options`).
         """
         session, adapter = self._session, self._adapter
         if session is None or adapter is None:
             return {"error": self._refusal, "exit_code": 2}
-        forced: Mapping[RowKey, int] = {}
-        replacement: Replacement | None = None
-        if golden is not None:
-            source = self._open(golden)
-            prompts = [len(p.token_ids or ()) for p in source.run.prompts]
-            forced = forced_tokens(golden_tokens(source), prompts)
-            if inject:
-                replacement = GoldenRows(self._rows_of(source, RECORD, golden_tokens(source)))
-            elif cancel is not None:
-                replacement = self._cancelled(source, cancel)
-        meta = {"pass": pass_name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
+        asked = PassRequest.from_dict(request)
+        forced, replacement = self._given(asked)
+        options = self._share(asked.options)
+        meta = {"pass": asked.name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
-            path = claim_segment(Path(trace), self._worker.vllm_config, session.rank)
+            path = claim_segment(asked.trace, self._worker.vllm_config, session.rank)
             meta |= self._meta()
-            options = {**(options or {}), "in_flight": 0}
+            options = replace(options, in_flight=0)
         else:
-            path = segment_path(Path(trace), pass_name, session.rank)
+            path = segment_path(asked.trace, asked.name, session.rank)
         adapter.begin_pass(first_request, forced)
-        session.begin_pass(path, meta, replacement, self._options(options or {}), adapter.model())
+        session.begin_pass(path, meta, replacement, options, adapter.model())
         return {}
 
-    def _options(self, given: Mapping[str, Any]) -> Options:
-        """A budget is for all ranks together."""
-        options = Options(**given)
+    def _given(self, request: PassRequest) -> tuple[Mapping[RowKey, int], Replacement | None]:
+        """The tokens that are forced, and what operators are fed."""
+        if request.golden is None:
+            return {}, None
+        golden = self._open(request.golden)
+        tokens = golden_tokens(golden)
+        forced = forced_tokens(tokens, [len(p.token_ids or ()) for p in golden.run.prompts])
+        match request.feed:
+            case None:
+                return forced, None
+            case Inject():
+                return forced, GoldenRows(self._rows_of(golden, RECORD, tokens))
+            case Cancel() as cancel:
+                return forced, self._cancelled(golden, cancel)
+
+    def _share(self, options: Options) -> Options:
+        """This rank's: a budget is for all of them together."""
         share = options.max_bytes and options.max_bytes // self._world()
         return replace(options, max_bytes=share)
 
-    def _cancelled(self, golden: Trace, cancel: Mapping[str, Any]) -> CancelledRows:
+    def _cancelled(self, golden: Trace, cancel: Cancel) -> CancelledRows:
         """Keeps both passes' rows for the next time: a bisection runs many passes over the same two."""
         assert self._session is not None
-        keys = (str(golden.path), RECORD), (str(cancel["injected"]), INJECTED)
+        keys = (str(golden.path), RECORD), (str(cancel.injected), INJECTED)
         if set(self._tables) != set(keys):
             tokens = golden_tokens(golden)
-            injected = open_trace(cancel["injected"])
+            injected = open_trace(cancel.injected)
             self._tables = {
                 keys[0]: self._rows_of(golden, RECORD, tokens),
                 keys[1]: self._rows_of(injected, INJECTED, tokens, own=True),
@@ -191,7 +190,7 @@ class GuestWorker:
             injected.close()
         names = {site.slot: site.name for site in self._session.sites}
         rows, measured = (self._tables[key] for key in keys)
-        return CancelledRows(rows, measured, names, Cancellation.from_dict(cancel))
+        return CancelledRows(rows, measured, names, cancel.selection)
 
     def _rows_of(
         self, trace: Trace, name: str, tokens: Mapping[tuple[int, int], list[int]], *, own: bool = False
@@ -206,7 +205,7 @@ class GuestWorker:
     def _do_end(self) -> dict[str, Any]:
         return {} if self._session is None else self._session.end_pass()
 
-    def _open(self, golden: str) -> Trace:
+    def _open(self, golden: Path) -> Trace:
         if self._golden is None or self._golden[0] != golden:
             self._golden = (golden, open_trace(golden))
         return self._golden[1]

@@ -1,0 +1,294 @@
+"""The census and the taps, unit by unit: what only an engine's interpreter can check, since it needs torch.
+
+test_inside.py runs this file under real engines' interpreters with the overlay; see inside_units.py.
+"""
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from unit_runner import run
+
+from tracereplay.device import Cpu
+from tracereplay.engines.vllm.guest.operators import find_operators, tap_operators
+from tracereplay.engines.vllm.guest.parameters import TensorNames, tensor_names
+from tracereplay.event import Site, make_rows
+from tracereplay.hooks.census import ENTRIES
+from tracereplay.hooks.taps import listen, slot_of, tap
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.rows_first import RowsFirst
+from tracereplay.recorder.session import Session
+from tracereplay.trace import SegmentReader
+
+
+class Norm(nn.Module):
+    """As vLLM's: ``forward`` calls ``forward_native``, and so do some models."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width))
+        self._forward_method = self.forward_native  # bound when it is made, as vLLM does
+
+    def forward(self, x):
+        return self._forward_method(x)
+
+    def forward_native(self, x):
+        return self._scaled(x) if x.dim() > 1 else x
+
+    def _scaled(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True)) * self.weight
+
+
+class Method:
+    def apply(self, layer, x):
+        return x @ layer.weight
+
+
+class Linear(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width, width))
+        self.quant_method = Method()
+
+    def forward(self, x):
+        return self.quant_method.apply(self, x)
+
+
+class Rotary(nn.Module):
+    """Shared by all layers, and with an entry that calls another through ``self``."""
+
+    def forward(self, x):
+        return self.forward_native(x)
+
+    def forward_native(self, x):
+        return torch.sin(x)
+
+
+class Layer(nn.Module):
+    def __init__(self, width, rotary):
+        super().__init__()
+        self.norm, self.q_norm, self.linear = Norm(width), Norm(width), Linear(width)
+        self.rotary, self.act, self.drop = rotary, nn.SiLU(), nn.Dropout()
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, x):
+        y = self.linear(self.norm(x))
+        y = self.rotary(self.q_norm.forward_native(y))
+        return x + self.drop(self.act(y)) * self.scale
+
+
+class Model(nn.Module):
+    def __init__(self, width=8, layers=2):
+        super().__init__()
+        torch.manual_seed(3)
+        rotary = Rotary()
+        self.layers = nn.ModuleList([Layer(width, rotary) for _ in range(layers)])
+        self.lm_head = nn.Linear(width, width)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def compute_logits(self, x):
+        return x @ self.lm_head.weight
+
+
+def _session(model, sites, **options):
+    session = Session(0, Cpu())
+    session.sites, session.takes_census = sites, True
+    listen(session)
+    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+    session.begin_pass(path, {}, None, Options(**options), model)
+    return session, path
+
+
+def _recorded(model, sites, steps=3, **options):
+    session, path = _session(model.eval(), sites, **options)
+    results = []
+    for i in range(steps):
+        x = torch.linspace(0.1, 1, 24).view(3, 8) + i
+        session.begin_step(make_rows([(0, 0, j) for j in range(len(x))]))
+        results.append(model(x))
+        session.end_step()
+    summary = session.end_pass()
+    listen(None)
+    assert summary["errors"] == {}, summary
+    return list(SegmentReader(path).steps()), results
+
+
+def _tapped(model, leave_out=()):
+    """Taps on everything that can have one; a name is left out, with what it is called by."""
+    kept = {name: getattr(model.get_submodule(name), "forward", None) for name in leave_out}
+    sites = tap_operators(model, 1, 1, TensorNames({}, {}), eager=True)
+    for name in kept:
+        module = model.get_submodule(name)
+        for entry in ENTRIES:
+            vars(module).pop(entry, None)
+    return sites, [site for site in sites if site.name not in kept]
+
+
+def every_operator_without_a_tap_is_named():
+    names = [site.name for site in _tapped(Model())[0]]
+    assert len(names) == 10, names
+    for name in names:
+        model = Model()
+        _, sites = _tapped(model, [name])
+        steps, _ = _recorded(model, sites)
+        found = steps[1].census
+        assert [row.module for row in found.unobserved] == [name], (name, found)
+        assert all(row.calls == 2 and row.computed > 0 for row in found.unobserved), found
+        kind = type(model.get_submodule(name)).__name__
+        assert found.unobserved[0].kind == kind, found
+        weight = f"{name}.weight"
+        assert (weight in dict(model.named_parameters())) == any(p.name == weight for p in found.parameters), found
+
+
+def with_all_taps_nothing_is_unobserved():
+    model = Model()
+    _, sites = _tapped(model)
+    steps, _ = _recorded(model, sites)
+    assert [step.census is None for step in steps] == [False, False, True]
+    found = steps[1].census
+    assert (found.unobserved, found.operators, found.calls) == ((), 10, 20), found
+    assert {(row.module, row.kind) for row in found.between} == {("layers.0", "Layer"), ("layers.1", "Layer")}
+    left = {p.name: p.users for p in found.parameters}
+    assert left == {
+        "layers.0.scale": ("layers.0",), "layers.1.scale": ("layers.1",), "lm_head.weight": (), "lm_head.bias": (),
+    }, left  # fmt: skip
+
+
+def a_weight_that_is_used_between_operators_is_unobserved():
+    class Weighing(Model):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(8))
+
+        def forward(self, x):
+            return super().forward(x) * self.gain
+
+    model = Weighing()
+    _, sites = _tapped(model)
+    steps, _ = _recorded(model, sites)
+    assert [(row.module, row.kind) for row in steps[1].census.unobserved] == [("", "Weighing")]
+
+
+def a_method_that_computes_past_its_module_is_named():
+    class Past(Model):
+        def forward(self, x):
+            linear = self.layers[0].linear
+            return linear.quant_method.apply(linear, x)
+
+    model = Past()
+    _, sites = _tapped(model)
+    steps, _ = _recorded(model, sites)
+    (row,) = steps[1].census.unobserved
+    assert (row.module, row.kind, row.calls) == ("layers.0.linear", "Linear", 2), row
+
+
+def a_census_leaves_nothing_behind_and_changes_no_bit():
+    plain = Model().eval()
+    expected = [plain(torch.linspace(0.1, 1, 24).view(3, 8) + i) for i in range(3)]
+    model = Model().eval()
+    _, sites = _tapped(model)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    _, results = _recorded(model, sites)
+    assert all(torch.equal(a, b) for a, b in zip(expected, results, strict=True))
+    assert before == {name: dict(vars(module)) for name, module in model.named_modules()}
+    assert "apply" not in vars(model.layers[0].linear.quant_method)
+
+
+def each_way_into_an_operator_is_one_call():
+    model = Model(layers=1)
+    _, sites = _tapped(model)
+    steps, _ = _recorded(model, sites, steps=1)
+    calls = [call.site for call in steps[0].calls]
+    assert calls == [f"layers.0.{name}" for name in ("norm", "linear", "q_norm", "rotary", "act")], calls
+
+
+def a_shared_operator_is_its_callers_whichever_entry_it_calls():
+    model = Model()
+    _, sites = _tapped(model)
+    steps, _ = _recorded(model, sites, steps=1)
+    rotary = [call.site for call in steps[0].calls if "rotary" in call.site]
+    assert rotary == ["layers.0.rotary", "layers.1.rotary"], rotary
+
+
+def an_unknown_leaf_is_an_operator_and_what_computes_nothing_is_none():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x * 3
+
+    class ParallelLMHead(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("nobody calls a head")
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd, self.drop, self.same = Odd(), nn.Dropout(), nn.Identity()
+            self.empty, self.embed_out = nn.ModuleList(), ParallelLMHead()
+
+    assert [name for name, _, _ in find_operators(Holder())] == ["odd"]
+
+
+def rows_are_first_where_a_batch_of_one_is_before_them():
+    slot = slot_of("act")
+    module = nn.SiLU()
+    tap(module, slot, {"forward": module.forward})
+    session = Session(0, Cpu())
+    session.sites, session.rows_first = [Site("act", "SiLU", slot)], RowsFirst([slot])
+    listen(session)
+    path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+    fed = SimpleNamespace(
+        feeds=True, stands_for=lambda *_: (0,), rows=lambda *of: torch.full_like(of[4], 2.0)
+    )  # fmt: skip
+    session.begin_pass(path, {}, fed, Options(), module)
+    for rows in (3, 1):
+        session.begin_step(make_rows([(0, 0, j) for j in range(rows)]))
+        out = module(torch.ones(1, rows, 8))
+        assert out.shape == (1, rows, 8), out.shape
+        assert torch.equal(out, torch.full_like(out, 2.0)), out
+        session.end_step()
+    assert session.end_pass()["errors"] == {}
+    listen(None)
+    shapes = [step.calls[0].inputs[0].shape for step in SegmentReader(path).steps()]
+    assert shapes == [(3, 8), (1, 8)], shapes
+    assert [step.calls[0].fed for step in SegmentReader(path).steps()] == [(0,), (0,)]
+
+
+def a_row_of_heads_is_not_taken_for_a_batch():
+    views = RowsFirst([1])
+    assert views.one(1, "in", 0, torch.ones(5, 4, 8)).shape == (5, 4, 8)
+    assert views.one(1, "in", 0, torch.ones(1, 4, 8)).shape == (1, 4, 8)
+    assert views.one(1, "out", 0, torch.ones(1, 4, 8)).shape == (4, 8)
+    assert views.one(2, "in", 0, torch.ones(1, 4, 8)).shape == (1, 4, 8)
+    assert views.one(1, "in", 1, torch.ones(1, 4, dtype=torch.int64)).shape == (4,)
+    assert views.one(1, "in", 2, torch.ones(1, 8)).shape == (1, 8)
+
+
+def tensors_are_named_as_the_checkpoint_names_them():
+    import safetensors.torch
+
+    folder = Path(tempfile.mkdtemp())
+    stored = {
+        "old.layers.0.q.weight": torch.ones(1),
+        "old.layers.0.k.weight": torch.ones(1),
+        "skipped": torch.ones(1),
+    }
+    safetensors.torch.save_file(stored, folder / "model.safetensors")
+    rename = {name: name.replace("old.", "new.") for name in stored} | {"skipped": None}
+    mapper = SimpleNamespace(_map_name=rename.get)
+    model = SimpleNamespace(packed_modules_mapping={"qk": ["q", "k"]}, hf_to_vllm_mapper=mapper)
+    names = tensor_names(model, folder)
+    assert names.of("new.layers.0.qk.weight") == ("old.layers.0.q.weight", "old.layers.0.k.weight")
+    assert names.of("new.layers.0.qk.base_layer.weight") == names.of("new.layers.0.qk.weight")
+    assert names.of("new.layers.9.o.weight") == ("new.layers.9.o.weight",)
+    plain = tensor_names(SimpleNamespace(), folder / "not-there")
+    assert plain.of("a.b.weight") == ("a.b.weight",)
+
+
+if __name__ == "__main__":
+    run(globals())
