@@ -72,7 +72,7 @@ class Variant:
         name: of its pass.
         inject: golden's values are fed.
         options: how much is recorded.
-        taps, mode, discard: see `guest/inside.py`; with one of the first two nothing is recorded.
+        taps, mode, discard: see `guest/clocked_driver.py`; with one of the first two nothing is recorded.
     """
 
     name: str = RECORD

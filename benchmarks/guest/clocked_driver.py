@@ -12,7 +12,7 @@ process, once it has ended.
 
 Without ``recording`` the model runs as it is, its taps taken off. ``generate`` takes more than the product's: with
 ``taps`` they are there and nobody records. With ``discard`` finished steps are thrown away before the writer
-process hears of them, which leaves the cost of watching and copying alone. ``mode`` runs each step without taps
+process hears of them, which leaves only the cost of watching and copying. ``mode`` runs each step without taps
 and under a dispatch mode that is not ours: ``nothing``, which calls what it was given, or ``hashes``, PyTorch's
 own DebugMode with hashes of all inputs and outputs.
 """

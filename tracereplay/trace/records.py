@@ -231,8 +231,8 @@ def write_step(
     notes: Sequence[str], requests: Sequence[Request], weight_updates: int,
     kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`, and ``census``
-    is what `census.Census` has."""
+    """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`,
+    ``census`` the contents of a `census.Census`."""
     record = {
         "number": number,
         "maps": maps,

@@ -3,7 +3,7 @@
 A module is an operator if its class or a base class is known by name (the classes themselves move between versions
 of an engine), or if it has no children: whatever an unknown leaf computes is then recorded as what it is. "Has no
 children" alone would miss some: attention and rotary embeddings have children in newer versions. An operator
-inside an operator is part of it.
+within an operator is part of it.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def tap_operators(
         if entries is None:
             entries = untapped[id(module)] = _entries(module, eager=eager)
         else:
-            # Why a copy: one rotary embedding serves all layers, and the call must say which layer it was.
-            # The copy shares parameters, buffers and children with the original.
+            # Why a copy: all layers share one rotary embedding, and a call must tell its layer. The copy shares
+            # parameters, buffers and children with the original.
             original, module = module, copy.copy(module)
             entries = _bound_to(module, original, entries)
             vars(module).update(_bound_to(module, original, vars(module)))
