@@ -180,6 +180,7 @@ class SegmentWriter:
     def step(
         self, number: int, rows: RowMap, calls: Sequence[PendingCall], sampled: Sequence[Sampled],
         notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
+        census: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """`add` and `commit` in one, for a step whose tensors are all at hand."""
         added = []
@@ -191,7 +192,7 @@ class SegmentWriter:
             added.append(CallOfStep(
                 call.slot, call.number, call.rows_in, call.rows_out, inputs, outputs, written, call.fed
             ))  # fmt: skip
-        self.commit(number, rows, added, sampled, notes, requests, weight_updates)
+        self.commit(number, rows, added, sampled, notes, requests, weight_updates, census=census)
 
     def rollback(self) -> None:
         """Forgets the step that is under way; what was written of it is cut off."""
