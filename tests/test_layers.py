@@ -36,6 +36,7 @@ LAYERS = (
     ("device",),
     ("storage",),
     ("workload", "event", "verdict", "cancellation"),
+    ("sampling",),
     ("checked",),
     ("errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily"),
 )
@@ -55,6 +56,7 @@ ENGINE_SIDE = (
     "checked",
     "event",
     "workload",
+    "sampling",
     "errors",
     "dtypes",
     "schemas",
@@ -68,8 +70,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
-    "trace", "storage", "workload", "event", "cancellation", "verdict", "checked", "errors", "dtypes", "jsondata",
-    "schemas", "passes", "census", "lazily",
+    "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes",
+    "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 

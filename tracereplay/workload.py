@@ -14,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.errors import WorkloadError
+from tracereplay.sampling import check_sampling
 
-__all__ = ["SAMPLING", "Drawn", "Prompt", "Workload", "read_prompts"]
+__all__ = ["Drawn", "Prompt", "Workload", "read_prompts"]
 
-# Sampling parameters that a workload may hold, by the names that engines share.
-SAMPLING = frozenset(
-    {
-        "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "logprobs",
-        "prompt_logprobs", "presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos",
-        "stop_token_ids", "logit_bias", "bad_words",
-    }
-)  # fmt: skip
+_PROMPT = ("prompt", "prompt_token_ids")
+# Parts of a batch request that change nothing of what is generated.
+_OF_THE_ANSWER = ("model", "prompt", "stream", "stream_options", "user", "metadata", "request_id")
 
 
 class Drawn:
@@ -51,7 +47,7 @@ class Prompt(Drawn):
     Args:
         token_ids: the prompt; None while only its text is known.
         text: the prompt's text, if it was given as text.
-        sampling: parameters among `SAMPLING`.
+        sampling: parameters among `sampling.SAMPLING`.
     """
 
     token_ids: tuple[int, ...] | None
@@ -106,11 +102,10 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         raise WorkloadError(f"The prompt file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise WorkloadError(f"The prompt file {path} is not UTF-8 text (byte {error.start}).") from error
-    prompts = [
-        _prompt(line, f"Line {number} of {path}", defaults)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    given = {f"Line {number} of {path}": line for number, line in enumerate(lines, start=1) if line.strip()}
+    requests = {where: _request(line, where) for where, line in given.items()}
+    _check_one_model(requests)
+    prompts = [_prompt(request, where, defaults) for where, request in requests.items()]
     if not prompts:
         raise WorkloadError(
             f'The prompt file {path} is empty; give one JSON object per line: {{"prompt": "..."}}.'
@@ -118,7 +113,7 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _prompt(line: str, where: str, defaults: Mapping[str, Any]) -> Prompt:
+def _request(line: str, where: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
@@ -127,13 +122,26 @@ def _prompt(line: str, where: str, defaults: Mapping[str, Any]) -> Prompt:
         raise WorkloadError(f"{where} is nested too deeply to be a prompt.") from error
     if not isinstance(data, dict):
         raise WorkloadError(f"{where} holds {type(data).__name__}, not a JSON object.")
-    data = _unbatched(data, where)
-    known = {"prompt", "prompt_token_ids"}
-    unknown = sorted(set(data) - known - SAMPLING)
-    if unknown:
-        raise WorkloadError(f"{where} has the unknown key {unknown[0]!r}; known are {sorted(known | SAMPLING)}.")
-    sampling = {**defaults, **{k: data[k] for k in SAMPLING & set(data)}}
-    _check_sampling(sampling, where)
+    return data
+
+
+def _check_one_model(requests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Batch requests name a model. An engine serves one; adapters, which are named there too, are not kept yet."""
+    bodies = ((where, data.get("body")) for where, data in requests.items())
+    named = [(where, str(body["model"])) for where, body in bodies if isinstance(body, dict) and "model" in body]
+    for where, model in named:
+        first, expected = named[0]
+        if model != expected:
+            raise WorkloadError(
+                f"{where} is for the model {model!r}, and {first} for {expected!r}; give a file for each. "
+                "Adapters (LoRA) cannot be recorded and replayed yet."
+            )
+
+
+def _prompt(request: dict[str, Any], where: str, defaults: Mapping[str, Any]) -> Prompt:
+    data = _unbatched(request, where)
+    sampling = {**defaults, **{k: v for k, v in data.items() if k not in _PROMPT}}
+    check_sampling(sampling, where)
     return Prompt(_token_ids(data, where), _text(data, where), sampling)
 
 
@@ -146,7 +154,7 @@ def _unbatched(data: dict[str, Any], where: str) -> dict[str, Any]:
         raise WorkloadError(f"{where} is a batch request without a prompt; chat requests cannot be read yet.")
     prompt = body["prompt"]
     ids = isinstance(prompt, list)
-    found = {k: v for k, v in body.items() if k in SAMPLING and v is not None}
+    found = {k: v for k, v in body.items() if k not in _OF_THE_ANSWER and v is not None}
     return {**found, ("prompt_token_ids" if ids else "prompt"): prompt}
 
 
@@ -168,19 +176,3 @@ def _text(data: Mapping[str, Any], where: str) -> str | None:
     if text is not None and (not isinstance(text, str) or not text):
         raise WorkloadError(f"{where} has an empty prompt; give a text of at least one character.")
     return text
-
-
-# name, smallest allowed, must be an integer
-_BOUNDS = (("max_tokens", 1, True), ("n", 1, True), ("temperature", 0, False), ("logprobs", 0, True),
-           ("prompt_logprobs", 0, True))  # fmt: skip
-
-
-def _check_sampling(sampling: Mapping[str, Any], where: str) -> None:
-    for name, least, whole in _BOUNDS:
-        value = sampling.get(name)
-        if value is None:
-            continue
-        kind = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind) or value < least:
-            expected = "an integer" if whole else "a number"
-            raise WorkloadError(f"{where}: {name} is {value!r}; it must be {expected} of at least {least}.")

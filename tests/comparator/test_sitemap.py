@@ -257,3 +257,21 @@ def test_what_cannot_be_joined_keeps_its_name_and_is_listed(split: Path) -> None
     calls = {call.site for call in found.step(open_trace(split).steps("record")[0]).calls}
     assert {q, k} <= calls
     assert "joined" not in calls
+
+
+def _fused(name: str, heads: bool) -> Site:
+    weight = Parameter("weight", "bfloat16", (96, 32), ("h.0.query_key_value.weight",))
+    return Site(
+        name, "Linear", 1, parameters=(weight,), role="linear", config={"num_kv_heads": 4} if heads else {}
+    )
+
+
+@pytest.mark.parametrize("names", [("a.qkv", "b.qkv"), ("a.qkv", "a.qkv")], ids=["renamed", "same-name"])
+def test_outputs_in_another_order_are_no_pair_and_the_reason_is_kept(names: tuple[str, str]) -> None:
+    mine, theirs = names
+    for first, second in ((True, False), (False, True)):
+        found = pair_sites({mine: _fused(mine, first)}, {theirs: _fused(theirs, second)}, SPELLINGS)
+        assert (found.pairs, set(found.apart)) == ({}, {mine})
+    for both in (True, False):
+        found = pair_sites({mine: _fused(mine, both)}, {theirs: _fused(theirs, both)}, SPELLINGS)
+        assert (set(found.pairs), found.apart) == ({theirs}, {})

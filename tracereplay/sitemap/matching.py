@@ -17,6 +17,9 @@ __all__ = ["pair_sites"]
 
 _UNTOLD = ("", "other")  # roles that say nothing of what an operator does
 _JOINED = "linear"  # the role of what engines fuse: linear maps of the same input
+_HEADS = "num_kv_heads"  # in the configuration of what gives q, k and v one after another
+
+OTHER_ORDER = "the candidate's operator gives the same outputs in another order"
 
 
 def pair_sites(
@@ -33,7 +36,7 @@ def pair_sites(
     pairing.by_tensors()
     pairing.by_shape()
     pairing.by_table(spellings)
-    return SiteMap(golden, candidate, pairing.found)
+    return SiteMap(golden, candidate, pairing.found, pairing.apart)
 
 
 class _Pairing:
@@ -42,10 +45,15 @@ class _Pairing:
     def __init__(self, golden: Mapping[str, Site], candidate: Mapping[str, Site]) -> None:
         self._golden, self._candidate = dict(golden), dict(candidate)
         self.found: dict[str, Pair] = {}
+        self.apart: dict[str, str] = {}
 
     def by_name(self) -> None:
         for name in [name for name in self._candidate if name in self._golden]:
-            self._take(Pair(name, (name,), None, "name"))
+            pair = Pair(name, (name,), None, "name")
+            if _in_one_order([self._golden[name]], [self._candidate[name]]):
+                self._take(pair)
+            else:
+                self._leave(pair)
 
     def by_tensors(self) -> None:
         """Operators that hold the same tensors of the checkpoint."""
@@ -55,7 +63,10 @@ class _Pairing:
             )
             for group in _sharing(mine, theirs):
                 for pair in _of_group(*group):
-                    self._take(pair)
+                    if _in_one_order(*group):
+                        self._take(pair)
+                    else:
+                        self._leave(pair)
 
     def by_shape(self) -> None:
         """The first of a role with the first, and so on, where both sides have as many, and nothing speaks
@@ -85,6 +96,13 @@ class _Pairing:
     def _rename(self, mine: Sequence[Site], theirs: Sequence[Site], by: PairedBy) -> None:
         for site, other in zip(mine, theirs, strict=True):
             self._take(Pair(other.name, (site.name,), "rename", by))
+
+    def _leave(self, pair: Pair) -> None:
+        """Keeps what is known to be no pair from being taken for one in another way."""
+        self._candidate.pop(pair.site, None)
+        for name in pair.golden:
+            self._golden.pop(name, None)
+            self.apart[name] = OTHER_ORDER
 
     def _take(self, pair: Pair) -> None:
         self.found[pair.site] = pair
@@ -134,6 +152,17 @@ def _of_group(mine: list[Site], theirs: list[Site]) -> list[Pair]:
             for number, site in enumerate(parts)
         ]
     return []
+
+
+def _in_one_order(mine: Sequence[Site], theirs: Sequence[Site]) -> bool:
+    """Whether both sides give the outputs of a weight in one order.
+
+    A checkpoint may hold q, k and v of all heads in one tensor, head by head. An engine whose operator knows of key
+    and value heads has put them one after another as it loaded that tensor; another's gives them as they are stored.
+    """
+    if len(mine) != 1 or len(theirs) != 1 or len(_tensors(mine[0])) != 1:
+        return True
+    return len({_HEADS in site.config for site in (mine[0], theirs[0])}) == 1
 
 
 def _parts(whole: Site, sites: Sequence[Site]) -> list[Site] | None:

@@ -25,12 +25,14 @@ class SiteMap:
     Args:
         golden, candidate: the sites of both, with their roles.
         pairs: by the candidate's site.
+        apart: golden's sites that are known to have no pair, with the reason.
     """
 
     def __init__(
-        self, golden: Mapping[str, Site], candidate: Mapping[str, Site], pairs: Mapping[str, Pair]
-    ) -> None:
-        self._golden, self._candidate, self.pairs = golden, candidate, pairs
+        self, golden: Mapping[str, Site], candidate: Mapping[str, Site], pairs: Mapping[str, Pair],
+        apart: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self._golden, self._candidate, self.pairs, self.apart = golden, candidate, pairs, apart or {}
         self._of: dict[str, list[Pair]] = {}  # by golden's site
         for pair in pairs.values():
             for name in pair.golden:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tracereplay.comparator.judging.reasons import DOES, OTHER_GOLDEN
+from tracereplay.comparator.judging.reasons import DOES, OTHER_GOLDEN, does
 from tracereplay.comparator.judging.settings import compare_settings
 from tracereplay.comparator.kernels.compiled import WHY_COMPILED_DIFFERS, compilation_of
 from tracereplay.comparator.kernels.isolated import OTHER_FORM, IsolatedKernels, compare_isolated_kernels
@@ -188,7 +188,9 @@ def _why(found: _Comparisons) -> list[str]:
         " Given a generator in the same state, it draws different numbers." if kernels and kernels.drawn else ""
     )
     others = _others(kernels.isolated, first.kernel) if kernels else ""
-    return [f"{place} {DOES[first.error_class]} on golden inputs, executed in isolation.{drawn}{others}"]
+    return [
+        f"{place} {does(first.error_class, first.metrics)} on golden inputs, executed in isolation.{drawn}{others}"
+    ]
 
 
 def _others(isolated: Isolated, kernel: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 
 from tracereplay.comparator.judging.evidence import Evidence
@@ -13,9 +14,10 @@ from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.sums import UNFED_SUM
 from tracereplay.comparator.tokens.requests import OtherPrompts
 from tracereplay.verdict import Cause, SettingDifference
+from tracereplay.verdict.measures import Metrics
 from tracereplay.verdict.rollout import Quantity
 
-__all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "why_diverged", "why_inconclusive", "why_unobserved"]
+__all__ = ["DOES", "OTHER_GOLDEN", "OTHER_WEIGHTS", "does", "why_diverged", "why_inconclusive", "why_unobserved"]
 
 OTHER_WEIGHTS = (
     "The two engines ran different weights: any difference is one between two models, and blames no operator."
@@ -110,7 +112,7 @@ def _why_operator(evidence: Evidence) -> str:
     first = evidence.comparison.first()
     assert first is not None
     inputs = "on golden inputs" if evidence.mode == "injected" else "although everything before it is identical"
-    words = f"{first.operator or 'The operator'} at {first.key.site} {DOES[first.error_class]} {inputs}."
+    words = f"{first.operator or 'The operator'} at {first.key.site} {_does(first)} {inputs}."
     words += _in_golden(first)
     if evidence.tie:
         words += (
@@ -156,7 +158,7 @@ def _why_edge(evidence: Evidence) -> str:
     first = evidence.comparison.first()
     assert first is not None
     return (
-        f"What arrives at input {first.key.index} of {first.key.site} {DOES[first.error_class]}, although every "
+        f"What arrives at input {first.key.index} of {first.key.site} {_does(first)}, although every "
         f"operator before it returned golden results: the fault lies between operators.{_in_golden(first)}"
     )
 
@@ -235,7 +237,7 @@ def _changed(evidence: Evidence) -> str:
     where = f"{first.operator or 'the operator'} at {first.key.site}"
     if not evidence.provable:
         return f" That changes what is computed; the first place out of tolerance is {where}."
-    does = f"which {DOES[first.error_class]}"
+    does = f"which {_does(first)}"
     if first.kind == "edge":
         return f" That changes what arrives at input {first.key.index} of {where}, {does}."
     return f" That changes what {where} computes, {does}."
@@ -266,7 +268,7 @@ def _besides(evidence: Evidence) -> str | None:
     what = f"what arrives at input {place.key.index} of {place.key.site}" if place.kind == "edge" else (
         f"{place.operator or 'the operator'} at {place.key.site}"
     )  # fmt: skip
-    return f"No setting explains {what}, which also {DOES[place.error_class]} on golden inputs."
+    return f"No setting explains {what}, which also {_does(place)} on golden inputs."
 
 
 def _why_structure(evidence: Evidence) -> str:
@@ -286,7 +288,7 @@ def _why_unshared(evidence: Evidence) -> str:
     ]
     return (
         f"The two do not run the same operators: right before input {first.key.index} of {first.key.site}, where "
-        f"what arrives {DOES[first.error_class]}, {' and '.join(sides)}."
+        f"what arrives {_does(first)}, {' and '.join(sides)}."
     )
 
 
@@ -336,3 +338,23 @@ def _why_visible(evidence: Evidence) -> list[str]:
         f"The first visible difference beyond tolerance is at {first.key.site}; it may be inherited. "
         "Replay the golden trace to find the operator to blame."
     ]
+
+
+def does(error_class: str, metrics: Metrics) -> str:
+    """What a tensor does that is out of tolerance, in words that follow "the operator": ``exceeds the tolerance``.
+
+    Args:
+        error_class: of the tensor.
+        metrics: of where it is first out of tolerance. Which side is not finite stands in its worst element.
+    """
+    worst = metrics.worst
+    if error_class != "nonfinite" or worst is None or math.isfinite(worst.golden):
+        return DOES[error_class]
+    if math.isfinite(worst.candidate):
+        return "is finite where golden is not"
+    return f"is {worst.candidate} where golden is {worst.golden}"
+
+
+def _does(place: Finding) -> str:
+    onset = place.onset
+    return does(place.error_class, place.metrics if onset is None else onset.metrics)

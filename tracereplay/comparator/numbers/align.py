@@ -56,7 +56,7 @@ def index_pass(
     for step in _steps(trace, name, ranks[0], site_map):
         builder.step(step, [steps.get(step.number) for steps in others])
     index = builder.build()
-    return index if site_map is None else replace(index, pairs=site_map.pairs)
+    return index if site_map is None else replace(index, pairs=site_map.pairs, apart=site_map.apart)
 
 
 def _steps(trace: Trace, name: str, rank: int, site_map: SiteMap | None) -> Iterator[Step]:

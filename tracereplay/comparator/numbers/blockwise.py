@@ -167,7 +167,7 @@ def _add_job(
     operator, role = (site.operator, site.role) if site else ("", "")
     other = candidate.tables.get(key)
     every = np.arange(len(table.ids))
-    reason = _mismatch(table, other, key, candidate)
+    reason = golden.apart.get(key.site) or _mismatch(table, other, key, candidate)
     if other is None or reason is not None:
         calls.mark(table, every[:0], every)
         worklist.leave_out(key, reason or "", len(every))

@@ -225,6 +225,7 @@ class PassIndex:
         steps: in order.
         sampled: what each place's token was, by place; the last sampling stands.
         pairs: of golden in a candidate's naming: what of golden each site is.
+        apart: of golden: sites that are known to have no pair, with the reason.
     """
 
     calls: tuple[CallInfo, ...]
@@ -235,6 +236,7 @@ class PassIndex:
     steps: tuple[StepInfo, ...]
     sampled: Mapping[RowKey, Sampled]
     pairs: Mapping[str, Pair] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sampler(self) -> str | None:

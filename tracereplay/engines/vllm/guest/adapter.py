@@ -21,7 +21,7 @@ from tracereplay.engines.vllm.guest.parameters import tensor_names
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.rows_first import RowsFirst
-from tracereplay.workload import SAMPLING
+from tracereplay.sampling import SAMPLING, as_traces_keep_it
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
 
@@ -54,7 +54,7 @@ def plain_sampling(sampling: Any) -> dict[str, Any]:
     """The fields of vLLM's ``SamplingParams`` that a workload can hold and that are not the default."""
     plain = {name: getattr(sampling, name, None) for name in SAMPLING}
     default = type(sampling)()
-    return {k: v for k, v in plain.items() if v is not None and v != getattr(default, k, None)}
+    return as_traces_keep_it({k: v for k, v in plain.items() if v is not None and v != getattr(default, k, None)})
 
 
 def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:

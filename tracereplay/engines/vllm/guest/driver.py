@@ -13,6 +13,7 @@ from tracereplay.engines.protocol import serve, unknown_setting
 from tracereplay.engines.request import PassRequest
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
+from tracereplay.sampling import as_engines_take_it
 
 __all__ = ["main"]
 
@@ -60,7 +61,7 @@ class Driver:
 
         for number, prompt in enumerate(prompts):
             self._check(prompt, number)
-        parameters = [SamplingParams(detokenize=False, **p["sampling"]) for p in prompts]
+        parameters = [SamplingParams(detokenize=False, **as_engines_take_it(p["sampling"])) for p in prompts]
         inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
         self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
         if recording is not None:

@@ -1,0 +1,107 @@
+"""Sampling parameters that a workload may hold, by the names that engines share, and what each takes.
+
+Checked before an engine starts: what it would refuse a minute later, or take without a word (a temperature that is
+not a number).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tracereplay.checked import FLAG, Check, list_of
+from tracereplay.errors import WorkloadError
+
+__all__ = ["SAMPLING", "as_engines_take_it", "as_traces_keep_it", "check_sampling"]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _number(fits: Callable[[float], bool], words: str) -> Check:
+    return lambda value: _is_number(value) and fits(value), f"a number {words}".rstrip()
+
+
+def _integer(least: int) -> Check:
+    return lambda value: type(value) is int and value >= least, f"an integer of at least {least}"
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        str(token).isascii() and str(token).isdigit() and _is_number(bias) for token, bias in value.items()
+    )
+
+
+_PENALTY = _number(lambda value: -2 <= value <= 2, "from -2 to 2")
+
+SAMPLING: Mapping[str, Check] = {
+    "max_tokens": _integer(1),
+    "min_tokens": _integer(0),
+    "temperature": _number(lambda value: value >= 0, "of at least 0"),
+    "top_p": _number(lambda value: 0 < value <= 1, "above 0, of at most 1"),
+    "top_k": (
+        lambda value: type(value) is int and value >= -1,
+        "an integer, or -1 for all tokens",
+    ),
+    "min_p": _number(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "seed": (lambda value: type(value) is int and -(1 << 63) <= value < 1 << 63, "an integer of 64 bits"),
+    "n": _integer(1),
+    "logprobs": _integer(0),
+    "prompt_logprobs": _integer(0),
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "repetition_penalty": _number(lambda value: value > 0, "above 0"),
+    "ignore_eos": FLAG,
+    "stop_token_ids": list_of(lambda value: type(value) is int and value >= 0, "token ids"),
+    "logit_bias": (_is_bias, "an object with a number for each token id"),
+    "bad_words": list_of(lambda value: isinstance(value, str) and value != "", "words"),
+}
+
+# What requests may ask for, and what cannot be asked for again yet: refused by name, not left out.
+_NOT_YET = frozenset(
+    {
+        "allowed_token_ids", "best_of", "echo", "guided_choice", "guided_grammar", "guided_json",
+        "guided_regex", "include_stop_str_in_output", "logits_processors", "lora_request", "response_format",
+        "skip_special_tokens", "stop", "structured_outputs", "suffix", "truncate_prompt_tokens",
+    }
+)  # fmt: skip
+
+
+def check_sampling(sampling: Mapping[str, Any], where: str) -> None:
+    """Raises WorkloadError for a parameter that is unknown or has a value that no engine takes; None is not given.
+
+    Args:
+        sampling: the parameters.
+        where: who gave them, for the message: ``Line 3 of prompts.jsonl``.
+    """
+    for name, value in sampling.items():
+        if name not in SAMPLING:
+            raise WorkloadError(f"{where} {_why_not(name)}")
+        fits, words = SAMPLING[name]
+        if value is not None and not fits(value):
+            raise WorkloadError(f"{where}: {name} is {value!r:.60}; it must be {words}.")
+
+
+def _why_not(name: str) -> str:
+    if name in _NOT_YET:
+        return f"asks for {name}, which cannot be recorded and replayed yet; leave it out."
+    close = difflib.get_close_matches(name, SAMPLING, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {sorted(SAMPLING)}."
+    return f"has the unknown key {name!r}; {hint}"
+
+
+def as_engines_take_it(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """``sampling`` with token ids as numbers: keys of JSON are strings."""
+    bias = sampling.get("logit_bias")
+    if bias is None:
+        return dict(sampling)
+    return {**sampling, "logit_bias": {int(token): float(value) for token, value in bias.items()}}
+
+
+def as_traces_keep_it(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `as_engines_take_it`; keys in traces are strings, as in JSON."""
+    bias = sampling.get("logit_bias")
+    return dict(sampling) if bias is None else {**sampling, "logit_bias": {str(k): v for k, v in bias.items()}}
