@@ -157,8 +157,9 @@ def _of_group(mine: list[Site], theirs: list[Site]) -> list[Pair]:
 def _in_one_order(mine: Sequence[Site], theirs: Sequence[Site]) -> bool:
     """Whether both sides give the outputs of a weight in one order.
 
-    A checkpoint may hold q, k and v of all heads in one tensor, head by head. An engine whose operator knows of key
-    and value heads has put them one after another as it loaded that tensor; another's gives them as they are stored.
+    A checkpoint may hold q, k and v of all heads in one tensor, head by head. An operator that knows of key and
+    value heads gives q, k and v one after another: its engine reordered the tensor as it loaded it. An operator
+    that does not gives them as they are stored.
     """
     if len(mine) != 1 or len(theirs) != 1 or len(_tensors(mine[0])) != 1:
         return True
