@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.vllm.guest.choose import generation
+from tracereplay.engines.vllm.guest.operators import of_transformers
 from tracereplay.storage.model_config import read_model_config
 
 __all__ = ["describe", "describe_process"]
@@ -71,6 +72,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     """
     settings = {name: _first(config, paths) for name, paths in _SETTINGS.items()}
     settings["engine_generation"] = generation(runner)
+    settings["model_impl"] = "transformers" if of_transformers(_model(runner)) else "vllm"
     settings["attention_backend"] = _attention_backend(runner)
     if settings["engine_generation"] == "V0":
         settings["logprobs_mode"] = "processed_logprobs"  # V0 has no such setting and reports what it samples from
@@ -118,6 +120,11 @@ def _plain(value: Any) -> Any:
     if callable(value) and not hasattr(value, "name"):
         return str(getattr(value, "__qualname__", type(value).__name__))  # its repr contains an address
     return getattr(value, "name", None) or str(value)
+
+
+def _model(runner: Any) -> Any:
+    """The model, out of any wrapper that captures graphs where the runner has a way to it."""
+    return runner.get_model() if hasattr(runner, "get_model") else runner.model
 
 
 def _attention_backend(runner: Any) -> str | None:

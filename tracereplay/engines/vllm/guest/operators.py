@@ -25,7 +25,7 @@ from tracereplay.event import Layout, Site
 from tracereplay.hooks.census import ENTRIES
 from tracereplay.hooks.taps import slot_of, tap
 
-__all__ = ["batched", "find_operators", "is_operator", "layouts", "tap_operators"]
+__all__ = ["batched", "find_operators", "is_operator", "layouts", "of_transformers", "tap_operators"]
 
 _OPERATORS = frozenset(
     {
@@ -130,14 +130,18 @@ def _entries(module: torch.nn.Module, *, eager: bool) -> dict[str, Callable[...,
 _FLAT = frozenset({"attention", "logits", "sampler", "experts"})
 
 
+def of_transformers(model: torch.nn.Module) -> bool:
+    """Whether transformers defines the model, which vLLM runs with its own operators put in."""
+    modules = (base.__module__ for base in type(model).__mro__)
+    return any(name.startswith("vllm.") and ".transformers" in name for name in modules)
+
+
 def batched(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
     """Slots whose tensors have a leading dimension of one before their rows.
 
     Models of transformers are written for ``[batch, rows, hidden]``; vLLM's backend for them runs a batch of one.
     """
-    if not any(
-        ".transformers" in base.__module__ for base in type(model).__mro__ if base.__module__.startswith("vllm")
-    ):
+    if not of_transformers(model):
         return frozenset()
     return frozenset(site.slot for site in sites if site.role not in _FLAT)
 

@@ -1,0 +1,83 @@
+"""Models whose operators engines call, name and feed in other ways: all are seen, fed and compared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import ROOT, Engines, greedy
+
+from tracereplay.census import Census
+from tracereplay.comparator import Policy, compare_traces
+from tracereplay.trace import Trace
+from tracereplay.verdict import Verdict
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = greedy(24, 9, 1, max_tokens=6)
+# Tokens and logprobs of these random models may differ where operators only round differently.
+LOOSE = Policy(logprob_max_abs=1.0, differing_tokens=18)
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Qwen3 with random weights: norms on q and k, which V0 calls by ``forward_native``."""
+    out = tmp_path_factory.mktemp("models") / "qwen3"
+    script = ROOT / "fixtures" / "make_random_model.py"
+    sizes = ["--layers", "2", "--hidden", "128", "--heads", "4", "--kv-heads", "2", "--intermediate", "256"]
+    subprocess.run([sys.executable, str(script), "qwen3", str(out), *sizes], check=True)
+    return out
+
+
+def census(trace: Trace, name: str) -> Census:
+    found = [step.census for step in trace.steps(name) if step.census is not None]
+    assert found, f"no census in {name}"
+    return found[-1]
+
+
+def beyond(verdict: Verdict) -> list[str]:
+    operators = [o.site for o in verdict.operators if o.error_class in ("exceeds", "nonfinite")]
+    return operators + [f"into {e.site}" for e in verdict.edges if e.error_class in ("exceeds", "nonfinite")]
+
+
+def test_norms_that_a_model_calls_past_forward_are_seen_and_compared(
+    engines: Engines, single_process: Mapping[str, str], qwen3: Path
+) -> None:
+    golden = engines.start("v0", qwen3).record(*PROMPTS)
+    calls = {call.site for step in golden.steps("record") for call in step.calls}
+    norms = {f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_norm", "k_norm")}
+    assert norms <= calls
+    assert not [note for step in golden.steps("record") for note in step.notes if "did not run" in note]
+    candidate = engines.start("v1", qwen3, single_process).replay(golden)
+    for found in (census(golden, "record"), census(candidate, "rerun")):
+        assert (found.unobserved, found.parameters) == ((), ()), found
+    verdict = compare_traces(golden, candidate, LOOSE)
+    assert beyond(verdict) == []
+    assert norms <= {o.site for o in verdict.operators}
+    assert verdict.coverage.share == 1.0
+    assert verdict.coverage.census.unobserved == ()
+
+
+def test_a_model_of_transformers_is_fed_and_compared_row_by_row(
+    engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    golden = engines.start("v1", env=single_process).record(*PROMPTS)
+    backend = engines.start("v1", env=single_process, model_impl="transformers")
+    candidate = backend.replay(golden)
+    assert census(candidate, "rerun").unobserved == ()
+    fed = [c for step in candidate.steps("injected") for c in step.calls if c.site.endswith("down_proj")]
+    assert {call.fed for call in fed} == {(0,)}
+    assert {len(call.inputs[0].shape) for call in fed} == {2}
+    verdict = compare_traces(golden, candidate, LOOSE)
+    assert beyond(verdict) == []
+    assert [(d.name, d.golden, d.candidate) for d in verdict.settings_diff if d.name == "model_impl"] == [
+        ("model_impl", "vllm", "transformers")
+    ]
+    norms = [o for o in verdict.operators if "Norm" in o.operator]
+    assert len(norms) == 11
+    assert {o.error_class for o in norms} <= {"identical", "rounding", "biased"}
+    left_out = {left.site for left in verdict.coverage.not_compared if "no such site" in left.reason}
+    assert all(site.endswith("rotary_emb") for site in left_out), left_out
