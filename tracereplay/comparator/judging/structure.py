@@ -42,8 +42,12 @@ def _before(index: PassIndex, site: str, shared: Collection[str]) -> tuple[str, 
 
 
 def built_otherwise(golden: Site | None, candidate: Site | None) -> tuple[tuple[str, Any, Any], ...]:
-    """Configuration in which an operator differs, of what both sides recorded: name, golden, candidate."""
+    """Configuration in which an operator differs, of what both sides recorded: name, golden, candidate.
+
+    What an operator is called is no configuration, though some keep their own name.
+    """
     if golden is None or candidate is None:
         return ()
     mine, theirs = golden.config, candidate.config
-    return tuple((key, mine[key], theirs[key]) for key in mine if key in theirs and mine[key] != theirs[key])
+    shared = (key for key in mine if key in theirs and theirs[key] != candidate.name)
+    return tuple((key, mine[key], theirs[key]) for key in shared if mine[key] != theirs[key])
