@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import ROOT, Engines, greedy
+from engine_support import ROOT, Engines, Launch, find_engine, greedy
 
 from tracereplay.census import Census
 from tracereplay.comparator import Policy, compare_traces
+from tracereplay.errors import WorkloadError
+from tracereplay.launch import EngineProcess
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
 
@@ -81,3 +84,42 @@ def test_a_model_of_transformers_is_fed_and_compared_row_by_row(
     assert {o.error_class for o in norms} <= {"identical", "rounding", "biased"}
     left_out = {left.site for left in verdict.coverage.not_compared if "no such site" in left.reason}
     assert all(site.endswith("rotary_emb") for site in left_out), left_out
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "said"),
+    [("nosuch", "NoSuchForCausalLM", "vLLM cannot run the model"), ("bert", "BertModel", "generates no text")],
+)
+def test_a_model_that_cannot_be_recorded_is_refused_in_a_sentence_before_it_is_loaded(
+    tmp_path: Path, model_type: str, architecture: str, said: str
+) -> None:
+    config = {
+        "model_type": model_type, "architectures": [architecture], "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 300, "max_position_embeddings": 64,
+    }  # fmt: skip
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    engine = find_engine("v1")
+    launch = Launch("v1", engine.python, engine.env, engine.settings)
+    with pytest.raises(WorkloadError, match=said) as raised:
+        EngineProcess(launch, model=model, settings={}).close()
+    assert raised.value.exit_code == 2
+    assert "\n" not in str(raised.value)
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_a_sentence(
+    engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    running = engines.start("v1", env=single_process)
+    with pytest.raises(WorkloadError, match="Prompt 1 has 512 tokens, and the engine's max_model_len is 512"):
+        running.generate(*greedy(3, 512))
+
+
+def test_a_logit_bias_is_kept_and_applied(engines: Engines, single_process: Mapping[str, str]) -> None:
+    biased = greedy(5, max_tokens=3, logit_bias={"7": 100.0})
+    running = engines.start("v1", env=single_process)
+    golden = running.record(*biased)
+    assert [s.token for step in golden.steps("record") for s in step.sampled] == [7, 7, 7]
+    verdict = compare_traces(golden, running.replay(golden))
+    assert (verdict.verdict, verdict.tokens.differing) == ("match", 0)

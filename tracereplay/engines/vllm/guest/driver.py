@@ -17,6 +17,8 @@ from tracereplay.sampling import as_engines_take_it
 
 __all__ = ["main"]
 
+# Arguments that say nothing of the model, and that vLLM itself turns into objects.
+_NOT_THE_MODEL = ("compilation_config", "kv_transfer_config", "speculative_config")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 
 
@@ -40,6 +42,7 @@ class Driver:
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
+        _check_generates(EngineArgs, arguments)
         self._llm = LLM(**arguments)
         self._vocab = int(self._llm.llm_engine.model_config.get_vocab_size())
         described = self._control({"do": "describe"})
@@ -82,6 +85,12 @@ class Driver:
             raise WorkloadError(
                 f"Prompt {number} has the token id {wrong[0]}; the model's vocabulary ends at {self._vocab - 1}."
             )
+        length, most = len(prompt["prompt_token_ids"]), int(self._llm.llm_engine.model_config.max_model_len)
+        if length >= most:
+            raise WorkloadError(
+                f"Prompt {number} has {length} tokens, and the engine's max_model_len is {most}; give a shorter "
+                "prompt or a larger max_model_len (--set max_model_len=N)."
+            )
 
     def _next_request(self) -> int:
         return int(self._llm.request_counter.counter)
@@ -99,6 +108,34 @@ class Driver:
             if "error" in answer:
                 raise _remote_error(answer)
         return answers
+
+
+def _check_generates(engine_args: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises WorkloadError for a model that vLLM does not know, or that generates no text, before it is loaded.
+
+    What else is wrong with the arguments vLLM says itself, in a moment.
+    """
+    given = {name: value for name, value in arguments.items() if name not in _NOT_THE_MODEL}
+    try:
+        config = engine_args(**given).create_model_config()
+    except ValueError as error:
+        said = _first_sentence(error)
+        if "model type" in said or "architectures" in said:
+            raise WorkloadError(f"vLLM cannot run the model at {arguments['model']}: {said}") from error
+        return
+    if config.runner_type not in ("generate", "draft"):
+        kinds = ", ".join(getattr(config.hf_config, "architectures", None) or [str(config.runner_type)])
+        raise WorkloadError(
+            f"The model at {arguments['model']} ({kinds}) embeds or classifies and generates no text; only models "
+            "that generate can be recorded."
+        )
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What an error says, in a line: those of a validation begin with how many there are."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if "Value error, " in line), lines[0] if lines else type(error).__name__)
+    return said.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") + "."
 
 
 def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:
