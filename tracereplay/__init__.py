@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracereplay.trace import Trace, open_trace
 else:
-    from tracereplay.lazily import names_of
+    from tracereplay.lazily import imported_on_use
 
-    __getattr__ = names_of(
+    __getattr__ = imported_on_use(
         __name__,
         {
             "tracereplay.trace": ("Trace", "open_trace"),

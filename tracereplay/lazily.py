@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-__all__ = ["names_of"]
+__all__ = ["imported_on_use"]
 
 
-def names_of(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+def imported_on_use(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package.
 
     Args:

@@ -7,9 +7,9 @@ if TYPE_CHECKING:
     from tracereplay.comparator.numbers.policy_file import load_policy
     from tracereplay.comparator.numbers.tolerance import Policy, Rule
 else:
-    from tracereplay.lazily import names_of
+    from tracereplay.lazily import imported_on_use
 
-    __getattr__ = names_of(
+    __getattr__ = imported_on_use(
         __name__,
         {
             "tracereplay.comparator.judging.outcome": ("compare_traces",),

@@ -6,9 +6,9 @@ if TYPE_CHECKING:
     from tracereplay.environments.create import Created, create_engine, remove_engine
     from tracereplay.environments.registry import Engine, add_engine, list_engines, load_engine
 else:
-    from tracereplay.lazily import names_of
+    from tracereplay.lazily import imported_on_use
 
-    __getattr__ = names_of(
+    __getattr__ = imported_on_use(
         __name__,
         {
             "tracereplay.environments.create": ("Created", "create_engine", "remove_engine"),

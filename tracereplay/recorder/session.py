@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -23,33 +23,16 @@ from tracereplay.hooks.census import Census
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.options import KERNEL, Options
+from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
 
-__all__ = ["Replacement", "Session"]
+__all__ = ["Session"]
 
 
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 CHECKED_CALLS = 2  # per site, for arguments written in place: a comparison costs as much as a copy
-
-
-class Replacement(Protocol):
-    """Replaces values by recorded ones."""
-
-    feeds: bool  # whether it shall give every call what the recorded one was given
-
-    def rows(
-        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
-    ) -> torch.Tensor | None:
-        """``like`` with the recorded value of each known row (as a new tensor), None if no row is known.
-
-        Args:
-            inputs: number of tensors that the call is given; None if it is not known.
-        """
-
-    def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
-        """The recorded operator's inputs that a fed input ``index`` stands for."""
 
 
 def _hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:

@@ -89,8 +89,7 @@ class PendingStep:
             while (slot, number) in self._calls:
                 number += 1
         self._begun[slot] = number + 1
-        call = OpenCall(slot, number, list(rows), {}, {}, {}, [] if self.feeds else None)
-        self.latest[slot] = self._calls[slot, number] = call
+        self.latest[slot] = call = self._new_call(slot, number, rows)
         return call
 
     def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
@@ -101,15 +100,19 @@ class PendingStep:
         self._fired[key] = number + 1
         call = self._calls.get((slot, number))
         if call is None:
-            call = self._calls[(slot, number)] = OpenCall(
-                slot, number, list(rows), {}, {}, {}, [] if self.feeds else None
-            )
+            call = self._new_call(slot, number, rows)
         if side == "out":
             call.rows[1] = rows[1]  # a sampler knows only afterwards which rows yielded a token
             call.outputs[index] = place
         else:
             call.inputs[index] = place
         self.latest[slot] = call
+
+    def _new_call(self, slot: int, number: int, rows: tuple[RowMap, RowMap]) -> OpenCall:
+        call = self._calls[slot, number] = OpenCall(
+            slot, number, list(rows), {}, {}, {}, [] if self.feeds else None
+        )
+        return call
 
     def add_sampled(
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None

@@ -50,7 +50,7 @@ class GoldenRows:
     feeds = True
 
     def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
-        """See `recorder.session.Replacement`."""
+        """See `recorder.replacement.Replacement`."""
         return (0, 1) if self._golden.is_sum(slot, inputs) else (index,)
 
     def rows(

@@ -41,7 +41,7 @@ class CancelledRows:
     feeds = False
 
     def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
-        """See `recorder.session.Replacement`."""
+        """See `recorder.replacement.Replacement`."""
         return (index,)
 
     def rows(

@@ -76,7 +76,7 @@ class Finding:
         first_different, first_beyond: the first call with any difference, and with one out of tolerance.
         reason: why it could not be compared, if so.
         pair: what of golden's the site is; None where that was not asked.
-        inputs: see `align.Table.sums`.
+        inputs: see `tables.Table.sums`.
     """
 
     key: TableKey

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tracereplay.engines.toy.runs import record, replay, workload
     from tracereplay.engines.toy.weights import HEAD, HEADS, KV_HEADS, LAYERS, VOCABULARY, Update
 else:
-    from tracereplay.lazily import names_of
+    from tracereplay.lazily import imported_on_use
 
-    __getattr__ = names_of(
+    __getattr__ = imported_on_use(
         __name__,
         {
             "tracereplay.engines.toy.flaws": ("EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw"),

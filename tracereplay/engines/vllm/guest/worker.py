@@ -33,7 +33,8 @@ from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen
 from tracereplay.passes import INJECTED, RECORD
 from tracereplay.recorder.options import Options
-from tracereplay.recorder.session import Replacement, Session
+from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.session import Session
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables

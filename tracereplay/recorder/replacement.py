@@ -1,0 +1,30 @@
+"""What a pass gives operators in place of the values that arrive; `replayer` has the kinds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from tracereplay.event import RowMap
+
+__all__ = ["Replacement"]
+
+
+class Replacement(Protocol):
+    """Replaces values by recorded ones."""
+
+    feeds: bool  # whether it shall give every call what the recorded one was given
+
+    def rows(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
+    ) -> torch.Tensor | None:
+        """``like`` with the recorded value of each known row (as a new tensor), None if no row is known.
+
+        Args:
+            inputs: number of tensors that the call is given; None if it is not known.
+        """
+
+    def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
+        """The recorded operator's inputs that a fed input ``index`` stands for."""
