@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+# Tests that run the whole program, or a process of its own, as a user does: everything else is a unit test.
+PROGRAM = (
+    "cli", "environments/test_create.py", "environments/test_engine_command.py", "environments/test_fixups.py",
+    "fuzz/test_fuzz.py", "launch/test_child.py", "recorder/test_faulty_disk.py", "recorder/test_writer_process.py",
+    "toy/test_toy_family.py", "test_wheel.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here)
+        if any(place.is_relative_to(part) for part in PROGRAM):
+            item.add_marker("program")
 
 
 @pytest.fixture(scope="module", autouse=True)

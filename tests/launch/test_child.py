@@ -147,9 +147,10 @@ assert other.wait() == -9
 def test_the_terminal_belongs_to_the_command_and_then_comes_back() -> None:
     """Ctrl-C goes to the command alone, and it may read what is typed."""
     program = PARENT + "\n"
+    # It waits for the signal blocked: a handler may miss one that comes just before `input` reads.
     inner = (
-        "import signal; n = []; signal.signal(2, lambda *_: (n.append(1), print('heard', flush=True))); "
-        "print('ready', flush=True); print('in', input(), len(n))"
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {2}); print('ready', flush=True); "
+        "signal.sigwait({2}); print('heard', flush=True); print('in', input(), 1 + len(signal.sigpending()))"
     )
     outer = program.replace("sys.exit(code", "print('out', input()); sys.exit(code")
     pid, terminal = pty.fork()
