@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,18 @@ def test_an_engine_killed_while_generating_leaves_every_finished_step(
         for call in step.calls:
             for value in (*call.inputs, *call.outputs):
                 value.load()
+
+
+def test_the_error_of_the_engines_own_process_is_told(engines: Engines, tmp_path: Path) -> None:
+    """What it raises there is not what this side is told: that another process has failed."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights.replace(b"model.norm.weight", b"model.nope.weight"))
+    told = r"(KeyError|ValueError): .*nope.* \(in its process \w+\):"
+    with pytest.raises(EngineFailed, match=told) as failed:
+        engines.start("v1", model)
+    assert "load_weights" in failed.value.last_lines
 
 
 def _growing(folder: Path) -> Path:

@@ -6,12 +6,15 @@ other runs in the engine's own processes; its modules are named here: a driver, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-__all__ = ["ROLES", "Alone", "Compiled", "Family", "Operator", "Plan", "Planner", "Role", "Tensor", "Versions"]
+__all__ = [
+    "ROLES", "Alone", "Compiled", "Family", "Operator", "Plan", "Planner", "Role", "RootCause", "Tensor",
+    "Versions",
+]  # fmt: skip
 
 Versions: TypeAlias = Mapping[str, "str | None"]
 
@@ -105,6 +108,21 @@ class Compiled:
     remedies: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RootCause:
+    """The error of another of an engine's processes, which ended the engine.
+
+    Args:
+        error: its last line, as ``KeyError: 'x'``.
+        process: that process's name in the log.
+        lines: its traceback.
+    """
+
+    error: str
+    process: str
+    lines: tuple[str, ...]
+
+
 class Family(Protocol):
     """One family of engines; properties are constants."""
 
@@ -166,6 +184,14 @@ class Family(Protocol):
 
     def operator(self, name: str) -> Operator:
         """What is known of the operator class ``name``."""
+
+    def root_cause(self, error: str, log: Iterable[str]) -> RootCause | None:
+        """Why an engine failed, where ``error`` only says that another of its processes did; None if not known.
+
+        Args:
+            error: what the driver raised.
+            log: the lines that the engine printed.
+        """
 
     def write_model(self, directory: Path) -> Mapping[str, Any]:
         """Writes a small model for trying an engine; returns the settings that it needs."""

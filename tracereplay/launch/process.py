@@ -33,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 LAST_LINES = 25
+_LOG_READ = 4 << 20  # bytes of a log in which a cause is looked for
 LOG_BEGINS = b"# tracereplay: the engine "
 
 
@@ -124,6 +125,7 @@ class EngineProcess:
         taps: bool = True,
     ) -> None:  # fmt: skip
         self.name = engine.name
+        self._family = family_named(engine.family)
         self._log_file = (
             tempfile.NamedTemporaryFile("w+b", prefix="tracereplay-", suffix=".log")  # noqa: SIM115
             if log is None
@@ -131,7 +133,7 @@ class EngineProcess:
         )
         self._log_begins = self._log_file.tell()
         self._process = subprocess.Popen(
-            [engine.python, "-m", family_named(engine.family).driver],
+            [engine.python, "-m", self._family.driver],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
             env=guest_environment(engine) | ({} if taps else {NO_TAPS: "1"}),
             start_new_session=True, text=True, encoding="utf-8",
@@ -193,12 +195,15 @@ class EngineProcess:
 
     def last_lines(self) -> str:
         """The end of what the engine printed."""
+        return "\n".join(self._printed(20000)[-LAST_LINES:])
+
+    def _printed(self, most: int) -> list[str]:
+        """The lines that the engine printed, of at most the log's last ``most`` bytes."""
         self._log_file.flush()
         with open(self._log_file.name, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_begins, size - 20000))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-        return "\n".join(lines[-LAST_LINES:])
+            file.seek(max(self._log_begins, size - most))
+            return file.read().decode("utf-8", "replace").splitlines()
 
     def close(self) -> None:
         """Ends the engine and every process that it started."""
@@ -226,6 +231,9 @@ class EngineProcess:
 
     def _error(self, answer: Mapping[str, Any]) -> TracereplayError:
         if answer.get("crashed"):
+            if cause := self._family.root_cause(answer["error"], self._printed(_LOG_READ)):
+                message = f"The engine {self.name!r} failed with {cause.error} (in its process {cause.process}):"
+                return EngineFailed(message, "\n".join(cause.lines[-LAST_LINES:]))
             message = f"The engine {self.name!r} failed with {answer['error']}; its last lines were:"
             return EngineFailed(message, self.last_lines())
         kinds = {"UsageError": UsageError, "WorkloadError": WorkloadError, "Unsupported": Unsupported}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tracereplay.engines.family import Operator, Versions
+from tracereplay.engines.family import Operator, RootCause, Versions
 from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.engines.toy.roles import OPERATORS
 
@@ -53,6 +53,9 @@ class _Toy:
 
     def operator(self, name: str) -> Operator:
         return OPERATORS[name]
+
+    def root_cause(self, error: str, log: Iterable[str]) -> RootCause | None:
+        return None  # it is one process
 
     def write_model(self, directory: Path) -> Mapping[str, Any]:
         """A checkpoint with weights of its own."""

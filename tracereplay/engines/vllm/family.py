@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tracereplay.engines.family import Alone, Compiled, Operator, Versions
+from tracereplay.engines.family import Alone, Compiled, Operator, RootCause, Versions
 from tracereplay.engines.vllm.alone.known import plan
+from tracereplay.engines.vllm.failures import root_cause
 from tracereplay.engines.vllm.roles import OPERATORS
 
 __all__ = ["VLLM"]
@@ -99,6 +100,9 @@ class _VLLM:
 
     def operator(self, name: str) -> Operator:
         return OPERATORS[name]
+
+    def root_cause(self, error: str, log: Iterable[str]) -> RootCause | None:
+        return root_cause(error, log)
 
     def write_model(self, directory: Path) -> Mapping[str, Any]:
         """The configuration of a tiny Llama, without weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -73,9 +74,13 @@ class Driver:
         started = time.perf_counter()
         try:
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
-        finally:
-            seconds = time.perf_counter() - started
-            ended = self._control({"do": "end"}) if recording is not None else []
+        except BaseException:
+            if recording is not None:
+                with contextlib.suppress(Exception):  # of an engine that is dead: its own error is to be told
+                    self._control({"do": "end"})
+            raise
+        seconds = time.perf_counter() - started
+        ended = self._control({"do": "end"}) if recording is not None else []
         requests = [r for number, output in enumerate(outputs) for r in _results(number, output)]
         return {"requests": requests, "seconds": seconds, "ranks": ended}
 
