@@ -30,7 +30,9 @@ GOOD: dict[str, Any] = {
     "max_tokens": 4, "min_tokens": 0, "temperature": 0, "top_p": 0.9, "top_k": -1, "min_p": 0.1, "seed": -3,
     "n": 2, "logprobs": 0, "prompt_logprobs": 1, "presence_penalty": -2, "frequency_penalty": 1.5,
     "repetition_penalty": 1.1, "ignore_eos": True, "stop_token_ids": [3], "logit_bias": {"7": 100.0},
-    "bad_words": ["no"],
+    "bad_words": ["no"], "stop": ["\n"], "skip_special_tokens": False, "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": True, "allowed_token_ids": [1, 2],
+    "structured_outputs": {"regex": "[ab]+", "whitespace_pattern": " "},
 }  # fmt: skip
 
 
@@ -60,6 +62,14 @@ def test_every_parameter_is_kept(tmp_path: Path) -> None:
         ("logit_bias", '{"7": NaN}', "a number for each token id"),
         ("logit_bias", "[7]", "a number for each token id"),
         ("bad_words", '[""]', "a list of words"),
+        ("stop", "[3]", "a list of texts"),
+        ("stop", '""', "a list of texts"),
+        ("allowed_token_ids", '["a"]', "a list of token ids"),
+        ("structured_outputs", "{}", "an object with one of json, regex"),
+        ("structured_outputs", '"a+"', "an object with one of json, regex"),
+        ("structured_outputs", '{"regex": "a", "choice": ["a"]}', "an object with one of json, regex"),
+        ("structured_outputs", '{"regex": 7}', "an object with one of json, regex"),
+        ("structured_outputs", '{"regex": "a", "backend": "x"}', "an object with one of json, regex"),
         ("seed", "1e3", "an integer"),
     ],
 )
@@ -79,18 +89,50 @@ def test_an_unknown_key_is_refused_with_what_it_may_have_meant(tmp_path: Path) -
     assert "known are" in refused(tmp_path, {"prompt": "a", "zzz": 1})
 
 
+SCHEMA = {"type": "object"}
+
+
 @pytest.mark.parametrize(
-    "body",
-    [{"stop": ["\n"]}, {"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}}],
-    ids=lambda body: next(iter(body)),
+    ("asked", "kept"),
+    [
+        ({"stop": ["\n", "a"]}, {"stop": ["\n", "a"]}),
+        ({"stop": "\n"}, {"stop": ["\n"]}),
+        ({"stop": None}, {}),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            {"structured_outputs": {"json": SCHEMA}},
+        ),
+        ({"structured_outputs": {"regex": "a"}}, {"structured_outputs": {"regex": "a"}}),
+        ({"guided_choice": ["a", "b"]}, {"structured_outputs": {"choice": ["a", "b"]}}),
+    ],
+    ids=lambda value: next(iter(value), "nothing"),
 )
-def test_what_a_batch_request_asks_for_is_not_dropped(tmp_path: Path, body: dict[str, Any]) -> None:
-    line = {"custom_id": "a", "body": {"model": "m", "prompt": "hi", **body}}
-    said = refused(tmp_path, line)
-    assert f"asks for {next(iter(body))}, which cannot be recorded and replayed yet" in said
-    assert read(
-        tmp_path, {"body": {"model": "m", "prompt": "hi", "stream": True, "max_tokens": 5, "stop": None}}
-    ) == [{"max_tokens": 5}]
+def test_what_a_batch_request_asks_for_is_kept(
+    tmp_path: Path, asked: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    line = {"custom_id": "a", "body": {"model": "m", "prompt": "hi", "stream": True, **asked}}
+    assert read(tmp_path, line) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"echo": True}, "asks for echo, which cannot be recorded and replayed yet"),
+        (
+            {"thinking_token_budget": 3},
+            "asks for thinking_token_budget, which cannot be recorded and replayed yet",
+        ),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "asks for 2 grammars"),
+        ({"response_format": {"type": "xml"}}, "must be of type text, json_object or json_schema"),
+        ({"response_format": "json"}, "must be of type text, json_object or json_schema"),
+    ],
+)
+def test_what_cannot_be_asked_for_again_is_refused_by_name(
+    tmp_path: Path, asked: dict[str, Any], expected: str
+) -> None:
+    assert expected in refused(tmp_path, {"body": {"model": "m", "prompt": "hi", **asked}})
 
 
 def test_batch_requests_to_an_adapter_are_refused(tmp_path: Path) -> None:

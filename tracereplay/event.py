@@ -20,6 +20,7 @@ from tracereplay.schemas import schema_arguments
 
 __all__ = [
     "COMPILED",
+    "UNAPPLIED",
     "Argument",
     "Call",
     "Constant",
@@ -319,6 +320,9 @@ class Sampled:
     logprob: float | None
 
 
+UNAPPLIED = "unapplied"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request as first seen in a step; kept if no workload describes the requests (a server).
@@ -327,7 +331,8 @@ class Request:
         request: its number.
         sequence: which of its samples.
         prompt_token_ids: the prompt.
-        sampling: sampling parameters that are not the engine's defaults.
+        sampling: sampling parameters that are not the engine's defaults; under `UNAPPLIED`, the names of those
+            that cannot be asked for again.
     """
 
     request: int

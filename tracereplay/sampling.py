@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tracereplay.checked import FLAG, Check, list_of
+from tracereplay.checked import FLAG, STRING, Check, list_of
 from tracereplay.errors import WorkloadError
 
-__all__ = ["SAMPLING", "as_engines_take_it", "as_traces_keep_it", "check_sampling"]
+__all__ = ["GRAMMARS", "SAMPLING", "as_engines_take_it", "as_traces_keep_it", "check_sampling", "in_our_words"]
 
 
 def _is_number(value: Any) -> bool:
@@ -32,6 +32,31 @@ def _integer(least: int) -> Check:
 def _is_bias(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         str(token).isascii() and str(token).isdigit() and _is_number(bias) for token, bias in value.items()
+    )
+
+
+# What may be generated is said by one of these; the others say how it is read.
+GRAMMARS: Mapping[str, Check] = {
+    "json": (lambda value: isinstance(value, (str, Mapping)), "a JSON schema"),
+    "regex": STRING,
+    "choice": list_of(lambda value: isinstance(value, str), "texts"),
+    "grammar": STRING,
+    "json_object": (lambda value: value is True, "true"),
+    "structural_tag": STRING,
+}
+_HOW_READ: Mapping[str, Check] = {
+    "disable_any_whitespace": FLAG,
+    "disable_additional_properties": FLAG,
+    "whitespace_pattern": STRING,
+}
+
+
+def _is_grammar(value: Any) -> bool:
+    takes = {**GRAMMARS, **_HOW_READ}
+    return (
+        isinstance(value, Mapping)
+        and len(GRAMMARS.keys() & value.keys()) == 1
+        and all(name in takes and takes[name][0](part) for name, part in value.items())
     )
 
 
@@ -58,14 +83,20 @@ SAMPLING: Mapping[str, Check] = {
     "stop_token_ids": list_of(lambda value: type(value) is int and value >= 0, "token ids"),
     "logit_bias": (_is_bias, "an object with a number for each token id"),
     "bad_words": list_of(lambda value: isinstance(value, str) and value != "", "words"),
+    "stop": list_of(lambda value: isinstance(value, str) and value != "", "texts"),
+    # How generated tokens are made into the text in which ``stop`` is looked for.
+    "skip_special_tokens": FLAG,
+    "spaces_between_special_tokens": FLAG,
+    "include_stop_str_in_output": FLAG,
+    "allowed_token_ids": list_of(lambda value: type(value) is int and value >= 0, "token ids"),
+    "structured_outputs": (_is_grammar, f"an object with one of {', '.join(GRAMMARS)}"),
 }
 
 # What requests may ask for, and what cannot be asked for again yet: refused by name, not left out.
 _NOT_YET = frozenset(
     {
-        "allowed_token_ids", "best_of", "echo", "guided_choice", "guided_grammar", "guided_json",
-        "guided_regex", "include_stop_str_in_output", "logits_processors", "lora_request", "response_format",
-        "skip_special_tokens", "stop", "structured_outputs", "suffix", "truncate_prompt_tokens",
+        "best_of", "echo", "extra_args", "logits_processors", "lora_request", "repetition_detection", "suffix",
+        "thinking_token_budget", "truncate_prompt_tokens",
     }
 )  # fmt: skip
 
@@ -83,6 +114,47 @@ def check_sampling(sampling: Mapping[str, Any], where: str) -> None:
         fits, words = SAMPLING[name]
         if value is not None and not fits(value):
             raise WorkloadError(f"{where}: {name} is {value!r:.60}; it must be {words}.")
+
+
+def in_our_words(request: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A request in which what servers take in several ways is said in one.
+
+    ``response_format`` and ``guided_*`` become ``structured_outputs``, a single stop text becomes a list.
+
+    Raises:
+        WorkloadError: it asks for two grammars, or for a format that is unknown.
+    """
+    found = dict(request)
+    grammars = [{name.removeprefix("guided_"): found.pop(name)} for name in _GUIDED if found.get(name) is not None]
+    if (asked := found.pop("response_format", None)) is not None:
+        grammars += _of_format(asked, where)
+    if found.get("structured_outputs") is not None:
+        grammars.append(found.pop("structured_outputs"))
+    if len(grammars) > 1:
+        raise WorkloadError(f"{where} asks for {len(grammars)} grammars; give one, as structured_outputs.")
+    if grammars:
+        found["structured_outputs"] = grammars[0]
+    if isinstance(found.get("stop"), str):
+        found["stop"] = [found["stop"]]
+    return found
+
+
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+
+
+def _of_format(asked: Any, where: str) -> list[dict[str, Any]]:
+    """What OpenAI's ``response_format`` asks for; nothing for plain text."""
+    kind = asked.get("type") if isinstance(asked, Mapping) else None
+    if kind == "text":
+        return []
+    if kind == "json_object":
+        return [{"json_object": True}]
+    described = asked.get("json_schema") if kind == "json_schema" else None
+    if isinstance(described, Mapping) and isinstance(described.get("schema"), Mapping):
+        return [{"json": described["schema"]}]
+    raise WorkloadError(
+        f"{where}: response_format is {asked!r:.60}; it must be of type text, json_object or json_schema."
+    )
 
 
 def _why_not(name: str) -> str:

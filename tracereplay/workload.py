@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.errors import WorkloadError
-from tracereplay.sampling import check_sampling
+from tracereplay.sampling import check_sampling, in_our_words
 
 __all__ = ["Drawn", "Prompt", "Workload", "read_prompts"]
 
@@ -139,7 +139,7 @@ def _check_one_model(requests: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _prompt(request: dict[str, Any], where: str, defaults: Mapping[str, Any]) -> Prompt:
-    data = _unbatched(request, where)
+    data = in_our_words(_unbatched(request, where), where)
     sampling = {**defaults, **{k: v for k, v in data.items() if k not in _PROMPT}}
     check_sampling(sampling, where)
     return Prompt(_token_ids(data, where), _text(data, where), sampling)

@@ -175,13 +175,16 @@ class Server:
                 if self._stop.wait(0.05):
                     return
 
-    def ask(self, kind: str, text: str, tokens: int, chance: random.Random, abort: int | None = None) -> Answer:
-        """Asks once; hangs up after ``abort`` pieces of a streamed answer."""
+    def ask(
+        self, kind: str, text: str, tokens: int, chance: random.Random, abort: int | None = None, **more: Any
+    ) -> Answer:
+        """Asks once, for ``more`` than usual; hangs up after ``abort`` pieces of a streamed answer."""
         answer = Answer(kind)
         self.answers.append(answer)
         body: dict[str, Any] = {
             "model": MODEL, "max_tokens": tokens, "ignore_eos": True, "return_token_ids": True,
             "temperature": chance.choice([0.0, 0.8]), "stream": kind.startswith("streamed"),
+            **more,
         }  # fmt: skip
         if kind.endswith("chat"):
             body["messages"], path = [{"role": "user", "content": text}], "/v1/chat/completions"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_support import Engines, find_engine
@@ -66,6 +67,47 @@ def test_a_server_that_is_asked_to_end_loses_nothing_that_a_client_has(
         verdict = engines.start("v1", env=single_process).verdict(trace).as_dict()
         assert verdict["first_divergence"] is None
         assert verdict["tokens"]["first_divergence"] is None
+
+
+def test_requests_are_replayed_as_they_were(
+    serve: Callable[[], Server], engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    """Each of what a request may ask for changes what is generated: without it, a replay diverges."""
+    server = serve()
+    server.wait_until_ready()
+    chance = random.Random(7)
+    greedy = {"temperature": 0.0, "ignore_eos": False}
+    plain = server.ask("completion", "what comes of itself", 12, chance, **greedy)
+    asked: dict[str, dict[str, Any]] = {
+        "grammar": {"structured_outputs": {"regex": "[ab]{4,8}"}},
+        "format": {"response_format": {"type": "json_object"}},
+        "penalty": {"repetition_penalty": 1.9, "presence_penalty": 1.5, "frequency_penalty": 1.5},
+        "bias": {"logit_bias": {"65": 100}},
+        "allowed": {"allowed_token_ids": [70, 71, 72]},
+        "words": {"bad_words": [chr(plain.tokens[0])]},
+        "stop": {"stop": [chr(plain.tokens[3])]},
+    }
+    for what, more in asked.items():
+        text = "what comes of itself" if what in ("words", "stop") else f"asked for {what}"
+        assert server.ask("completion", text, 12, chance, **greedy, **more).finished
+    unusual = server.ask("completion", "more than a replay can ask", 6, chance, **greedy, vllm_xargs={"x": 1})
+    assert unusual.finished
+    server.kill(signal.SIGTERM, "parent")
+    server.wait()
+    trace = open_trace(server.out)
+    sampling = [dict(prompt.sampling) for prompt in trace.run.prompts]
+    assert [
+        set(more) - {"response_format"} <= set(s) for more, s in zip(asked.values(), sampling[1:], strict=False)
+    ]
+    assert sampling[1]["structured_outputs"] == {"regex": "[ab]{4,8}"}
+    assert sampling[2]["structured_outputs"] == {"json_object": True}
+    assert sampling[4]["logit_bias"] == {"65": 100.0}
+    assert sampling[7]["stop"] == [chr(plain.tokens[3])]
+    assert any("Request 8 asked for extra_args" in note for note in trace.run.notes)
+    verdict = engines.start("v1", env=single_process).verdict(trace)
+    assert verdict.verdict == "match", verdict.reasons
+    assert verdict.tokens.differing == 0
+    assert verdict.coverage.share == 1.0
 
 
 @pytest.mark.parametrize("kind", ["parent", "worker", "writer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from tracereplay.sampling import SAMPLING
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +23,7 @@ __all__ = ["sampling_refusal", "setting_refusal", "variable_refusal"]
 NESTED = ("compilation_config", "hf_overrides")  # arguments some of whose fields a trace may set
 MOST = 4096  # members of a list
 LARGEST = 1 << 40
+LONGEST = 1 << 16  # characters of a grammar
 _WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _OP = re.compile(r"[+-]?[a-z][a-z0-9_]{0,63}", re.ASCII)
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -53,6 +57,12 @@ def _biases(value: Any) -> bool:
     )  # fmt: skip
 
 
+def _grammar(value: Any) -> bool:
+    """A schema may be large, and an engine compiles it: a stranger's is bounded."""
+    fits, _ = SAMPLING["structured_outputs"]
+    return fits(value) and len(json.dumps(value)) <= LONGEST
+
+
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "flag": (lambda value: type(value) is bool, "true or false"),
     "whole": (_whole, f"a whole number up to {LARGEST}"),
@@ -60,6 +70,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "number": (_number, "a finite number"),
     "wholes": (lambda value: _short(value, _whole), f"a list of at most {MOST} whole numbers"),
     "texts": (lambda value: _short(value, lambda x: isinstance(x, str)), f"a list of at most {MOST} texts"),
+    "grammar": (_grammar, f"one grammar of at most {LONGEST} characters"),
     "biases": (_biases, "numbers by token id"),
     "word": (_text(_WORD), "a name in capitals"),
     "ops": (lambda value: _short(value, _text(_OP)), "a list of operator names, each prefixed with + or -"),

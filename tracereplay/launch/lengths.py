@@ -34,7 +34,9 @@ def _limited(prompt: Prompt, tokens: int) -> Prompt:
     """At least one token, since engines refuse to generate none."""
     asked = prompt.sampling.get("max_tokens")
     limit = max(1, tokens if asked is None else min(tokens, int(asked)))
-    sampling = {**prompt.sampling, "max_tokens": limit}
+    # Stop texts are found by a server's front end, while its engine may already have computed the next token: they
+    # are in the recorded length.
+    sampling = {k: v for k, v in prompt.sampling.items() if k != "stop"} | {"max_tokens": limit}
     if sampling.get("min_tokens"):
         sampling["min_tokens"] = min(int(sampling["min_tokens"]), limit)
     return replace(prompt, sampling=sampling)

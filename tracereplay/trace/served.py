@@ -6,10 +6,11 @@ asked of the engines, and of which, stands in the segments too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracereplay.errors import DamagedTrace
+from tracereplay.event import UNAPPLIED, Request
 from tracereplay.passes import RECORD
 from tracereplay.workload import Prompt, Workload
 
@@ -48,7 +49,8 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
     settings = {k: v for k in _SETTINGS if (v := engine.get("settings", {}).get(k)) is not None}
     if settings.get("tensor_parallel_size") == 1:
         del settings["tensor_parallel_size"]
-    workload = Workload(model, _prompts(trace), settings, known.get("weights")).as_dict()
+    requests = _requests(trace)
+    workload = Workload(model, _prompts(requests), settings, known.get("weights")).as_dict()
     given = {k: v for k, v in known.items() if k in ("model", "settings", "weights") and v}
     notes = [str(note) for note in run.get("notes", [])]
     return {
@@ -56,12 +58,12 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
         "engine": {"name": "command", **engine, **run.get("engine", {})},
         "engines": _engines(trace),
         "workload": {**workload, **given},
-        "notes": [*notes, *(note for note in _notes(trace) if note not in notes)],
+        "notes": [*notes, *(n for n in (*_notes(trace), *_unapplied(requests)) if n not in notes)],
     }
 
 
-def _prompts(trace: Trace) -> tuple[Prompt, ...]:
-    """The requests by their numbers; one that no step tells of keeps its place."""
+def _requests(trace: Trace) -> list[Request | None]:
+    """The requests by their numbers; None: one that no step tells of."""
     begun, last = {}, -1
     for rank in trace.ranks(RECORD)[:1]:
         for step in trace.segment(RECORD, rank).steps():
@@ -70,9 +72,30 @@ def _prompts(trace: Trace) -> tuple[Prompt, ...]:
     last = max([last, *begun])
     if last >= MAX_REQUESTS:
         raise DamagedTrace(f"{trace.path} names request {last}; no recording has that many.")
+    return [begun.get(number) for number in range(last + 1)]
+
+
+def _prompts(requests: Sequence[Request | None]) -> tuple[Prompt, ...]:
+    """What was asked for; a request that no step tells of keeps its place."""
     empty = Prompt((), None, {})
-    found = [begun.get(number) for number in range(last + 1)]
-    return tuple(empty if r is None else Prompt(r.prompt_token_ids, None, r.sampling) for r in found)
+    return tuple(empty if r is None else Prompt(r.prompt_token_ids, None, _applied(r)) for r in requests)
+
+
+def _applied(request: Request) -> dict[str, Any]:
+    return {name: value for name, value in request.sampling.items() if name != UNAPPLIED}
+
+
+def _unapplied(requests: Sequence[Request | None]) -> Iterator[str]:
+    """What requests asked for that a replay cannot, in sentences."""
+    asked: dict[str, list[int]] = {}
+    for request in filter(None, requests):
+        for name in request.sampling.get(UNAPPLIED, ()):
+            asked.setdefault(str(name), []).append(request.request)
+    for name, numbers in sorted(asked.items()):
+        which = (
+            f"Request {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} requests, {numbers[0]} the first,"
+        )
+        yield f"{which} asked for {name}, which a replay cannot ask for: its tokens may differ for that reason."
 
 
 def _engines(trace: Trace) -> list[dict[str, Any]]:

@@ -33,6 +33,9 @@ from tracereplay.workload import Prompt, Workload
 
 __all__ = ["ToyDriver", "main"]
 
+# Parameters without which it would generate something else than was asked for.
+_NOT_OURS = ("allowed_token_ids", "bad_words", "logit_bias", "stop", "structured_outputs")
+
 
 class ToyDriver:
     """One toy engine."""
@@ -88,6 +91,10 @@ class ToyDriver:
                 last = VOCABULARY - 1
                 raise WorkloadError(
                     f"Prompt {number} has the token id {wrong[0]}; the model's vocabulary ends at {last}."
+                )
+            if asked := next((name for name in _NOT_OURS if prompt["sampling"].get(name)), None):
+                raise WorkloadError(
+                    f"Prompt {number} asks for {asked}, which the toy engine has not; leave it out."
                 )
             whole = len(ids) + int(prompt["sampling"].get("max_tokens", 16))
             if longest is not None and whole > longest:

@@ -18,10 +18,10 @@ from tracereplay.device import Device
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import batched, tap_operators
 from tracereplay.engines.vllm.guest.parameters import tensor_names
+from tracereplay.engines.vllm.guest.sampling import kept_sampling
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.rows_first import RowsFirst
-from tracereplay.sampling import SAMPLING, as_traces_keep_it
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
 
@@ -48,13 +48,6 @@ class Recorder(Protocol):
     def sampled(
         self, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None
     ) -> None: ...
-
-
-def plain_sampling(sampling: Any) -> dict[str, Any]:
-    """The fields of vLLM's ``SamplingParams`` that a workload can hold and that are not the default."""
-    plain = {name: getattr(sampling, name, None) for name in SAMPLING}
-    default = type(sampling)()
-    return as_traces_keep_it({k: v for k, v in plain.items() if v is not None and v != getattr(default, k, None)})
 
 
 def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -113,7 +106,7 @@ class Adapter:
         known = self.numbering.counted or self.numbering.knows(engine_id)
         key = self.numbering.number(engine_id)
         if not known:
-            self._begun.append(Request(*key, tuple(int(t) for t in prompt), plain_sampling(sampling)))
+            self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling)))
         return key
 
     def begin_step(self, rows: RowMap) -> None:

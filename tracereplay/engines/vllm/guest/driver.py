@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting
 from tracereplay.engines.request import PassRequest
+from tracereplay.engines.vllm.guest.sampling import needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
-from tracereplay.sampling import as_engines_take_it
 
 __all__ = ["main"]
 
@@ -61,11 +62,9 @@ class Driver:
 
     def generate(self, prompts: list[Mapping[str, Any]], recording: PassRequest | None) -> dict[str, Any]:
         """Generates once; records the pass that is asked for, if one is."""
-        from vllm import SamplingParams
-
         for number, prompt in enumerate(prompts):
             self._check(prompt, number)
-        parameters = [SamplingParams(detokenize=False, **as_engines_take_it(p["sampling"])) for p in prompts]
+        parameters = [_parameters(prompt, number) for number, prompt in enumerate(prompts)]
         inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
         self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
         if recording is not None:
@@ -74,10 +73,12 @@ class Driver:
         started = time.perf_counter()
         try:
             outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
-        except BaseException:
+        except BaseException as error:
             if recording is not None:
                 with contextlib.suppress(Exception):  # of an engine that is dead: its own error is to be told
                     self._control({"do": "end"})
+            if isinstance(error, ValueError) and not _stepped(error):
+                raise WorkloadError(f"vLLM refuses a request: {_first_sentence(error)}") from error
             raise
         seconds = time.perf_counter() - started
         ended = self._control({"do": "end"}) if recording is not None else []
@@ -89,6 +90,11 @@ class Driver:
         if wrong:
             raise WorkloadError(
                 f"Prompt {number} has the token id {wrong[0]}; the model's vocabulary ends at {self._vocab - 1}."
+            )
+        needs = needs_tokenizer(prompt["sampling"])
+        if needs and self._llm.llm_engine.model_config.skip_tokenizer_init:
+            raise WorkloadError(
+                f"Prompt {number} asks for {needs}, which needs a tokenizer; the model directory has none."
             )
         length, most = len(prompt["prompt_token_ids"]), int(self._llm.llm_engine.model_config.max_model_len)
         if length >= most:
@@ -141,6 +147,18 @@ def _first_sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = next((line for line in lines if "Value error, " in line), lines[0] if lines else type(error).__name__)
     return said.removeprefix("Value error, ").partition(" [type=")[0].rstrip(".") + "."
+
+
+def _parameters(prompt: Mapping[str, Any], number: int) -> Any:
+    try:
+        return vllm_sampling(prompt["sampling"])
+    except (ValueError, TypeError) as error:  # combinations that only vLLM knows to be wrong
+        raise WorkloadError(f"vLLM refuses prompt {number}: {_first_sentence(error)}") from error
+
+
+def _stepped(error: BaseException) -> bool:
+    """Whether an error was raised in a step of the engine, and not where it takes requests."""
+    return any(frame.name == "step" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:

@@ -1,0 +1,90 @@
+"""Requests in vLLM's terms: parameters of a workload as ``SamplingParams``, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tracereplay.errors import WorkloadError
+from tracereplay.event import UNAPPLIED
+from tracereplay.sampling import SAMPLING, as_engines_take_it, as_traces_keep_it
+
+__all__ = ["kept_sampling", "needs_tokenizer", "vllm_sampling"]
+
+# Fields that change nothing of what is generated: what is returned of it, and how.
+_OF_THE_ANSWER = frozenset(
+    {
+        "best_of", "detokenize", "flat_logprobs", "logprob_token_ids", "output_kind", "output_text_buffer_length",
+        "prompt_logprob_start", "prompt_logprob_token_ids", "routed_experts_prompt_start", "skip_clone",
+        "skip_reading_prefix_cache", "stream_interval", "truncate_prompt_tokens",
+    }
+)  # fmt: skip
+_GRAMMAR_FIELDS = ("structured_outputs", "guided_decoding")  # since 0.11, and before
+_TOKENIZED = ("stop", "bad_words", "structured_outputs")
+
+
+def needs_tokenizer(sampling: Mapping[str, Any]) -> str | None:
+    """The first parameter for which an engine must have a tokenizer; None: there is none."""
+    return next((name for name in _TOKENIZED if sampling.get(name)), None)
+
+
+def vllm_sampling(sampling: Mapping[str, Any]) -> Any:
+    """``SamplingParams`` of any release; text is made only to look for ``stop`` in it.
+
+    Raises:
+        WorkloadError: this release has no such parameter.
+    """
+    from vllm import SamplingParams
+
+    given = as_engines_take_it(sampling)
+    grammar = given.pop("structured_outputs", None)
+    fields = _fields(SamplingParams)
+    if grammar is not None:
+        name = next(name for name in _GRAMMAR_FIELDS if name in fields)
+        given[name] = _grammar(name, grammar)
+    if unknown := sorted(given.keys() - fields):
+        raise WorkloadError(f"This release of vLLM has no sampling parameter {unknown[0]!r}.")
+    return SamplingParams(detokenize=bool(given.get("stop")), **given)
+
+
+def kept_sampling(sampling: Any) -> dict[str, Any]:
+    """The fields of vLLM's ``SamplingParams`` that a trace keeps: those that are not the default.
+
+    What a workload cannot ask for again is named under `event.UNAPPLIED`.
+    """
+    default = type(sampling)()
+    given = {
+        name: value
+        for name in _fields(type(sampling)) - _OF_THE_ANSWER
+        if (value := getattr(sampling, name, None)) not in (None, getattr(default, name, None))
+    }
+    kept = {name: given.pop(name) for name in SAMPLING if name in given and name not in _GRAMMAR_FIELDS}
+    if grammar := next((given.pop(name) for name in _GRAMMAR_FIELDS if name in given), None):
+        kept["structured_outputs"] = _plain_grammar(grammar)
+    if given:
+        kept[UNAPPLIED] = sorted(given)
+    return as_traces_keep_it(kept)
+
+
+def _fields(kind: Any) -> set[str]:
+    """Public fields: a dataclass in older releases, a struct of msgspec's since."""
+    return {name for name in getattr(kind, "__struct_fields__", None) or kind.__annotations__ if name[0] != "_"}
+
+
+def _grammar(name: str, grammar: Mapping[str, Any]) -> Any:
+    import vllm.sampling_params as module
+
+    kind = module.StructuredOutputsParams if name == "structured_outputs" else module.GuidedDecodingParams
+    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    if unknown := sorted(grammar.keys() - fields):
+        raise WorkloadError(f"This release of vLLM cannot read a grammar with {unknown[0]!r}.")
+    return kind(**grammar)
+
+
+def _plain_grammar(grammar: Any) -> dict[str, Any]:
+    """Its public fields; the backend that compiles it is the engine's choice."""
+    fields = [
+        field.name for field in dataclasses.fields(grammar) if field.name[0] != "_" and field.name != "backend"
+    ]
+    return {name: value for name in fields if (value := getattr(grammar, name)) not in (None, False)}
