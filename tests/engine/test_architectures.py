@@ -17,6 +17,7 @@ from tracereplay.errors import WorkloadError
 from tracereplay.launch import EngineProcess
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
+from tracereplay.workload import Prompt
 
 pytestmark = pytest.mark.engine
 
@@ -123,3 +124,29 @@ def test_a_logit_bias_is_kept_and_applied(engines: Engines, single_process: Mapp
     assert [s.token for step in golden.steps("record") for s in step.sampled] == [7, 7, 7]
     verdict = compare_traces(golden, running.replay(golden))
     assert (verdict.verdict, verdict.tokens.differing) == ("match", 0)
+
+
+@pytest.mark.parametrize("name", ["v1", "v0"])
+def test_grammars_and_stop_texts_are_kept_and_applied(
+    engines: Engines, single_process: Mapping[str, str], name: str
+) -> None:
+    running = engines.start(name, env=single_process if name == "v1" else {})
+    asked = greedy(5, max_tokens=12)[0]
+    tokens = running.generate(asked)[0]["token_ids"]
+    stop = bytes(tokens[4:5]).decode()
+    sampling = {**asked.sampling, "ignore_eos": False}
+    golden = running.record(
+        Prompt(asked.token_ids, None, {**sampling, "stop": [stop]}),
+        Prompt(asked.token_ids, None, {**sampling, "structured_outputs": {"choice": ["abba", "baab"]}}),
+    )
+    stopped, chosen = (r["token_ids"] for r in golden.results["record"]["requests"])
+    assert stopped == tokens[: tokens.index(tokens[4]) + 1]
+    assert bytes(chosen[:4]).decode() in ("abba", "baab")
+    verdict = compare_traces(golden, running.replay(golden))
+    assert (verdict.verdict, verdict.tokens.differing) == ("match", 0), verdict.reasons
+    if name == "v0":
+        return  # it reads a grammar only when it has begun to generate
+    with pytest.raises(WorkloadError, match="^vLLM refuses ") as raised:
+        running.generate(Prompt(asked.token_ids, None, {**sampling, "structured_outputs": {"regex": "["}}))
+    assert "\n" not in str(raised.value)
+    assert running.generate(asked)[0]["token_ids"] == tokens

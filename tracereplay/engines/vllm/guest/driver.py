@@ -77,7 +77,7 @@ class Driver:
             if recording is not None:
                 with contextlib.suppress(Exception):  # of an engine that is dead: its own error is to be told
                     self._control({"do": "end"})
-            if isinstance(error, ValueError) and not _stepped(error):
+            if isinstance(error, Exception) and _while_taking(error):
                 raise WorkloadError(f"vLLM refuses a request: {_first_sentence(error)}") from error
             raise
         seconds = time.perf_counter() - started
@@ -156,9 +156,10 @@ def _parameters(prompt: Mapping[str, Any], number: int) -> Any:
         raise WorkloadError(f"vLLM refuses prompt {number}: {_first_sentence(error)}") from error
 
 
-def _stepped(error: BaseException) -> bool:
-    """Whether an error was raised in a step of the engine, and not where it takes requests."""
-    return any(frame.name == "step" for frame in traceback.extract_tb(error.__traceback__))
+def _while_taking(error: Exception) -> bool:
+    """Whether an error was raised where the engine takes a request, before it computes anything."""
+    names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    return "add_request" in names and "step" not in names
 
 
 def _remote_error(answer: Mapping[str, Any]) -> TracereplayError:
