@@ -19,12 +19,14 @@ from tracereplay.cli.options import (
     GoldenTrace,
     JsonFile,
     Log,
+    Lora,
     Model,
     PolicyFile,
     Settings,
     Strict,
     assignments,
     local_path,
+    with_lora,
 )
 from tracereplay.cli.output import deliver, weights_first
 from tracereplay.engines.known import PACKAGE
@@ -53,6 +55,7 @@ def operators(
     golden: GoldenTrace,
     engine: EngineName,
     settings: Settings = [],  # noqa: B006
+    lora: Lora = [],  # noqa: B006
     model: Model = None,
     max_passes: Annotated[
         int, typer.Option(min=1, help="Maximum number of generations after the replay.")
@@ -67,7 +70,11 @@ def operators(
 
     Replays GOLDEN, then generates repeatedly, cancelling the own errors of a different set each time.
     """
-    candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    candidate, rules, given = (
+        load_engine(engine),
+        policy_of(policy, strict),
+        with_lora(assignments(settings), lora),
+    )
     check_json(json_file)
     check_log(log, json_file)
     check_golden(golden, given, model)
@@ -85,6 +92,7 @@ def settings_(
     golden: GoldenTrace,
     engine: EngineName,
     settings: Settings = [],  # noqa: B006
+    lora: Lora = [],  # noqa: B006
     from_: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +113,11 @@ def settings_(
 
     Restarts the engine repeatedly, each time with golden's values for some of the settings that differ.
     """
-    candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    candidate, rules, given = (
+        load_engine(engine),
+        policy_of(policy, strict),
+        with_lora(assignments(settings), lora),
+    )
     like = None if from_ is None else load_engine(from_)
     check_json(json_file)
     check_log(log, json_file)
@@ -130,6 +142,7 @@ def versions(
         typer.Option("--versions", metavar="A,B,...", help="Versions to try.", show_default="all releases"),
     ] = None,
     settings: Settings = [],  # noqa: B006
+    lora: Lora = [],  # noqa: B006
     model: Model = None,
     work: Work = None,
     policy: PolicyFile = None,
@@ -141,7 +154,7 @@ def versions(
 
     Builds an environment for each version it tries; these stay registered as PACKAGE-VERSION.
     """
-    rules, given = policy_of(policy, strict), assignments(settings)
+    rules, given = policy_of(policy, strict), with_lora(assignments(settings), lora)
     check_json(json_file)
     check_log(log, json_file)
     check_golden(golden, given, model)

@@ -16,10 +16,12 @@ from tracereplay.cli.files import POLICY, check_distinct, check_output, write_te
 from tracereplay.cli.options import (
     GoldenTrace,
     Log,
+    Lora,
     Settings,
     assignments,
     local_path,
     refuse_given,
+    with_lora,
 )
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
@@ -53,6 +55,7 @@ def calibrate(
     ] = [],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, help="Number of runs of each variation.")] = 1,
     settings: Settings = [],  # noqa: B006
+    lora: Lora = [],  # noqa: B006
     model: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Checkpoint directory, if it has moved.", show_default=False),
@@ -85,7 +88,7 @@ def calibrate(
     """
     if out is None:
         refuse_given(context, ["force"], "Without -o POLICY there is nothing to replace")
-    known, given = load_engine(engine), assignments(settings)
+    known, given = load_engine(engine), with_lora(assignments(settings), lora)
     _check_out(out, force)
     check_log(log)
     check_distinct({"--out": out, "--log": log})

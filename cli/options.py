@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tracereplay.errors import TraceError, UsageError
+from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.trace import Trace, open_trace
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "GoldenTrace",
     "JsonFile",
     "Log",
+    "Lora",
     "Model",
     "OneRequest",
     "OneStep",
@@ -35,6 +37,7 @@ __all__ = [
     "opened",
     "read_from",
     "refuse_given",
+    "with_lora",
 ]
 
 
@@ -96,6 +99,13 @@ Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Engine argument, such as enforce_eager=false."),
 ]
+Lora = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME=DIR", help="Directory of an adapter (LoRA) that requests name; may be given more than once.",
+        show_default=False,
+    ),
+]  # fmt: skip
 PolicyFile = Annotated[
     Path | None,
     typer.Option(
@@ -178,6 +188,17 @@ def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
             raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE.")
         found[key.strip().replace("-", "_")] = _value(value)
     return found
+
+
+def with_lora(settings: Mapping[str, Any], lora: Iterable[str]) -> dict[str, Any]:
+    """Engine arguments with the directories of adapters among them, as `gate.workload_of` takes them."""
+    found: dict[str, str] = {}
+    for text in lora:
+        name, equals, directory = text.partition("=")
+        if not name or not equals or not directory:
+            raise UsageError(f"--lora {text!r} is not of the form NAME=DIR.")
+        found[name] = directory
+    return {**settings, ADAPTERS: found} if found else dict(settings)
 
 
 def _value(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +12,17 @@ import typer
 
 from tracereplay.cli.checks import check_log
 from tracereplay.cli.console import progress, stderr
-from tracereplay.cli.options import Force, Log, Settings, assignments, local_path, refuse_given
+from tracereplay.cli.options import Force, Log, Lora, Settings, assignments, local_path, refuse_given, with_lora
 from tracereplay.cli.output import new_trace
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
+from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
 from tracereplay.recorder.options import Options
+from tracereplay.sampling import LORA
+from tracereplay.storage.adapter import adapter_settings, read_adapter
 from tracereplay.trace import open_trace
 from tracereplay.workload import Workload, read_prompts
 
@@ -26,8 +30,8 @@ __all__ = ["record"]
 
 # What a command of the user's says itself.
 GENERATES = (
-    "model", "prompts", "max_tokens", "temperature", "seed", "logprobs", "n", "settings", "with_weights",
-    "check_observer", "log",
+    "model", "prompts", "max_tokens", "temperature", "seed", "logprobs", "n", "settings", "lora",
+    "with_weights", "check_observer", "log",
 )  # fmt: skip
 MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
 
@@ -74,6 +78,7 @@ def record(
     logprobs: Annotated[int, typer.Option(min=0, help="Number of alternative tokens to report logprobs for.")] = 0,
     n: Annotated[int, typer.Option(min=1, help="Number of samples per prompt.")] = 1,
     settings: Settings = [],  # noqa: B006
+    lora: Lora = [],  # noqa: B006
     level: Annotated[
         Level,
         typer.Option(
@@ -126,7 +131,7 @@ def record(
         raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "logprobs": logprobs}
     sampling |= {k: v for k, v in (("seed", seed), ("n", n)) if v not in (None, 1)}
-    work = Workload(str(model), read_prompts(prompts, sampling), assignments(settings))
+    work = _workload(model, prompts, sampling, with_lora(assignments(settings), lora))
     check_log(log)
     with (
         new_trace(out, force=force, inputs=[model, prompts]) as place,
@@ -143,6 +148,16 @@ def record(
             report=report,
         )
     _tell(place.path)
+
+
+def _workload(model: Path, prompts: Path, sampling: Mapping[str, Any], given: Mapping[str, Any]) -> Workload:
+    """What to generate; adapters are named by prompts, and engines make room for those that are."""
+    settings = dict(given)
+    directories = settings.pop(ADAPTERS, {})
+    adapters = {name: read_adapter(name, Path(path)) for name, path in directories.items()}
+    asked = read_prompts(prompts, sampling, {name: adapter.as_dict() for name, adapter in adapters.items()})
+    ranks = [adapters[prompt.sampling[LORA]["name"]].rank for prompt in asked if LORA in prompt.sampling]
+    return Workload(str(model), asked, {**settings, **adapter_settings(ranks, settings)})
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:

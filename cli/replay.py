@@ -20,6 +20,7 @@ from tracereplay.cli.options import (
     GoldenTrace,
     JsonFile,
     Log,
+    Lora,
     Model,
     PolicyFile,
     Settings,
@@ -28,6 +29,7 @@ from tracereplay.cli.options import (
     assignments,
     read_from,
     refuse_given,
+    with_lora,
 )
 from tracereplay.cli.output import deliver, new_trace, weights_first
 from tracereplay.comparator import Policy, compare_traces
@@ -57,6 +59,7 @@ def replay(
         ),
     ] = Mode.injected,
     settings: Settings = [],  # noqa: B006
+    lora: Lora = [],  # noqa: B006
     model: Model = None,
     site: Annotated[
         str | None,
@@ -82,7 +85,11 @@ def replay(
     force: Force = False,
 ) -> None:
     """Replay a golden trace under another engine, and name the first operator that differs."""
-    candidate, rules, given = load_engine(engine), policy_of(policy, strict), assignments(settings)
+    candidate, rules, given = (
+        load_engine(engine),
+        policy_of(policy, strict),
+        with_lora(assignments(settings), lora),
+    )
     if out is None:
         refuse_given(context, ["force"], "Without -o TRACE there is nothing to replace")
     check_json(json_file)

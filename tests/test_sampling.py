@@ -33,6 +33,7 @@ GOOD: dict[str, Any] = {
     "bad_words": ["no"], "stop": ["\n"], "skip_special_tokens": False, "spaces_between_special_tokens": True,
     "include_stop_str_in_output": True, "allowed_token_ids": [1, 2],
     "structured_outputs": {"regex": "[ab]+", "whitespace_pattern": " "},
+    "lora": {"name": "mine", "path": "/a", "digest": "0", "rank": 8},
 }  # fmt: skip
 
 
@@ -139,8 +140,19 @@ def test_batch_requests_to_an_adapter_are_refused(tmp_path: Path) -> None:
     lines = [{"body": {"model": model, "prompt": "hi"}} for model in ("m", "m", "my-adapter")]
     said = refused(tmp_path, *lines)
     assert said.startswith("Line 3 of ")
-    assert "'my-adapter'" in said
-    assert "LoRA" in said
+    assert "say where it is with --lora my-adapter=DIR" in said
+
+
+def test_adapters_are_named_by_a_line_or_as_the_model_of_a_batch_request(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    lines = [
+        {"prompt": "a", "lora": "mine"}, {"prompt": "a"}, {"body": {"model": "m", "prompt": "a"}},
+        {"body": {"model": "mine", "prompt": "a"}},
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, lines)))
+    mine = {"name": "mine", "path": "/a", "digest": "0", "rank": 8}
+    assert [p.sampling.get("lora") for p in read_prompts(path, {}, {"mine": mine})] == [mine, None, None, mine]
+    assert "asks for the adapter 'mine'; say where it is with --lora mine=DIR" in refused(tmp_path, lines[0])
 
 
 def test_token_ids_are_numbers_for_engines_and_keys_in_traces() -> None:

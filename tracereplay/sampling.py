@@ -14,7 +14,15 @@ from typing import Any
 from tracereplay.checked import FLAG, STRING, Check, list_of
 from tracereplay.errors import WorkloadError
 
-__all__ = ["GRAMMARS", "SAMPLING", "as_engines_take_it", "as_traces_keep_it", "check_sampling", "in_our_words"]
+__all__ = [
+    "GRAMMARS",
+    "LORA",
+    "SAMPLING",
+    "as_engines_take_it",
+    "as_traces_keep_it",
+    "check_sampling",
+    "in_our_words",
+]
 
 
 def _is_number(value: Any) -> bool:
@@ -49,6 +57,19 @@ _HOW_READ: Mapping[str, Check] = {
     "disable_additional_properties": FLAG,
     "whitespace_pattern": STRING,
 }
+
+
+LORA = "lora"  # the adapter that a request is served with: `storage.adapter.Adapter` as plain data
+
+
+def _is_adapter(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"name", "path", "digest", "rank"}
+        and all(isinstance(value[key], str) for key in ("name", "path"))
+        and isinstance(value["digest"], (str, type(None)))
+        and type(value["rank"]) is int
+    )
 
 
 def _is_grammar(value: Any) -> bool:
@@ -90,6 +111,7 @@ SAMPLING: Mapping[str, Check] = {
     "include_stop_str_in_output": FLAG,
     "allowed_token_ids": list_of(lambda value: type(value) is int and value >= 0, "token ids"),
     "structured_outputs": (_is_grammar, f"an object with one of {', '.join(GRAMMARS)}"),
+    LORA: (_is_adapter, "the name of an adapter that is given with --lora NAME=DIR"),
 }
 
 # What requests may ask for, and what cannot be asked for again yet: refused by name, not left out.

@@ -8,13 +8,14 @@ Lines of OpenAI's batch format (``{"custom_id": ..., "body": {"prompt": ...}}``)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tracereplay.errors import WorkloadError
-from tracereplay.sampling import check_sampling, in_our_words
+from tracereplay.sampling import LORA, check_sampling, in_our_words
 
 __all__ = ["Drawn", "Prompt", "Workload", "read_prompts"]
 
@@ -84,12 +85,15 @@ class Workload:
         }
 
 
-def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
+def read_prompts(
+    path: Path, defaults: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> tuple[Prompt, ...]:
     """The prompts of a JSON-lines file.
 
     Args:
         path: the file.
         defaults: sampling parameters of lines that do not give their own.
+        adapters: those that a line may name as ``lora``, or as the ``model`` of a batch request.
 
     Raises:
         WorkloadError: the file is missing or empty, or a line is wrong; the message names the line.
@@ -104,8 +108,8 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> tuple[Prompt, ...]:
         raise WorkloadError(f"The prompt file {path} is not UTF-8 text (byte {error.start}).") from error
     given = {f"Line {number} of {path}": line for number, line in enumerate(lines, start=1) if line.strip()}
     requests = {where: _request(line, where) for where, line in given.items()}
-    _check_one_model(requests)
-    prompts = [_prompt(request, where, defaults) for where, request in requests.items()]
+    _check_one_model(requests, adapters)
+    prompts = [_prompt(request, where, defaults, adapters) for where, request in requests.items()]
     if not prompts:
         raise WorkloadError(
             f'The prompt file {path} is empty; give one JSON object per line: {{"prompt": "..."}}.'
@@ -125,27 +129,34 @@ def _request(line: str, where: str) -> dict[str, Any]:
     return data
 
 
-def _check_one_model(requests: Mapping[str, Mapping[str, Any]]) -> None:
-    """Batch requests name a model. An engine serves one; adapters, which are named there too, are not kept yet."""
+def _check_one_model(requests: Mapping[str, Mapping[str, Any]], adapters: Collection[str]) -> None:
+    """Batch requests name a model, of which an engine serves one, or an adapter."""
     bodies = ((where, data.get("body")) for where, data in requests.items())
-    named = [(where, str(body["model"])) for where, body in bodies if isinstance(body, dict) and "model" in body]
+    models = ((where, str(body["model"])) for where, body in bodies if isinstance(body, dict) and "model" in body)
+    named = [(where, model) for where, model in models if model not in adapters]
     for where, model in named:
         first, expected = named[0]
         if model != expected:
             raise WorkloadError(
                 f"{where} is for the model {model!r}, and {first} for {expected!r}; give a file for each. "
-                "Adapters (LoRA) cannot be recorded and replayed yet."
+                f"If it is an adapter (LoRA), say where it is with --lora {model}=DIR."
             )
 
 
-def _prompt(request: dict[str, Any], where: str, defaults: Mapping[str, Any]) -> Prompt:
-    data = in_our_words(_unbatched(request, where), where)
+def _prompt(
+    request: dict[str, Any], where: str, defaults: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]]
+) -> Prompt:
+    data = in_our_words(_unbatched(request, where, adapters), where)
     sampling = {**defaults, **{k: v for k, v in data.items() if k not in _PROMPT}}
+    if isinstance(name := sampling.get(LORA), str):
+        if name not in adapters:
+            raise WorkloadError(f"{where} asks for the adapter {name!r}; say where it is with --lora {name}=DIR.")
+        sampling[LORA] = dict(adapters[name])
     check_sampling(sampling, where)
     return Prompt(_token_ids(data, where), _text(data, where), sampling)
 
 
-def _unbatched(data: dict[str, Any], where: str) -> dict[str, Any]:
+def _unbatched(data: dict[str, Any], where: str, adapters: Collection[str]) -> dict[str, Any]:
     """The request in a line of OpenAI's batch format, or the line as it is."""
     body = data.get("body")
     if body is None:
@@ -155,6 +166,8 @@ def _unbatched(data: dict[str, Any], where: str) -> dict[str, Any]:
     prompt = body["prompt"]
     ids = isinstance(prompt, list)
     found = {k: v for k, v in body.items() if k not in _OF_THE_ANSWER and v is not None}
+    if body.get("model") in adapters:
+        found[LORA] = body["model"]
     return {**found, ("prompt_token_ids" if ids else "prompt"): prompt}
 
 

@@ -146,7 +146,7 @@ def test_grammars_and_stop_texts_are_kept_and_applied(
     assert (verdict.verdict, verdict.tokens.differing) == ("match", 0), verdict.reasons
     if name == "v0":
         return  # it reads a grammar only when it has begun to generate
-    with pytest.raises(WorkloadError, match="^vLLM refuses ") as raised:
+    with pytest.raises(WorkloadError, match=r"^vLLM refuses ") as raised:
         running.generate(Prompt(asked.token_ids, None, {**sampling, "structured_outputs": {"regex": "["}}))
     assert "\n" not in str(raised.value)
     assert running.generate(asked)[0]["token_ids"] == tokens

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import Engines, find_engine
+from engine_support import ROOT, TINY, Engines, find_engine
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(ROOT / "fixtures"))
 
 from killed_servers import killed
+from make_lora import make_lora
 from recorded_server import KINDS, Server, compared
 
 from tracereplay.errors import EngineFailed
+from tracereplay.storage.adapter import read_adapter
 from tracereplay.trace import open_trace
 from tracereplay.trace.verify import verify
 
@@ -26,13 +29,13 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[[], Server]]:
+def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
     find_engine("v1")
     engines.stop()
     started: list[Server] = []
 
-    def start() -> Server:
-        started.append(Server(tmp_path / "served.trace"))
+    def start(*arguments: str) -> Server:
+        started.append(Server(tmp_path / "served.trace", arguments=arguments))
         return started[-1]
 
     yield start
@@ -70,10 +73,14 @@ def test_a_server_that_is_asked_to_end_loses_nothing_that_a_client_has(
 
 
 def test_requests_are_replayed_as_they_were(
-    serve: Callable[[], Server], engines: Engines, single_process: Mapping[str, str]
+    serve: Callable[..., Server], engines: Engines, single_process: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """Each of what a request may ask for changes what is generated: without it, a replay diverges."""
-    server = serve()
+    """Each of what a request may ask for changes what is generated: without it, a replay diverges.
+
+    One sequence at a time: in mixed batches vLLM's CPU kernels give the base model's rows an adapter, too.
+    """
+    adapter = make_lora(TINY, tmp_path / "mine")
+    server = serve("--enable-lora", "--lora-modules", f"mine={adapter}", "--max-num-seqs", "1")
     server.wait_until_ready()
     chance = random.Random(7)
     greedy = {"temperature": 0.0, "ignore_eos": False}
@@ -90,6 +97,7 @@ def test_requests_are_replayed_as_they_were(
     for what, more in asked.items():
         text = "what comes of itself" if what in ("words", "stop") else f"asked for {what}"
         assert server.ask("completion", text, 12, chance, **greedy, **more).finished
+    assert server.ask("completion", "what comes of itself", 6, chance, **greedy, model="mine").finished
     unusual = server.ask("completion", "more than a replay can ask", 6, chance, **greedy, vllm_xargs={"x": 1})
     assert unusual.finished
     server.kill(signal.SIGTERM, "parent")
@@ -103,8 +111,10 @@ def test_requests_are_replayed_as_they_were(
     assert sampling[2]["structured_outputs"] == {"json_object": True}
     assert sampling[4]["logit_bias"] == {"65": 100.0}
     assert sampling[7]["stop"] == [chr(plain.tokens[3])]
-    assert any("Request 8 asked for extra_args" in note for note in trace.run.notes)
-    verdict = engines.start("v1", env=single_process).verdict(trace)
+    assert any("Request 9 asked for extra_args" in note for note in trace.run.notes)
+    assert sampling[8]["lora"] == read_adapter("mine", adapter).as_dict()
+    running = engines.start("v1", env=single_process, enable_lora=True, max_num_seqs=1)
+    verdict = running.verdict(trace)
     assert verdict.verdict == "match", verdict.reasons
     assert verdict.tokens.differing == 0
     assert verdict.coverage.share == 1.0

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.errors import TraceError, UnsafeRequest, UsageError
+from tracereplay.gate.adapters import ADAPTERS, with_adapters
 from tracereplay.gate.rules import sampling_refusal, setting_refusal, variable_refusal
+from tracereplay.storage.adapter import adapter_settings
 from tracereplay.storage.checkpoint import check_model, check_weights, model_files, read_checkpoint
 from tracereplay.trace import Trace
 from tracereplay.trace.run import Asked, RecordedPrompt, asked_of
@@ -46,7 +48,8 @@ def workload_of(
 
     Args:
         trace: a recording.
-        given: the user's engine arguments, each overriding the trace's.
+        given: the user's engine arguments, each overriding the trace's; ``lora_modules`` has directories of
+            adapters by name.
         model: the user's checkpoint, overriding the trace's.
         other_weights: whether the user's checkpoint may hold weights that differ from the recorded ones.
 
@@ -57,7 +60,7 @@ def workload_of(
         UnsafeRequest: it asks for something that only the user may grant.
         OtherWeights: the checkpoint differs from the recorded one.
         UsageError: the model that it names is not the recorded one, so the user must specify one.
-        WorkloadError: there is no model.
+        WorkloadError: there is no model, or a request's adapter is not there.
     """
     work = _workload(trace, given)
     directory, digest = _identified(trace, model, other_weights=other_weights)
@@ -99,8 +102,10 @@ def _workload(trace: Trace, given: Mapping[str, Any]) -> Workload:
     hint = f"Give --set {refused[0].partition('=')[0]}=... yourself if you trust it." if refused else ""
     sampling = _refused_sampling(asked.prompts)
     _refuse(trace, [*refused, *sampling], hint)
-    prompts = tuple(Prompt(p.token_ids, p.text, dict(p.sampling)) for p in asked.prompts)
-    return Workload(asked.model, prompts, {**asked.settings, **given})
+    settings = {**asked.settings, **given}
+    requests = (Prompt(p.token_ids, p.text, dict(p.sampling)) for p in asked.prompts)
+    prompts, ranks = with_adapters(requests, settings.pop(ADAPTERS, {}))
+    return Workload(asked.model, prompts, {**settings, **adapter_settings(ranks, settings)})
 
 
 def _refused_sampling(prompts: Sequence[RecordedPrompt]) -> list[str]:

@@ -70,6 +70,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "number": (_number, "a finite number"),
     "wholes": (lambda value: _short(value, _whole), f"a list of at most {MOST} whole numbers"),
     "texts": (lambda value: _short(value, lambda x: isinstance(x, str)), f"a list of at most {MOST} texts"),
+    "adapter": (SAMPLING["lora"][0], "an adapter's name, path, digest and rank"),
     "grammar": (_grammar, f"one grammar of at most {LONGEST} characters"),
     "biases": (_biases, "numbers by token id"),
     "word": (_text(_WORD), "a name in capitals"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from tracereplay.comparator.judging.settings import SAMPLING, effect_of
 from tracereplay.comparator.tokens.generation import Generation
+from tracereplay.sampling import LORA
 from tracereplay.verdict import SettingDifference
 
 __all__ = ["OtherPrompts", "compare_prompts", "compare_sampling"]
@@ -85,4 +86,6 @@ def _value(sampling: Mapping[str, Any], name: str) -> Any:
     value = sampling.get(name)
     if name == "top_k" and value == -1:  # as older versions say that it is off
         value = 0
+    if name == LORA and isinstance(value, Mapping):  # where it lies does not matter
+        value = f"{value.get('name')} ({value.get('digest')})"
     return _DEFAULTS.get(name) if value is None else value

@@ -34,7 +34,7 @@ from tracereplay.workload import Prompt, Workload
 __all__ = ["ToyDriver", "main"]
 
 # Parameters without which it would generate something else than was asked for.
-_NOT_OURS = ("allowed_token_ids", "bad_words", "logit_bias", "stop", "structured_outputs")
+_NOT_OURS = ("allowed_token_ids", "bad_words", "logit_bias", "lora", "stop", "structured_outputs")
 
 
 class ToyDriver:

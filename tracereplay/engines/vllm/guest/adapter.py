@@ -101,12 +101,19 @@ class Adapter:
         self.numbering = Numbering(first_request)
         self.forced = forced
 
-    def number(self, engine_id: str, prompt: Sequence[int], sampling: Any) -> tuple[int, int]:
-        """(request, sequence) of a scheduled request; a new one is reported if no workload has it."""
+    def number(self, engine_id: str, prompt: Sequence[int], sampling: Any, lora: Any) -> tuple[int, int]:
+        """(request, sequence) of a scheduled request; a new one is reported if no workload has it.
+
+        Args:
+            engine_id: vLLM's name for it.
+            prompt: its token ids.
+            sampling: its ``SamplingParams``.
+            lora: its ``LoRARequest``, or None.
+        """
         known = self.numbering.counted or self.numbering.knows(engine_id)
         key = self.numbering.number(engine_id)
         if not known:
-            self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling)))
+            self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling, lora)))
         return key
 
     def begin_step(self, rows: RowMap) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting
 from tracereplay.engines.request import PassRequest
-from tracereplay.engines.vllm.guest.sampling import needs_tokenizer, vllm_sampling
+from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 
@@ -29,6 +29,7 @@ class Driver:
 
     def __init__(self) -> None:
         self._llm: Any = None
+        self._adapters = Adapters()
         self._requests = 0
         self._vocab = 0
 
@@ -65,6 +66,7 @@ class Driver:
         for number, prompt in enumerate(prompts):
             self._check(prompt, number)
         parameters = [_parameters(prompt, number) for number, prompt in enumerate(prompts)]
+        adapters = self._adapters.requests(prompts)
         inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
         self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
         if recording is not None:
@@ -72,7 +74,7 @@ class Driver:
             self._control(begin)
         started = time.perf_counter()
         try:
-            outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+            outputs = self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapters)
         except BaseException as error:
             if recording is not None:
                 with contextlib.suppress(Exception):  # of an engine that is dead: its own error is to be told

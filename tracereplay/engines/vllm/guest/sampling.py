@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tracereplay.errors import WorkloadError
 from tracereplay.event import UNAPPLIED
-from tracereplay.sampling import SAMPLING, as_engines_take_it, as_traces_keep_it
+from tracereplay.sampling import LORA, SAMPLING, as_engines_take_it, as_traces_keep_it
+from tracereplay.storage.adapter import Adapter, read_adapter
 
-__all__ = ["kept_sampling", "needs_tokenizer", "vllm_sampling"]
+__all__ = ["Adapters", "kept_sampling", "needs_tokenizer", "vllm_sampling"]
 
 # Fields that change nothing of what is generated: what is returned of it, and how.
 _OF_THE_ANSWER = frozenset(
@@ -38,6 +41,7 @@ def vllm_sampling(sampling: Mapping[str, Any]) -> Any:
     from vllm import SamplingParams
 
     given = as_engines_take_it(sampling)
+    given.pop(LORA, None)  # not a parameter of its own: see `Adapters`
     grammar = given.pop("structured_outputs", None)
     fields = _fields(SamplingParams)
     if grammar is not None:
@@ -48,10 +52,48 @@ def vllm_sampling(sampling: Mapping[str, Any]) -> Any:
     return SamplingParams(detokenize=bool(given.get("stop")), **given)
 
 
-def kept_sampling(sampling: Any) -> dict[str, Any]:
+class Adapters:
+    """The adapters of an engine's requests, as ``LoRARequest``; each has a number while the engine runs."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str | None], int] = {}
+
+    def requests(self, prompts: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+        """One for each prompt, None for the model itself; None if no prompt has an adapter."""
+        asked = [prompt["sampling"].get(LORA) for prompt in prompts]
+        return [None if adapter is None else self._request(adapter) for adapter in asked] if any(asked) else None
+
+    def _request(self, adapter: Mapping[str, Any]) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        key = (adapter["name"], adapter["digest"])
+        return LoRARequest(adapter["name"], self._numbers.setdefault(key, len(self._numbers) + 1), adapter["path"])
+
+
+def _kept_adapter(request: Any) -> dict[str, Any]:
+    """What a trace keeps of a ``LoRARequest``; without a digest, where it was not a local directory."""
+    path = Path(request.lora_path)
+    try:
+        changed = (path / "adapter_config.json").stat().st_mtime_ns
+        return _read(request.lora_name, path, changed).as_dict()
+    except (OSError, WorkloadError):
+        return {"name": request.lora_name, "path": str(path), "digest": None, "rank": 0}
+
+
+@functools.cache
+def _read(name: str, path: Path, changed: int) -> Adapter:
+    """An adapter's digest takes as long as reading it; one that was replaced has another time of change."""
+    return read_adapter(name, path)
+
+
+def kept_sampling(sampling: Any, adapter: Any = None) -> dict[str, Any]:
     """The fields of vLLM's ``SamplingParams`` that a trace keeps: those that are not the default.
 
     What a workload cannot ask for again is named under `event.UNAPPLIED`.
+
+    Args:
+        sampling: a request's parameters.
+        adapter: the ``LoRARequest`` that it is served with.
     """
     default = type(sampling)()
     given = {
@@ -62,6 +104,8 @@ def kept_sampling(sampling: Any) -> dict[str, Any]:
     kept = {name: given.pop(name) for name in SAMPLING if name in given and name not in _GRAMMAR_FIELDS}
     if grammar := next((given.pop(name) for name in _GRAMMAR_FIELDS if name in given), None):
         kept["structured_outputs"] = _plain_grammar(grammar)
+    if adapter is not None:
+        kept[LORA] = _kept_adapter(adapter)
     if given:
         kept[UNAPPLIED] = sorted(given)
     return as_traces_keep_it(kept)

@@ -60,7 +60,9 @@ class V0Adapter(Adapter):
         rows: list[tuple[int, int, int]] = []
         for group in groups:
             for data in group.seq_data.values():
-                key = self.number(group.request_id, data.prompt_token_ids, group.sampling_params)
+                key = self.number(
+                    group.request_id, data.prompt_token_ids, group.sampling_params, group.lora_request
+                )
                 start = len(rows)
                 rows.extend((*key, p) for p in positions[start : start + lengths.pop(0)])
         return make_rows(rows)

@@ -83,7 +83,9 @@ class V1Adapter(Adapter):
         last, keys, discarded = [], [], []
         for index, engine_id in enumerate(batch.req_ids):
             state = self.runner.requests[engine_id]
-            request, sequence = self.number(engine_id, state.prompt_token_ids or (), state.sampling_params)
+            request, sequence = self.number(
+                engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request
+            )
             start = int(batch.num_computed_tokens_cpu[index])
             end = start + scheduler_output.num_scheduled_tokens[engine_id]
             rows.extend((request, sequence, position) for position in range(start, end))
