@@ -163,3 +163,21 @@ def test_what_is_laid_over_a_models_configuration_explains_what_its_keys_do() ->
     assert not explains(head, "norm")
     assert (explains(rope, "rotary"), explains(rope, "norm")) == (True, False)
     assert explains(unknown, "norm")
+
+
+def resolved_run(fields: dict[str, Any], given: dict[str, Any] | None = None, **settings: Any) -> Run:
+    found = run(given=given, **settings)
+    return Run(engine={**found.engine, "resolved": fields}, weights=found.weights, requested=found.requested)
+
+
+def test_every_field_that_both_engines_resolved_otherwise_is_listed() -> None:
+    golden = resolved_run({"moe_backend": "auto", "seldom": 1, "mode": "NONE"}, dtype="bfloat16")
+    candidate = resolved_run({"moe_backend": "triton", "of_newer_releases": 1, "mode": "none"}, dtype="bfloat16")
+    assert differ(golden, candidate) == [("moe_backend", "unknown")]
+    assert differ(golden, run(dtype="bfloat16")) == []  # a trace of before they were kept
+
+
+def test_an_argument_whose_result_is_nowhere_stated_is_listed() -> None:
+    golden = resolved_run({"block_size": 16}, given={"block_size": 16, "unheard_of": 1})
+    candidate = resolved_run({"block_size": 16})
+    assert differ(golden, candidate) == [("unheard_of", "unknown")]

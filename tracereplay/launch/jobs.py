@@ -11,6 +11,7 @@ from typing import Any
 from tracereplay.engines.request import Inject, PassRequest
 from tracereplay.errors import RecordingIncomplete, WorkloadError
 from tracereplay.gate import workload_of
+from tracereplay.launch.dtypes import other_dtype
 from tracereplay.launch.lengths import as_long_as
 from tracereplay.launch.making import engine_header, making, replay_header, run_header
 from tracereplay.launch.process import EngineProcess, Launchable
@@ -60,6 +61,7 @@ def record(
         with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
             workload = _tokenized(workload, process)
             directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
+            _tell_dtype(directory, workload, process.info, report)
             report("Generating, with recording on")
             request = PassRequest(directory.path.resolve(), RECORD, options=options)
             recorded = record_pass(process, directory, workload, request)
@@ -103,8 +105,16 @@ def replay(
         report(f"Starting the engine {engine.name}")
         with EngineProcess(engine, model=model, settings=workload.settings, log=log) as process:
             directory.update_run(engine=engine_header(engine, process.info))
+            _tell_dtype(directory, workload, process.info, report)
             replay_passes(process, directory, source, workload, injected=injected, report=report)
     return out
+
+
+def _tell_dtype(directory: TraceDirectory, workload: Workload, info: Mapping[str, Any], report: Report) -> None:
+    """Says at once, and in the trace, that the engine took another dtype than the checkpoint's."""
+    if told := other_dtype(Path(workload.model), workload.settings, info):
+        report(told)
+        directory.note(told)
 
 
 def replay_passes(

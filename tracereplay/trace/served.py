@@ -22,7 +22,11 @@ __all__ = ["RECORD", "is_whole", "served_run", "told_by_segments"]
 
 MAX_REQUESTS = 1 << 22  # what a stranger's number may make us allocate
 # Engine arguments that every engine has and under which the same is computed again.
-_SETTINGS = ("dtype", "quantization", "max_model_len", "seed", "enforce_eager", "tensor_parallel_size")
+_SETTINGS = (
+    "dtype", "quantization", "max_model_len", "max_num_seqs", "seed", "enforce_eager", "tensor_parallel_size",
+)  # fmt: skip
+# The same, of those that are given only where they are not what engines take by themselves.
+_USUAL = {"tensor_parallel_size": 1, "kv_cache_dtype": "auto"}
 _ENDED = {"max_steps": "--max-steps", "max_bytes": "--max-bytes"}
 
 
@@ -46,9 +50,10 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
     metas = [trace.part((name, rank)).meta for name, rank in trace.parts_of(RECORD)]
     engine: dict[str, Any] = next((m["engine"] for m in metas if isinstance(m.get("engine"), dict)), {})
     model = next((m["model"] for m in metas if isinstance(m.get("model"), str)), known.get("model", "unknown"))
-    settings = {k: v for k in _SETTINGS if (v := engine.get("settings", {}).get(k)) is not None}
-    if settings.get("tensor_parallel_size") == 1:
-        del settings["tensor_parallel_size"]
+    told = engine.get("settings", {})
+    settings = {k: v for k in (*_SETTINGS, *_USUAL) if (v := told.get(k)) not in (None, _USUAL.get(k))}
+    if overrides := engine.get("hf_overrides"):  # which only the user may grant
+        settings["hf_overrides"] = overrides
     requests = _requests(trace)
     workload = Workload(model, _prompts(requests), settings, known.get("weights")).as_dict()
     given = {k: v for k, v in known.items() if k in ("model", "settings", "weights") and v}

@@ -37,6 +37,7 @@ _ORDER: Mapping[Effect, int] = {"semantic": 0, "numeric": 1, "unknown": 2, "none
 
 
 _MODEL_CONFIG = "model_config"
+_RESOLVED = "resolved"  # all fields of an engine's configuration that are not among its settings
 _OVERRIDES = "hf_overrides"  # laid over the model's configuration, and known by its keys
 
 # One value under several names.
@@ -129,6 +130,7 @@ def compare_settings(
         also: further differences, found elsewhere.
     """
     mine, theirs = _flat(golden), _flat(candidate)
+    mine, theirs = _with_resolved(mine, golden, candidate), _with_resolved(theirs, candidate, golden)
     if not (_has_config(mine) and _has_config(theirs)):  # a recording of before models were described
         mine, theirs = _without_config(mine), _without_config(theirs)
     found = [
@@ -150,7 +152,8 @@ def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDiffe
 def _flat(run: Run) -> dict[str, Any]:
     """Weights, versions, settings, the model's configuration, device and environment under one name each."""
     asked = {} if run.requested is None else run.requested.compared()
-    flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given}
+    stated = {**run.engine_facts("settings"), **run.engine_facts(_RESOLVED)}
+    flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given or (stated and k not in stated)}
     flat |= {"weights": run.weights, "device": run.engine.get("device")}
     flat |= {f"versions.{k}": v for k, v in run.engine_facts("versions").items()}
     flat |= run.engine_facts("settings")
@@ -165,6 +168,12 @@ def _flat(run: Run) -> dict[str, Any]:
     return flat
 
 
+def _with_resolved(flat: Mapping[str, Any], run: Run, other: Run) -> dict[str, Any]:
+    """With the fields of the resolved configuration that both runs have; releases have different ones."""
+    shared = run.engine_facts(_RESOLVED).keys() & other.engine_facts(_RESOLVED).keys()
+    return {**{name: run.engine_facts(_RESOLVED)[name] for name in shared}, **flat}
+
+
 def _has_config(flat: Mapping[str, Any]) -> bool:
     return any(name.startswith(f"{_MODEL_CONFIG}.") for name in flat)
 
@@ -176,8 +185,12 @@ def _without_config(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _differ(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether the values differ, and not only their spelling."""
     a, b = _meant(name, mine), _meant(name, theirs)
-    alike = isinstance(a, str) and isinstance(b, str) and any({a, b} <= names for names in _ALIKE)
+    alike = isinstance(a, str) and isinstance(b, str) and _alike(a.lower(), b.lower())
     return mine.get(name) != theirs.get(name) and a != b and not alike
+
+
+def _alike(a: str, b: str) -> bool:
+    return a == b or any({a, b} <= names for names in _ALIKE)
 
 
 def _meant(name: str, flat: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from tracereplay.engines.vllm.guest.choose import generation
 from tracereplay.engines.vllm.guest.operators import of_transformers
+from tracereplay.engines.vllm.guest.resolved import resolved
 from tracereplay.storage.model_config import read_model_config
 
 __all__ = ["describe", "describe_process"]
@@ -57,6 +58,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "data_parallel_size": ("parallel_config.data_parallel_size",),
 }  # fmt: skip
 
+_STATED = frozenset(path for paths in _SETTINGS.values() for path in paths)
 # the same, for settings that are recorded only if they are on
 _SWITCHES: Mapping[str, tuple[str, ...]] = {
     "calculate_kv_scales": ("cache_config.calculate_kv_scales",),
@@ -84,6 +86,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     return {
         **describe_process(runner.device),
         "settings": known,
+        "resolved": {k: v for k, v in resolved(config, _STATED).items() if k not in known},
         "hf_overrides": _first(config, ("model_config.hf_overrides",)) or {},  # split into its keys
         "model_config": read_model_config(Path(str(config.model_config.model))),
         "environment": _environment(os.environ),
