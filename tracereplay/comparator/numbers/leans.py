@@ -3,13 +3,13 @@
 A cast that truncates leans by half an ulp towards zero, at every operator where the same code runs; a fault leans
 where it is. So each tensor is held against its siblings (`siblings`), and its lean's signature (`profiles`) read:
 
-    siblings       its lean is like theirs                      it stands apart
-    4 and more     a way of rounding; a fault if a factor's     a fault
-    fewer          a way of rounding; a fault if a factor's     a fault if it truncates and another does not at all
+    a lean like its siblings', or one that has none    a way of rounding; a fault if it is a factor's
+    a lean, and nearly all siblings have none          a fault
+    four and more, and it stands apart from them       a fault, though it may lean by less than they do
 
 *Why is a factor that all siblings share a fault?* No way of rounding multiplies; a wrong constant in a class does.
-*Why not judge two or three by their spread?* They have none to speak of. One that leans by half a cast or more
-while another does not lean at all needs no spread to be told from it.
+*Why not judge two or three by their spread?* They have none to speak of. But one that leans by half a cast while
+another does not lean at all needs no spread to be told from it.
 
 A way of rounding may lean by more (`bias_sign_max_ulp`) than a fault needs to be one.
 """
@@ -20,12 +20,14 @@ from collections.abc import Sequence
 
 from tracereplay.comparator.numbers.metrics import BIAS_ROWS, Tally
 from tracereplay.comparator.numbers.profiles import CAST_ULP, Profile, pooled, profile_of, signature_of
-from tracereplay.comparator.numbers.siblings import FEWEST, standing
+from tracereplay.comparator.numbers.siblings import FEWEST, Standing, standing, standing_in
 from tracereplay.verdict.measures import Siblings, Signature
 
 __all__ = ["judge_leans"]
 
 HALF_A_CAST = CAST_ULP / 2
+STILL = 0.5  # times what any tensor may lean by: what leans no more does not lean
+NEARLY_ALL = 0.75
 
 
 def judge_leans(siblings: Sequence[Tally], dtype: str, sign_max: float) -> None:
@@ -50,19 +52,28 @@ def _judge(tallies: Sequence[Tally], profiles: Sequence[Profile], sign_max: floa
 
 
 def _among_many(tallies: Sequence[Tally], profiles: Sequence[Profile]) -> list[Siblings]:
-    found = [standing(own, [*profiles[:i], *profiles[i + 1 :]]) for i, own in enumerate(profiles)]
-    apart = [
-        _differs(tally) and stands.is_apart(tally.bias_limit) for stands, tally in zip(found, tallies, strict=True)
+    found = [
+        _stands(tally, own, [*profiles[:i], *profiles[i + 1 :]])
+        for i, (tally, own) in enumerate(zip(tallies, profiles, strict=True))
     ]
-    alike = [i for i in range(len(tallies)) if not apart[i]]
-    shared = signature_of(pooled([profiles[i] for i in alike])) if alike else None
+    alike = [profile for profile, (_, apart) in zip(profiles, found, strict=True) if not apart]
+    shared = signature_of(pooled(alike)) if alike else None
     return [
         Siblings(
-            len(tallies), _signature(tally, profile, None if apart[i] else shared), apart[i], stands.measure,
+            len(tallies), _signature(tally, profile, None if apart else shared), apart, stands.measure,
             stands.value, stands.median, stands.spread, stands.score,
         )
-        for i, (tally, profile, stands) in enumerate(zip(tallies, profiles, found, strict=True))
+        for tally, profile, (stands, apart) in zip(tallies, profiles, found, strict=True)
     ]  # fmt: skip
+
+
+def _stands(tally: Tally, own: Profile, others: Sequence[Profile]) -> tuple[Standing, bool]:
+    """Where a tensor stands among at least three others, and whether that is apart from them."""
+    still = sum(abs(other.bias_ulp.value) <= STILL * tally.bias_limit for other in others)
+    if tally.sign_lean and still >= NEARLY_ALL * len(others):
+        return standing_in("bias_ulp", own, others), True
+    stands, apart = standing(own, others, tally.bias_limit)
+    return stands, apart and _differs(tally)
 
 
 def _among_few(tallies: Sequence[Tally], profiles: Sequence[Profile]) -> list[Siblings]:
@@ -75,6 +86,12 @@ def _among_few(tallies: Sequence[Tally], profiles: Sequence[Profile]) -> list[Si
     return found
 
 
+def _contradicts(other: Tally, its: Profile, leaning: Profile) -> bool:
+    """Whether a sibling shows that the code does not lean by itself."""
+    lean = its.bias_ulp.value
+    return abs(lean) <= STILL * other.bias_limit and abs(leaning.bias_ulp.value - lean) >= HALF_A_CAST
+
+
 def _differs(tally: Tally) -> bool:
     return tally.equal < tally.elements
 
@@ -84,9 +101,3 @@ def _signature(tally: Tally, profile: Profile, shared: Signature | None = None) 
     if not tally.sign_lean:
         return None
     return shared or signature_of(profile)
-
-
-def _contradicts(other: Tally, its: Profile, leaning: Profile) -> bool:
-    """Whether a sibling shows that the code does not lean by itself."""
-    lean = its.bias_ulp.value
-    return abs(lean) <= other.bias_limit and abs(leaning.bias_ulp.value - lean) >= HALF_A_CAST

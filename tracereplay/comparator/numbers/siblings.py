@@ -25,12 +25,17 @@ from tracereplay.comparator.numbers.tables import PassIndex, TableKey
 from tracereplay.event import Site
 from tracereplay.verdict.measures import Measure
 
-__all__ = ["FEWEST", "Group", "Groups", "Standing", "standing"]
+__all__ = ["FEWEST", "Group", "Groups", "Standing", "standing", "standing_in"]
 
 FEWEST = 4  # siblings that can show a spread
 PRIOR: Mapping[Measure, float] = {"bias_ulp": 0.05, "differing": 0.05, "relative_l2": 0.3}
 PRIOR_WEIGHT = 12
 SMALL_L2 = 0.1  # eps; relative L2 is compared by ratios, and this much of it is nothing
+
+# Apart is what is far (in the units of the measure), and several times as far as any of the others; of eight and
+# more, as any but one. Five standard deviations would do alone if honest siblings were normally distributed.
+FAR: Mapping[Measure, float] = {"bias_ulp": 0.3, "differing": 0.3, "relative_l2": 1.0}
+TIMES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +94,13 @@ def _names(value: Any, name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a tensor stands among its siblings, in the measure in which it is farthest from them.
+    """Where a tensor stands among its siblings, in one measure.
 
     Args:
-        measure: that measure.
+        measure: it.
         value, median, spread: its own, and the others', in its units.
         score: the distance as a normal deviate.
+        times: the distance over that of the farthest of the others.
     """
 
     measure: Measure
@@ -102,22 +108,31 @@ class Standing:
     median: float
     spread: float
     score: float
+    times: float
 
     def is_apart(self, limit: float) -> bool:
         """Whether it is far from them, by more than ``limit`` (ulp, or what stands for it) and beyond chance."""
-        return self.score >= BIAS_Z and abs(self.value - self.median) > limit
+        far = abs(self.value - self.median) > max(limit, FAR[self.measure])
+        return far and self.score >= BIAS_Z and self.times >= TIMES
 
 
-def standing(own: Profile, others: Sequence[Profile]) -> Standing:
-    """Where a tensor stands among at least three others."""
-    return max((_in(measure, own, others) for measure in MEASURES), key=lambda found: found.score)
+def standing(own: Profile, others: Sequence[Profile], limit: float) -> tuple[Standing, bool]:
+    """Where a tensor stands among at least three others, in the measure in which it is farthest from them.
+
+    Returns:
+        it, and whether the tensor stands apart from them, by more than ``limit`` ulp.
+    """
+    found = [standing_in(measure, own, others) for measure in MEASURES]
+    return max(((one, one.is_apart(limit)) for one in found), key=lambda pair: (pair[1], pair[0].score))
 
 
-def _in(measure: Measure, own: Profile, others: Sequence[Profile]) -> Standing:
+def standing_in(measure: Measure, own: Profile, others: Sequence[Profile]) -> Standing:
+    """The same in one measure."""
     values = np.array([other[measure].value for other in others])
     scaled = np.log(values + SMALL_L2) if measure == "relative_l2" else values
     center = float(np.median(scaled))
-    deviation = 1.4826 * float(np.median(np.abs(scaled - center)))
+    distances = np.sort(np.abs(scaled - center))
+    deviation = 1.4826 * float(np.median(distances))
     weight = len(others) - 1
     variance = (PRIOR_WEIGHT * PRIOR[measure] ** 2 + weight * deviation**2) / (PRIOR_WEIGHT + weight)
     value, error = own[measure]
@@ -127,4 +142,6 @@ def _in(measure: Measure, own: Profile, others: Sequence[Profile]) -> Standing:
     distance = abs(away) if measure == "bias_ulp" else max(away, 0.0)
     spread = math.sqrt(variance * (1 + 1 / len(others)) + (error / unit) ** 2)
     score = normal_deviate(distance / spread, PRIOR_WEIGHT + weight)
-    return Standing(measure, value, float(np.median(values)), spread * unit, score)
+    farthest = float(distances[-2 if len(others) >= 2 * FEWEST else -1])
+    times = distance / farthest if farthest else math.inf
+    return Standing(measure, value, float(np.median(values)), spread * unit, score, times)
