@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,3 +83,36 @@ CASES: dict[str, tuple[Callable[[], Tallies], list[int]]] = {
 def test_siblings_tell_a_way_of_rounding_from_a_fault(name: str) -> None:
     make, expected = CASES[name]
     assert faults(make()) == expected
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Any:
+    """The simulation of the benchmarks, whose tables TOLERANCES.md has."""
+    benchmarks = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, benchmarks)
+    try:
+        return importlib.import_module("siblings")
+    finally:
+        sys.path.remove(benchmarks)
+
+
+@pytest.mark.parametrize("siblings", ["normal", "uniform", "two kinds", "a trend with depth"])
+@pytest.mark.parametrize(("layers", "verdicts"), [(4, 100), (24, 12)])
+def test_no_honest_verdict_has_an_operator_apart_from_its_siblings(
+    simulated: Any, siblings: str, layers: int, verdicts: int
+) -> None:
+    assert simulated.false_alarms(verdicts, layers, simulated.DISTRIBUTIONS[siblings], seed=1) == 0
+
+
+def test_hundreds_of_truncating_casts_and_norms_are_not_taken_for_factors(simulated: Any) -> None:
+    random = np.random.default_rng(5)
+    for make in (simulated.norms, lambda r: simulated.casts(r, simulated.towards_zero)):
+        alone = [[make(random)] for _ in range(200)]
+        assert all(faults(one) == [] for one in alone)
+
+
+@pytest.mark.parametrize("layers", [4, 12])
+def test_a_fault_that_takes_a_lean_away_is_found_by_the_number_of_layers_that_are_stated(
+    simulated: Any, layers: int
+) -> None:
+    assert simulated.power("norm: +0.8 ulp pulled back to +0.24", layers, 20) == (1.0, 0.0)

@@ -210,22 +210,31 @@ def _power(size: Array) -> Array:
     return power
 
 
+def _mantissa(size: Array) -> Array:
+    """From 1 to 2, of each magnitude above zero."""
+    if size.dtype == np.float32:
+        bits = np.ascontiguousarray(size).view(np.uint32) & np.uint32(0x007FFFFF)
+        mantissa: Array = (bits | np.uint32(0x3F800000)).view(np.float32)
+    else:
+        mantissa = 2 * np.frexp(size)[0]
+    return mantissa
+
+
 def _growth(along: Array, size: Array) -> Floats:
     """How much of each row's lean grows with the mantissa, in ulp, ``[rows]``; see the module.
 
     Args:
         along: errors in ulp along the values' signs, ``[rows, width]``.
-        size: magnitudes. Those without a mantissa between 1 and 2 (zeros) count as average.
+        size: magnitudes; zeros, which have no mantissa, are left out.
     """
-    power = _power(size)
-    mantissa = np.divide(size, power, out=np.zeros_like(size), where=power > 0)
-    known = (mantissa >= 1) & (mantissa < 2)
-    counts = np.maximum(known.sum(axis=1), 1)
-    mean = np.where(known, mantissa, 0).sum(axis=1, dtype=np.float64) / counts
-    above = np.where(known, mantissa - mean[:, None].astype(size.dtype), 0)
-    squares = np.square(above).sum(axis=1, dtype=np.float64)
-    products = (along * above).sum(axis=1, dtype=np.float64)
-    growth: Floats = np.divide(products * mean, squares, out=np.zeros(len(size)), where=squares > 0)
+    middle = size.dtype.type(1.5)
+    above = (_mantissa(size) - middle) * (size > 0)
+    count = np.maximum((size > 0).sum(axis=1), 1)
+    mean = above.sum(axis=1, dtype=np.float64) / count
+    squares = np.einsum("ij,ij->i", above, above) - count * mean**2
+    products = np.einsum("ij,ij->i", along, above) - along.sum(axis=1, dtype=np.float64) * mean
+    enough = squares > 1e-6 * count  # all of a row's mantissas may be the same
+    growth: Floats = np.divide(products * (mean + middle), squares, out=np.zeros(len(size)), where=enough)
     return growth
 
 
