@@ -225,7 +225,7 @@ def _growth(along: Array, size: Array) -> Floats:
 
     Args:
         along: errors in ulp along the values' signs, ``[rows, width]``.
-        size: magnitudes; zeros, which have no mantissa, are left out.
+        size: magnitudes. Zeros have no mantissa: they dilute the growth as they do the lean.
     """
     middle = size.dtype.type(1.5)
     above = (_mantissa(size) - middle) * (size > 0)
@@ -234,7 +234,8 @@ def _growth(along: Array, size: Array) -> Floats:
     squares = np.einsum("ij,ij->i", above, above) - count * mean**2
     products = np.einsum("ij,ij->i", along, above) - along.sum(axis=1, dtype=np.float64) * mean
     enough = squares > 1e-6 * count  # all of a row's mantissas may be the same
-    growth: Floats = np.divide(products * (mean + middle), squares, out=np.zeros(len(size)), where=enough)
+    grown = products * (mean + middle) * count / size.shape[1]
+    growth: Floats = np.divide(grown, squares, out=np.zeros(len(size)), where=enough)
     return growth
 
 
