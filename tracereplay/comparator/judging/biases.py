@@ -33,7 +33,7 @@ def why_biased(first: Finding, findings: Sequence[Finding]) -> str:
 def _apart(siblings: Siblings) -> str:
     alike = "operators of the same class and configuration, called alike"
     if siblings.measure is None or siblings.value is None or siblings.median is None:
-        return f" It truncates, and another of {siblings.count} {alike}, is not biased at all."
+        return f" It seems to truncate, and one of its siblings ({alike}) does not at all."
     name, words = _MEASURED[siblings.measure]
     own = "" if siblings.measure == "bias_ulp" else f" of {words(siblings.value)}"
     return (

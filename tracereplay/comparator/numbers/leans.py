@@ -81,7 +81,7 @@ def _among_few(tallies: Sequence[Tally], profiles: Sequence[Profile]) -> list[Si
     for tally, profile in zip(tallies, profiles, strict=True):
         signature = _signature(tally, profile)
         others = zip(tallies, profiles, strict=True)
-        alone = signature is not None and any(_contradicts(*other, profile) for other in others)
+        alone = signature == "truncation" and any(_contradicts(*other, profile) for other in others)
         found.append(Siblings(len(tallies), signature, alone))
     return found
 
