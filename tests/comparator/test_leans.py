@@ -1,4 +1,4 @@
-"""What a lean means: a way of rounding that siblings share, or a fault that stands apart from them."""
+"""What a lean means: a rounding convention that siblings share, or a fault that stands apart from them."""
 
 from __future__ import annotations
 

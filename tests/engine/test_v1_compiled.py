@@ -58,7 +58,7 @@ def test_an_eager_golden_replayed_compiled_names_what_the_compiler_fused(
     assert found["RMSNorm"] == {"rounding"}
     assert found["SiluAndMul"] == {"rounding"}
     # Identical where vLLM's rotary kernel rounds to nearest. On processors where it truncates (AVX2), the compiled
-    # native code differs from it by that: a bias that all rotary embeddings share, which is a way of rounding.
+    # native code differs from it by that: a bias that all rotary embeddings share, which is a rounding convention.
     assert found["RotaryEmbedding"] <= {"identical", "rounding"}
     assert verdict["first_divergence"] is None
     differing = {d["name"] for d in verdict["settings_diff"]}

@@ -92,7 +92,7 @@ def compare_passes(
         _add_job(worklist, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(worklist, key, table)
     _stream(worklist.jobs, calls, rows, until_beyond=until_beyond)
-    _allow_ways_of_rounding(worklist.jobs, golden, candidate, policy, on_golden_inputs=on_golden_inputs)
+    _allow_conventions(worklist.jobs, golden, candidate, policy, on_golden_inputs=on_golden_inputs)
     found = (_finding(job, golden.pairs.get(job.key.site)) for job in worklist.jobs)
     findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
     _note_extra(worklist, golden, candidate)
@@ -289,10 +289,10 @@ def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) 
     )  # fmt: skip
 
 
-def _allow_ways_of_rounding(
+def _allow_conventions(
     jobs: Sequence[_Job], golden: PassIndex, candidate: PassIndex, policy: Policy, *, on_golden_inputs: bool
 ) -> None:
-    """Lets tensors lean by more where that is a way of rounding, or where the lean may be inherited."""
+    """Lets tensors lean by more where that is a rounding convention, or where the lean may be inherited."""
     found: dict[Group, list[Tally]] = {}
     groups = Groups(golden, candidate)
     for job in jobs:

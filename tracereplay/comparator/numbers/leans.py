@@ -1,17 +1,18 @@
-"""What a bias along the values' signs (a lean) means: a way of rounding, or a fault. Siblings decide.
+"""What a bias along the values' signs (a lean) means: a rounding convention, or a fault. Siblings decide.
 
 A cast that truncates leans by half an ulp towards zero, at every operator where the same code runs; a fault leans
 where it is. So each tensor is held against its siblings (`siblings`), and its lean's signature (`profiles`) read:
 
-    a lean like its siblings', or one that has none    a way of rounding; a fault if it is a factor's
+    a lean like its siblings', or one that has none    a rounding convention; a fault if it is a factor's
     a lean, and nearly all siblings have none          a fault
     four and more, and it stands apart from them       a fault, though it may lean by less than they do
 
-*Why is a factor that all siblings share a fault?* No way of rounding multiplies; a wrong constant in a class does.
+*Why is a factor that all siblings share a fault?* No rounding convention multiplies; a class with a wrong constant
+does.
 *Why not judge two or three by their spread?* They have none to speak of. But one that leans by half a cast while
 another does not lean at all needs no spread to be told from it.
 
-A way of rounding may lean by more (`bias_sign_max_ulp`) than a fault needs to be one.
+A rounding convention may lean by more (`bias_sign_max_ulp`) than a fault needs to be one.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ NEARLY_ALL = 0.75
 
 
 def judge_leans(siblings: Sequence[Tally], dtype: str, sign_max: float) -> None:
-    """Tells siblings how they stand, and gives those whose lean is a way of rounding the limit of one.
+    """Tells siblings how they stand, and gives those whose lean is a rounding convention the limit of one.
 
     Args:
         siblings: tensors of a pass in which every operator had golden inputs, so that their leans are their own.
         dtype: in which they are compared; float.
-        sign_max: what a way of rounding may lean by, in ulp.
+        sign_max: what a rounding convention may lean by, in ulp.
     """
     known = [tally for tally in siblings if tally.rows >= BIAS_ROWS]
     if any(map(_differs, known)):

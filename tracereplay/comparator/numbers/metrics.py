@@ -51,8 +51,8 @@ LEAN_CLIP = 2.0  # ulp
 # A lean counts when it is more than 0.1 ulp on average and five standard errors from zero (6e-7 by chance;
 # a comparison asks some thousand times).
 BIAS_ULP = 0.1
-# Along the values' signs more is honest where it is a way of rounding (leans.py): an engine that truncates leans
-# by half an ulp for each rounding (some engines do on CPUs; TOLERANCES.md), and a fused operator rounds twice.
+# Along the values' signs more is honest where it is a rounding convention (leans.py): an engine that truncates
+# leans by half an ulp for each rounding (some engines do on CPUs; TOLERANCES.md), and a fused operator rounds twice.
 SIGN_ULP = 1.25
 BIAS_Z = 5.0
 BIAS_ROWS = 12  # fewer distinct rows may all lean one way by chance
@@ -294,8 +294,8 @@ class Tally:
     Args:
         limit: largest ratio that passes: 1, or 0 where the tolerance is zero.
         bias_limit: largest mean lean along the axis that passes, in ulp.
-        sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a convention
-            of the engines, which one tensor cannot show.
+        sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a rounding
+            convention, which one tensor cannot show.
         siblings: how it compares with tensors like it, as far as that was judged (`leans`).
     """
 

@@ -2,9 +2,10 @@
 
     tensor ──Tally──▶ Profile ──signature_of──▶ truncation | factor
 
-A lean of a quarter of an ulp can be a way of rounding or a fault, and its size does not tell which: a cast that
-truncates half of the values leans by that much, and so does a factor of 1.0014. **How it depends on the mantissa**
-does. A cast drops the same part of an ulp at every mantissa; a factor adds twice as many ulp to 1.99 as to 1.
+A lean of a quarter of an ulp can be a rounding convention or a fault, and its size does not tell which: a cast
+that truncates half of the values leans by that much, and so does a factor of 1.0014. **How it depends on the
+mantissa** does. A cast drops the same part of an ulp at every mantissa; a factor adds twice as many ulp to 1.99 as
+to 1.
 The growth (`numbers.metrics`) is zero for the one and the lean itself for the other.
 
 *Why is half an ulp of the lean left out?* A fused operator rounds its intermediate results too, and truncates

@@ -83,7 +83,7 @@ class Policy:
         differing_tokens: greedy tokens that may differ.
         logprob_max_abs: nats by which a golden token's logprob may differ.
         bias_max_ulp: mean bias that a tensor may show, along the axis or along the values' signs.
-        bias_sign_max_ulp: the same along the values' signs if it is a way of rounding (`leans`).
+        bias_sign_max_ulp: the same along the values' signs if it is a rounding convention (`leans`).
         min_coverage: share of golden's calls, 0 to 1, that must have been compared for a match.
         strict: every tolerance is zero.
     """
@@ -102,7 +102,7 @@ class Policy:
         return replace(self, strict=True, differing_tokens=0, logprob_max_abs=0.0)
 
     def max_lean(self, site: str, operator: str, dtype: str, kind: str) -> float:
-        """The mean lean that a tensor may show where it is no way of rounding, in ulp."""
+        """The mean lean that a tensor may show where it is no rounding convention, in ulp."""
         rule = self.rule_for(site, operator, dtype, kind)
         return self.bias_max_ulp if rule is None or rule.max_ulp is None else rule.max_ulp
 
@@ -136,7 +136,7 @@ def tally_for(
     Args:
         policy, site, operator, kind: as for `tolerance_for`.
         tolerance: the tensor's.
-        conventional: whether its lean along the values' signs counts as a way of rounding (`leans`).
+        conventional: whether its lean along the values' signs counts as a rounding convention (`leans`).
     """
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
     lean = policy.max_lean(site, operator, tolerance.dtype, kind)
@@ -147,7 +147,7 @@ def tally_for(
 
 
 def allow_convention(tally: Tally, policy: Policy) -> None:
-    """Lets a tensor lean along the values' signs by as much as a way of rounding may."""
+    """Lets a tensor lean along the values' signs by as much as a rounding convention may."""
     tally.sign_limit = max(tally.bias_limit, policy.bias_sign_max_ulp)
 
 
