@@ -1,6 +1,6 @@
 """How often siblings raise a false alarm, and which faults they show, by the number of layers.
 
-    python benchmarks/siblings.py [VERDICTS]        prints TOLERANCES.md's tables; 4000 verdicts take some minutes
+    python benchmarks/siblings.py [VERDICTS]        prints TOLERANCES.md's tables, in a quarter of an hour
 
 **Honest verdicts** are drawn as profiles: each group of siblings has a common bias, as engines show it, and each
 sibling departs from it by chance. How far the siblings of a group lie apart is drawn from what real engines show
@@ -222,4 +222,4 @@ def main(verdicts: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)

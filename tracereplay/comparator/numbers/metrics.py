@@ -52,7 +52,7 @@ LEAN_CLIP = 2.0  # ulp
 # a comparison asks some thousand times).
 BIAS_ULP = 0.1
 # Along the values' signs more is honest where it is a rounding convention (leans.py): an engine that truncates
-# leans by half an ulp for each rounding (some engines do on CPUs; TOLERANCES.md), and a fused operator rounds twice.
+# leans by half an ulp for each rounding (some do on CPUs; TOLERANCES.md), and a fused operator rounds twice.
 SIGN_ULP = 1.25
 BIAS_Z = 5.0
 BIAS_ROWS = 12  # fewer distinct rows may all lean one way by chance
