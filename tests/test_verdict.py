@@ -19,6 +19,7 @@ from tracereplay.verdict import (
     NotCompared,
     OperatorFinding,
     SettingDifference,
+    Siblings,
     Source,
     TokenDivergence,
     TokenFinding,
@@ -38,7 +39,8 @@ ROLLOUT = Rollout(
 
 def full() -> Verdict:
     worst = Worst(0, 1, 2, 3, 1.5, -INF, 4)
-    metrics = Metrics(0.5, INF, 0.1, 2.0, 3.0, -0.2, 7, worst)
+    siblings = Siblings(9, "truncation", True, "bias_ulp", 0.24, 0.83, 0.05, INF)
+    metrics = Metrics(0.5, INF, 0.1, 2.0, 3.0, -0.2, 7, worst, siblings)
     divergence = Divergence(
         "edge", "model.norm", "RMSNorm", "exceeds", 0, 1, 2, 4, 1, metrics, Tolerance(2, 3, "bfloat16"),
         Tolerance(INF, INF, "bfloat16", "passing"), None, 0.25,
@@ -84,6 +86,12 @@ def test_the_keys_are_those_of_schema_1() -> None:
     assert set(first) == expected
     assert {"site", "operator", "class", "calls", "rows", "metrics"} <= set(data["operators"][0])
     assert {"site", "input", "class", "rows", "metrics"} <= set(data["edges"][0])
+    measured = ["equal", "allowance_ratio", "relative_l2", "max_abs", "max_ulp", "bias_ulp", "nonfinite", "worst"]
+    assert list(data["operators"][0]["metrics"]) == [*measured, "siblings"]
+    assert list(data["edges"][0]["metrics"]) == measured  # there only where siblings were judged
+    assert list(data["operators"][0]["metrics"]["siblings"]) == [
+        "count", "signature", "apart", "measure", "value", "median", "spread", "score",
+    ]  # fmt: skip
     assert {"compared", "first_divergence", "logprob_abs_diff"} <= set(data["tokens"])
     assert {"request": 0, "position": 23, "golden": 207, "candidate": 67}.items() <= (
         data["tokens"]["first_divergence"].items()

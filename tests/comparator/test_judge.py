@@ -389,6 +389,50 @@ def test_a_systematic_fault_below_tolerance_is_biased(judge: Judge, kind: str, r
     assert {o.error_class for o in allowed.operators} <= {"identical", "rounding"}
 
 
+@pytest.mark.parametrize("kind", ["rotary_emb", "attn"])
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+def test_a_small_models_class_that_truncates_as_a_whole_is_no_fault(
+    judge: Judge, kind: str, rounding: str
+) -> None:
+    # vLLM 0.8.5 truncates so: only rotary embeddings of a Gemma could show it, and only attention of a GPT-NeoX
+    sites = [f"model.layers.{layer}.self_attn.{kind}" for layer in range(toy.LAYERS)]
+    verdict = judge(flaw=[Flaw(site, "truncate") for site in sites], rounding=rounding, passes=("injected",))
+    assert verdict.first_divergence is None
+    found = {o.site: o.metrics.siblings for o in verdict.operators if o.site in sites}
+    told = {(s.count, s.signature, s.apart) for s in found.values() if s is not None}
+    assert (set(found), told) == (set(sites), {(toy.LAYERS, "truncation", False)})
+
+
+def test_a_fault_that_takes_away_an_engines_lean_is_found(judge: Judge, tmp_path: Path) -> None:
+    # golden truncates, so that all norms lean; in one the candidate's values are too small, and it leans less
+    golden = toy.record(toy.workload(), tmp_path / "truncating", rounding="truncate")
+    assert judge(of=golden, passes=("injected",)).first_divergence is None
+    flaw = Flaw("model.layers.1.input_layernorm", "short")
+    verdict = judge(of=golden, flaw=flaw, passes=("injected",))
+    first = found(verdict)
+    assert (first.site, first.error_class, verdict.cause) == (flaw.site, "biased", "operator")
+    assert [o.site for o in verdict.operators if o.error_class == "biased"] == [flaw.site]
+    operators = {o.site: o.metrics for o in verdict.operators}
+    norms = [
+        m for site, m in operators.items() if site.endswith("norm") and site != "model.layers.0.input_layernorm"
+    ]
+    own = operators[flaw.site]
+    assert abs(own.bias_ulp) < min(m.bias_ulp for m in norms if m is not own)  # each figure is within tolerance
+    assert own.siblings is not None
+    assert (own.siblings.count, own.siblings.measure, own.siblings.apart) == (4, "bias_ulp", True)
+    assert "It stands apart from its siblings (operators of the same class" in verdict.reasons[0]
+    assert first.passing_bias is not None
+    policy = Policy(rules=(Rule(flaw.site, max_ulp=first.passing_bias),))
+    assert judge(policy, of=golden, flaw=flaw, passes=("injected",)).first_divergence is None
+
+
+def test_a_factor_in_all_operators_of_a_class_is_a_fault(judge: Judge) -> None:
+    sites = [f"model.layers.{layer}.mlp.act_fn" for layer in range(toy.LAYERS)]
+    verdict = judge(flaw=[Flaw(site, "slight") for site in sites], passes=("injected",))
+    assert [o.site for o in verdict.operators if o.error_class == "biased"] == sites
+    assert "It grows with the mantissa, as a wrong factor's does" in verdict.reasons[0]
+
+
 def test_a_rule_lets_one_operator_lean(golden: Path, tmp_path: Path) -> None:
     site = "model.layers.1.mlp.act_fn"
     candidate = toy.replay(golden, tmp_path / "candidate", flaw=Flaw(site, "truncate"))

@@ -102,4 +102,4 @@ def test_batches_and_another_version_in_bfloat16(
     assert compare_traces(golden, run, replace(policy, differing_tokens=other.tokens_differ)).verdict == "match"
     first = compare_traces(golden, run, replace(policy, bias_sign_max_ulp=0.1)).first_divergence
     assert first is not None
-    assert first.error_class == "biased"  # what lets V0's truncation pass is that most of its operators share it
+    assert first.error_class == "biased"  # what lets V0's truncation pass is that siblings share it

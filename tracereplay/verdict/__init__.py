@@ -12,7 +12,7 @@ from tracereplay.verdict.findings import (
     SettingDifference,
     Source,
 )
-from tracereplay.verdict.measures import CLASSES, ErrorClass, Metrics, Tolerance, Worst
+from tracereplay.verdict.measures import CLASSES, ErrorClass, Metrics, Siblings, Tolerance, Worst
 from tracereplay.verdict.proof import Attribution, Closure
 from tracereplay.verdict.tokens import TokenDivergence, TokenFinding
 from tracereplay.verdict.verdict import SCHEMA, Cause, Mode, Outcome, Verdict
@@ -20,5 +20,5 @@ from tracereplay.verdict.verdict import SCHEMA, Cause, Mode, Outcome, Verdict
 __all__ = [
     "CLASSES", "SCHEMA", "Attribution", "Cause", "Closure", "Coverage", "Divergence", "EdgeFinding", "Effect",
     "ErrorClass", "Metrics", "Mode", "NotCompared", "OperatorFinding", "Outcome", "Pairing", "RoutingFinding",
-    "SettingDifference", "Source", "TokenDivergence", "TokenFinding", "Tolerance", "Verdict", "Worst",
+    "SettingDifference", "Siblings", "Source", "TokenDivergence", "TokenFinding", "Tolerance", "Verdict", "Worst",
 ]  # fmt: skip

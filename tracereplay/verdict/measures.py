@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from tracereplay.jsondata import plain
+from tracereplay.jsondata import optional, plain, real
 
 __all__ = [
-    "BEYOND", "CLASSES", "ErrorClass", "Metrics", "Tolerance", "Worst", "precedence", "rounded_up", "severity",
+    "BEYOND", "CLASSES", "ErrorClass", "Measure", "Metrics", "Siblings", "Signature", "Tolerance", "Worst",
+    "precedence", "rounded_up", "severity",
 ]  # fmt: skip
 
 ErrorClass: TypeAlias = Literal["identical", "rounding", "biased", "exceeds", "nonfinite", "incomparable"]
+
+# What a bias along the values' signs looks like: the same at every mantissa, or growing with it.
+Signature: TypeAlias = Literal["truncation", "factor"]
+
+# In what a tensor may stand apart from its siblings: bias along the signs (ulp), share of elements that differ,
+# relative L2 of a row (eps of the dtype).
+Measure: TypeAlias = Literal["bias_ulp", "differing", "relative_l2"]
 
 # From harmless to worst. Incomparable stands between: nothing was seen to be wrong, nothing was seen at all.
 CLASSES: tuple[ErrorClass, ...] = ("identical", "rounding", "incomparable", "biased", "exceeds", "nonfinite")
@@ -72,6 +80,48 @@ class Worst:
 
 
 @dataclass(frozen=True, slots=True)
+class Siblings:
+    """How a tensor compares with those of its siblings: operators of one class and configuration, called alike.
+
+    Args:
+        count: of siblings with enough rows to tell, itself included.
+        signature: of its bias along the values' signs; None where it has none.
+        apart: whether it stands so far from them that it is biased, though each figure is within tolerance.
+        measure: in which it stands farthest from them. None, as are the following, for fewer than four.
+        value: its own, in the units of `Measure`.
+        median, spread: of the others, in the same units; the spread is a robust standard deviation that is shrunk
+            towards what honest engines show.
+        score: distance from their median in spreads, as a normal deviate.
+    """
+
+    count: int
+    signature: Signature | None = None
+    apart: bool = False
+    measure: Measure | None = None
+    value: float | None = None
+    median: float | None = None
+    spread: float | None = None
+    score: float | None = None
+
+    @property
+    def distance(self) -> float:
+        """How far it is from the others' median, in the units of `measure`; 0 for fewer than four."""
+        return 0.0 if self.value is None or self.median is None else abs(self.value - self.median)
+
+    def as_dict(self) -> dict[str, Any]:
+        numbers = {name: plain(getattr(self, name)) for name in ("value", "median", "spread", "score")}
+        return {
+            "count": self.count, "signature": self.signature, "apart": self.apart, "measure": self.measure,
+            **numbers,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Siblings:
+        numbers = (real(data[name]) for name in ("value", "median", "spread", "score"))
+        return cls(data["count"], data["signature"], data["apart"], data["measure"], *numbers)
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """How two tensors differ, over all rows that were compared.
 
@@ -86,6 +136,8 @@ class Metrics:
             whichever leans more.
         nonfinite: elements where one is finite and the other is not, or both are not and differ.
         worst: the element with the largest error for its allowance, in that row; None where nothing differs.
+        siblings: how it compares with operators like it; None where that was not judged (not on golden inputs, or
+            nothing differs in any of them). Its key is in JSON only where there are.
     """
 
     equal: float = 1.0
@@ -96,6 +148,7 @@ class Metrics:
     bias_ulp: float = 0.0
     nonfinite: int = 0
     worst: Worst | None = None
+    siblings: Siblings | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -103,6 +156,7 @@ class Metrics:
             "relative_l2": plain(self.relative_l2), "max_abs": plain(self.max_abs),
             "max_ulp": plain(self.max_ulp), "bias_ulp": plain(self.bias_ulp), "nonfinite": self.nonfinite,
             "worst": None if self.worst is None else self.worst.as_dict(),
+            **({} if self.siblings is None else {"siblings": self.siblings.as_dict()}),
         }  # fmt: skip
 
     @classmethod
@@ -117,6 +171,7 @@ class Metrics:
             bias_ulp=float(data["bias_ulp"]),
             nonfinite=int(data["nonfinite"]),
             worst=None if worst is None else Worst.from_dict(worst),
+            siblings=optional(Siblings.from_dict, data.get("siblings")),
         )
 
 

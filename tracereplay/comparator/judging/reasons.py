@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
+from tracereplay.comparator.judging.biases import who_truncates, why_biased
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.settings import argument_of, explains
 from tracereplay.comparator.judging.staleness import Versions
-from tracereplay.comparator.numbers.metrics import BIAS_ROWS
 from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.sums import UNFED_SUM
 from tracereplay.comparator.tokens.requests import OtherPrompts
@@ -125,33 +125,13 @@ def _why_operator(evidence: Evidence) -> str:
             for name, mine, theirs in evidence.built
         )
         words += f" It was built differently: {said}."
-    return words + (_lean(evidence, first) if first.error_class == "biased" else "")
+    return words + (why_biased(first, evidence.comparison.findings) if first.error_class == "biased" else "")
 
 
 def _in_golden(first: Finding) -> str:
     """What golden has in the place of the first divergence, where that is not the operator of its name."""
     name = None if first.pair is None else first.pair.golden_site
     return "" if name is None else f" In golden it is {name}."
-
-
-def _lean(evidence: Evidence, first: Finding) -> str:
-    leaning = [f.operator for f in evidence.comparison.findings if f.error_class == "biased" and f.operator]
-    kinds = ", ".join(dict.fromkeys(leaning))
-    return (
-        f" Its bias is {first.metrics.bias_ulp:+.2f} ulp. Biased operators: {kinds}. If the engine merely rounded "
-        "differently, most operators that differ would be biased."
-    )
-
-
-def _truncation(within: list[Finding]) -> str:
-    """Which side seems to truncate: its results are half an ulp smaller on average for each rounding."""
-    words = ""
-    for side, sign in (("Golden", 1), ("The candidate", -1)):
-        leaning = [f for f in within if f.rows >= BIAS_ROWS and sign * f.metrics.bias_ulp >= TRUNCATES]
-        if leaning:
-            kinds = ", ".join(dict.fromkeys(f.operator for f in leaning))
-            words += f" {side} seems to truncate where the other rounds to nearest: {kinds}."
-    return words
 
 
 def _why_edge(evidence: Evidence) -> str:
@@ -311,7 +291,7 @@ def _why_rounding(evidence: Evidence) -> str:
     return (
         "Every operator and edge is within tolerance; small differences add up. Operators that round differently: "
         f"{', '.join(kinds)}."
-        + _truncation(within)
+        + who_truncates(within)
         + (f" Settings that may affect rounding: {', '.join(settings)}." if settings else "")
     )
 
@@ -320,8 +300,6 @@ _CAUSES: dict[Cause, Callable[[Evidence], str]] = {
     "operator": _why_operator, "edge": _why_edge, "setting": _why_setting, "structure": _why_structure,
     "unobserved": _why_unobserved, "rounding": _why_rounding,
 }  # fmt: skip
-
-TRUNCATES = 0.4  # ulp on average; a rounding by truncation leans by half an ulp
 
 DOES = {
     "exceeds": "exceeds the tolerance",

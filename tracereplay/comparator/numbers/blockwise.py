@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
-from tracereplay.comparator.numbers.leans import Group, conventions
+from tracereplay.comparator.numbers.leans import judge_leans
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
 from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
+from tracereplay.comparator.numbers.siblings import Group, Groups
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.numbers.tolerance import (
     Policy,
@@ -91,7 +92,7 @@ def compare_passes(
         _add_job(worklist, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(worklist, key, table)
     _stream(worklist.jobs, calls, rows, until_beyond=until_beyond)
-    _allow_conventions(worklist.jobs, policy, on_golden_inputs=on_golden_inputs)
+    _allow_conventions(worklist.jobs, golden, candidate, policy, on_golden_inputs=on_golden_inputs)
     found = (_finding(job, golden.pairs.get(job.key.site)) for job in worklist.jobs)
     findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
     _note_extra(worklist, golden, candidate)
@@ -288,16 +289,19 @@ def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) 
     )  # fmt: skip
 
 
-def _allow_conventions(jobs: Sequence[_Job], policy: Policy, *, on_golden_inputs: bool) -> None:
-    """Lets tensors lean by more where that is a way of rounding, or where the lean may be inherited."""
-    kinds: dict[Group, list[_Job]] = {}
+def _allow_conventions(
+    jobs: Sequence[_Job], golden: PassIndex, candidate: PassIndex, policy: Policy, *, on_golden_inputs: bool
+) -> None:
+    """Lets tensors lean by more where that is a rounding convention, or where the lean may be inherited."""
+    found: dict[Group, list[Tally]] = {}
+    groups = Groups(golden, candidate)
     for job in jobs:
-        kind = Group(job.operator, job.key.side, job.key.index, job.tolerance.dtype)
-        kinds.setdefault(kind, []).append(job)
-    shared = conventions({kind: [job.tally for job in found] for kind, found in kinds.items()})
-    for kind in shared if on_golden_inputs else kinds:
-        for job in kinds[kind]:
+        if not on_golden_inputs:
             allow_convention(job.tally, policy)
+        elif job.tally.rows and is_float(job.tolerance.dtype):
+            found.setdefault(groups.group_of(job.key, job.tolerance.dtype), []).append(job.tally)
+    for group, siblings in found.items():
+        judge_leans(siblings, group.dtype, policy.bias_sign_max_ulp)
 
 
 def _finding(job: _Job, pair: Pair | None) -> Finding:

@@ -16,6 +16,11 @@ values and the sign that of their sum, so that exchanging the two sides only tur
 roundings differ by leans nowhere. Clipping keeps a cancelled element near zero, hundreds of its own ulp off,
 from outweighing all others. From the lean along the axis is taken what the one along the signs brings with it
 where most values have one sign (its mean sign times it), so that truncation leans along the signs alone.
+
+**Growth** of a row, in ulp: how much of its lean along the signs grows with the mantissa, the slope of the errors
+over the mantissas (1 to 2) times the mean mantissa. A factor is off by more ulp where the mantissa is larger, in
+proportion, so that its growth is its lean; a cast that truncates drops half an ulp at every mantissa, and its
+growth is zero.
 """
 
 from __future__ import annotations
@@ -28,11 +33,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator.numbers.dtypes import Array, coarser, eps, is_float, smallest, widen
-from tracereplay.verdict.measures import BEYOND, ErrorClass, Metrics, Worst
+from tracereplay.verdict.measures import BEYOND, ErrorClass, Metrics, Siblings, Worst
 
 __all__ = [
-    "BIAS_ROWS", "BIAS_ULP", "BIAS_Z", "SIGN_ULP", "Event", "RowErrors", "Tally", "compare_rows", "differing",
-    "lean_score", "onset_of", "row_errors", "trimmed_rms",
+    "BIAS_ROWS", "BIAS_ULP", "BIAS_Z", "SIGN_ULP", "Event", "Floats", "RowErrors", "Tally", "compare_rows",
+    "differing", "lean_score", "normal_deviate", "onset_of", "row_errors", "trimmed_rms",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
@@ -46,8 +51,8 @@ LEAN_CLIP = 2.0  # ulp
 # A lean counts when it is more than 0.1 ulp on average and five standard errors from zero (6e-7 by chance;
 # a comparison asks some thousand times).
 BIAS_ULP = 0.1
-# Along the values' signs more is honest where most operators show it (leans.py): an engine that truncates leans by
-# half an ulp for each rounding (some engines do on CPUs; TOLERANCES.md), and a fused operator rounds twice.
+# Along the values' signs more is honest where it is a rounding convention (leans.py): an engine that truncates
+# leans by half an ulp for each rounding (some do on CPUs; TOLERANCES.md), and a fused operator rounds twice.
 SIGN_ULP = 1.25
 BIAS_Z = 5.0
 BIAS_ROWS = 12  # fewer distinct rows may all lean one way by chance
@@ -66,6 +71,7 @@ class RowErrors:
         golden, candidate: the values there.
         max_abs, max_ulp, relative_l2: as in `Metrics`.
         axis_lean, sign_lean: mean clipped error in ulp, along the axis and along the sign.
+        growth: of the lean along the signs with the mantissa, in ulp.
         nonfinite: elements that are finite on one side only, or not finite and not the same.
         equal: elements that are bitwise equal.
     """
@@ -79,6 +85,7 @@ class RowErrors:
     relative_l2: Floats
     axis_lean: Floats
     sign_lean: Floats
+    growth: Floats
     nonfinite: npt.NDArray[np.int64]
     equal: npt.NDArray[np.int64]
 
@@ -130,10 +137,12 @@ def row_errors(
     at = ratio.argmax(axis=1)
     rows = np.arange(len(at))
     ulps = (c - g) / _ulp(np.maximum(np.abs(g), np.abs(c)), unit)
-    counted = ulps if magnitude is np.abs else (c - g) / _ulp(np.maximum(size, magnitude(c)), unit)
+    larger = np.maximum(size, magnitude(c))
+    counted = ulps if magnitude is np.abs else (c - g) / _ulp(larger, unit)
     clipped = np.clip(counted, -LEAN_CLIP, LEAN_CLIP)
     signs = np.sign(g + c)
-    sign_lean = (clipped * signs).mean(axis=1, dtype=np.float64)
+    along = clipped * signs
+    sign_lean = along.mean(axis=1, dtype=np.float64)
     return RowErrors(
         ratio=np.maximum(ratio[rows, at].astype(np.float64), _together(ratio)),
         at=at,
@@ -144,6 +153,7 @@ def row_errors(
         relative_l2=_norm_ratio(error, g),
         axis_lean=clipped.mean(axis=1, dtype=np.float64) - sign_lean * signs.mean(axis=1, dtype=np.float64),
         sign_lean=sign_lean,
+        growth=_growth(along, larger),
         nonfinite=broken.sum(axis=1),
         equal=equal,
     )
@@ -186,13 +196,47 @@ def _norm_ratio(above: Array, below: Array) -> Floats:
 
 def _ulp(size: Array, dtype: str) -> Array:
     """Distance to the next number of ``dtype`` above each magnitude."""
+    floor = max(smallest(dtype), 1e-44) if size.dtype == np.float32 else smallest(dtype)
+    ulp: Array = np.maximum(_power(size) * size.dtype.type(eps(dtype)), size.dtype.type(floor))
+    return ulp
+
+
+def _power(size: Array) -> Array:
+    """The power of two at or below each magnitude; of zero, and of what is subnormal, any below it."""
     if size.dtype == np.float32:
-        power = (np.ascontiguousarray(size).view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
+        power: Array = (np.ascontiguousarray(size).view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
     else:
         power = np.ldexp(1.0, np.frexp(size)[1] - 1)
-    floor = max(smallest(dtype), 1e-44) if size.dtype == np.float32 else smallest(dtype)
-    ulp: Array = np.maximum(power * size.dtype.type(eps(dtype)), size.dtype.type(floor))
-    return ulp
+    return power
+
+
+def _mantissa(size: Array) -> Array:
+    """From 1 to 2, of each magnitude above zero."""
+    if size.dtype == np.float32:
+        bits = np.ascontiguousarray(size).view(np.uint32) & np.uint32(0x007FFFFF)
+        mantissa: Array = (bits | np.uint32(0x3F800000)).view(np.float32)
+    else:
+        mantissa = 2 * np.frexp(size)[0]
+    return mantissa
+
+
+def _growth(along: Array, size: Array) -> Floats:
+    """How much of each row's lean grows with the mantissa, in ulp, ``[rows]``; see the module.
+
+    Args:
+        along: errors in ulp along the values' signs, ``[rows, width]``.
+        size: magnitudes. Zeros have no mantissa: they dilute the growth as they do the lean.
+    """
+    middle = size.dtype.type(1.5)
+    above = (_mantissa(size) - middle) * (size > 0)
+    count = np.maximum((size > 0).sum(axis=1), 1)
+    mean = above.sum(axis=1, dtype=np.float64) / count
+    squares = np.einsum("ij,ij->i", above, above) - count * mean**2
+    products = np.einsum("ij,ij->i", along, above) - along.sum(axis=1, dtype=np.float64) * mean
+    enough = squares > 1e-6 * count  # all of a row's mantissas may be the same
+    grown = products * (mean + middle) * count / size.shape[1]
+    growth: Floats = np.divide(grown, squares, out=np.zeros(len(size)), where=enough)
+    return growth
 
 
 def _exact_errors(golden: Array, candidate: Array, same: Array, equal: Array) -> RowErrors:
@@ -203,24 +247,28 @@ def _exact_errors(golden: Array, candidate: Array, same: Array, equal: Array) ->
     differs = np.where(equal < golden.shape[1], np.inf, 0.0)
     zero, none = np.zeros(len(at)), np.zeros(len(at), np.int64)
     apart = np.abs(golden.astype(np.float64) - candidate.astype(np.float64)).max(axis=1)
-    return RowErrors(differs, at, g, c, apart, zero, zero, zero, zero, none, equal)
+    return RowErrors(differs, at, g, c, apart, zero, zero, zero, zero, zero, none, equal)
 
 
 def lean_score(leans: Floats) -> tuple[float, float]:
     """Mean lean of the rows and how many standard errors it is from zero, as a normal deviate.
 
-    Rows are the samples, since elements of a row share errors (one reciprocal root, one softmax sum). The
-    deviate of a t statistic with n degrees of freedom is Wallace's approximation (1959), good to 0.1 where it
-    matters.
+    Rows are the samples, since elements of a row share errors (one reciprocal root, one softmax sum).
     """
     count = len(leans)
     if count < 2:
         return float(leans.mean()) if count else 0.0, 0.0
     mean, error = float(leans.mean()), float(leans.std(ddof=1)) / math.sqrt(count)
-    if error == 0.0:
-        return mean, math.inf
-    n, t = count - 1, mean / error
-    return mean, (8 * n + 1) / (8 * n + 3) * math.sqrt(n * math.log1p(t * t / n))
+    return mean, math.inf if error == 0.0 else normal_deviate(mean / error, count - 1)
+
+
+def normal_deviate(t: float, n: int) -> float:
+    """The normal deviate that is as rare as a t statistic with n degrees of freedom, without its sign.
+
+    It is Wallace's approximation (1959), good to 0.1 where it matters.
+    """
+    deviate: float = (8 * n + 1) / (8 * n + 3) * math.sqrt(n * math.log1p(t * t / n))
+    return deviate
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +294,9 @@ class Tally:
     Args:
         limit: largest ratio that passes: 1, or 0 where the tolerance is zero.
         bias_limit: largest mean lean along the axis that passes, in ulp.
-        sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a convention
-            of the engines, which one tensor cannot show.
+        sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a rounding
+            convention, which one tensor cannot show.
+        siblings: how it compares with tensors like it, as far as that was judged (`leans`).
     """
 
     limit: float = 1.0
@@ -264,7 +313,8 @@ class Tally:
     worst: Worst | None = None
     first_different: Event | None = None
     first_beyond: Event | None = None
-    _leans: list[Floats] = field(default_factory=list)  # of [rows, 3]: axis, sign, relative L2
+    siblings: Siblings | None = None
+    _samples: list[Floats] = field(default_factory=list)  # of [rows, 5]; see `samples`
     _kept: int = 0
 
     def add_equal(self, rows: int, width: int) -> None:
@@ -288,7 +338,9 @@ class Tally:
         self.max_ulp = max(self.max_ulp, float(errors.max_ulp.max()))
         self.relative_l2 = max(self.relative_l2, float(errors.relative_l2.max()))
         if self._kept < LEANS_KEPT:
-            self._leans.append(np.stack([errors.axis_lean, errors.sign_lean, errors.relative_l2], axis=1))
+            differing = 1 - errors.equal / width
+            columns = errors.axis_lean, errors.sign_lean, errors.relative_l2, errors.growth, differing
+            self._samples.append(np.stack(columns, axis=1))
             self._kept += len(order)
         different = errors.equal < width  # not all are: equal integers of two dtypes come here too
         beyond = (errors.ratio > self.limit) | (errors.nonfinite > 0)
@@ -298,15 +350,26 @@ class Tally:
     @property
     def leans(self) -> tuple[tuple[float, float], tuple[float, float], int]:
         """Mean lean in ulp and its score in standard errors, along the axis and along the signs, and the rows."""
-        if not self._leans:
+        leans, share = self.samples
+        if not len(leans):
             return (0.0, 0.0), (0.0, 0.0), 0
-        leans = np.concatenate(self._leans)
-        # Rows that are equal lean by zero: they dilute the mean, and do not make it any less certain.
-        share = len(leans) / max(self._kept, 1)
-        # Rows of one and the same token have one and the same error; they are one sample, not many.
-        leans = leans[np.unique(leans[:, 2], return_index=True)[1]]
         (axis, axis_score), (sign, sign_score) = lean_score(leans[:, 0]), lean_score(leans[:, 1])
         return (axis * share, axis_score), (sign * share, sign_score), len(leans)
+
+    @property
+    def samples(self) -> tuple[Floats, float]:
+        """The distinct rows that differ, ``[rows, 5]``, and the share of all rows that differ.
+
+        The columns are lean along the axis, lean along the signs, relative L2, growth, and the share of elements
+        that differ.
+        """
+        if not self._samples:
+            return np.empty((0, 5)), 0.0
+        rows = np.concatenate(self._samples)
+        # Rows that are equal lean by zero: they dilute the mean, and do not make it any less certain.
+        share = len(rows) / max(self._kept, 1)
+        # Rows of one and the same token have one and the same error; they are one sample, not many.
+        return rows[np.unique(rows[:, 2], return_index=True)[1]], share
 
     @property
     def bias(self) -> tuple[float, float, int]:
@@ -322,7 +385,9 @@ class Tally:
 
     @property
     def biased(self) -> bool:
-        """Whether a lean is real, and more than it may be."""
+        """Whether a lean is real, and more than it may be; or the tensor stands apart from its siblings."""
+        if self.siblings is not None and self.siblings.apart:
+            return True
         axis, sign, rows = self.leans
         limits = ((axis, self.bias_limit), (sign, self.sign_limit))
         return rows >= BIAS_ROWS and any(s >= BIAS_Z and abs(mean) > limit for (mean, s), limit in limits)
@@ -346,7 +411,7 @@ class Tally:
         equal = self.equal / self.elements if self.elements else 1.0
         return Metrics(
             equal, self.ratio, self.relative_l2, self.max_abs, self.max_ulp, self.bias[0], self.nonfinite,
-            self.worst,
+            self.worst, self.siblings,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ The first rule that fits a tensor applies, yours before the calibrated ones. Eve
     max_abs = 0.05         # nats, for the golden token
     [bias]
     max_ulp = 0.1          # mean lean of a tensor, units in the last place
-    sign_max_ulp = 1.25    # the same along the values' signs where most operators truncate
+    sign_max_ulp = 1.25    # the same along the values' signs where it is a rounding convention, as truncation is
     [coverage]
     min = 0.9              # share of golden's calls that must have been compared
     [[rule]]               # yours: may be below the defaults

@@ -83,7 +83,7 @@ class Policy:
         differing_tokens: greedy tokens that may differ.
         logprob_max_abs: nats by which a golden token's logprob may differ.
         bias_max_ulp: mean bias that a tensor may show, along the axis or along the values' signs.
-        bias_sign_max_ulp: the same along the values' signs if most operators share it (`leans`).
+        bias_sign_max_ulp: the same along the values' signs if it is a rounding convention (`leans`).
         min_coverage: share of golden's calls, 0 to 1, that must have been compared for a match.
         strict: every tolerance is zero.
     """
@@ -102,7 +102,7 @@ class Policy:
         return replace(self, strict=True, differing_tokens=0, logprob_max_abs=0.0)
 
     def max_lean(self, site: str, operator: str, dtype: str, kind: str) -> float:
-        """The mean lean that a tensor may show where it is not shared, in ulp."""
+        """The mean lean that a tensor may show where it is no rounding convention, in ulp."""
         rule = self.rule_for(site, operator, dtype, kind)
         return self.bias_max_ulp if rule is None or rule.max_ulp is None else rule.max_ulp
 
@@ -136,7 +136,7 @@ def tally_for(
     Args:
         policy, site, operator, kind: as for `tolerance_for`.
         tolerance: the tensor's.
-        conventional: whether its lean along the values' signs counts as a convention of the engine (`leans`).
+        conventional: whether its lean along the values' signs counts as a rounding convention (`leans`).
     """
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
     lean = policy.max_lean(site, operator, tolerance.dtype, kind)
@@ -147,7 +147,7 @@ def tally_for(
 
 
 def allow_convention(tally: Tally, policy: Policy) -> None:
-    """Lets a tensor lean along the values' signs by as much as a convention of an engine may."""
+    """Lets a tensor lean along the values' signs by as much as a rounding convention may."""
     tally.sign_limit = max(tally.bias_limit, policy.bias_sign_max_ulp)
 
 
@@ -171,8 +171,15 @@ def passing_tolerance(tolerance: Tolerance, error_class: ErrorClass, metrics: Me
 
 
 def passing_bias(error_class: ErrorClass, metrics: Metrics) -> float | None:
-    """The limit on leans, in ulp, that would have passed what leans, rounded up; None for what does not."""
-    return rounded_up(abs(metrics.bias_ulp)) if error_class == "biased" else None
+    """The limit on leans, in ulp, that would have passed what leans, rounded up; None for what does not.
+
+    What stands apart from its siblings passes where the distance from them does too.
+    """
+    if error_class != "biased":
+        return None
+    siblings = metrics.siblings
+    distance = siblings.distance if siblings is not None and siblings.apart else 0.0
+    return rounded_up(max(abs(metrics.bias_ulp), distance))
 
 
 def _or(value: float | None, default: float) -> float:

@@ -20,7 +20,7 @@ __all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted", "flaws_of"]
 
 OPERATOR_FLAWS = (
     "scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor", "truncate", "slight",
-    "second",
+    "short", "second",
 )  # fmt: skip
 EDGE_FLAWS = ("scaled_edge", "positions", "swap")
 _EVERYWHERE = ("positions", "swap")  # at any site
@@ -48,6 +48,7 @@ class Flaw:
             - ``floor``: rounded towards minus infinity instead of to nearest
             - ``truncate``: rounded towards zero instead of to nearest
             - ``slight``: 0.2 % too large before it is rounded
+            - ``short``: 0.3 % too small before it is rounded
             - ``second``: the sampler takes the second-best token
 
             between operators
@@ -169,9 +170,17 @@ def _truncate(x: Array, decoding: Decoding, stored: Stored) -> Array:
 
 
 def _slight(x: Array, decoding: Decoding, stored: Stored) -> Array:
-    """A wrong factor before rounding: after it, rounding again would undo most of it."""
-    scaled: Array = (x + _unit(x, stored) * (_draws(x) - 0.5)) * 1.002
-    return scaled
+    return 1.002 * _unrounded(x, stored)
+
+
+def _short(x: Array, decoding: Decoding, stored: Stored) -> Array:
+    return 0.997 * _unrounded(x, stored)
+
+
+def _unrounded(x: Array, stored: Stored) -> Array:
+    """What was rounded, made up: of a wrong factor after the rounding, rounding again would undo most."""
+    before: Array = x + _unit(x, stored) * (_draws(x) - 0.5)
+    return before
 
 
 def _unit(x: Array, stored: Stored) -> Array:
@@ -186,5 +195,5 @@ def _draws(x: Array) -> Array:
 
 _SPOIL: Mapping[str, Callable[[Array, Decoding, Stored], Array]] = {
     "scale": _scale, "element": _element, "nan": _nan, "coarse": _coarse, "floor": _floor,
-    "truncate": _truncate, "slight": _slight,
+    "truncate": _truncate, "slight": _slight, "short": _short,
 }  # fmt: skip
