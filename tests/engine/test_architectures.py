@@ -13,7 +13,7 @@ from engine_support import ROOT, Engines, Launch, find_engine, greedy
 
 from tracereplay.census import Census
 from tracereplay.comparator import Policy, compare_traces
-from tracereplay.errors import WorkloadError
+from tracereplay.errors import Unsupported, WorkloadError
 from tracereplay.launch import EngineProcess
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
@@ -107,6 +107,22 @@ def test_a_model_that_cannot_be_recorded_is_refused_in_a_sentence_before_it_is_l
         EngineProcess(launch, model=model, settings={}).close()
     assert raised.value.exit_code == 2
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "Speculative decoding"),
+        ({"pipeline_parallel_size": 2}, "Pipeline parallelism"),
+    ],
+)
+def test_a_way_to_run_that_cannot_be_recorded_is_refused_before_the_model_is_loaded(
+    settings: dict[str, object], said: str
+) -> None:
+    engine = find_engine("v1")
+    launch = Launch("v1", engine.python, engine.env, engine.settings)
+    with pytest.raises(Unsupported, match=said):
+        EngineProcess(launch, model=Path("nowhere"), settings=settings).close()
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_a_sentence(

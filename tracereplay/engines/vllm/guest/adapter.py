@@ -101,7 +101,9 @@ class Adapter:
         self.numbering = Numbering(first_request)
         self.forced = forced
 
-    def number(self, engine_id: str, prompt: Sequence[int], sampling: Any, lora: Any) -> tuple[int, int]:
+    def number(
+        self, engine_id: str, prompt: Sequence[int], sampling: Any, lora: Any, beside: Sequence[str]
+    ) -> tuple[int, int]:
         """(request, sequence) of a scheduled request; a new one is reported if no workload has it.
 
         Args:
@@ -109,11 +111,12 @@ class Adapter:
             prompt: its token ids.
             sampling: its ``SamplingParams``.
             lora: its ``LoRARequest``, or None.
+            beside: names of what it was given beside tokens, which no workload can hold.
         """
         known = self.numbering.counted or self.numbering.knows(engine_id)
         key = self.numbering.number(engine_id)
         if not known:
-            self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling, lora)))
+            self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)))
         return key
 
     def begin_step(self, rows: RowMap) -> None:

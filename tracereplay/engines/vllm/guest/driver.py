@@ -13,6 +13,7 @@ from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting
 from tracereplay.engines.request import PassRequest
+from tracereplay.engines.vllm.guest.refusals import refuse_arguments
 from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
@@ -45,6 +46,7 @@ class Driver:
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
+        refuse_arguments(arguments)
         _check_generates(EngineArgs, arguments)
         self._llm = LLM(**arguments)
         self._vocab = int(self._llm.llm_engine.model_config.get_vocab_size())

@@ -86,7 +86,7 @@ def _read(name: str, path: Path, changed: int) -> Adapter:
     return read_adapter(name, path)
 
 
-def kept_sampling(sampling: Any, adapter: Any = None) -> dict[str, Any]:
+def kept_sampling(sampling: Any, adapter: Any = None, beside: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of vLLM's ``SamplingParams`` that a trace keeps: those that are not the default.
 
     What a workload cannot ask for again is named under `event.UNAPPLIED`.
@@ -94,6 +94,7 @@ def kept_sampling(sampling: Any, adapter: Any = None) -> dict[str, Any]:
     Args:
         sampling: a request's parameters.
         adapter: the ``LoRARequest`` that it is served with.
+        beside: names of what it was given beside tokens.
     """
     default = type(sampling)()
     given = {
@@ -106,8 +107,8 @@ def kept_sampling(sampling: Any, adapter: Any = None) -> dict[str, Any]:
         kept["structured_outputs"] = _plain_grammar(grammar)
     if adapter is not None:
         kept[LORA] = _kept_adapter(adapter)
-    if given:
-        kept[UNAPPLIED] = sorted(given)
+    if unapplied := sorted({*given, *beside}):
+        kept[UNAPPLIED] = unapplied
     return as_traces_keep_it(kept)
 
 

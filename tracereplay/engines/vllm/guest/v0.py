@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
@@ -17,10 +18,7 @@ __all__ = ["V0Adapter", "refuse_v0"]
 
 def refuse_v0(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this V0 engine runs in a way that cannot be recorded."""
-    if getattr(config, "speculative_config", None) is not None:
-        raise Unsupported("Speculative decoding cannot be recorded or forced; leave speculative_config out.")
-    if config.parallel_config.pipeline_parallel_size > 1:
-        raise Unsupported("Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1.")
+    refuse_configuration(config)
     if getattr(config.scheduler_config, "num_scheduler_steps", 1) > 1:
         raise Unsupported("Multi-step scheduling cannot be recorded; set num_scheduler_steps=1.")
     if runner.device.type == "cuda" and not config.model_config.enforce_eager:
@@ -60,8 +58,9 @@ class V0Adapter(Adapter):
         rows: list[tuple[int, int, int]] = []
         for group in groups:
             for data in group.seq_data.values():
+                beside = ["multi_modal_data"] if group.multi_modal_data else []
                 key = self.number(
-                    group.request_id, data.prompt_token_ids, group.sampling_params, group.lora_request
+                    group.request_id, data.prompt_token_ids, group.sampling_params, group.lora_request, beside
                 )
                 start = len(rows)
                 rows.extend((*key, p) for p in positions[start : start + lengths.pop(0)])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
@@ -27,10 +28,7 @@ def refuse_v1(runner: Any, config: Any) -> None:
             "This engine uses Model Runner V2, which cannot be recorded yet; "
             "set VLLM_USE_V2_MODEL_RUNNER=0 (engine add ... --env VLLM_USE_V2_MODEL_RUNNER=0)."
         )
-    if getattr(config, "speculative_config", None) is not None:
-        raise Unsupported("Speculative decoding cannot be recorded or forced; leave speculative_config out.")
-    if config.parallel_config.pipeline_parallel_size > 1:
-        raise Unsupported("Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1.")
+    refuse_configuration(config)
     _refuse_cuda_graphs(runner, config)
 
 
@@ -43,6 +41,12 @@ def _refuse_cuda_graphs(runner: Any, config: Any) -> None:
             "CUDA graphs cannot be recorded yet, since a replayed graph runs no host code; "
             'give --set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
         )
+
+
+def _has(state: Any, name: str) -> bool:
+    """Whether a request has images, sound or embeddings beside its tokens: a list, or a tensor."""
+    value = getattr(state, name, None)
+    return value is not None and len(value) > 0
 
 
 class V1Adapter(Adapter):
@@ -83,8 +87,9 @@ class V1Adapter(Adapter):
         last, keys, discarded = [], [], []
         for index, engine_id in enumerate(batch.req_ids):
             state = self.runner.requests[engine_id]
+            beside = [name for name in ("mm_features", "prompt_embeds") if _has(state, name)]
             request, sequence = self.number(
-                engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request
+                engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request, beside
             )
             start = int(batch.num_computed_tokens_cpu[index])
             end = start + scheduler_output.num_scheduled_tokens[engine_id]
