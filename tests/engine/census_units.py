@@ -231,7 +231,54 @@ def an_unknown_leaf_is_an_operator_and_what_computes_nothing_is_none():
             self.odd, self.drop, self.same = Odd(), nn.Dropout(), nn.Identity()
             self.empty, self.embed_out = nn.ModuleList(), ParallelLMHead()
 
-    assert [name for name, _, _ in find_operators(Holder())] == ["odd"]
+    assert [places[0].site for places in find_operators(Holder())] == ["odd"]
+
+
+def an_operator_that_is_handed_down_is_one_and_has_the_outer_name():
+    class Inner(nn.Module):
+        def __init__(self, linear, rotary):
+            super().__init__()
+            self.given, self.rotary = linear, rotary
+
+        def forward(self, x):
+            return self.rotary(self.given(x))
+
+    class Outer(nn.Module):
+        def __init__(self, rotary):
+            super().__init__()
+            self.linear, self.rotary = Linear(8), rotary
+            self.inner = Inner(self.linear, rotary)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    class Latent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            rotary = Rotary()
+            self.layers = nn.Sequential(Outer(rotary), Outer(rotary))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    names = [f"layers.{layer}.{name}" for layer in (0, 1) for name in ("linear", "rotary")]
+    model = Latent()
+    sites, _ = _tapped(model)
+    assert [site.name for site in sites] == names, sites
+    steps, _ = _recorded(model, sites)
+    for step in steps:
+        assert [call.site for call in step.calls] == names, step.calls
+        assert not [note for note in step.notes if "did not run" in note], step.notes
+
+
+def an_operator_that_a_module_hands_to_several_callers_is_one_for_each():
+    class Shared(Model):
+        def __init__(self):
+            super().__init__()
+            self.rotary = self.layers[0].rotary
+
+    names = [places[0].site for places in find_operators(Shared())]
+    assert [name for name in names if "rotary" in name] == ["layers.0.rotary", "layers.1.rotary", "rotary"], names
 
 
 def rows_are_first_where_a_batch_of_one_is_before_them():

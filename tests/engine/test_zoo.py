@@ -1,0 +1,86 @@
+"""Models of many architectures: an engine matches itself, and between engines every call is compared.
+
+CI runs a few families that differ in kind. All of them, in half an hour:
+
+    TRACEREPLAY_ZOO=all pytest tests/engine/test_zoo.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import ROOT, Engines, greedy
+
+from tracereplay.comparator import Policy, compare_traces
+from tracereplay.trace import Trace
+
+sys.path.insert(0, str(ROOT / "fixtures"))
+from families import FAMILIES
+from make_random_model import PRESETS, write_model
+
+pytestmark = pytest.mark.engine
+
+ALL = os.environ.get("TRACEREPLAY_ZOO") == "all"
+# Latent attention that hands its operators down, a state space, convolutions beside attention, windows and caps,
+# experts beside a shared one, 8 bits.
+ITSELF = ("deepseek_v3", "mamba2", "lfm2", "gemma2", "qwen2_moe", "llama_w8a8")
+# Native in one engine and a model of transformers in the other.
+ACROSS = ("starcoder2", "olmo2")
+
+PROMPTS = greedy(24, 9, 1, max_tokens=6)
+# Tokens and logprobs of these random models may differ where operators only round differently.
+LOOSE = Policy(logprob_max_abs=1.0, differing_tokens=18)
+
+
+def families(some: tuple[str, ...], engines: tuple[str, ...]) -> list[str]:
+    """Those of the table that run on all of ``engines``, or ``some`` of them."""
+    return [name for name, family in FAMILIES.items() if set(engines) <= set(family.on)] if ALL else list(some)
+
+
+def model_of(name: str, folder: Path) -> Path:
+    write_model(name, folder / name, PRESETS["zoo"])
+    return folder / name
+
+
+def silent(trace: Trace, name: str) -> list[str]:
+    return [note for step in trace.steps(name) for note in step.notes if "did not run" in note]
+
+
+@pytest.mark.parametrize("name", families(ITSELF, ("v1",)))
+def test_an_engine_matches_itself_operator_by_operator(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path, name: str
+) -> None:
+    running = engines.start("v1", model_of(name, tmp_path), single_process)
+    golden = running.record(*PROMPTS)
+    assert silent(golden, "record") == []
+    verdict = running.verdict(golden)
+    assert verdict.verdict == "match", verdict.reasons
+    assert [(o.site, o.error_class) for o in verdict.operators if o.error_class != "identical"] == []
+    assert verdict.tokens.differing == 0
+    assert verdict.coverage.not_compared == ()
+    assert verdict.coverage.share == 1.0
+    for side in (verdict.coverage.census.golden, verdict.coverage.census.candidate):
+        assert side is not None
+        assert (side.unobserved, side.parameters) == ((), ())
+
+
+@pytest.mark.parametrize("name", families(ACROSS, ("v0", "v1")))
+def test_what_both_engines_run_is_compared_whatever_they_call_it(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path, name: str
+) -> None:
+    model = model_of(name, tmp_path)
+    golden = engines.start("v0", model, {"VLLM_MLA_DISABLE": "1"}).record(*PROMPTS)
+    candidate = engines.start("v1", model, single_process).replay(golden)
+    verdict = compare_traces(golden, candidate, LOOSE)
+    assert [o.site for o in verdict.operators if o.error_class in ("exceeds", "nonfinite")] == []
+    assert [e.site for e in verdict.edges if e.error_class in ("exceeds", "nonfinite")] == []
+    # transformers computes cosines once for all layers and rotates between operators: there is no such operator.
+    left_out = {left.site for left in verdict.coverage.not_compared}
+    assert {site for site in left_out if not site.endswith("rotary_emb")} == set()
+    for side in (verdict.coverage.census.golden, verdict.coverage.census.candidate):
+        assert side is not None
+        assert (side.unobserved, side.parameters) == ((), ())
