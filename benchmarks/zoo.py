@@ -187,8 +187,9 @@ def judged(verdict: Verdict) -> list[str]:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, without the engine's log."""
-    return short(str(error).partition("\n")[0])
+    """What went wrong, without the engine's log; where a log or a traceback follows, its last line."""
+    first, _, log = str(error).strip().partition("\n")
+    return short(f"{first} {log.rpartition(chr(10))[2].strip()}" if first.endswith(":") else first)
 
 
 def short(text: str, limit: int = 180) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from unit_runner import run
 
 from tracereplay.device import Cpu
-from tracereplay.engines.vllm.guest.operators import find_operators, tap_operators
+from tracereplay.engines.vllm.guest.operators import find_operators, parts_of_operators, tap_operators
 from tracereplay.engines.vllm.guest.parameters import TensorNames, tensor_names
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.census import ENTRIES
@@ -105,8 +105,9 @@ def _session(model, sites, **options):
     return session, path
 
 
-def _recorded(model, sites, steps=3, **options):
+def _recorded(model, sites, steps=3, parts=frozenset(), **options):
     session, path = _session(model.eval(), sites, **options)
+    session.parts = parts
     results = []
     for i in range(steps):
         x = torch.linspace(0.1, 1, 24).view(3, 8) + i
@@ -279,6 +280,66 @@ def an_operator_that_a_module_hands_to_several_callers_is_one_for_each():
 
     names = [places[0].site for places in find_operators(Shared())]
     assert [name for name in names if "rotary" in name] == ["layers.0.rotary", "layers.1.rotary", "rotary"], names
+
+
+def what_an_operator_was_given_by_the_module_around_it_is_its_own():
+    class Backend:
+        def __init__(self, sinks):
+            self.sinks = sinks
+
+    class Attention(nn.Module):
+        def __init__(self, sinks):
+            super().__init__()
+            self.impl = Backend(sinks)
+
+        def forward(self, x):
+            return x + opaque(self.impl.sinks)
+
+    def opaque(sinks):  # as a kernel of the engine's own, in which nothing sees what it reads
+        return torch.from_numpy(sinks.detach().numpy() * 2)
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sinks, self.unused = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+            self.attn = Attention(self.sinks)
+
+        def forward(self, x):
+            return self.attn(x)
+
+    model = Around()
+    sites, _ = _tapped(model)
+    steps, _ = _recorded(model, sites)
+    assert [p.name for p in steps[1].census.parameters] == ["unused"], steps[1].census
+    assert [(p.name, p.tensors) for p in sites[0].parameters] == [("sinks", ("sinks",))], sites
+
+
+def an_operator_that_another_holds_need_not_run():
+    class Attention(nn.Module):
+        def __init__(self, expand):
+            super().__init__()
+            self.expand = expand
+
+        def forward(self, x):
+            return self.expand(x) if x.max() < 1.5 else x * 2  # the first step only
+
+    class Latent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expand, self.never = Linear(8), Linear(8)
+            self.attn = Attention(self.expand)
+
+        def forward(self, x):
+            return self.attn(x)
+
+    model = Latent()
+    sites, _ = _tapped(model)
+    assert [site.name for site in sites] == ["expand", "never", "attn"], sites
+    steps, _ = _recorded(model, sites, parts=parts_of_operators(model, sites))
+    ran = [sorted(call.site for call in step.calls) for step in steps]
+    assert ran == [["attn", "expand"], ["attn"], ["attn"]], ran
+    notes = [note for step in steps for note in step.notes]
+    assert notes == ["never did not run in step 0."], notes
 
 
 def rows_are_first_where_a_batch_of_one_is_before_them():

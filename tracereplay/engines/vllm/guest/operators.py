@@ -25,7 +25,10 @@ from tracereplay.event import Layout, Site
 from tracereplay.hooks.census import ENTRIES
 from tracereplay.hooks.taps import slot_of, tap
 
-__all__ = ["batched", "find_operators", "is_operator", "layouts", "of_transformers", "tap_operators"]
+__all__ = [
+    "batched", "find_operators", "is_operator", "layouts", "of_transformers", "parts_of_operators",
+    "tap_operators",
+]  # fmt: skip
 
 _OPERATORS = frozenset(
     {
@@ -174,6 +177,17 @@ def batched(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
     if not of_transformers(model):
         return frozenset()
     return frozenset(site.slot for site in sites if site.role not in _FLAT)
+
+
+def parts_of_operators(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
+    """Slots of operators that another operator holds too, and calls or not as it pleases.
+
+    Latent attention expands keys and values of a prompt by ``kv_b_proj``, and multiplies its weights into others
+    for a decode step.
+    """
+    operators = [places[0].module for places in find_operators(model)]
+    parts = {id(part) for operator in operators for part in operator.modules() if part is not operator}
+    return frozenset(site.slot for site in sites if id(model.get_submodule(site.name)) in parts)
 
 
 def _known(module: torch.nn.Module) -> Operator:
