@@ -367,6 +367,32 @@ def rows_are_first_where_a_batch_of_one_is_before_them():
     assert [step.calls[0].fed for step in SegmentReader(path).steps()] == [(0,), (0,)]
 
 
+def a_sum_that_is_fed_is_what_the_caller_keeps_too():
+    for golden_inputs, kept in (((0, 1), 2.0), ((0,), 1.0)):
+        slot, norm = slot_of("norm"), Norm(8)
+        tap(norm, slot, {"forward": norm.forward})
+        session = Session(0, Cpu())
+        session.sites = [Site("norm", "Norm", slot)]
+        listen(session)
+        fed = SimpleNamespace(
+            feeds=True, stands_for=lambda *_, both=golden_inputs: both,
+            rows=lambda slot, side, index, rows, like, inputs=None: (
+                torch.full_like(like, 2.0) if side == "in" else None
+            ),
+        )  # fmt: skip
+        path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+        session.begin_pass(path, {}, fed, Options(), norm)
+        session.begin_step(make_rows([(0, 0, j) for j in range(3)]))
+        stream = torch.ones(3, 8)
+        norm(stream)
+        session.end_step()
+        assert session.end_pass()["errors"] == {}
+        listen(None)
+        assert torch.equal(stream, torch.full((3, 8), kept)), (golden_inputs, stream)
+        call = next(SegmentReader(path).steps()).calls[0]
+        assert (call.fed, call.inputs[0].load()) == (golden_inputs, torch.ones(3, 8).numpy().tobytes())
+
+
 def a_row_of_heads_is_not_taken_for_a_batch():
     views = RowsFirst([1])
     assert views.one(1, "in", 0, torch.ones(5, 4, 8)).shape == (5, 4, 8)
