@@ -1,7 +1,7 @@
 """Every family of `fixtures/families.py`, recorded and replayed: what is seen, compared, and different.
 
     python benchmarks/zoo.py                                all families; writes benchmarks/ZOO.md
-    python benchmarks/zoo.py --only llama,mixtral           some; prints the table
+    python benchmarks/zoo.py --only llama,mixtral           some; renews their rows
 
 Of each family a random model is made. vLLM 0.32.0 (the engine `v1`) records it and replays its own recording in
 the same start; where vLLM 0.8.5 (`v0`) has the architecture, it records it too, and `v1` replays that.
@@ -197,6 +197,13 @@ def short(text: str, limit: int = 180) -> str:
     return first if len(first) <= limit else f"{first[: limit - 3]}..."
 
 
+def kept(path: Path) -> list[list[str]]:
+    """The rows of a page that was written before."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    return [row for row in cells if len(row) == len(HEAD)][1:]
+
+
 def page(rows: list[list[str]]) -> str:
     """The whole of ZOO.md."""
     v0, v1 = (load_engine(name).versions.get("vllm") for name in ("v0", "v1"))
@@ -220,6 +227,7 @@ call that is not compared, or a cause other than rounding, has to be explained.
 
 def main() -> None:
     given = _parse()
+    target = HERE / "ZOO.md"
     rows: list[list[str]] = []
     for name in given.only or FAMILIES:
         with tempfile.TemporaryDirectory(prefix="zoo-") as scratch, locked(given.lock):
@@ -228,10 +236,10 @@ def main() -> None:
             for row in case.rows():
                 rows.append(row)
                 print(" | ".join(row), file=sys.stderr, flush=True)
-    if given.only:
-        print(tables.table(HEAD, rows))
-    else:
-        (HERE / "ZOO.md").write_text(page(rows))
+        others = [row for row in kept(target) if row[0] not in {name for name, *_ in rows}]
+        order = list(FAMILIES)
+        every = [row for row in [*others, *rows] if row[0] in order]
+        target.write_text(page(sorted(every, key=lambda row: order.index(row[0]))))
 
 
 def _parse() -> argparse.Namespace:

@@ -51,8 +51,8 @@ def test_layers_of_another_kind_have_other_tensors(tmp_path: Path) -> None:
     assert "model.layers.1.mlp.up_proj.weight" not in names
 
 
-def test_four_bits_hold_the_projection_that_they_stand_for(tmp_path: Path) -> None:
-    write_model("llama_awq", tmp_path, ZOO)
+def test_eight_bits_hold_the_projection_that_they_stand_for(tmp_path: Path) -> None:
+    write_model("llama_w8a8", tmp_path, ZOO)
     data = (tmp_path / "model.safetensors").read_bytes()
     start = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + start])
@@ -63,8 +63,7 @@ def test_four_bits_hold_the_projection_that_they_stand_for(tmp_path: Path) -> No
         return found.reshape(header[name]["shape"])
 
     stem = "model.layers.0.mlp.up_proj"
-    packed = load(f"{stem}.qweight", "<u4")
-    numbers = (packed[..., None] >> np.arange(0, 32, 4) & 15).reshape(128, 256).astype(float) - 8
-    bits = load(f"{stem}.scales", "<u2").astype("<u4") << 16
-    values = numbers * np.repeat(bits.view("<f4"), 32, axis=0)
+    bits = load(f"{stem}.weight_scale", "<u2").astype("<u4") << 16
+    values = load(f"{stem}.weight", "i1") * bits.view("<f4")
+    assert values.shape == (256, 128)
     assert values.std() == pytest.approx(1 / np.sqrt(128), rel=0.1)
