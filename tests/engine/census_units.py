@@ -367,6 +367,27 @@ def rows_are_first_where_a_batch_of_one_is_before_them():
     assert [step.calls[0].fed for step in SegmentReader(path).steps()] == [(0,), (0,)]
 
 
+def inputs_have_the_names_of_what_an_operator_calls():
+    class CustomOp(nn.Module):  # as vLLM 0.8.5's
+        def forward(self, *args, **kwargs):
+            return self.forward_native(*args, **kwargs)
+
+        def forward_native(self, x, residual=None):
+            return x
+
+    class Any(nn.Module):
+        def forward(self, *args):
+            return args[0]
+
+    found = []
+    for module in (CustomOp(), Any(), nn.SiLU()):
+        entries = {name: getattr(module, name) for name in ENTRIES if hasattr(module, name)}
+        found.append(tap(module, slot_of("x"), entries))
+        only = type(module)()
+        assert tap(only, slot_of("x"), {"forward": only.forward}) == found[-1]
+    assert found == [("x", "residual"), ("args",), ("input",)], found
+
+
 def a_sum_that_is_fed_is_what_the_caller_keeps_too():
     for golden_inputs, kept in (((0, 1), 2.0), ((0,), 1.0)):
         slot, norm = slot_of("norm"), Norm(8)
