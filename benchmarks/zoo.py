@@ -216,7 +216,22 @@ Three greedy prompts of 24, 9 and 1 tokens, 6 tokens each, eager. `python benchm
 
 An engine must match itself: all calls compared, all operators identical, no gap in the census, nothing that did
 not run. Between the engines a random model's tokens do not withstand rounding, so `diverged` is no fault there; a
-call that is not compared, or a cause other than rounding, has to be explained.
+call that is not compared, or a cause other than rounding, has to be explained:
+
+- `v1` runs GPT-NeoX, Phi, OLMo 2, Starcoder2 and GLM by transformers' definitions. Those compute cosines once for
+  all layers and rotate between operators; GLM's multiplies gate and up there, too. `v0` has operators for that
+  (`rotary_emb`, `act_fn`), which `v1` has not: what they give is compared where it arrives.
+- GPT-NeoX's checkpoint has q, k and v head by head. `v0` puts them in order as it loads them and transformers do
+  not, so the outputs of `query_key_value` are not compared.
+- DeepSeek under `v0` expands keys and values for its attention, under `v1` it does not, or only for prompts
+  (`kv_b_proj`). Its rotary embedding exceeds rightly: the CPU kernel takes a wrong stride of a tensor that is part
+  of a wider one, of queries in both engines, of keys in `v1`. A float64 reference agrees with the keys of `v0`.
+- `v0` rotates positions beyond the original context of a LongRoPE model by the long factors, `v1` all of them
+  if `max_model_len` is beyond it: `rotary_emb` exceeds rightly.
+- LFM2's short convolution runs in an op of the engine's, which takes the weights of a module that nobody calls. It
+  is not observed; what it gives is compared where it arrives.
+- `biased` is a rounding convention that not all operators share (`tracereplay/comparator/TOLERANCES.md`): `v0`'s
+  kernels truncate in norms, `v1`'s in attention.
 
 {tables.table(HEAD, rows)}
 """
