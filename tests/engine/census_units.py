@@ -16,6 +16,7 @@ from tracereplay.engines.vllm.guest.operators import find_operators, parts_of_op
 from tracereplay.engines.vllm.guest.parameters import TensorNames, tensor_names
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.census import ENTRIES
+from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.rows_first import RowsFirst
@@ -312,6 +313,32 @@ def what_an_operator_was_given_by_the_module_around_it_is_its_own():
     steps, _ = _recorded(model, sites)
     assert [p.name for p in steps[1].census.parameters] == ["unused"], steps[1].census
     assert [(p.name, p.tensors) for p in sites[0].parameters] == [("sinks", ("sinks",))], sites
+
+
+def what_an_op_of_the_engine_computes_for_a_module_is_that_modules():
+    class Convolution(nn.Module):  # as vLLM's: an op finds the module by its name, and calls it
+        def __init__(self):
+            super().__init__()
+            self.linear, self.conv = Linear(8), nn.Conv1d(8, 8, 3)
+
+        def forward(self, x):
+            return torch.ops.tracereplay_unit.convolve(self.linear(x))
+
+        def convolve(self, x):
+            return x * self.conv.weight[:, 0, 0]
+
+    model = Convolution()
+    library = torch.library.Library("tracereplay_unit", "DEF")
+    library.define("convolve(Tensor x) -> Tensor")
+    library.impl("convolve", lambda x: model.convolve(x), "CPU")
+    look_into("tracereplay_unit")
+    with torch.inference_mode():
+        holder = nn.Sequential(model)
+        sites, _ = _tapped(holder)
+        steps, _ = _recorded(holder, sites)
+    found = steps[1].census
+    assert [(row.module, row.kind) for row in found.unobserved] == [("0", "Convolution")], found
+    assert ("0.conv.weight", ("0",)) in [(p.name, p.users) for p in found.parameters], found
 
 
 def an_operator_that_another_holds_need_not_run():

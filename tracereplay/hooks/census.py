@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracereplay.hooks.kernels import declared_writes, returnable
+from tracereplay.hooks.kernels import declared_writes, returnable, run_seen
 
 __all__ = ["ENTRIES", "Census", "held_besides"]
 
@@ -80,9 +80,10 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = self._census.taps
-        result = func(*args, **kwargs)
-        if self._census.taps == before:  # otherwise an operator ran inside it, and its own calls were counted
+        before = self._census.taps, self._census.seen
+        result = run_seen(self, func, args, kwargs)
+        # Otherwise what ran inside it was counted: an operator, or what an engine's op in Python calls.
+        if (self._census.taps, self._census.seen) == before:
             self._census.dispatched(func, args, kwargs, result)
         return returnable(result)
 
@@ -96,7 +97,7 @@ class Census:
     """
 
     def __init__(self, model: torch.nn.Module, of_operators: Iterable[str] = ()) -> None:
-        self.taps = 0
+        self.taps = self.seen = 0
         self._model = model
         self._names = {id(module): name for name, module in model.named_modules()}
         self._of_operators = frozenset(of_operators)
@@ -190,6 +191,7 @@ class Census:
 
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """PyTorch has run ``func``."""
+        self.seen += 1
         where = self._stack[-1] if self._stack else ""
         for x in _tensors([*args, *kwargs.values()]):
             stored = self._stored.get(x.untyped_storage().data_ptr()) if x.layout is torch.strided else None
