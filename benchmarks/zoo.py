@@ -234,8 +234,8 @@ call that is not compared, or a cause other than rounding, has to be explained:
 - DeepSeek under `v0` expands keys and values for its attention, under `v1` it does not, or only for prompts
   (`kv_b_proj`). Its rotary embedding exceeds rightly: the CPU kernel takes a wrong stride of a tensor that is part
   of a wider one, of queries in both engines, of keys in `v1`. A float64 reference agrees with the keys of `v0`.
-- `v0` rotates positions beyond the original context of a LongRoPE model by the long factors, `v1` all of them
-  if `max_model_len` is beyond it: `rotary_emb` exceeds rightly.
+- `v0` takes a LongRoPE model's long factors in steps with a position beyond the original context, `v1` in all if
+  `max_model_len` is beyond it: `rotary_emb` exceeds rightly, as a float64 reference shows for both.
 - Attention of `v0` on a CPU has a window in every layer of Gemma 2 and 3, and leaves out Gemma 2's cap on logits:
   `attn` exceeds rightly. A float64 reference agrees with `v1`.
 - LFM2's short convolution runs in an op of the engine's, which takes the weights of a module that nobody calls. It

@@ -32,7 +32,7 @@ ITSELF = ("deepseek_v3", "mamba2", "gemma2", "qwen2_moe", "gpt_oss")
 # Native in one engine and a model of transformers in the other.
 ACROSS = ("phi", "glm")
 
-# LongRoPE: 0.8.5 takes the long factors for later positions, 0.32.0 for all if `max_model_len` is beyond them.
+# LongRoPE: 0.8.5 takes the long factors where a step needs them, 0.32.0 always if `max_model_len` may.
 # DeepSeek: the CPU kernel takes the wrong stride of keys that are a part of a wider tensor.
 # Gemma 2 and 3: 0.8.5's attention on a CPU has a window in every layer, and leaves the cap on logits out.
 DIFFERENT = {
