@@ -13,6 +13,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.engines import toy
 from tracereplay.engines.naming import SPELLINGS
 from tracereplay.engines.toy import Flaw, sites
+from tracereplay.engines.vllm.roles import OPERATORS
 from tracereplay.event import Layout, Parameter, Site
 from tracereplay.sitemap import SiteMap, pair_sites
 from tracereplay.trace import open_trace
@@ -214,6 +215,15 @@ def test_without_tensors_role_order_and_shape_tell_unless_something_speaks_again
     assert paired(named(linear("a", "one")), named(linear("b", "another"))) == {}
     assert paired(named(linear("a", rows=4)), named(linear("b", rows=8))) == {}
     assert paired(named(linear("a", role="other")), named(linear("b", role="other"))) == {}
+
+
+@pytest.mark.parametrize(("operator", "is_paired"), [("NewGELU", True), ("SiluAndMul", False)])
+def test_an_activation_is_not_taken_for_one_that_multiplies_too(operator: str, is_paired: bool) -> None:
+    """Phi and GLM, native in one engine and models of transformers in the other."""
+    golden = named(Site("mlp.act", operator, 0, ("x",), role=OPERATORS[operator].role))
+    known = OPERATORS["GELUActivation"]
+    other = named(Site("mlp.activation_fn", "GELUActivation", 1, ("input",), role=known.role))
+    assert paired(golden, other) == ({"mlp.activation_fn": (("mlp.act",), "shape")} if is_paired else {})
 
 
 def test_the_table_is_asked_last() -> None:

@@ -12,10 +12,11 @@ from torch import nn
 from unit_runner import run
 
 from tracereplay.device import Cpu
-from tracereplay.engines.vllm.guest.operators import find_operators, tap_operators
+from tracereplay.engines.vllm.guest.operators import find_operators, parts_of_operators, tap_operators
 from tracereplay.engines.vllm.guest.parameters import TensorNames, tensor_names
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.census import ENTRIES
+from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.rows_first import RowsFirst
@@ -105,8 +106,9 @@ def _session(model, sites, **options):
     return session, path
 
 
-def _recorded(model, sites, steps=3, **options):
+def _recorded(model, sites, steps=3, parts=frozenset(), **options):
     session, path = _session(model.eval(), sites, **options)
+    session.parts = parts
     results = []
     for i in range(steps):
         x = torch.linspace(0.1, 1, 24).view(3, 8) + i
@@ -231,7 +233,140 @@ def an_unknown_leaf_is_an_operator_and_what_computes_nothing_is_none():
             self.odd, self.drop, self.same = Odd(), nn.Dropout(), nn.Identity()
             self.empty, self.embed_out = nn.ModuleList(), ParallelLMHead()
 
-    assert [name for name, _, _ in find_operators(Holder())] == ["odd"]
+    assert [places[0].site for places in find_operators(Holder())] == ["odd"]
+
+
+def an_operator_that_is_handed_down_is_one_and_has_the_outer_name():
+    class Inner(nn.Module):
+        def __init__(self, linear, rotary):
+            super().__init__()
+            self.given, self.rotary = linear, rotary
+
+        def forward(self, x):
+            return self.rotary(self.given(x))
+
+    class Outer(nn.Module):
+        def __init__(self, rotary):
+            super().__init__()
+            self.linear, self.rotary = Linear(8), rotary
+            self.inner = Inner(self.linear, rotary)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    class Latent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            rotary = Rotary()
+            self.layers = nn.Sequential(Outer(rotary), Outer(rotary))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    names = [f"layers.{layer}.{name}" for layer in (0, 1) for name in ("linear", "rotary")]
+    model = Latent()
+    sites, _ = _tapped(model)
+    assert [site.name for site in sites] == names, sites
+    steps, _ = _recorded(model, sites)
+    for step in steps:
+        assert [call.site for call in step.calls] == names, step.calls
+        assert not [note for note in step.notes if "did not run" in note], step.notes
+
+
+def an_operator_that_a_module_hands_to_several_callers_is_one_for_each():
+    class Shared(Model):
+        def __init__(self):
+            super().__init__()
+            self.rotary = self.layers[0].rotary
+
+    names = [places[0].site for places in find_operators(Shared())]
+    assert [name for name in names if "rotary" in name] == ["layers.0.rotary", "layers.1.rotary", "rotary"], names
+
+
+def what_an_operator_was_given_by_the_module_around_it_is_its_own():
+    class Backend:
+        def __init__(self, sinks):
+            self.sinks = sinks
+
+    class Attention(nn.Module):
+        def __init__(self, sinks):
+            super().__init__()
+            self.impl = Backend(sinks)
+
+        def forward(self, x):
+            return x + opaque(self.impl.sinks)
+
+    def opaque(sinks):  # as a kernel of the engine's own, in which nothing sees what it reads
+        return torch.from_numpy(sinks.detach().numpy() * 2)
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sinks, self.unused = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+            self.attn = Attention(self.sinks)
+
+        def forward(self, x):
+            return self.attn(x)
+
+    model = Around()
+    sites, _ = _tapped(model)
+    steps, _ = _recorded(model, sites)
+    assert [p.name for p in steps[1].census.parameters] == ["unused"], steps[1].census
+    assert [(p.name, p.tensors) for p in sites[0].parameters] == [("sinks", ("sinks",))], sites
+
+
+def what_an_op_of_the_engine_computes_for_a_module_is_that_modules():
+    class Convolution(nn.Module):  # as vLLM's: an op finds the module by its name, and calls it
+        def __init__(self):
+            super().__init__()
+            self.linear, self.conv = Linear(8), nn.Conv1d(8, 8, 3)
+
+        def forward(self, x):
+            return torch.ops.tracereplay_unit.convolve(self.linear(x))
+
+        def convolve(self, x):
+            return x * self.conv.weight[:, 0, 0]
+
+    model = Convolution()
+    library = torch.library.Library("tracereplay_unit", "DEF")
+    library.define("convolve(Tensor x) -> Tensor")
+    library.impl("convolve", lambda x: model.convolve(x), "CPU")
+    look_into("tracereplay_unit")
+    with torch.inference_mode():
+        holder = nn.Sequential(model)
+        sites, _ = _tapped(holder)
+        steps, _ = _recorded(holder, sites)
+    found = steps[1].census
+    assert [(row.module, row.kind) for row in found.unobserved] == [("0", "Convolution")], found
+    assert ("0.conv.weight", ("0",)) in [(p.name, p.users) for p in found.parameters], found
+
+
+def an_operator_that_another_holds_need_not_run():
+    class Attention(nn.Module):
+        def __init__(self, expand):
+            super().__init__()
+            self.expand = expand
+
+        def forward(self, x):
+            return self.expand(x) if x.max() < 1.5 else x * 2  # the first step only
+
+    class Latent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expand, self.never = Linear(8), Linear(8)
+            self.attn = Attention(self.expand)
+
+        def forward(self, x):
+            return self.attn(x)
+
+    model = Latent()
+    sites, _ = _tapped(model)
+    assert [site.name for site in sites] == ["expand", "never", "attn"], sites
+    steps, _ = _recorded(model, sites, parts=parts_of_operators(model, sites))
+    ran = [sorted(call.site for call in step.calls) for step in steps]
+    assert ran == [["attn", "expand"], ["attn"], ["attn"]], ran
+    notes = [note for step in steps for note in step.notes]
+    assert notes == ["never did not run in step 0."], notes
 
 
 def rows_are_first_where_a_batch_of_one_is_before_them():
@@ -257,6 +392,53 @@ def rows_are_first_where_a_batch_of_one_is_before_them():
     shapes = [step.calls[0].inputs[0].shape for step in SegmentReader(path).steps()]
     assert shapes == [(3, 8), (1, 8)], shapes
     assert [step.calls[0].fed for step in SegmentReader(path).steps()] == [(0,), (0,)]
+
+
+def inputs_have_the_names_of_what_an_operator_calls():
+    class CustomOp(nn.Module):  # as vLLM 0.8.5's
+        def forward(self, *args, **kwargs):
+            return self.forward_native(*args, **kwargs)
+
+        def forward_native(self, x, residual=None):
+            return x
+
+    class Any(nn.Module):
+        def forward(self, *args):
+            return args[0]
+
+    found = []
+    for module in (CustomOp(), Any(), nn.SiLU()):
+        entries = {name: getattr(module, name) for name in ENTRIES if hasattr(module, name)}
+        found.append(tap(module, slot_of("x"), entries))
+        only = type(module)()
+        assert tap(only, slot_of("x"), {"forward": only.forward}) == found[-1]
+    assert found == [("x", "residual"), ("args",), ("input",)], found
+
+
+def a_sum_that_is_fed_is_what_the_caller_keeps_too():
+    for golden_inputs, kept in (((0, 1), 2.0), ((0,), 1.0)):
+        slot, norm = slot_of("norm"), Norm(8)
+        tap(norm, slot, {"forward": norm.forward})
+        session = Session(0, Cpu())
+        session.sites = [Site("norm", "Norm", slot)]
+        listen(session)
+        fed = SimpleNamespace(
+            feeds=True, stands_for=lambda *_, both=golden_inputs: both,
+            rows=lambda slot, side, index, rows, like, inputs=None: (
+                torch.full_like(like, 2.0) if side == "in" else None
+            ),
+        )  # fmt: skip
+        path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+        session.begin_pass(path, {}, fed, Options(), norm)
+        session.begin_step(make_rows([(0, 0, j) for j in range(3)]))
+        stream = torch.ones(3, 8)
+        norm(stream)
+        session.end_step()
+        assert session.end_pass()["errors"] == {}
+        listen(None)
+        assert torch.equal(stream, torch.full((3, 8), kept)), (golden_inputs, stream)
+        call = next(SegmentReader(path).steps()).calls[0]
+        assert (call.fed, call.inputs[0].load()) == (golden_inputs, torch.ones(3, 8).numpy().tobytes())
 
 
 def a_row_of_heads_is_not_taken_for_a_batch():

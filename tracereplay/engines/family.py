@@ -18,10 +18,11 @@ __all__ = [
 
 Versions: TypeAlias = Mapping[str, "str | None"]
 
-# What an operator does in a model, independent of its class name.
+# What an operator does in a model, independent of its class name. One that is "gated" multiplies the activation of
+# one half of its input by the other half: models that do so between operators have an "activation" in its place.
 Role: TypeAlias = Literal[
-    "attention", "norm", "linear", "embedding", "rotary", "activation", "logits", "sampler", "router", "experts",
-    "mixer", "convolution", "other",
+    "attention", "norm", "linear", "embedding", "rotary", "activation", "gated", "logits", "sampler", "router",
+    "experts", "mixer", "convolution", "other",
 ]  # fmt: skip
 ROLES: tuple[Role, ...] = get_args(Role)
 

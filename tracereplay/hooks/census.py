@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracereplay.hooks.kernels import declared_writes, returnable
+from tracereplay.hooks.kernels import declared_writes, returnable, run_seen
 
-__all__ = ["ENTRIES", "Census"]
+__all__ = ["ENTRIES", "Census", "held_besides"]
 
 # The methods by which engines call a module: their own operators may have one for each platform.
 ENTRIES = ("forward", "forward_native", "forward_cuda", "forward_hip", "forward_cpu", "forward_xpu", "forward_oot")
@@ -80,9 +80,10 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = self._census.taps
-        result = func(*args, **kwargs)
-        if self._census.taps == before:  # otherwise an operator ran inside it, and its own calls were counted
+        before = self._census.taps, self._census.seen
+        result = run_seen(self, func, args, kwargs)
+        # Otherwise what ran inside it was counted: an operator, or what an engine's op in Python calls.
+        if (self._census.taps, self._census.seen) == before:
             self._census.dispatched(func, args, kwargs, result)
         return returnable(result)
 
@@ -96,12 +97,17 @@ class Census:
     """
 
     def __init__(self, model: torch.nn.Module, of_operators: Iterable[str] = ()) -> None:
-        self.taps = 0
+        self.taps = self.seen = 0
         self._model = model
         self._names = {id(module): name for name, module in model.named_modules()}
         self._of_operators = frozenset(of_operators)
         self._modules: dict[str, _Module] = {}
         self._stored = dict(_stored(model))
+        # Before anything runs: an operator may convert what it holds in its first call.
+        self._held = {
+            name: [x.untyped_storage().data_ptr() for x in held_besides(module)]
+            for name, module in model.named_modules()
+        }
         self._stack: list[str] = []
         self._operators = 0  # under way
         self._restore: list[Callable[[], None]] = []
@@ -185,6 +191,7 @@ class Census:
 
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """PyTorch has run ``func``."""
+        self.seen += 1
         where = self._stack[-1] if self._stack else ""
         for x in _tensors([*args, *kwargs.values()]):
             stored = self._stored.get(x.untyped_storage().data_ptr()) if x.layout is torch.strided else None
@@ -223,12 +230,27 @@ class Census:
             ],
         }  # fmt: skip
 
-    def _left_over(self, operators: Iterable[str]) -> Iterator[_Stored]:
+    def _left_over(self, operators: Sequence[str]) -> Iterator[_Stored]:
         """Parameters and buffers that belong to no operator that ran."""
         owners = tuple(f"{name}." for name in operators)
-        for stored in self._stored.values():
-            if not stored.inside and stored.name not in self._of_operators and not stored.name.startswith(owners):
+        held = {address for name in operators for address in self._held.get(name, ())}
+        for address, stored in self._stored.items():
+            owned = stored.name in self._of_operators or stored.name.startswith(owners) or address in held
+            if not stored.inside and not owned:
                 yield stored
+
+
+def held_besides(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that a module holds without registering them, in attributes or in those of objects that it holds.
+
+    Attention's sinks are a parameter of the module around it, which gives them to the attention's backend.
+    """
+    plain = [value for value in vars(module).values() if not isinstance(value, (torch.nn.Module, dict))]
+    for value in plain:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif not isinstance(value, type):
+            yield from (x for x in getattr(value, "__dict__", {}).values() if isinstance(x, torch.Tensor))
 
 
 def _stored(model: torch.nn.Module) -> Iterator[tuple[int, _Stored]]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["KernelListener", "declared_writes", "look_into", "returnable", "unseen", "watching"]
+__all__ = ["KernelListener", "declared_writes", "look_into", "returnable", "run_seen", "unseen", "watching"]
 
 _looked_into: set[str] = set()
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -68,19 +68,22 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         kernel = self._listener.begin(_name(func), func, args, kwargs)
         try:
-            result = self._run(func, backend, args, kwargs)
+            result = run_seen(self, func, args, kwargs)
         except BaseException as error:
             self._listener.end(kernel, None, error)
             raise
         self._listener.end(kernel, result, None)
         return returnable(result)
 
-    def _run(self, func: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func.namespace not in _looked_into or not backend or not _has_computed_kernel(func.name(), backend):
-            return func(*args, **kwargs)
-        # Past the key at which this mode listens, straight to the function: the mode sees what that calls.
-        with self:
-            return func._op_dk(getattr(torch._C.DispatchKey, backend), *args, **kwargs)
+
+def run_seen(mode: TorchDispatchMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs ``func`` from within ``mode``, which sees what it calls if it is to be looked into."""
+    backend = _backend(args, kwargs)
+    if func.namespace not in _looked_into or not backend or not _has_computed_kernel(func.name(), backend):
+        return func(*args, **kwargs)
+    # Past the key at which the mode listens, straight to the function: the mode sees what that calls.
+    with mode:
+        return func._op_dk(getattr(torch._C.DispatchKey, backend), *args, **kwargs)
 
 
 def returnable(result: Any) -> Any:

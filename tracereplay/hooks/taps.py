@@ -125,7 +125,16 @@ def tap(module: torch.nn.Module, slot: int, entries: Mapping[str, Callable[..., 
     busy: list[int] = []
     for name, inner in entries.items():
         setattr(module, name, wrap(inner, slot, busy))
-    return tuple(inspect.signature(entries["forward"]).parameters)
+    return _names(entries["forward"], entries.get("forward_native") or getattr(module, "forward_native", None))
+
+
+def _names(forward: Callable[..., Any], native: Callable[..., Any] | None) -> tuple[str, ...]:
+    """The names of an operator's inputs; where its ``forward`` takes any and passes them on, of what it calls."""
+    for entry in filter(None, (forward, native)):
+        found = inspect.signature(entry).parameters
+        if not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
+            return tuple(found)
+    return tuple(inspect.signature(forward).parameters)
 
 
 def wrap(inner: Callable[..., Any], slot: int, busy: list[int]) -> Callable[..., Any]:

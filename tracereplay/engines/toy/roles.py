@@ -16,7 +16,7 @@ OPERATORS = RoleTable((
     ("*Linear", "linear", "linear"),
     ("RotaryEmbedding", "rotary", "rotary"),
     ("Attention", "attention", None),
-    ("SiluAndMul", "activation", "silu_and_mul"),
+    ("SiluAndMul", "gated", "silu_and_mul"),
     ("LogitsProcessor", "logits", "logits"),
     ("Sampler", "sampler", None),
 ))  # fmt: skip

@@ -31,8 +31,9 @@ OPERATORS = RoleTable((
     ("*Rotary*", "rotary", None),
     ("VocabParallelEmbedding", "embedding", "embedding"),
     ("*Embedding *EmbeddingWithLoRA ParallelLMHead", "embedding", None),
-    ("SiluAndMul", "activation", "silu_and_mul"),
-    ("GeluAndMul", "activation", "gelu_and_mul"),
-    ("*AndMul *GELU* *Gelu* SiLU *ReLU* *Activation* XIELU *Softcap*", "activation", None),
+    ("SiluAndMul", "gated", "silu_and_mul"),
+    ("GeluAndMul", "gated", "gelu_and_mul"),
+    ("*AndMul *MulAndSilu", "gated", None),
+    ("*GELU* *Gelu* SiLU *ReLU* *Activation* XIELU *Softcap*", "activation", None),
     ("Conv[0-9]d* *Conv", "convolution", None),
 ))  # fmt: skip

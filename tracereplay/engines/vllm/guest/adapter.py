@@ -16,7 +16,7 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.engines.vllm.guest.numbering import Numbering
-from tracereplay.engines.vllm.guest.operators import batched, tap_operators
+from tracereplay.engines.vllm.guest.operators import batched, parts_of_operators, tap_operators
 from tracereplay.engines.vllm.guest.parameters import tensor_names
 from tracereplay.engines.vllm.guest.sampling import kept_sampling
 from tracereplay.event import Request, RowKey, RowMap, Site
@@ -33,6 +33,7 @@ class Recorder(Protocol):
 
     sites: list[Site]
     rows_first: RowsFirst
+    parts: frozenset[int]
     takes_census: bool
     device: Device
 
@@ -78,12 +79,13 @@ class Adapter:
         self._begun: list[Request] = []
         self._sampler_slot = slot_of(SAMPLER)
         parallel = config.parallel_config.tensor_parallel_size
-        heads = config.model_config.get_total_num_kv_heads()
+        heads = max(1, config.model_config.get_total_num_kv_heads())  # a state space has none
         model = self.model()
         names = tensor_names(model, Path(config.model_config.model))
         eager = recorder.takes_census = bool(config.model_config.enforce_eager)
         recorder.sites = tap_operators(model, parallel, max(1, parallel // heads), names, eager=eager)
         recorder.rows_first = RowsFirst(batched(model, recorder.sites))
+        recorder.parts = parts_of_operators(model, recorder.sites)
         recorder.sites.append(Site(SAMPLER, "Sampler", self._sampler_slot, ("logits",), role="sampler"))
         self._logits_slots = [s.slot for s in recorder.sites if s.role == "logits"]
         self.attach()

@@ -12,7 +12,7 @@ import copy
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,10 @@ from tracereplay.event import Layout, Site
 from tracereplay.hooks.census import ENTRIES
 from tracereplay.hooks.taps import slot_of, tap
 
-__all__ = ["batched", "find_operators", "is_operator", "layouts", "of_transformers", "tap_operators"]
+__all__ = [
+    "batched", "find_operators", "is_operator", "layouts", "of_transformers", "parts_of_operators",
+    "tap_operators",
+]  # fmt: skip
 
 _OPERATORS = frozenset(
     {
@@ -57,20 +60,48 @@ def _has_forward(module: torch.nn.Module) -> bool:
     return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
 
 
-def find_operators(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, torch.nn.Module]]:
-    """Each operator as ``(site, module, parent)``, outermost first; a shared module once per caller."""
-    yield from _below(model, "")
+@dataclass(frozen=True)
+class Place:
+    """Where the model holds an operator: ``above`` are the modules around it, the last of which holds it."""
+
+    site: str
+    module: torch.nn.Module
+    above: tuple[torch.nn.Module, ...]
 
 
-def _below(parent: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module, torch.nn.Module]]:
+def find_operators(model: torch.nn.Module) -> Iterator[list[Place]]:
+    """Each operator by its places, the first of which names it; a shared module is one for each caller.
+
+    A module may hand its operators down to one below it: DeepSeek's attention to the layer that runs them, which
+    holds them too. Those are one operator with several places. It has the outermost's name, which is that of its
+    weights in the checkpoint and of the same operator in engines that hand nothing down.
+    """
+    places = list(_below(model, "", (model,)))
+    alike: dict[int, list[Place]] = {}
+    for place in places:
+        alike.setdefault(id(place.module), []).append(place)
+    for place in places:
+        same = alike[id(place.module)]
+        if not any(place in _handed_down(outer, same) for outer in same):
+            yield [place, *_handed_down(place, same)]
+
+
+def _below(parent: torch.nn.Module, prefix: str, above: tuple[torch.nn.Module, ...]) -> Iterator[Place]:
     for name, child in parent._modules.items():
         if child is None or name == "lm_head":  # tied to an embedding, the head is one
             continue
         site = f"{prefix}{name}"
         if is_operator(child):
-            yield site, child, parent
+            yield Place(site, child, above)
         else:
-            yield from _below(child, f"{site}.")
+            yield from _below(child, f"{site}.", (*above, child))
+
+
+def _handed_down(outer: Place, same: Sequence[Place]) -> list[Place]:
+    """The places that have their operator from ``outer``; none if it is handed to several callers."""
+    inner = [place for place in same if outer.above[-1] in place.above[:-1]]
+    deepest = max(inner, key=lambda place: len(place.above), default=outer)
+    return inner if all(place.above[-1] in deepest.above for place in inner) else []
 
 
 def tap_operators(
@@ -87,7 +118,8 @@ def tap_operators(
     """
     untapped: dict[int, Mapping[str, Callable[..., Any]]] = {}
     sites = []
-    for name, module, parent in list(find_operators(model)):
+    for places in list(find_operators(model)):
+        name, module = places[0].site, places[0].module
         entries = untapped.get(id(module))
         if entries is None:
             entries = untapped[id(module)] = _entries(module, eager=eager)
@@ -97,7 +129,8 @@ def tap_operators(
             original, module = module, copy.copy(module)
             entries = _bound_to(module, original, entries)
             vars(module).update(_bound_to(module, original, vars(module)))
-            parent._modules[name.rsplit(".", 1)[-1]] = module
+            for place in places:
+                place.above[-1]._modules[place.site.rpartition(".")[2]] = module
         slot = slot_of(name)
         found = layouts(name, module, kv_copies) if tensor_parallel > 1 else {}
         inputs = tap(module, slot, entries)
@@ -144,6 +177,17 @@ def batched(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
     if not of_transformers(model):
         return frozenset()
     return frozenset(site.slot for site in sites if site.role not in _FLAT)
+
+
+def parts_of_operators(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
+    """Slots of operators that another operator holds too, and calls or not as it pleases.
+
+    Latent attention expands keys and values of a prompt by ``kv_b_proj``, and multiplies its weights into others
+    for a decode step.
+    """
+    operators = [places[0].module for places in find_operators(model)]
+    parts = {id(part) for operator in operators for part in operator.modules() if part is not operator}
+    return frozenset(site.slot for site in sites if id(model.get_submodule(site.name)) in parts)
 
 
 def _known(module: torch.nn.Module) -> Operator:

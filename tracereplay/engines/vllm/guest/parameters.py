@@ -16,6 +16,7 @@ import torch
 
 from tracereplay.errors import WorkloadError
 from tracereplay.event import Parameter
+from tracereplay.hooks.census import held_besides
 from tracereplay.storage.checkpoint import entries
 
 __all__ = ["TensorNames", "parameters_of", "tensor_names"]
@@ -65,14 +66,21 @@ def parameters_of(model: Any, site: str, module: torch.nn.Module, names: TensorN
     Args:
         model: the engine's model.
         site: module path of the operator.
-        module: the operator. The logits processor has the head's weights, which it applies.
+        module: the operator. The logits processor has the head's weights, which it applies; attention has the
+            sinks that the module around it has given it.
         names: of the checkpoint's tensors.
     """
     if any(base.__name__.startswith("LogitsProcessor") for base in type(module).__mro__):
         return _head(model, names)
-    return tuple(
+    own = tuple(
         Parameter(name.replace(_OF_ADAPTERS, ""), _dtype(p), tuple(p.shape), names.of(f"{site}.{name}"))
         for name, p in module.named_parameters()
+    )
+    given = {id(x) for x in held_besides(module) if isinstance(x, torch.nn.Parameter)}
+    return own + tuple(
+        Parameter(name.rpartition(".")[2], _dtype(p), tuple(p.shape), names.of(name))
+        for name, p in (model.named_parameters() if given else ())
+        if id(p) in given and not name.startswith(f"{site}.")
     )
 
 
