@@ -183,3 +183,21 @@ def test_a_workload_is_made_from_a_trace_by_the_gate_only() -> None:
         "tracereplay/alone/replay.py",  # without prompts or settings: nothing is generated
         "tracereplay/trace/served.py",  # what a manifest lacks, for reading only
     }
+
+
+@pytest.mark.parametrize(
+    ("grammar", "taken"),
+    [
+        ({"regex": "[ab]+"}, True),
+        ({"json": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}}}, True),
+        ({"json": '{"$ref": "#/a"}'}, True),
+        ({"json": {"$ref": "https://evil.example/s"}}, False),
+        ({"json": '{"$ref": "file:///etc/passwd"}'}, False),
+        ({"regex": "a" * (1 << 16)}, False),
+        ({"regex": "a", "backend": "evil"}, False),
+    ],
+)
+def test_a_grammar_is_text_that_is_matched_and_refers_to_nothing_elsewhere(
+    grammar: dict[str, object], taken: bool
+) -> None:
+    assert (sampling_refusal("structured_outputs", grammar) is None) == taken

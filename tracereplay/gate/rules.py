@@ -26,6 +26,7 @@ LARGEST = 1 << 40
 LONGEST = 1 << 16  # characters of a grammar
 _WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _OP = re.compile(r"[+-]?[a-z][a-z0-9_]{0,63}", re.ASCII)
+_REFERENCE = re.compile(r'\$(ref|dynamicRef)[\\"]+\s*:\s*[\\"]+(?![\\"#])')  # of a JSON schema, to another document
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _CORES = re.compile(r"[0-9|,-]{1,4096}|auto|all|nobind", re.ASCII)
 
@@ -58,9 +59,12 @@ def _biases(value: Any) -> bool:
 
 
 def _grammar(value: Any) -> bool:
-    """A schema may be large, and an engine compiles it: a stranger's is bounded."""
+    """A schema is compiled by the engine: a stranger's is bounded, and refers to nothing elsewhere."""
     fits, _ = SAMPLING["structured_outputs"]
-    return fits(value) and len(json.dumps(value)) <= LONGEST
+    if not fits(value):
+        return False
+    text = json.dumps(value)
+    return len(text) <= LONGEST and _REFERENCE.search(text) is None
 
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -71,7 +75,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "wholes": (lambda value: _short(value, _whole), f"a list of at most {MOST} whole numbers"),
     "texts": (lambda value: _short(value, lambda x: isinstance(x, str)), f"a list of at most {MOST} texts"),
     "adapter": (SAMPLING["lora"][0], "an adapter's name, path, digest and rank"),
-    "grammar": (_grammar, f"one grammar of at most {LONGEST} characters"),
+    "grammar": (_grammar, f"one grammar of at most {LONGEST} characters that refers to no other document"),
     "biases": (_biases, "numbers by token id"),
     "word": (_text(_WORD), "a name in capitals"),
     "ops": (lambda value: _short(value, _text(_OP)), "a list of operator names, each prefixed with + or -"),

@@ -152,8 +152,9 @@ def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDiffe
 def _flat(run: Run) -> dict[str, Any]:
     """Weights, versions, settings, the model's configuration, device and environment under one name each."""
     asked = {} if run.requested is None else run.requested.compared()
-    stated = {**run.engine_facts("settings"), **run.engine_facts(_RESOLVED)}
-    flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given or (stated and k not in stated)}
+    resolved = run.engine_facts(_RESOLVED)  # where it is known, an argument that is not in it would go unseen
+    unseen = asked.keys() - resolved.keys() - run.engine_facts("settings").keys() if resolved else set()
+    flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given or k in unseen}
     flat |= {"weights": run.weights, "device": run.engine.get("device")}
     flat |= {f"versions.{k}": v for k, v in run.engine_facts("versions").items()}
     flat |= run.engine_facts("settings")
