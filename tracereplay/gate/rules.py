@@ -26,7 +26,7 @@ LARGEST = 1 << 40
 LONGEST = 1 << 16  # characters of a grammar
 _WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _OP = re.compile(r"[+-]?[a-z][a-z0-9_]{0,63}", re.ASCII)
-_REFERENCE = re.compile(r'\$(ref|dynamicRef)[\\"]+\s*:\s*[\\"]+(?![\\"#])')  # of a JSON schema, to another document
+_REFERENCE = re.compile(r'\$(ref|dynamicRef)[\\"]+\s*:\s*[\\"]+(?![\\"#])')  # of a schema, elsewhere
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _CORES = re.compile(r"[0-9|,-]{1,4096}|auto|all|nobind", re.ASCII)
 
