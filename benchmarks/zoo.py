@@ -240,8 +240,8 @@ call that is not compared, or a cause other than rounding, has to be explained:
   `attn` exceeds rightly. A float64 reference agrees with `v1`.
 - LFM2's short convolution runs in an op of the engine's, which takes the weights of a module that nobody calls. It
   is no operator, as the census says; what it gives is compared where it arrives.
-- `biased` is a rounding convention that not all operators share (`tracereplay/comparator/TOLERANCES.md`): `v0`'s
-  kernels truncate in norms, `v1`'s in attention.
+- `v0`'s kernels truncate in norms and in attention. All siblings do, so that no operator is `biased` for it
+  (`tracereplay/comparator/TOLERANCES.md`).
 
 {tables.table(HEAD, rows)}
 """

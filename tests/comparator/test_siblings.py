@@ -14,6 +14,7 @@ from tracereplay.comparator.numbers.profiles import Mean, Profile
 from tracereplay.comparator.numbers.siblings import Groups, standing
 from tracereplay.comparator.numbers.tables import PassIndex, TableKey
 from tracereplay.event import Site
+from tracereplay.sitemap import Pair
 
 Signature = tuple[str, int]
 WIDE: Signature = ("bfloat16", 64)
@@ -28,7 +29,7 @@ def index(sites: Mapping[str, tuple[Mapping[str, Any], Sequence[Signature]]]) ->
         for side, i, form in [*(("in", i, form) for i, form in enumerate(inputs)), ("out", 0, OUT)]
     }
     known = {site: Site(site, "RMSNorm", 1, config=config, role="norm") for site, (config, _) in sites.items()}
-    return cast(PassIndex, SimpleNamespace(tables=tables, sites=known))
+    return cast(PassIndex, SimpleNamespace(tables=tables, sites=known, pairs={}))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,15 @@ def test_siblings_are_built_and_called_alike(other: Any, siblings: bool) -> None
     groups = Groups(both, both)
     first, second = (groups.group_of(TableKey(f"layers.{i}.norm", "out", 0), "bfloat16") for i in (0, 1))
     assert (first == second) == siblings
+
+
+def test_a_norm_that_was_given_x_and_residual_on_one_side_only_is_no_sibling_of_others() -> None:
+    """Both tables have their sum then, and two kernels computed it: V0's GLM against transformers'."""
+    both = index({f"layers.{i}.norm": ({}, [WIDE]) for i in (0, 1)})
+    both.pairs["layers.1.norm"] = Pair("layers.1.norm", ("layers.1.norm",), "sum", "name")  # type: ignore[index]
+    groups = Groups(both, both)
+    first, second = (groups.group_of(TableKey(f"layers.{i}.norm", "out", 0), "bfloat16") for i in (0, 1))
+    assert first != second
 
 
 def test_outputs_of_one_operator_are_no_siblings() -> None:

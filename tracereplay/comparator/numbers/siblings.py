@@ -43,7 +43,7 @@ class Group:
 
     Args:
         operator, role, built: of the operators; ``built`` is their configuration.
-        called: index, dtype and width of each input.
+        called: index, dtype and width of each input, and how golden's are related to the candidate's.
         side, index: of the tensor; see `TableKey`.
         signature: its dtype in golden, and its width.
         dtype: in which it is compared.
@@ -73,12 +73,14 @@ class Groups:
         for key, table in golden.tables.items():
             if key.side == "in":
                 self._inputs.setdefault(key.site, []).append((key.index, table.signature()))
+        # Where one side's norm is given x and residual and the other's their sum, a table says nothing of it.
+        self._relations = {name: pair.relation for name, pair in golden.pairs.items()}
 
     def group_of(self, key: TableKey, dtype: str) -> Group:
         """What a tensor has in common with its siblings, and with no other; ``dtype`` is its tolerance's."""
         site = self._sites.get(key.site) or self._golden.sites.get(key.site)
         built = ("", "", ()) if site is None else (site.operator, site.role, _configuration(site))
-        called = tuple(self._inputs.get(key.site, ()))
+        called = (*self._inputs.get(key.site, ()), self._relations.get(key.site))
         return Group(*built, called, key.side, key.index, self._golden.tables[key].signature(), dtype)
 
 
