@@ -101,8 +101,10 @@ def test_requests_are_replayed_as_they_were(
     unusual = server.ask("completion", "more than a replay can ask", 6, chance, **greedy, vllm_xargs={"x": 1})
     assert unusual.finished
     server.kill(signal.SIGTERM, "parent")
-    server.wait()
+    # A front end that loses patience kills its engine: all steps are there then, and the trace is not complete.
+    code = server.wait()
     trace = open_trace(server.out)
+    assert trace.complete == (code == 0)
     sampling = [dict(prompt.sampling) for prompt in trace.run.prompts]
     assert [
         set(more) - {"response_format"} <= set(s) for more, s in zip(asked.values(), sampling[1:], strict=False)
@@ -115,8 +117,9 @@ def test_requests_are_replayed_as_they_were(
     assert sampling[8]["lora"] == read_adapter("mine", adapter).as_dict()
     running = engines.start("v1", env=single_process, enable_lora=True, max_num_seqs=1)
     verdict = running.verdict(trace)
-    assert verdict.verdict == "match", verdict.reasons
-    assert verdict.tokens.differing == 0
+    assert verdict.verdict == ("match" if trace.complete else "inconclusive"), verdict.reasons
+    assert len(verdict.reasons) == (not trace.complete), verdict.reasons
+    assert (verdict.first_divergence, verdict.tokens.differing) == (None, 0)
     assert verdict.coverage.share == 1.0
 
 
