@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tracereplay.engines import toy
-from tracereplay.launch.lengths import as_long_as
+from tracereplay.errors import WorkloadError
+from tracereplay.launch.lengths import as_long_as, check_lengths
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.manifest import write_manifest
 from tracereplay.workload import Prompt, Workload
@@ -70,3 +71,30 @@ def test_samples_of_one_prompt_end_with_the_longest(tmp_path: Path) -> None:
     work = toy.workload(((5, 6, 7),), max_tokens=4, sampling=sampling)
     trace = asked(toy.record(replace(work), tmp_path / "g"), max_tokens=9)
     assert limits(trace) == [(4, None)]
+
+
+LONG = Prompt(tuple(range(20)))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "said"),
+    [
+        ({}, {"max_model_len": 20}, "Prompt 1 has 20 tokens, and max_model_len is 20"),
+        ({"max_position_embeddings": 10}, {}, "the model was made for 10 positions"),
+        ({"max_position_embeddings": 10}, {"max_model_len": 21}, None),
+        ({"max_position_embeddings": 10, "rope_scaling": {"factor": 4.0}}, {}, None),
+        ({"max_position_embeddings": 10, "rope_parameters": {"rope_theta": 1e4}}, {}, "made for 10 positions"),
+        ({}, {}, None),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_refused_before_an_engine_starts(
+    tmp_path: Path, config: dict[str, object], settings: dict[str, object], said: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    workload = Workload(str(tmp_path), (Prompt(None, "text"), LONG))
+    if said is None:
+        check_lengths(workload, settings)
+        return
+    with pytest.raises(WorkloadError, match=said) as raised:
+        check_lengths(workload, settings)
+    assert raised.value.exit_code == 2

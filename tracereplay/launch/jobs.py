@@ -12,7 +12,7 @@ from tracereplay.engines.request import Inject, PassRequest
 from tracereplay.errors import RecordingIncomplete, WorkloadError
 from tracereplay.gate import workload_of
 from tracereplay.launch.dtypes import other_dtype
-from tracereplay.launch.lengths import as_long_as
+from tracereplay.launch.lengths import as_long_as, check_lengths
 from tracereplay.launch.making import engine_header, making, replay_header, run_header
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
@@ -52,6 +52,7 @@ def record(
     """
     model = Path(workload.model)
     check_model(model)
+    check_lengths(workload, {**engine.settings, **workload.settings})
     workload, header = recording_header(engine, workload, options.level)
     with making(out, header) as directory:
         if weights:
@@ -99,6 +100,7 @@ def replay(
     source = open_trace(golden)
     source.require_recording()
     workload = workload_of(source, settings or {}, model, other_weights=other_weights)
+    check_lengths(workload, {**engine.settings, **workload.settings})
     header = replay_header(engine, workload, source.digest(), source.run.level)
     model = Path(workload.model).resolve()
     with making(out, header) as directory:
