@@ -27,21 +27,21 @@ def with_adapters(prompts: Iterable[Prompt], given: Mapping[str, Any]) -> tuple[
     Raises:
         WorkloadError: an adapter is not there, or is not the recorded one.
     """
-    found: dict[str, Adapter] = {}
+    found: dict[tuple[str, str | None], Adapter] = {}  # one of a name may have been replaced while a server ran
     served = []
     for number, prompt in enumerate(prompts):
         asked = prompt.sampling.get(LORA)
         if asked is not None:
-            name = asked["name"]
-            if name not in found:
-                found[name] = _found(asked, number, given.get(name))
-            prompt = replace(prompt, sampling={**prompt.sampling, LORA: found[name].as_dict()})
+            key = asked["name"], asked["digest"]
+            if key not in found:
+                found[key] = _found(asked, number, given.get(asked["name"]))
+            prompt = replace(prompt, sampling={**prompt.sampling, LORA: found[key].as_dict()})
         served.append(prompt)
     return tuple(served), [adapter.rank for adapter in found.values()]
 
 
 def _found(asked: Mapping[str, Any], number: int, given: Any) -> Adapter:
-    name, digest = asked["name"], asked.get("digest")
+    name, digest = asked["name"], asked["digest"]
     if given is not None:
         adapter = read_adapter(name, Path(str(given)))
         if digest is not None and adapter.digest != digest:
