@@ -13,7 +13,7 @@ from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting
 from tracereplay.engines.request import PassRequest
-from tracereplay.engines.vllm.guest.refusals import refuse_arguments
+from tracereplay.engines.vllm.guest.refusals import GENERATES, refuse_arguments
 from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
@@ -138,7 +138,7 @@ def _check_generates(engine_args: Any, arguments: Mapping[str, Any]) -> None:
         if "model type" in said or "architectures" in said:
             raise WorkloadError(f"vLLM cannot run the model at {arguments['model']}: {said}") from error
         return
-    if config.runner_type not in ("generate", "draft"):
+    if config.runner_type not in GENERATES:
         kinds = ", ".join(getattr(config.hf_config, "architectures", None) or [str(config.runner_type)])
         raise WorkloadError(
             f"The model at {arguments['model']} ({kinds}) embeds or classifies and generates no text; only models "

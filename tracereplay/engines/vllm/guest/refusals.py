@@ -7,12 +7,12 @@ from typing import Any
 
 from tracereplay.errors import Unsupported
 
-__all__ = ["refuse_arguments", "refuse_configuration"]
+__all__ = ["GENERATES", "refuse_arguments", "refuse_configuration"]
 
 _SPECULATIVE = "Speculative decoding cannot be recorded or forced; leave speculative_config out."
 _PIPELINE = "Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1."
 _POOLING = "A model that embeds or classifies generates no tokens, and cannot be recorded."
-_GENERATES = ("generate", "draft")
+GENERATES = ("generate", "draft")  # runners of models that generate
 
 
 def refuse_arguments(arguments: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def refuse_configuration(config: Any) -> None:
     """
     speculative = getattr(config, "speculative_config", None) is not None
     _refuse(speculative, config.parallel_config.pipeline_parallel_size)
-    if getattr(config.model_config, "runner_type", "generate") not in _GENERATES:
+    if getattr(config.model_config, "runner_type", "generate") not in GENERATES:
         raise Unsupported(_POOLING)
 
 
