@@ -12,10 +12,16 @@ from torch import nn
 from unit_runner import run
 
 from tracereplay.device import Cpu
-from tracereplay.engines.vllm.guest.operators import find_operators, parts_of_operators, tap_operators
+from tracereplay.engines.vllm.guest.operators import (
+    compiled_modules,
+    find_operators,
+    parts_of_operators,
+    tap_operators,
+)
 from tracereplay.engines.vllm.guest.parameters import TensorNames, tensor_names
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.census import ENTRIES
+from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.options import Options
@@ -97,9 +103,9 @@ class Model(nn.Module):
         return x @ self.lm_head.weight
 
 
-def _session(model, sites, **options):
+def _session(model, sites, compiled=(), **options):
     session = Session(0, Cpu())
-    session.sites, session.takes_census = sites, True
+    session.sites, session.compiled = sites, compiled
     listen(session)
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
     session.begin_pass(path, {}, None, Options(**options), model)
@@ -188,6 +194,69 @@ def a_method_that_computes_past_its_module_is_named():
     steps, _ = _recorded(model, sites)
     (row,) = steps[1].census.unobserved
     assert (row.module, row.kind, row.calls) == ("layers.0.linear", "Linear", 2), row
+
+
+class Compiled(Model):
+    """As vLLM compiles: once, past the module's own call, and without guards."""
+
+    do_not_compile = False
+
+    def __call__(self, x):
+        if "compiled" not in vars(self):
+            self.compiled = torch.compile(self.forward, backend="eager", dynamic=True, fullgraph=True)
+        return self.compiled(x)
+
+
+class Outer(nn.Module):
+    """Computes around a compiled module."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.inner, self.scale = Compiled(), scale
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+def _compiled(leave_out=(), scale=1.0):
+    """The census of a model that is compiled, but for a part that scales it; and its taps."""
+    torch._dynamo.reset()
+    model = Outer(scale).eval()
+    sites = tap_operators(model, 1, 1, TensorNames({}, {}), eager=False)
+    for name in leave_out:
+        for entry in ENTRIES:
+            vars(model.inner.get_submodule(name)).pop(entry, None)
+    watch_compiler()
+    kind = vars(Compiled)["__call__"]
+    with torch.no_grad():
+        model(torch.rand(5, 8))  # as an engine does before it serves
+        (first, *_), _ = _recorded(
+            model, [site for site in sites if site.name.removeprefix("inner.") not in leave_out],
+            compiled=compiled_modules(model),
+        )  # fmt: skip
+    assert vars(Compiled)["__call__"] is kind
+    return first.census, sites
+
+
+def a_compiled_operator_without_a_tap_is_named():
+    census, sites = _compiled()
+    assert (census.operators, census.unobserved) == (len(sites), ()), census
+    between = [(row.module, row.computed) for row in census.between]
+    assert between == [("inner.layers.0", 2), ("inner.layers.1", 2), ("", 1)], between
+    for name in [site.name.removeprefix("inner.") for site in sites]:
+        census, _ = _compiled([name])
+        # What is called past its own call is only known by the module that takes its weight.
+        found = name.removesuffix(".q_norm")
+        assert [(row.module, row.calls) for row in census.unobserved] == [(f"inner.{found}", 1)], (name, census)
+
+
+def a_compiled_model_whose_graph_was_not_read_has_no_census():
+    model = Outer(1.0).eval()
+    sites = tap_operators(model, 1, 1, TensorNames({}, {}), eager=False)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        steps, _ = _recorded(model, sites, compiled=[model.inner])
+    assert [step.census for step in steps] == [None] * 3
 
 
 def a_census_leaves_nothing_behind_and_changes_no_bit():

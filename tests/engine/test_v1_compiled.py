@@ -88,6 +88,12 @@ def test_a_compiled_recording_repeats_itself_and_runs_see_no_stale_graph(
     verdict = compiled.verdict(golden).as_dict()
     assert verdict["verdict"] == "match"
     assert {o["class"] for o in verdict["operators"]} == {"identical"}
+    # The census follows what the compiler traced: nothing computes unobserved, and nothing is counted twice.
+    census = verdict["coverage"]["census"]
+    assert census["golden"] == census["candidate"]
+    assert (census["golden"]["unobserved"], census["golden"]["parameters"]) == ([], [])
+    sites = {o["site"] for o in verdict["operators"]} - {"sampler"}
+    assert census["golden"]["observed"] == {"operators": len(sites), "calls": 2 * len(sites)}
 
 
 def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(

@@ -5,40 +5,31 @@ a census lasts; what computes, by what PyTorch dispatches meanwhile; and what is
 report while they happen. So an operator without a tap is found like anything else that nobody knew of.
 
     begin ─▶ [ module called ─▶ (tap: entered ─▶ left) | dispatched ... ]* ─▶ end
+
+A compiled module runs none of its Python code. Where one is called, what its compiler traced of it counts instead
+(`hooks.graphs`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracereplay.hooks.kernels import declared_writes, returnable, run_seen
+from tracereplay.event import Site
+from tracereplay.hooks.computing import computes, tensors
+from tracereplay.hooks.graphs import Traced, TracedNode
+from tracereplay.hooks.kernels import returnable, run_seen
 
 __all__ = ["ENTRIES", "Census", "held_besides"]
 
 # The methods by which engines call a module: their own operators may have one for each platform.
 ENTRIES = ("forward", "forward_native", "forward_cuda", "forward_hip", "forward_cpu", "forward_xpu", "forward_oot")
 _OF_THE_MODEL = ("compute_logits",)
-
-# What moves values and computes none. A cast that changes the dtype is no such move.
-_MOVES = frozenset(
-    {
-        "_to_copy", "alias", "arange", "cat", "clone", "constant_pad_nd", "contiguous", "copy_", "detach",
-        "dropout", "empty", "empty_like", "empty_strided", "expand_copy", "fill_", "flip", "full", "full_like",
-        "gather", "index", "index_copy_", "index_put", "index_put_", "index_select", "is_pinned", "lift_fresh",
-        "masked_fill", "masked_fill_", "masked_select", "new_empty", "new_empty_strided", "new_full", "new_ones",
-        "new_zeros", "ones", "ones_like", "pad", "permute_copy", "repeat", "repeat_interleave", "resize_", "roll",
-        "scatter", "scatter_", "select_scatter", "set_", "slice_scatter", "sort", "split_with_sizes_copy",
-        "squeeze_copy", "stack", "topk", "tril", "triu", "unsqueeze_copy", "view_copy", "where", "zero_", "zeros",
-        "zeros_like",
-    }
-)  # fmt: skip
-
 
 @dataclass(slots=True)
 class _Module:
@@ -93,39 +84,50 @@ class Census:
 
     Args:
         model: the engine's; its modules' methods are wrapped between `begin` and `end`.
-        of_operators: names of parameters that operators use though they are another module's (the head's).
+        sites: its operators.
+        graphs: what a compiler traced, for each module that is compiled.
     """
 
-    def __init__(self, model: torch.nn.Module, of_operators: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: torch.nn.Module, sites: Sequence[Site], graphs: Mapping[torch.nn.Module, Traced] | None = None
+    ) -> None:
         self.taps = self.seen = 0
         self._model = model
+        self._graphs = dict(graphs or {})
+        self._sites = {site.slot: site.name for site in sites}
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._of_operators = frozenset(of_operators)
+        # Of these some are another module's: the logits processor uses the head's.
+        self._of_operators = frozenset(p.name for site in sites for p in site.parameters)
         self._modules: dict[str, _Module] = {}
-        self._stored = dict(_stored(model))
+        self._stored = _stored(model)
+        self._by_name = {name: self._stored[_address(x)] for name, x in _tensors_of(model)}
         # Before anything runs: an operator may convert what it holds in its first call.
         self._held = {
-            name: [x.untyped_storage().data_ptr() for x in held_besides(module)]
+            name: [_address(x) for x in (*held_besides(module), *module.parameters(), *module.buffers())]
             for name, module in model.named_modules()
         }
-        self._stack: list[str] = []
+        self._stack: dict[str, int] = {}  # modules under way, each with the calls of operators before it
         self._operators = 0  # under way
+        self._mode: _Mode | None = None  # while the model runs
         self._restore: list[Callable[[], None]] = []
 
     # -- a step -----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Wraps the model's methods."""
+        """Wraps the model's methods, save those of compiled modules."""
+        compiled = {id(module) for root in self._graphs for module in root.modules()}
         seen = set()
         for module in self._model.modules():
-            entries = (*ENTRIES, *_OF_THE_MODEL) if module is self._model else ENTRIES
-            for entry in entries:
+            entries = () if id(module) in compiled else ENTRIES
+            for entry in (*entries, *_OF_THE_MODEL) if module is self._model else entries:
                 if callable(getattr(module, entry, None)):
                     self._wrap(module, entry, functools.partial(self._call, module))
-            method = getattr(module, "quant_method", None)
+            method = getattr(module, "quant_method", None) if entries else None
             if callable(getattr(method, "apply", None)) and hasattr(method, "__dict__") and id(method) not in seen:
                 seen.add(id(method))
                 self._wrap(method, "apply", self._applied)
+        for root, graph in self._graphs.items():
+            self._wrap_compiled(root, graph)
 
     def end(self) -> None:
         """Takes the wrappers off."""
@@ -153,6 +155,26 @@ class Census:
         own[name] = wrapped
         self._restore.append(restore)
 
+    def _wrap_compiled(self, root: torch.nn.Module, graph: Traced) -> None:
+        """Wraps the way in which ``root`` is called. That is its class's: what is compiled is not touched."""
+        kind = type(root)
+        own, call = vars(kind).get("__call__"), kind.__call__
+
+        @functools.wraps(call)
+        def wrapped(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if module is not root:
+                return call(module, *args, **kwargs)
+            return self._call_compiled(root, graph, functools.partial(call, module), *args, **kwargs)
+
+        def restore() -> None:
+            if own is None:
+                del kind.__call__
+            else:
+                kind.__call__ = own
+
+        kind.__call__ = wrapped
+        self._restore.append(restore)
+
     def _applied(self, inner: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
         if id(layer) not in self._names:
             return inner(layer, *args, **kwargs)
@@ -163,27 +185,99 @@ class Census:
         name = self._names[id(module)]
         if self._operators or name in self._stack:
             return inner(*args, **kwargs)
-        found = self._modules.setdefault(name, _Module(type(module).__name__))
-        found.calls += 1
-        before = self.taps
-        self._stack.append(name)
+        self._open(name, module)
         try:
-            if len(self._stack) > 1:
+            if self._mode is not None:
                 return inner(*args, **kwargs)
-            with _Mode(self):
-                return inner(*args, **kwargs)
+            self._mode = _Mode(self)
+            try:
+                with self._mode:
+                    return inner(*args, **kwargs)
+            finally:
+                self._mode = None
         finally:
-            self._stack.pop()
-            found.taps += self.taps - before
+            self._close()
+
+    def _open(self, name: str, module: torch.nn.Module) -> None:
+        """``module`` is called."""
+        self._modules.setdefault(name, _Module(type(module).__name__)).calls += 1
+        self._stack[name] = self.taps
+
+    def _close(self) -> None:
+        """The last module that was called has returned."""
+        name, before = self._stack.popitem()
+        self._modules[name].taps += self.taps - before
+
+    # -- what a compiler traced -------------------------------------------------------------------------
+
+    def _call_compiled(
+        self, root: torch.nn.Module, graph: Traced, inner: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Counts what is in ``graph`` and none of the kernels that run for it."""
+        taps, operators, mode = self.taps, self._operators, self._mode
+        if mode is not None:
+            mode.__exit__(None, None, None)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            if mode is not None:
+                mode.__enter__()
+            self.taps, self._operators = taps, operators
+            self._follow(root, graph)
+
+    def _follow(self, root: torch.nn.Module, graph: Traced) -> None:
+        """Counts ``graph`` as if its nodes ran now."""
+        modules = {str(id(module)): module for module in root.modules()}
+        prefix = f"{self._names[id(root)]}."
+        under_way: list[str] = []
+        for node in graph.nodes:
+            if not self._operators:  # what an operator calls is part of it
+                called = [key for key in node.modules if key.partition("@")[0] in modules]
+                self._go_to(under_way, called, modules)
+                under_way = called
+            self._follow_node(node, prefix)
+        self._go_to(under_way, [], modules)
+
+    def _go_to(
+        self, under_way: Sequence[str], called: Sequence[str], modules: Mapping[str, torch.nn.Module]
+    ) -> None:
+        """Leaves and calls modules until those of ``called`` are under way, instead of ``under_way``."""
+        shared = 0
+        while shared < min(len(under_way), len(called)) and under_way[shared] == called[shared]:
+            shared += 1
+        for _ in under_way[shared:]:
+            self._close()
+        for key in called[shared:]:
+            module = modules[key.partition("@")[0]]
+            self._open(self._names[id(module)], module)
+
+    def _follow_node(self, node: TracedNode, prefix: str) -> None:
+        for name in node.taken:
+            stored = self._by_name.get(f"{prefix}{name}")
+            if stored is not None:
+                self._taken(stored)
+        if node.entered is not None:
+            site = self._sites.get(node.entered)
+            if site is not None:
+                self._modules.setdefault(site, _Module(type(self._model.get_submodule(site)).__name__))
+            self._entered(site)
+        elif node.left:
+            self.left()
+        elif not self._operators:
+            self._modules[next(reversed(self._stack))].computed += node.computed
 
     # -- what happens in it -----------------------------------------------------------------------------
 
     def entered(self) -> None:
         """A tap was called: until `left`, an operator runs."""
+        self._entered(next(reversed(self._stack), None))
+
+    def _entered(self, name: str | None) -> None:
+        """``name``: of the module that the tap is on."""
         self.taps += 1
         self._operators += 1
-        if self._stack:
-            self._modules[self._stack[-1]].operator = True
+        if name is not None:
+            self._modules[name].operator = True
 
     def left(self) -> None:
         """The operator has returned."""
@@ -192,15 +286,18 @@ class Census:
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """PyTorch has run ``func``."""
         self.seen += 1
-        where = self._stack[-1] if self._stack else ""
-        for x in _tensors([*args, *kwargs.values()]):
-            stored = self._stored.get(x.untyped_storage().data_ptr()) if x.layout is torch.strided else None
-            if stored is not None and self._operators:
-                stored.inside = True
-            elif stored is not None:
-                stored.outside.add(where)
-        if not self._operators and self._stack and _computes(func, args, kwargs, result):
-            self._modules[where].computed += 1
+        for x in tensors([*args, *kwargs.values()]):
+            stored = self._stored.get(_address(x))
+            if stored is not None:
+                self._taken(stored)
+        if not self._operators and self._stack and computes(func, args, kwargs, result):
+            self._modules[next(reversed(self._stack))].computed += 1
+
+    def _taken(self, stored: _Stored) -> None:
+        if self._operators:
+            stored.inside = True
+        else:
+            stored.outside.add(next(reversed(self._stack), ""))
 
     # -- its result -------------------------------------------------------------------------------------
 
@@ -253,38 +350,22 @@ def held_besides(module: torch.nn.Module) -> Iterator[torch.Tensor]:
             yield from (x for x in getattr(value, "__dict__", {}).values() if isinstance(x, torch.Tensor))
 
 
-def _stored(model: torch.nn.Module) -> Iterator[tuple[int, _Stored]]:
-    every = [(True, *p) for p in model.named_parameters()] + [(False, *b) for b in model.named_buffers()]
-    for is_parameter, name, x in every:
-        if x.layout is torch.strided and x.numel():
-            dtype = str(x.dtype).removeprefix("torch.")
-            yield x.untyped_storage().data_ptr(), _Stored(name, dtype, tuple(x.shape), is_parameter)
+def _stored(model: torch.nn.Module) -> dict[int, _Stored]:
+    """By the address of its memory. What is tied has its first name."""
+    found: dict[int, _Stored] = {}
+    for name, x in _tensors_of(model):
+        dtype = str(x.dtype).removeprefix("torch.")
+        is_parameter = isinstance(x, torch.nn.Parameter)
+        found.setdefault(_address(x), _Stored(name, dtype, tuple(x.shape), is_parameter))
+    return found
 
 
-def _computes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
-    """Whether ``func`` made floating-point values that are not those which it was given."""
-    if func.is_view:
-        return False
-    made = [x for x in _tensors(_listed(result)) if x.is_floating_point()]
-    namespace, _, name = func.name().partition("::")
-    name = name.partition(".")[0]
-    if namespace == "aten" and name in _MOVES:
-        given = {x.dtype for x in _tensors(args) if x.is_floating_point()}
-        return name == "_to_copy" and any(x.dtype not in given for x in made)
-    if made:
-        return True
-    places, names = declared_writes(func)
-    written = [args[i] for i in places if i < len(args)] + [kwargs[name] for name in names if name in kwargs]
-    return any(x.is_floating_point() for x in _tensors(written))
+def _tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return ((name, x) for name, x in every if x.layout is torch.strided and x.numel())
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (tuple, list)) else (value,)
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+def _address(x: torch.Tensor) -> int:
+    """Of the memory that it is in; 0 for a layout that has no single one."""
+    return int(x.untyped_storage().data_ptr()) if x.layout is torch.strided else 0

@@ -110,7 +110,9 @@ _library.impl("observe", _observe, "CompositeExplicitAutograd")
 _library.impl("observe", lambda x, slot, index: None, "Meta")
 
 
-def tap(module: torch.nn.Module, slot: int, entries: Mapping[str, Callable[..., Any]]) -> tuple[str, ...]:
+def tap(
+    module: torch.nn.Module, slot: int, entries: Mapping[str, Callable[..., Any]], *, eager: bool = True
+) -> tuple[str, ...]:
     """Wraps each way into this instance with taps and returns the names of the parameters of ``forward``.
 
     Tensor arguments are numbered 0, 1, ... in the order of the call; parameters of the model are passed
@@ -121,10 +123,12 @@ def tap(module: torch.nn.Module, slot: int, entries: Mapping[str, Callable[..., 
         slot: of its site.
         entries: its methods that the engine calls, by name, as they are without a tap. One may call another: the
             outermost is the call.
+        eager: whether no compiler will trace the module. If one does, only ``forward`` has taps while the engine
+            runs: its own ops call the others then, when nothing tells that the operator's call is under way.
     """
     busy: list[int] = []
     for name, inner in entries.items():
-        setattr(module, name, wrap(inner, slot, busy))
+        setattr(module, name, wrap(inner, slot, busy, traced_only=not eager and name != "forward"))
     return _names(entries["forward"], entries.get("forward_native") or getattr(module, "forward_native", None))
 
 
@@ -137,16 +141,19 @@ def _names(forward: Callable[..., Any], native: Callable[..., Any] | None) -> tu
     return tuple(inspect.signature(forward).parameters)
 
 
-def wrap(inner: Callable[..., Any], slot: int, busy: list[int]) -> Callable[..., Any]:
+def wrap(
+    inner: Callable[..., Any], slot: int, busy: list[int], *, traced_only: bool = False
+) -> Callable[..., Any]:
     """``inner`` between a feed of every tensor argument and an observe of every tensor output.
 
     Args:
         busy: not empty while a call of this operator is under way; shared by all its entries. A list, since
             Dynamo follows its changes.
+        traced_only: whether a call counts only if the compiler traces it.
     """
 
     def tapped(*args: Any, **kwargs: Any) -> Any:
-        if busy:
+        if busy or (traced_only and not _is_compiling()):
             return inner(*args, **kwargs)
         busy.append(slot)
         try:

@@ -20,6 +20,7 @@ import torch
 from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
+from tracereplay.hooks.graphs import traced
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.options import KERNEL, Options
@@ -58,7 +59,7 @@ class Session:
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
         self.parts: frozenset[int] = frozenset()  # slots of operators within others, which need not run
-        self.takes_census = False  # whether the model's Python code runs in every step
+        self.compiled: Sequence[torch.nn.Module] = ()  # those of which no Python code runs in a step
         self.device = device
         self._options = Options()
         self._writer: WriterClient | None = None
@@ -113,12 +114,18 @@ class Session:
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
-        if self.takes_census and replacement is None and model is not None:
-            self._census = Census(model, (p.name for site in self.sites for p in site.parameters))
+        if replacement is None and model is not None:
+            self._census = self._new_census(model)
         if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
             self.scope = self._watch_kernels
         self._writer.sites(self.sites)
+
+    def _new_census(self, model: torch.nn.Module) -> Census | None:
+        """None: a compiler's graph could not be read, so that nothing is known of what computes."""
+        graphs = {module: traced(module) for module in self.compiled}
+        known = {module: graph for module, graph in graphs.items() if graph is not None}
+        return Census(model, self.sites, known) if len(known) == len(graphs) else None
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""

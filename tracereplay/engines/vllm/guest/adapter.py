@@ -16,10 +16,16 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.engines.vllm.guest.numbering import Numbering
-from tracereplay.engines.vllm.guest.operators import batched, parts_of_operators, tap_operators
+from tracereplay.engines.vllm.guest.operators import (
+    batched,
+    compiled_modules,
+    parts_of_operators,
+    tap_operators,
+)  # fmt: skip
 from tracereplay.engines.vllm.guest.parameters import tensor_names
 from tracereplay.engines.vllm.guest.sampling import kept_sampling
 from tracereplay.event import Request, RowKey, RowMap, Site
+from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.rows_first import RowsFirst
 
@@ -34,7 +40,7 @@ class Recorder(Protocol):
     sites: list[Site]
     rows_first: RowsFirst
     parts: frozenset[int]
-    takes_census: bool
+    compiled: Sequence[torch.nn.Module]
     device: Device
 
     @property
@@ -82,7 +88,10 @@ class Adapter:
         heads = max(1, config.model_config.get_total_num_kv_heads())  # a state space has none
         model = self.model()
         names = tensor_names(model, Path(config.model_config.model))
-        eager = recorder.takes_census = bool(config.model_config.enforce_eager)
+        eager = bool(config.model_config.enforce_eager)
+        recorder.compiled = [] if eager else compiled_modules(model)
+        if recorder.compiled:
+            watch_compiler()
         recorder.sites = tap_operators(model, parallel, max(1, parallel // heads), names, eager=eager)
         recorder.rows_first = RowsFirst(batched(model, recorder.sites))
         recorder.parts = parts_of_operators(model, recorder.sites)

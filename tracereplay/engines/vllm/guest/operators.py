@@ -26,8 +26,8 @@ from tracereplay.hooks.census import ENTRIES
 from tracereplay.hooks.taps import slot_of, tap
 
 __all__ = [
-    "batched", "find_operators", "is_operator", "layouts", "of_transformers", "parts_of_operators",
-    "tap_operators",
+    "batched", "compiled_modules", "find_operators", "is_operator", "layouts", "of_transformers",
+    "parts_of_operators", "tap_operators",
 ]  # fmt: skip
 
 _OPERATORS = frozenset(
@@ -122,7 +122,7 @@ def tap_operators(
         name, module = places[0].site, places[0].module
         entries = untapped.get(id(module))
         if entries is None:
-            entries = untapped[id(module)] = _entries(module, eager=eager)
+            entries = untapped[id(module)] = _entries(module)
         else:
             # Why a copy: all layers share one rotary embedding, and a call must tell its layer. The copy shares
             # parameters, buffers and children with the original.
@@ -133,7 +133,7 @@ def tap_operators(
                 place.above[-1]._modules[place.site.rpartition(".")[2]] = module
         slot = slot_of(name)
         found = layouts(name, module, kv_copies) if tensor_parallel > 1 else {}
-        inputs = tap(module, slot, entries)
+        inputs = tap(module, slot, entries, eager=eager)
         weights = parameters_of(model, name, module, names)
         known = _known(module)
         site = Site(name, type(module).__name__, slot, inputs, found, _config(module), weights)
@@ -149,14 +149,9 @@ def _bound_to(module: torch.nn.Module, original: torch.nn.Module, values: Mappin
     }
 
 
-def _entries(module: torch.nn.Module, *, eager: bool) -> dict[str, Callable[..., Any]]:
-    """The methods by which the engine calls an operator: some models call ``q_norm.forward_native`` themselves.
-
-    In a compiled graph only ``forward``: a custom op of the engine's calls the others while the graph runs, when
-    nothing tells that the operator's call is under way.
-    """
-    names = ENTRIES if eager else ("forward",)
-    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+def _entries(module: torch.nn.Module) -> dict[str, Callable[..., Any]]:
+    """The methods by which the engine calls an operator: some models call ``q_norm.forward_native`` themselves."""
+    return {name: getattr(module, name) for name in ENTRIES if hasattr(module, name)}
 
 
 # What vLLM puts into a model of transformers takes rows as everywhere else.
@@ -177,6 +172,17 @@ def batched(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
     if not of_transformers(model):
         return frozenset()
     return frozenset(site.slot for site in sites if site.role not in _FLAT)
+
+
+def compiled_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The outermost modules that a compiler traces: vLLM marks them, or the model itself is compiled."""
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        return [model]
+    found: list[torch.nn.Module] = []
+    for module in model.modules():  # outer ones first
+        if not getattr(module, "do_not_compile", True) and not any(module in outer.modules() for outer in found):
+            found.append(module)
+    return found
 
 
 def parts_of_operators(model: torch.nn.Module, sites: Sequence[Site]) -> frozenset[int]:
