@@ -69,12 +69,14 @@ class Workload:
         prompts: the requests, numbered from 0.
         settings: engine arguments as the user gave them (``enforce_eager``, ``max_model_len`` ...).
         weights: digest of the checkpoint's tensors, or None while unknown.
+        inherited: names of settings that an engine may not have: a recorded command gave them to its own.
     """
 
     model: str
     prompts: tuple[Prompt, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    inherited: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
         return {

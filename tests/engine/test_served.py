@@ -21,6 +21,7 @@ from make_lora import make_lora
 from recorded_server import KINDS, Server, compared
 
 from tracereplay.errors import EngineFailed
+from tracereplay.gate import workload_of
 from tracereplay.storage.adapter import read_adapter
 from tracereplay.trace import open_trace
 from tracereplay.trace.verify import verify
@@ -80,7 +81,10 @@ def test_requests_are_replayed_as_they_were(
     One sequence at a time: in mixed batches vLLM's CPU kernels give the base model's rows an adapter, too.
     """
     adapter = make_lora(TINY, tmp_path / "mine")
-    server = serve("--enable-lora", "--lora-modules", f"mine={adapter}", "--max-num-seqs", "1")
+    given: dict[str, Any] = {"max_num_batched_tokens": 320, "block_size": 32, "max_num_seqs": 1}
+    options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    options += ["--no-enable-prefix-caching", "--compilation-config", '{"custom_ops": ["none"]}']
+    server = serve("--enable-lora", "--lora-modules", f"mine={adapter}", *options)
     server.wait_until_ready()
     chance = random.Random(7)
     greedy = {"temperature": 0.0, "ignore_eos": False}
@@ -115,8 +119,14 @@ def test_requests_are_replayed_as_they_were(
     assert sampling[7]["stop"] == [chr(plain.tokens[3])]
     assert any("Request 9 asked for extra_args" in note for note in trace.run.notes)
     assert sampling[8]["lora"] == read_adapter("mine", adapter).as_dict()
-    running = engines.start("v1", env=single_process, enable_lora=True, max_num_seqs=1)
+    settings = workload_of(trace, {}, None).settings
+    running = engines.start("v1", env=single_process, **settings)
     verdict = running.verdict(trace)
+    # A replay starts its engine with what the server was given, as far as that is for what it computes.
+    given |= {"enable_prefix_caching": False, "compilation_config": {"custom_ops": ["none"]}}
+    assert given.items() <= settings.items(), settings
+    assert not {"served_model_name", "enable_log_requests"} & set(settings), settings
+    assert {difference.effect for difference in verdict.settings_diff} <= {"none"}, verdict.settings_diff
     assert verdict.verdict == ("match" if trace.complete else "inconclusive"), verdict.reasons
     assert len(verdict.reasons) == (not trace.complete), verdict.reasons
     assert (verdict.first_divergence, verdict.tokens.differing) == (None, 0)

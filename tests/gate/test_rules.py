@@ -132,6 +132,28 @@ def test_a_model_is_used_only_if_it_is_the_one_that_was_recorded(
         assert workload_of(trace, {}, model).model == str(model)
 
 
+def test_a_replay_takes_over_what_a_server_was_given_where_the_gate_lets_it(tmp_path: Path) -> None:
+    golden = tmp_path / "golden.trace"
+    shutil.copytree(ROOT / "fixtures" / "hostile" / "meaning" / "kernel-of-a-stranger.trace", golden)
+    run = json.loads((golden / "manifest.json").read_text())["run"]
+    run["workload"]["settings"] = {"max_model_len": 64}
+    run["engine"]["arguments"] = {
+        "block_size": 32, "max_model_len": "auto", "worker_cls": "evil.Worker", "gpu_memory_utilization": 0.3,
+        "compilation_config": {"custom_ops": ["none"], "splitting_ops": ["evil"]}, "unheard_of": 1, "seed": "x",
+        "enable_prefix_caching": False,
+    }  # fmt: skip
+    given = {"enable_prefix_caching": True}
+    for command in (True, False):
+        said = {**run, "command": ["vllm", "serve"]} if command else run
+        manifest = {**json.loads((golden / "manifest.json").read_text()), "run": said}
+        (golden / "manifest.json").write_bytes(write_manifest(manifest))
+        with closing(open_trace(golden)) as trace:
+            work = workload_of(trace, given, ROOT / "fixtures" / "tiny-llama", other_weights=True)
+        inherited = {"block_size": 32, "compilation_config": {"custom_ops": ["none"]}} if command else {}
+        assert work.settings == {"max_model_len": 64, **given, **inherited}
+        assert work.inherited == set(inherited)
+
+
 # -- nobody else opens it ------------------------------------------------------------------------------------
 
 

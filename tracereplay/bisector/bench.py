@@ -143,7 +143,7 @@ class Bench:
             self._report(f"Starting the engine {self._engine.name}")
             self._process = EngineProcess(
                 self._engine, model=Path(self._workload.model).resolve(), settings=self._workload.settings,
-                log=self._log,
+                log=self._log, inherited=self._workload.inherited,
             )  # fmt: skip
             self.starts += 1
             self._check_unchanged(self._process.info)

@@ -134,7 +134,8 @@ class _Starts:
     def _process(self, configured: Configured) -> EngineProcess:
         self.starts += 1
         model = Path(self._workload.model).resolve()
-        return EngineProcess(configured, model=model, settings={}, log=self._log)
+        inherited = self._workload.inherited
+        return EngineProcess(configured, model=model, settings={}, log=self._log, inherited=inherited)
 
 
 class _Study:

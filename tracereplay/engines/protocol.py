@@ -1,10 +1,12 @@
 """The driver's side of the protocol that `launch.process` speaks: commands from stdin, one JSON object a line.
 
-    {"do": "start", "model": DIR, "settings": {...}}          -> {"ok": {...the engine's description}}
+    {"do": "start", "model": DIR, "settings": {...}, "inherited": [...]}
+                                                              -> {"ok": {...the engine's description}}
     {"do": "tokenize", "texts": [...]}                        -> {"ok": [[ids], ...]}
     {"do": "generate", "prompts": [...], "recording": {...}}  -> {"ok": {"requests": [...], "seconds": s, ...}}
     end of input                                              -> the process ends
 
+``inherited`` names settings of another engine's, which hold only where this one has them.
 ``recording`` is a `request.PassRequest`, or null to record nothing.
 An answer may be ``{"error": sentence, "exit_code": n}``. The engine's own output is redirected to stderr,
 since stdout carries the answers.
@@ -29,8 +31,14 @@ __all__ = ["Driver", "serve", "unknown_setting"]
 class Driver(Protocol):
     """One engine; each method answers the command of its name."""
 
-    def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Starts the engine on a checkpoint directory, and returns its description."""
+    def start(self, model: str, settings: Mapping[str, Any], inherited: Collection[str] = ()) -> dict[str, Any]:
+        """Starts the engine on a checkpoint directory, and returns its description.
+
+        Args:
+            model: the directory.
+            settings: engine arguments.
+            inherited: names of those that are left out if this engine does not know them.
+        """
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of ``texts``."""

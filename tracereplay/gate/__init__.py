@@ -16,7 +16,7 @@ from typing import Any
 
 from tracereplay.errors import TraceError, UnsafeRequest, UsageError
 from tracereplay.gate.adapters import ADAPTERS, with_adapters
-from tracereplay.gate.rules import sampling_refusal, setting_refusal, variable_refusal
+from tracereplay.gate.rules import NESTED, sampling_refusal, setting_refusal, variable_refusal
 from tracereplay.storage.adapter import adapter_settings
 from tracereplay.storage.checkpoint import check_model, check_weights, model_files, read_checkpoint
 from tracereplay.trace import Trace
@@ -33,6 +33,14 @@ __all__ = [
 ]
 
 _SHOWN = 80  # characters of a value in a message
+# What a server is given for its machine, its clients or its replicas: the same is computed without.
+_NOT_INHERITED = frozenset(
+    {
+        "cpu_offload_gb", "data_parallel_size", "device", "disable_log_stats", "distributed_executor_backend",
+        "gpu_memory_utilization", "kv_cache_memory_bytes", "max_logprobs", "num_gpu_blocks_override",
+        "skip_tokenizer_init", "swap_space", "tokenizer_mode",
+    }
+)  # fmt: skip
 
 
 def check_request(trace: Trace, given: Mapping[str, Any], model: Path | None) -> None:
@@ -64,7 +72,7 @@ def workload_of(
     """
     work = _workload(trace, given)
     directory, digest = _identified(trace, model, other_weights=other_weights)
-    return Workload(str(directory), work.prompts, work.settings, digest)
+    return Workload(str(directory), work.prompts, work.settings, digest, work.inherited)
 
 
 def weights_directory(trace: Trace, model: Path | None) -> Path | None:
@@ -102,10 +110,32 @@ def _workload(trace: Trace, given: Mapping[str, Any]) -> Workload:
     hint = f"Give --set {refused[0].partition('=')[0]}=... yourself if you trust it." if refused else ""
     sampling = _refused_sampling(asked.prompts)
     _refuse(trace, [*refused, *sampling], hint)
-    settings = {**asked.settings, **given}
+    inherited = _inherited(trace, {**asked.settings, **given})
+    settings = {**inherited, **asked.settings, **given}
     requests = (Prompt(p.token_ids, p.text, dict(p.sampling)) for p in asked.prompts)
     prompts, ranks = with_adapters(requests, settings.pop(ADAPTERS, {}))
-    return Workload(asked.model, prompts, {**settings, **adapter_settings(ranks, settings)})
+    settings |= adapter_settings(ranks, settings)
+    return Workload(asked.model, prompts, settings, inherited=frozenset(inherited))
+
+
+def _inherited(trace: Trace, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recorded command that its replay takes over, beside ``known`` ones.
+
+    What the gate refuses is left out, not refused: nobody asked us for it. Where it matters, the engines' resolved
+    configurations differ, and a verdict says so.
+    """
+    arguments = trace.run.engine.get("arguments")
+    if not trace.run.command or not isinstance(arguments, Mapping):
+        return {}
+    found = {}
+    for name, value in arguments.items():
+        if name in known or name in _NOT_INHERITED:
+            continue
+        if name in NESTED and isinstance(value, Mapping):
+            value = {key: part for key, part in value.items() if setting_refusal(name, {key: part}) is None}
+        if value != {} and setting_refusal(name, value) is None:
+            found[name] = value
+    return found
 
 
 def _refused_sampling(prompts: Sequence[RecordedPrompt]) -> list[str]:

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["sampling_refusal", "setting_refusal", "variable_refusal"]
+__all__ = ["NESTED", "sampling_refusal", "setting_refusal", "variable_refusal"]
 
 NESTED = ("compilation_config", "hf_overrides")  # arguments some of whose fields a trace may set
 MOST = 4096  # members of a list

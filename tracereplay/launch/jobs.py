@@ -105,7 +105,9 @@ def replay(
     model = Path(workload.model).resolve()
     with making(out, header) as directory:
         report(f"Starting the engine {engine.name}")
-        with EngineProcess(engine, model=model, settings=workload.settings, log=log) as process:
+        with EngineProcess(
+            engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited
+        ) as process:
             directory.update_run(engine=engine_header(engine, process.info))
             _tell_dtype(directory, workload, process.info, report)
             replay_passes(process, directory, source, workload, injected=injected, report=report)

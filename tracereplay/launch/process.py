@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -113,6 +113,7 @@ class EngineProcess:
         settings: engine arguments, overriding the engine's own.
         log: file to which the engine's output is appended; a temporary one by default.
         taps: False leaves the model unchanged; then nothing can be recorded.
+        inherited: names of settings that are left out if the engine does not know them.
 
     Raises:
         EngineFailed: it did not start; the message has its last lines.
@@ -122,7 +123,7 @@ class EngineProcess:
 
     def __init__(
         self, engine: Launchable, *, model: Path, settings: Mapping[str, Any], log: Path | None = None,
-        taps: bool = True,
+        taps: bool = True, inherited: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.name = engine.name
         self._family = family_named(engine.family)
@@ -140,8 +141,9 @@ class EngineProcess:
         )  # fmt: skip
         try:
             self.info: Mapping[str, Any] = self.request(
-                "start", model=str(model), settings={**engine.settings, **settings}
-            )
+                "start", model=str(model), settings={**engine.settings, **settings},
+                inherited=sorted(inherited),
+            )  # fmt: skip
         except BaseException:
             self.close()
             raise

@@ -73,8 +73,10 @@ class Run:
 
     Args:
         kind: ``recording`` or ``replay``.
+        command: whether a command of the user's was recorded, a server perhaps.
         level: ``operator`` or ``kernel``.
-        engine: what the engine said of itself: ``name``, ``versions``, ``settings``, ``environment``, ``device``
+        engine: what the engine said of itself: ``name``, ``versions``, ``settings``, ``environment``, ``device``,
+            and ``arguments``, which its command gave it
         weights: digest of the checkpoint's tensors.
         checkpoint: of each tensor its dtype, shape and digest.
         model_files: digest of each file of the model beside its tensors, by name; older traces have none.
@@ -88,6 +90,7 @@ class Run:
     """
 
     kind: str = "trace"
+    command: bool = False
     level: str = "operator"
     engine: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
@@ -120,6 +123,7 @@ def read_run(said: Mapping[str, Any]) -> Run:
         requested = Requested(Asked(str(work["model"]), dict(work.get("settings") or {}), prompts))
     return Run(
         kind=str(said.get("kind", Run.kind)),
+        command="command" in said,
         level=str(said.get("level", Run.level)),
         engine=said.get("engine") or {},
         weights=None if work is None else work.get("weights"),

@@ -129,7 +129,7 @@ def compare_settings(
         drawn: whether the workload draws any token at random.
         also: further differences, found elsewhere.
     """
-    mine, theirs = _flat(golden), _flat(candidate)
+    mine, theirs = _flat(golden, candidate), _flat(candidate, golden)
     mine, theirs = _with_resolved(mine, golden, candidate), _with_resolved(theirs, candidate, golden)
     if not (_has_config(mine) and _has_config(theirs)):  # a recording of before models were described
         mine, theirs = _without_config(mine), _without_config(theirs)
@@ -149,9 +149,17 @@ def compare_updates(golden: Versions, candidate: Versions) -> tuple[SettingDiffe
     return (SettingDifference(WEIGHTS_UPDATE, *values, effect_of(WEIGHTS_UPDATE)),)
 
 
-def _flat(run: Run) -> dict[str, Any]:
-    """Weights, versions, settings, the model's configuration, device and environment under one name each."""
-    asked = {} if run.requested is None else run.requested.compared()
+def _asked(run: Run) -> Mapping[str, Any]:
+    return {} if run.requested is None else run.requested.compared()
+
+
+def _flat(run: Run, other: Run) -> dict[str, Any]:
+    """Weights, versions, settings, the model's configuration, device and environment under one name each.
+
+    What ``other`` was asked for, a server was perhaps given: its arguments are not in its workload.
+    """
+    arguments = run.engine_facts("arguments")
+    asked = {**{name: arguments[name] for name in _asked(other) if name in arguments}, **_asked(run)}
     resolved = run.engine_facts(_RESOLVED)  # where it is known, an argument that is not in it would go unseen
     unseen = asked.keys() - resolved.keys() - run.engine_facts("settings").keys() if resolved else set()
     flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given or k in unseen}

@@ -8,7 +8,7 @@ separated by commas (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_model_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class ToyDriver:
         self._settings: Mapping[str, Any] = {}
         self._tensors: Mapping[str, Array] = {}
 
-    def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def start(self, model: str, settings: Mapping[str, Any], inherited: Collection[str] = ()) -> dict[str, Any]:
         """Reads the checkpoint.
 
         Raises:

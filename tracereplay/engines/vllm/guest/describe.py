@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.vllm.guest.choose import generation
+from tracereplay.engines.vllm.guest.given import given_arguments
 from tracereplay.engines.vllm.guest.operators import of_transformers
 from tracereplay.engines.vllm.guest.resolved import resolved
 from tracereplay.storage.model_config import read_model_config
@@ -89,6 +90,7 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
         "resolved": {k: v for k, v in resolved(config, _STATED).items() if k not in known},
         "hf_overrides": _first(config, ("model_config.hf_overrides",)) or {},  # split into its keys
         "model_config": read_model_config(Path(str(config.model_config.model))),
+        "arguments": given_arguments(),
         "environment": _environment(os.environ),
     }
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ class Driver:
         self._requests = 0
         self._vocab = 0
 
-    def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def start(self, model: str, settings: Mapping[str, Any], inherited: Collection[str] = ()) -> dict[str, Any]:
         """Builds ``vllm.LLM``."""
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
 
         known = {f.name for f in dataclasses.fields(EngineArgs)}
+        settings = {name: value for name, value in settings.items() if name in known or name not in inherited}
         unknown = [name for name in settings if name not in known]
         if unknown:
             raise UsageError(unknown_setting(unknown[0], known))

@@ -17,8 +17,9 @@ from tracereplay.engines.variables import ENABLED
 
 __all__ = ["register"]
 
-# modules of V0 and V1 with the class that creates a worker; 0.8.5 has the first, newer ones the second
-_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base")
+# modules of V0 and V1 with the class that creates a worker (0.8.5 has the first, newer ones the second), and that
+# with the engine's arguments
+_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", "vllm.engine.arg_utils")
 
 
 def register() -> None:
@@ -61,6 +62,11 @@ class _OnImport(importlib.abc.MetaPathFinder):
 
 
 def _patch(module: ModuleType) -> None:
+    if module.__name__ == _MODULES[-1]:
+        from tracereplay.engines.vllm.guest.given import watch_arguments
+
+        watch_arguments(module)
+        return
     wrapper: Any = getattr(module, "WorkerWrapperBase", None)
     if wrapper is None or getattr(wrapper, "_tracereplay", False):
         return

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["resolved"]
+__all__ = ["plain", "resolved"]
 
 # Parts of the configuration that other facts of a trace state, or that hold what only this process knows.
 _NOT = re.compile(
@@ -54,8 +54,8 @@ def _fields(config: Any, part: str, depth: int) -> Iterator[tuple[str, str, Any]
         if _names(value):
             if depth > 1:
                 yield from _fields(value, f"{part}.{name}".strip("."), depth - 1)
-        elif (plain := _plain(value)) is not None and len(str(plain)) <= _LONGEST:
-            yield part, name, plain
+        elif (known := plain(value)) is not None and len(str(known)) <= _LONGEST:
+            yield part, name, known
 
 
 def _names(config: Any) -> list[str]:
@@ -70,7 +70,7 @@ def _names(config: Any) -> list[str]:
     return [name for name in names if name[0] != "_"]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain data; None for what is not: an object says of itself where it lies in memory."""
     if isinstance(value, enum.Enum):
         return value.name
@@ -79,9 +79,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         value = sorted(map(str, value))
     if isinstance(value, (list, tuple)):
-        parts = [_plain(part) for part in value]
+        parts = [plain(part) for part in value]
         return None if None in parts else parts
     if isinstance(value, Mapping):
-        items = {str(key): _plain(part) for key, part in value.items()}
+        items = {str(key): plain(part) for key, part in value.items()}
         return None if None in items.values() else items
     return None
