@@ -185,6 +185,8 @@ def test_an_argument_whose_result_is_nowhere_stated_is_listed() -> None:
 
 def test_what_a_server_was_given_is_no_difference_from_a_replay_that_is_asked_for_it() -> None:
     found = resolved_run({"block_size": 16})
-    golden = Run(engine={**found.engine, "arguments": {"unheard_of": 1, "host": "h"}}, weights="w")
+    given = {"unheard_of": 1, "host": "h", "config": {"asked": 1, "filled_in": 2}}
+    golden = Run(engine={**found.engine, "arguments": given}, weights="w")
     for value, differences in ((1, []), (2, [("unheard_of", "unknown")])):
-        assert differ(golden, resolved_run({"block_size": 16}, given={"unheard_of": value})) == differences
+        asked = {"unheard_of": value, "config": {"asked": 1}}
+        assert differ(golden, resolved_run({"block_size": 16}, given=asked)) == differences

@@ -153,13 +153,22 @@ def _asked(run: Run) -> Mapping[str, Any]:
     return {} if run.requested is None else run.requested.compared()
 
 
+def _given(run: Run, names: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments among ``names`` that a command gave; of one that is a configuration, the same fields."""
+    given = run.engine_facts("arguments")
+    found = {name: given[name] for name in names if name in given}
+    for name, value in names.items():
+        if isinstance(value, Mapping) and isinstance(found.get(name), Mapping):
+            found[name] = {key: found[name].get(key) for key in value}
+    return found
+
+
 def _flat(run: Run, other: Run) -> dict[str, Any]:
     """Weights, versions, settings, the model's configuration, device and environment under one name each.
 
     What ``other`` was asked for, a server was perhaps given: its arguments are not in its workload.
     """
-    arguments = run.engine_facts("arguments")
-    asked = {**{name: arguments[name] for name in _asked(other) if name in arguments}, **_asked(run)}
+    asked = {**_given(run, _asked(other)), **_asked(run)}
     resolved = run.engine_facts(_RESOLVED)  # where it is known, an argument that is not in it would go unseen
     unseen = asked.keys() - resolved.keys() - run.engine_facts("settings").keys() if resolved else set()
     flat: dict[str, Any] = {k: v for k, v in asked.items() if _known(k).given or k in unseen}
