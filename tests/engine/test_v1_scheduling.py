@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pytest
-from engine_support import Engines, Running, greedy, token_ids
+from engine_support import Engines, Running, greedy
+from scheduling import workloads
 
 from tracereplay.workload import Prompt
 
 pytestmark = pytest.mark.engine
 
-WORKLOADS = {
-    "several lengths": greedy(20, 7, 33, 12),
-    "a prompt of three chunks": greedy(150, 9),
-    "prompt logprobs": greedy(20, 40, prompt_logprobs=1),
-    "two seeded samples of a prompt": [
-        Prompt(token_ids(20), None, {"n": 2, "temperature": 0.8, "top_p": 0.9, "seed": 7, "max_tokens": 8,
-                                     "logprobs": 1, "ignore_eos": True}),
-        *greedy(9),
-    ],
-    "a prefix that is cached": [
-        Prompt(token_ids(300), None, {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}),
-        Prompt(token_ids(280) + token_ids(30, 5), None,
-               {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}),
-    ],
-}  # fmt: skip
+WORKLOADS = workloads(top_p=0.9)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,15 @@ from typing import Any
 from tracereplay.engines.vllm.guest.adapter import Adapter, Recorder
 from tracereplay.engines.vllm.guest.v0 import V0Adapter, refuse_v0
 from tracereplay.engines.vllm.guest.v1 import V1Adapter, refuse_v1
+from tracereplay.engines.vllm.guest.v2 import V2Adapter, refuse_v2
 from tracereplay.errors import Unsupported
 
-__all__ = ["adapt", "generation"]
-
+__all__ = ["adapt", "generation", "is_v2"]
 
 # Modules that define the model runners of a generation; subclasses defined elsewhere count by their bases.
 _ROOMS = {"V1": "vllm.v1.worker.", "V0": "vllm.worker."}
+
+_V2 = "vllm.v1.worker.gpu."
 
 
 def generation(runner: Any) -> str:
@@ -33,12 +35,20 @@ def generation(runner: Any) -> str:
     )
 
 
+def is_v2(runner: Any) -> bool:
+    """Whether it is Model Runner V2 of the V1 engine."""
+    return any(f"{base.__module__}.".startswith(_V2) for base in type(runner).__mro__)
+
+
 def adapt(runner: Any, recorder: Recorder, config: Any) -> Adapter:
     """The adapter of ``runner``, attached.
 
     Raises:
         Unsupported: it runs in a way that cannot be recorded; nothing was attached.
     """
+    if generation(runner) == "V1" and is_v2(runner):
+        refuse_v2(runner, config)
+        return V2Adapter(runner, recorder, config)
     if generation(runner) == "V1":
         refuse_v1(runner, config)
         return V1Adapter(runner, recorder, config)

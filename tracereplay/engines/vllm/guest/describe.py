@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tracereplay.engines.vllm.guest.choose import generation
+from tracereplay.engines.vllm.guest.choose import generation, is_v2
 from tracereplay.engines.vllm.guest.given import given_arguments
 from tracereplay.engines.vllm.guest.operators import of_transformers
 from tracereplay.engines.vllm.guest.resolved import resolved
@@ -77,7 +77,9 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     settings["engine_generation"] = generation(runner)
     settings["model_impl"] = "transformers" if of_transformers(_model(runner)) else "vllm"
     settings["attention_backend"] = _attention_backend(runner)
-    if settings["engine_generation"] == "V0":
+    if settings["engine_generation"] == "V1":
+        settings["model_runner"] = "V2" if is_v2(runner) else "V1"
+    else:
         settings["logprobs_mode"] = "processed_logprobs"  # V0 has no such setting and reports what it samples from
     settings["architecture"] = ",".join(getattr(config.model_config.hf_config, "architectures", None) or [])
     known = {k: v for k, v in settings.items() if v is not None}

@@ -18,21 +18,17 @@ from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
 
-__all__ = ["V1Adapter", "refuse_v1"]
+__all__ = ["V1Adapter", "has_beside", "refuse_cuda_graphs", "refuse_v1"]
 
 
 def refuse_v1(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this V1 engine runs in a way that cannot be recorded."""
-    if type(runner).__module__.startswith("vllm.v1.worker.gpu."):
-        raise Unsupported(
-            "This engine uses Model Runner V2, which cannot be recorded yet; "
-            "set VLLM_USE_V2_MODEL_RUNNER=0 (engine add ... --env VLLM_USE_V2_MODEL_RUNNER=0)."
-        )
     refuse_configuration(config)
-    _refuse_cuda_graphs(runner, config)
+    refuse_cuda_graphs(runner, config)
 
 
-def _refuse_cuda_graphs(runner: Any, config: Any) -> None:
+def refuse_cuda_graphs(runner: Any, config: Any) -> None:
+    """Raises Unsupported if the engine replays CUDA graphs."""
     compilation = config.compilation_config
     mode = getattr(compilation, "cudagraph_mode", None)
     graphs = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
@@ -43,7 +39,7 @@ def _refuse_cuda_graphs(runner: Any, config: Any) -> None:
         )
 
 
-def _has(state: Any, name: str) -> bool:
+def has_beside(state: Any, name: str) -> bool:
     """Whether a request has images, sound or embeddings beside its tokens: a list, or a tensor."""
     value = getattr(state, name, None)
     return value is not None and len(value) > 0
@@ -87,7 +83,7 @@ class V1Adapter(Adapter):
         last, keys, discarded = [], [], []
         for index, engine_id in enumerate(batch.req_ids):
             state = self.runner.requests[engine_id]
-            beside = [name for name in ("mm_features", "prompt_embeds") if _has(state, name)]
+            beside = [name for name in ("mm_features", "prompt_embeds") if has_beside(state, name)]
             request, sequence = self.number(
                 engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request, beside
             )
@@ -115,20 +111,11 @@ class V1Adapter(Adapter):
     # -- logits and tokens ------------------------------------------------------------------------------
 
     def _prompt_logprobs(self, original: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Prompt logprobs use slices of the step's hidden states; a slice's offset gives its rows."""
+        """Prompt logprobs use slices of the step's hidden states."""
         if not self.recorder.recording:
             return original(hidden, *args, **kwargs)
-        model, rows = self.runner.model, self._rows
-        compute = model.compute_logits
-
-        def with_rows(part: torch.Tensor, *rest: Any, **options: Any) -> Any:
-            width = hidden.stride(0) * hidden.element_size()
-            start = (part.data_ptr() - hidden.data_ptr()) // width
-            found = rows[start : start + len(part)]
-            self.set_logits_rows(found, found)
-            return compute(part, *rest, **options)
-
-        model.compute_logits = with_rows
+        model = self.runner.model
+        model.compute_logits = self.slices_of(hidden, self._rows, model.compute_logits)
         try:
             return original(hidden, *args, **kwargs)
         finally:
@@ -159,11 +146,4 @@ class V1Adapter(Adapter):
         tensors = output.logprobs_tensors
         tokens = output.sampled_token_ids.view(-1).to(torch.int64)
         logprobs = None if tensors is None else tensors.logprobs[:, 0].to(torch.float32)
-        rows, keys = self._last_rows, self._keys
-        if self._discarded.any():
-            kept = np.flatnonzero(~self._discarded)
-            at = self.recorder.device.upload(torch.from_numpy(kept))
-            tokens, choice = tokens[at], choice[at]
-            logprobs = None if logprobs is None else logprobs[at]
-            rows, keys = rows[kept], [keys[i] for i in kept]
-        self.report_sampler(rows, keys, tokens, choice, logprobs)
+        self.report_kept(self._last_rows, self._keys, self._discarded, tokens, choice, logprobs)

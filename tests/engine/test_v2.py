@@ -1,0 +1,98 @@
+"""vLLM's Model Runner V2 and asynchronous scheduling, on a stand-in for a GPU (stand_in/README.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from engine_support import FAULTS, Engines, Running, prompts_of
+from scheduling import workloads
+
+from tracereplay.trace import Trace
+from tracereplay.workload import Prompt
+
+pytestmark = pytest.mark.engine
+
+WORKLOADS = workloads()
+STAND_IN = Path(__file__).parent / "stand_in"
+FAULTY = {
+    "scale": "model.layers.1.input_layernorm",
+    "stale_key": "model.layers.2.self_attn.attn",
+    "rounded_logits": "logits_processor",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_the_v1_runner(
+    engines: Engines, committed: Trace, recordings: dict[str, Trace], single_process: Mapping[str, str]
+) -> Trace:
+    if "v1" not in recordings:
+        recordings["v1"] = engines.start("v1", env=single_process).record(*prompts_of(committed))
+    return recordings["v1"]
+
+
+# Synchronous first: asynchronous steps are what production runs, and get all workloads.
+@pytest.fixture(scope="module", params=[False, True], ids=["synchronous", "asynchronous"])
+def v2(
+    request: pytest.FixtureRequest, engines: Engines, fault_file: Path, single_process: Mapping[str, str],
+    by_the_v1_runner: Trace,
+) -> Running:  # fmt: skip
+    """Chunks of 64 tokens, as in test_v1_scheduling.py."""
+    env = {
+        **single_process, "PYTHONPATH": os.pathsep.join([str(STAND_IN), str(FAULTS)]), "TRITON_INTERPRET": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "1", "TRACEREPLAY_TEST_FAULT": str(fault_file),
+        **({"STAND_IN_ASYNC": "1"} if request.param else {}),
+    }  # fmt: skip
+    running = engines.start("v1", env=env, max_num_batched_tokens=64, max_model_len=1024)
+    told = running.process.info["settings"]
+    assert (told["model_runner"], told["async_scheduling"]) == ("V2", request.param)
+    return running
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_recording_changes_no_bit_and_a_replay_matches(v2: Running, name: str) -> None:
+    prompts: Sequence[Prompt] = WORKLOADS[name]
+    plain = v2.generate(*prompts)
+    golden = v2.record(*prompts)
+    recorded = golden.results["record"]["requests"]
+    for key in ("token_ids", "logprobs", "prompt_logprobs"):
+        assert [r[key] for r in recorded] == [p[key] for p in plain]
+    assert golden.complete
+    assert golden.results["record"]["ranks"][0]["errors"] == {}
+    found = v2.verdict(golden)
+    assert (found.verdict, found.coverage.share) == ("match", 1.0), found.reasons
+    verdict = found.as_dict()
+    assert {o["class"] for o in verdict["operators"]} == {"identical"}
+    assert {e["class"] for e in verdict["edges"]} == {"identical"}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_fault_is_named_at_its_place(
+    v2: Running, by_the_v1_runner: Trace, plant: Callable[[str], None], fault: str
+) -> None:
+    plant(fault)
+    found = v2.verdict(by_the_v1_runner)
+    assert found.first_divergence is not None
+    assert (found.first_divergence.kind, found.first_divergence.site) == ("operator", FAULTY[fault])
+    guilty = {o.site for o in found.operators if o.error_class not in ("identical", "incomparable")}
+    assert guilty - {"sampler"} == {FAULTY[fault]}
+
+
+def test_what_differs_is_cancelled(
+    v2: Running, by_the_v1_runner: Trace, plant: Callable[[str], None]
+) -> None:
+    plant("scale")
+    verdict = v2.bisect_operators(by_the_v1_runner, max_passes=4)
+    assert verdict.closure is not None
+    assert verdict.closure.held, verdict.closure
+
+
+def test_the_v1_runners_golden_matches(v2: Running, by_the_v1_runner: Trace) -> None:
+    """The sampler takes logprobs by another kernel; the model's operators are the same."""
+    found = v2.verdict(by_the_v1_runner)
+    assert (found.verdict, found.coverage.share) == ("match", 1.0), found.reasons
+    assert {o.error_class for o in found.operators if o.site != "sampler"} == {"identical"}
+    runners = next(d for d in found.settings_diff if d.name == "model_runner")
+    assert (runners.golden, runners.candidate) == ("V1", "V2")
