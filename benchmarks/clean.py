@@ -334,10 +334,10 @@ and itself, a bit that differs is one too. Tokens that part are none: those of a
 rounding. What is drawn at random (one golden of three is sampled) is not compared, and forced in the replay.
 Pairs whose engines differ in truth are left out; [ZOO.md](ZOO.md) lists them and says why.
 
-Two things are known and allowed. A model of transformers (`v1 backend`) rotates between operators, so that golden's
-`rotary_emb` has no counterpart, and of a small model that is more than a tenth of the calls. The verdict is then
-`inconclusive`, or `diverged (structure)` where a token or a logprob parts, and says so. And a compiler removes what
-nothing uses: the residual that the last norm returns.
+Two things are known and allowed. A model of transformers (`v1 backend`) rotates between operators, so that
+golden's `rotary_emb` has no counterpart, and of a small model that is more than a tenth of the calls. The verdict
+is then `inconclusive`, or `diverged (structure)` where a token or a logprob parts, and says so. And a compiler
+removes what nothing uses: the residual that the last norm returns.
 
 ## By pair
 {tables.table(SUMMARY, summary)}

@@ -62,8 +62,8 @@ PLANTED = {
         "slight_q_norm": "model.layers.1.self_attn.q_norm", "slight_experts": "model.layers.1.mlp.experts",
     },
     "gemma2": {"no_cap": "model.layers.1.self_attn.attn"},
-    "gpt_neox": {"tanh_gelu": "gpt_neox.layers.1.mlp.act"},
-    "phi": {"exact_gelu": "model.layers.1.mlp.activation_fn"},
+    "gpt_neox": {"quick_gelu": "model.layers.1.mlp.act"},
+    "phi": {"quick_gelu_of_phi": "model.layers.1.mlp.activation_fn"},
     "phi3_longrope": {"short_factors": "model.layers.1.self_attn.rotary_emb"},
     "qwen2_moe": {"slight_experts": "model.layers.1.mlp.experts"},
     "deepseek_v3": {
@@ -71,12 +71,20 @@ PLANTED = {
         "slight_latent": "model.layers.1.self_attn.fused_qkv_a_proj",
     },
     "mamba2": {"slower_decay": "backbone.layers.1.mixer", "skipped_input": "backbone.layers.1.mixer"},
-    "gpt_oss": {"other_sinks": "model.layers.1.self_attn.attn"},
+    "gpt_oss": {"slight_experts": "model.layers.1.mlp.experts"},
 }  # fmt: skip
+
+# GELU and its approximation by tanh lie 0.0005 apart at most: a rounding, in bfloat16. The place is seen, and blamed
+# where every bit must match.
+WITHIN_ROUNDING = {
+    "gpt_neox": {"tanh_gelu": "model.layers.1.mlp.act"},
+    "phi": {"exact_gelu": "model.layers.1.mlp.activation_fn"},
+}
 
 PROMPTS = greedy(24, 9, 1, max_tokens=6)
 # Tokens and logprobs of these random models may differ where operators only round differently.
 LOOSE = Policy(logprob_max_abs=1.0, differing_tokens=18)
+STRICT = Policy().made_strict()
 
 
 def families(some: tuple[str, ...], engines: tuple[str, ...]) -> list[str]:
@@ -176,6 +184,22 @@ def test_a_planted_fault_is_named_where_it_is_and_nowhere_else(own: Case, plant:
     }
 
 
+def test_a_fault_within_rounding_is_seen_where_it_is_and_named_where_bits_must_match(
+    own: Case, plant: Callable[[str], None]
+) -> None:
+    found = {}
+    for fault in WITHIN_ROUNDING.get(own.name, {}):
+        plant(fault)
+        candidate = own.running.replay(own.golden)
+        verdict, strict = compare_traces(own.golden, candidate), compare_traces(own.golden, candidate, STRICT)
+        differing = {(o.site, o.error_class) for o in verdict.operators if o.error_class != "identical"}
+        found[fault] = (differing, strict.verdict, named(strict))
+    assert found == {
+        fault: ({(site, "rounding")}, "diverged", {site})
+        for fault, site in WITHIN_ROUNDING.get(own.name, {}).items()
+    }
+
+
 def test_what_both_engines_run_is_compared_whatever_they_call_it(across: Case) -> None:
     name, golden = across.name, across.golden
     verdict = compare_traces(golden, across.running.replay(golden), LOOSE)
@@ -196,7 +220,11 @@ def test_a_planted_fault_is_named_over_what_the_engines_round_differently(
         plant(fault)
         verdict = compare_traces(across.golden, across.running.replay(across.golden), LOOSE)
         found[fault] = {site for site in named(verdict) if last(site) not in DIFFERENT.get(across.name, set())}
-    assert found == {fault: {site} for fault, site in PLANTED.get(across.name, {}).items()}
+    assert found == {
+        fault: {site}
+        for fault, site in PLANTED.get(across.name, {}).items()
+        if last(site) not in DIFFERENT.get(across.name, set())
+    }
 
 
 def last(site: str) -> str:

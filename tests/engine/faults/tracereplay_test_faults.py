@@ -195,6 +195,11 @@ def short_factors(run, *args, module=None, **options):
         module.use_long_rope = kept
 
 
+def quick_gelu(run, x):
+    """GELU by a sigmoid, as CLIP has it, where another is due."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 def tanh_gelu(run, x):
     """GELU by its approximation, where the exact one is due."""
     return torch.nn.functional.gelu(x, approximate="tanh")
@@ -339,7 +344,9 @@ ELSEWHERE = {
     "slight_q_norm": ("model.layers.1.self_attn.q_norm", slight),
     "q_norm_epsilon": ("model.layers.1.self_attn.q_norm", other_norm_epsilon),
     "short_factors": ("model.layers.1.self_attn.rotary_emb", short_factors),
-    "tanh_gelu": ("gpt_neox.layers.1.mlp.act", tanh_gelu),
+    "quick_gelu": ("model.layers.1.mlp.act", quick_gelu),
+    "tanh_gelu": ("model.layers.1.mlp.act", tanh_gelu),
+    "quick_gelu_of_phi": ("model.layers.1.mlp.activation_fn", quick_gelu),
     "exact_gelu": ("model.layers.1.mlp.activation_fn", exact_gelu),
     "slight_query": ("model.layers.1.self_attn.q_b_proj", slight),
     "slight_latent": ("model.layers.1.self_attn.fused_qkv_a_proj", slight_latent),
@@ -347,7 +354,6 @@ ELSEWHERE = {
     "skipped_input": ("backbone.layers.1.mixer", _with_parameter("D", lambda d: d * 0.98)),
     "no_cap": ("model.layers.1.self_attn.attn", _with_implementation("logits_soft_cap", lambda cap: 0)),
     "slight_experts": ("model.layers.1.mlp.experts", slight),
-    "other_sinks": ("model.layers.1.self_attn.attn", _with_implementation("sinks", lambda sinks: sinks + 0.5)),
 }
 BETWEEN = {
     "scaled_residual": ("model.layers.2.self_attn", scaled_residual),
@@ -396,9 +402,10 @@ def _own_rotary(model):
 
 
 def _plant_elsewhere(model):
-    if hasattr(model, "model") and hasattr(getattr(model.model.layers[1], "self_attn", None), "rotary_emb"):
-        _own_rotary(model)
     modules = dict(model.named_modules(remove_duplicate=False))
+    if "LongRoPE" in type(modules.get("model.layers.1.self_attn.rotary_emb")).__name__:
+        _own_rotary(model)
+        modules = dict(model.named_modules(remove_duplicate=False))
     for name, (site, function) in ELSEWHERE.items():
         if site in modules:
             _plant(modules[site], name, function)
