@@ -8,6 +8,7 @@ a version, older engines have none. Eager mode only.
 """
 
 import copy
+import functools
 import importlib.metadata
 import inspect
 import os
@@ -371,6 +372,7 @@ def _first(result, change):
 def _plant(module, name, function):
     run, needs_module = module.forward, "module" in inspect.signature(function).parameters
 
+    @functools.wraps(run)  # the names of its inputs are part of what is recorded
     def forward(*args, **options):
         if name not in active():
             return run(*args, **options)
