@@ -173,7 +173,7 @@ call that is not compared, or a cause other than rounding, has to be explained:
   all layers and rotate between operators; GLM's multiplies gate and up there, too. `v0` has operators for that
   (`rotary_emb`, `act_fn`), which `v1` has not: what they give is compared where it arrives.
 - GPT-NeoX's checkpoint has q, k and v head by head. `v0` puts them in order as it loads them and transformers do
-  not, so the outputs of `query_key_value` are not compared.
+  not: golden's are put in the candidate's order to be compared.
 - DeepSeek under `v0` expands keys and values for its attention, under `v1` it does not, or only for prompts
   (`kv_b_proj`). Its rotary embedding exceeds rightly: the CPU kernel takes a wrong stride of a tensor that is part
   of a wider one, of queries in both engines, of keys in `v1`. A float64 reference agrees with the keys of `v0`.

@@ -45,10 +45,9 @@ DIFFERENT = {
 SILENT = {"lfm2": {"conv"}}
 UNOBSERVED = {"lfm2": {"conv", "short_conv"}}
 # Models of transformers compute cosines once for all layers and rotate between operators, and multiply gate and up
-# there too. The checkpoint of GPT-NeoX has q, k and v head by head. Latent attention takes no expanded keys and
-# values.
+# there too. Latent attention takes no expanded keys and values.
 NO_COUNTERPART = {
-    "gpt_neox": {"rotary_emb", "query_key_value"}, "phi": {"rotary_emb"}, "starcoder2": {"rotary_emb"},
+    "gpt_neox": {"rotary_emb"}, "phi": {"rotary_emb"}, "starcoder2": {"rotary_emb"},
     "olmo2": {"rotary_emb"}, "glm": {"rotary_emb", "act_fn"}, "deepseek_v3_dense": {"attn", "kv_b_proj"},
 }  # fmt: skip
 

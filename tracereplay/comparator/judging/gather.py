@@ -270,7 +270,7 @@ def _look_inside(sides: _Sides, comparison: Comparison, policy: Policy) -> Insid
 def _golden_site(finding: Finding) -> str | None:
     """Golden's one operator of a finding; None where several are joined, or it is a part of one."""
     pair = finding.pair
-    if pair is None or (len(pair.golden) == 1 and pair.part is None):
+    if pair is None or (len(pair.golden) == 1 and pair.part is None and pair.order is None):
         return finding.key.site if pair is None else pair.golden[0]
     return None
 

@@ -3,7 +3,7 @@
     golden       gate ─▶ logits ─▶ experts(x, logits)
     candidate    experts(x, x):  gate ─▶ logits, inside
 
-vLLM gives such experts the hidden states once more in place of the logits. What their gate gives is then what
+The candidate's experts are given hidden states once more in place of logits. What their gate gives is then what
 arrives at the choice of experts, and is compared with golden's logits. The gate has a tap of its own: in an
 injected pass it is fed, and what it gives is replaced by golden's. So the experts choose by golden's logits, as
 they would if they were given them.
