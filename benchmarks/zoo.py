@@ -81,19 +81,19 @@ class Case:
         model = self.scratch / "model"
         write_model(self.name, model, PRESETS["zoo"])
         older: Trace | str | None = None
-        started = time.monotonic()
+        begun = time.monotonic()
         if "v0" in FAMILIES[self.name].on:
             older = self._recorded(model)
-        before = time.monotonic() - started
+        before = time.monotonic() - begun
         with contextlib.ExitStack() as stack:
             try:
                 engine = find("v1")
                 process = stack.enter_context(started(engine, model, self.scratch))
                 golden = record(process, engine, model, prompts(), self.scratch / "v1.trace")
             except TracereplayError as error:
-                yield self._failed("v1", error, started)
+                yield self._failed("v1", error, begun)
                 return
-            yield self._row(process, engine, golden, model, "v1", time.monotonic() - started - before)
+            yield self._row(process, engine, golden, model, "v1", time.monotonic() - begun - before)
             if isinstance(older, str):
                 yield [self.name, "v0", "v1", *[""] * 5, "failed", older, f"{before:.0f}"]
             elif older is not None:
@@ -111,17 +111,17 @@ class Case:
     def _row(
         self, process: EngineProcess, engine: Engine, golden: Trace, model: Path, name: str, before: float
     ) -> list[str]:
-        started = time.monotonic()
+        begun = time.monotonic()
         try:
             verdict = replay(process, engine, golden, model, self.scratch / f"{name}-replayed.trace")
         except TracereplayError as error:
-            return self._failed(name, error, started - before)
+            return self._failed(name, error, begun - before)
         silent = {note for step in golden.steps(RECORD) for note in step.notes if "did not run" in note}
-        seconds = time.monotonic() - started + before
+        seconds = time.monotonic() - begun + before
         return [self.name, name, "v1", *measured(verdict), str(len(silent)), *judged(verdict), f"{seconds:.0f}"]
 
-    def _failed(self, name: str, error: TracereplayError, started: float) -> list[str]:
-        seconds = f"{time.monotonic() - started:.0f}"
+    def _failed(self, name: str, error: TracereplayError, begun: float) -> list[str]:
+        seconds = f"{time.monotonic() - begun:.0f}"
         return [self.name, name, "v1", *[""] * 5, "failed", sentence(error), seconds]
 
 
