@@ -22,37 +22,37 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tables
 from lock import locked
+from replays import (
+    FAMILIES,
+    HERE,
+    PRESETS,
+    Engine,
+    find,
+    kept,
+    record,
+    replay,
+    sentence,
+    short,
+    started,
+    token_ids,
+    write_model,
+)
 
 from tracereplay.census import Census
-from tracereplay.comparator import compare_traces
-from tracereplay.engines.request import PassRequest
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import TracereplayError
-from tracereplay.gate import workload_of
-from tracereplay.launch.jobs import record_pass, recording_header, replay_passes
-from tracereplay.launch.making import engine_header, making, replay_header
-from tracereplay.launch.process import EngineProcess, Launchable
+from tracereplay.launch.process import EngineProcess
 from tracereplay.passes import RECORD
-from tracereplay.trace import Trace, open_trace
+from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
-from tracereplay.workload import Prompt, Workload
+from tracereplay.workload import Prompt
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "fixtures"))
-from families import FAMILIES  # noqa: E402
-from make_random_model import PRESETS, write_model  # noqa: E402
-
-SETTINGS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
-# V1 in a single process starts faster. V0's latent attention (DeepSeek) needs a package that the CPU build lacks;
-# without it, keys and values are expanded as in other attention.
-ENVIRONMENT = {"v0": {"VLLM_MLA_DISABLE": "1"}, "v1": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}}
 SAMPLING = {"max_tokens": 6, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
 LENGTHS = (24, 9, 1)  # tokens of each prompt; the first is longer than the windows of 16
 HEAD = (
@@ -61,48 +61,12 @@ HEAD = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A registered engine with variables of this benchmark's."""
-
-    name: str
-    python: Path
-    env: Mapping[str, str]
-    settings: Mapping[str, Any]
-    family: str
-
-
-def find(name: str) -> Engine:
-    engine = load_engine(name)
-    return Engine(name, engine.python, {**engine.env, **ENVIRONMENT[name]}, engine.settings, engine.family)
-
-
 def prompts() -> tuple[Prompt, ...]:
     """Greedy prompts of printable bytes."""
-    ids = [tuple(32 + (i * 7 + seed * 13) % 90 for i in range(length)) for seed, length in enumerate(LENGTHS)]
-    return tuple(Prompt(one, None, SAMPLING) for one in ids)
+    return tuple(Prompt(token_ids(length, seed), None, SAMPLING) for seed, length in enumerate(LENGTHS))
 
 
 # -- running --------------------------------------------------------------------------------------------------
-
-
-def record(process: EngineProcess, engine: Launchable, model: Path, out: Path) -> Trace:
-    """Records the workload in a running engine."""
-    workload, header = recording_header(engine, Workload(str(model), prompts(), SETTINGS))
-    with making(out, header) as directory:
-        directory.update_run(engine=engine_header(engine, process.info))
-        record_pass(process, directory, workload, PassRequest(out.resolve(), RECORD))
-    return open_trace(out)
-
-
-def replay(process: EngineProcess, engine: Launchable, golden: Trace, model: Path, out: Path) -> Verdict:
-    """Replays ``golden`` in a running engine and judges it."""
-    workload = workload_of(golden, {}, model)
-    header = replay_header(engine, workload, golden.digest(), golden.run.level)
-    with making(out, header) as directory:
-        directory.update_run(engine=engine_header(engine, process.info))
-        replay_passes(process, directory, golden, workload)
-    return compare_traces(golden, open_trace(out))
 
 
 @dataclass
@@ -117,19 +81,19 @@ class Case:
         model = self.scratch / "model"
         write_model(self.name, model, PRESETS["zoo"])
         older: Trace | str | None = None
-        started = time.monotonic()
+        begun = time.monotonic()
         if "v0" in FAMILIES[self.name].on:
             older = self._recorded(model)
-        before = time.monotonic() - started
+        before = time.monotonic() - begun
         with contextlib.ExitStack() as stack:
             try:
                 engine = find("v1")
-                process = stack.enter_context(self._started(engine, model))
-                golden = record(process, engine, model, self.scratch / "v1.trace")
+                process = stack.enter_context(started(engine, model, self.scratch))
+                golden = record(process, engine, model, prompts(), self.scratch / "v1.trace")
             except TracereplayError as error:
-                yield self._failed("v1", error, started)
+                yield self._failed("v1", error, begun)
                 return
-            yield self._row(process, engine, golden, model, "v1", time.monotonic() - started - before)
+            yield self._row(process, engine, golden, model, "v1", time.monotonic() - begun - before)
             if isinstance(older, str):
                 yield [self.name, "v0", "v1", *[""] * 5, "failed", older, f"{before:.0f}"]
             elif older is not None:
@@ -139,28 +103,25 @@ class Case:
         """V0's recording, or why there is none."""
         try:
             engine = find("v0")
-            with self._started(engine, model) as process:
-                return record(process, engine, model, self.scratch / "v0.trace")
+            with started(engine, model, self.scratch) as process:
+                return record(process, engine, model, prompts(), self.scratch / "v0.trace")
         except TracereplayError as error:
             return sentence(error)
 
-    def _started(self, engine: Launchable, model: Path) -> EngineProcess:
-        return EngineProcess(engine, model=model, settings=SETTINGS, log=self.scratch / f"{engine.name}.log")
-
     def _row(
-        self, process: EngineProcess, engine: Launchable, golden: Trace, model: Path, name: str, before: float
+        self, process: EngineProcess, engine: Engine, golden: Trace, model: Path, name: str, before: float
     ) -> list[str]:
-        started = time.monotonic()
+        begun = time.monotonic()
         try:
             verdict = replay(process, engine, golden, model, self.scratch / f"{name}-replayed.trace")
         except TracereplayError as error:
-            return self._failed(name, error, started - before)
+            return self._failed(name, error, begun - before)
         silent = {note for step in golden.steps(RECORD) for note in step.notes if "did not run" in note}
-        seconds = time.monotonic() - started + before
+        seconds = time.monotonic() - begun + before
         return [self.name, name, "v1", *measured(verdict), str(len(silent)), *judged(verdict), f"{seconds:.0f}"]
 
-    def _failed(self, name: str, error: TracereplayError, started: float) -> list[str]:
-        seconds = f"{time.monotonic() - started:.0f}"
+    def _failed(self, name: str, error: TracereplayError, begun: float) -> list[str]:
+        seconds = f"{time.monotonic() - begun:.0f}"
         return [self.name, name, "v1", *[""] * 5, "failed", sentence(error), seconds]
 
 
@@ -194,24 +155,6 @@ def judged(verdict: Verdict) -> list[str]:
     return [f"{verdict.verdict}{cause}", short(verdict.reasons[0]) if verdict.reasons else ""]
 
 
-def sentence(error: Exception) -> str:
-    """What went wrong, without the engine's log; where a log or a traceback follows, its last line."""
-    first, _, log = str(error).strip().partition("\n")
-    return short(f"{first} {log.rpartition(chr(10))[2].strip()}" if first.endswith(":") else first)
-
-
-def short(text: str, limit: int = 180) -> str:
-    first = text.partition(". ")[0].rstrip(".").replace("|", "/")
-    return first if len(first) <= limit else f"{first[: limit - 3]}..."
-
-
-def kept(path: Path) -> list[list[str]]:
-    """The rows of a page that was written before."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    return [row for row in cells if len(row) == len(HEAD)][1:]
-
-
 def page(rows: list[list[str]]) -> str:
     """The whole of ZOO.md."""
     v0, v1 = (load_engine(name).versions.get("vllm") for name in ("v0", "v1"))
@@ -230,7 +173,7 @@ call that is not compared, or a cause other than rounding, has to be explained:
   all layers and rotate between operators; GLM's multiplies gate and up there, too. `v0` has operators for that
   (`rotary_emb`, `act_fn`), which `v1` has not: what they give is compared where it arrives.
 - GPT-NeoX's checkpoint has q, k and v head by head. `v0` puts them in order as it loads them and transformers do
-  not, so the outputs of `query_key_value` are not compared.
+  not: golden's are put in the candidate's order to be compared.
 - DeepSeek under `v0` expands keys and values for its attention, under `v1` it does not, or only for prompts
   (`kv_b_proj`). Its rotary embedding exceeds rightly: the CPU kernel takes a wrong stride of a tensor that is part
   of a wider one, of queries in both engines, of keys in `v1`. A float64 reference agrees with the keys of `v0`.
@@ -261,7 +204,7 @@ def main() -> None:
             for row in case.rows():
                 rows.append(row)
                 print(" | ".join(row), file=sys.stderr, flush=True)
-        others = [row for row in kept(target) if row[0] not in {name for name, *_ in rows}]
+        others = [row for row in kept(target, HEAD) if row[0] not in {name for name, *_ in rows}]
         order = list(FAMILIES)
         every = [row for row in [*others, *rows] if row[0] in order]
         target.write_text(page(sorted(every, key=lambda row: order.index(row[0]))))

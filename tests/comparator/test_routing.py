@@ -49,8 +49,14 @@ EXACT = np.array([[4, 3, 2, 1], [0, 1, 1.001, 2], [1, 2, 3, 4]], np.float32)
 Floats = npt.NDArray[np.float32]
 
 
-def trace(path: Path, passes: dict[str, tuple[Floats, Floats, Floats]], routing: str = "top_k") -> Path:
-    """A trace whose passes have: what the gate gives, the logits that arrive at the experts, and their result."""
+def trace(
+    path: Path, passes: dict[str, tuple[Floats, Floats, Floats]], routing: str = "top_k", width: int = 4
+) -> Path:
+    """A trace whose passes have: what the gate gives, the logits that arrive at the experts, and their result.
+
+    Args:
+        width: of the hidden states.
+    """
     prompt = {"prompt_token_ids": [1, 2, 3], "sampling": {"temperature": 0.0, "max_tokens": 1}}
     kind = "recording" if "record" in passes else "replay"
     run = {"kind": kind, "workload": {"model": "m", "prompts": [prompt], "settings": {}}, "engine": {"name": "e"}}
@@ -58,13 +64,15 @@ def trace(path: Path, passes: dict[str, tuple[Floats, Floats, Floats]], routing:
     config = {"top_k": 2, "num_experts": 4, "routing": routing}
     sites = [Site(GATE, "GateLinear", 1, ("x",)), Site(EXPERTS, "FusedMoE", 2, ("x", "logits"), config=config)]
     rows = make_rows([(0, 0, p) for p in range(3)])
-    x = np.ones((3, 4), np.float32)
+    x = np.ones((3, width), np.float32)
     for name, (gate, arrived, result) in passes.items():
         writer = SegmentWriter(segment_path(path, name, 0), {})
         writer.sites(sites)
+        # What is not as wide as golden's is not fed.
+        fed = None if name == "record" else (0, 1) if arrived.shape == EXACT.shape else (0,)
         calls = [
             PendingCall(1, 0, rows, rows, {0: tensor(x)}, {0: tensor(gate)}),
-            PendingCall(2, 0, rows, rows, {0: tensor(x), 1: tensor(arrived)}, {0: tensor(result)}),
+            PendingCall(2, 0, rows, rows, {0: tensor(x), 1: tensor(arrived)}, {0: tensor(result)}, fed=fed),
         ]
         writer.step(0, rows, calls, [Sampled(RowKey(0, 0, 3), 7, 7, -1.0)], [])
         writer.close({})
@@ -130,3 +138,34 @@ def test_the_routing_survives_json(tmp_path: Path) -> None:
     data = verdict.as_dict()
     assert data["routing"] == [{"site": EXPERTS, "rows": 3, "flips": 1, "near_ties": 0}]
     assert Verdict.from_dict(data).routing == verdict.routing
+
+
+def gated_inside(folder: Path, gate: Floats, rerun: Floats, result: Floats) -> Verdict:
+    """The same where the candidate's experts are given hidden states twice, and run the gate themselves."""
+    hidden = np.ones((3, 6), np.float32)
+    golden = trace(folder / "golden", {"record": (EXACT, EXACT, hidden)}, width=6)
+    passes = {"rerun": (rerun, hidden, hidden), "injected": (gate, hidden, result)}
+    return compare_traces(golden, trace(folder / "candidate", passes, width=6), LOOSE)
+
+
+SIX = np.ones((3, 6), np.float32)
+
+
+def test_experts_that_run_the_gate_themselves_are_compared_with_those_that_are_given_logits(
+    tmp_path: Path,
+) -> None:
+    verdict = gated_inside(tmp_path, EXACT, EXACT, SIX)
+    assert (verdict.verdict, verdict.coverage.not_compared) == ("match", ())
+    assert {(o.site, o.error_class) for o in verdict.operators} == {(GATE, "identical"), (EXPERTS, "identical")}
+
+
+def test_their_own_error_is_theirs_and_the_gates_is_not(tmp_path: Path) -> None:
+    verdict = gated_inside(tmp_path, moved(EXACT, 0, 0, 0.002), EXACT, moved(SIX, 0, 3, 0.5))
+    assert verdict.first_divergence is not None
+    assert (verdict.first_divergence.kind, verdict.first_divergence.site) == ("operator", EXPERTS)
+    assert {e.error_class for e in verdict.edges if e.site == EXPERTS} == {"identical"}
+
+
+def test_flips_are_counted_by_what_their_gate_gives(tmp_path: Path) -> None:
+    verdict = gated_inside(tmp_path, moved(EXACT, 0, 0, 0.002), moved(EXACT, 1, 1, 0.01), SIX)
+    assert verdict.routing == (RoutingFinding(EXPERTS, 3, 1, 1),)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tracereplay.comparator import compare_traces
@@ -14,7 +16,7 @@ from tracereplay.engines import toy
 from tracereplay.engines.naming import SPELLINGS
 from tracereplay.engines.toy import Flaw, sites
 from tracereplay.engines.vllm.roles import OPERATORS
-from tracereplay.event import Layout, Parameter, Site
+from tracereplay.event import Call, Layout, Parameter, Site, Step, Value, make_rows
 from tracereplay.sitemap import SiteMap, pair_sites
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
@@ -285,3 +287,39 @@ def test_outputs_in_another_order_are_no_pair_and_the_reason_is_kept(names: tupl
     for both in (True, False):
         found = pair_sites({mine: _fused(mine, both)}, {theirs: _fused(theirs, both)}, SPELLINGS)
         assert (set(found.pairs), found.apart) == ({theirs}, {})
+
+
+BY_HEADS = ("h.*.query_key_value.weight",)
+
+
+def _of_heads(name: str, reordered: bool, width: int = 8) -> Site:
+    """Two key/value heads with two query heads each, of one number: a linear map to q, k and v."""
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_size": 1} if reordered else {}
+    weight = Parameter("weight", "float32", (width, 4), ("h.0.query_key_value.weight",))
+    return Site(name, "Linear", 1, parameters=(weight,), role="linear", config=heads)
+
+
+@pytest.mark.parametrize("golden_reordered", [True, False])
+def test_outputs_head_by_head_are_goldens_bits_in_the_candidate_s_order(golden_reordered: bool) -> None:
+    stored = np.array([["q0", "q1", "k0", "v0", "q2", "q3", "k1", "v1"]], "S4")
+    fused = np.array([["q0", "q1", "q2", "q3", "k0", "k1", "v0", "v1"]], "S4")
+    golden, candidate = (fused, stored) if golden_reordered else (stored, fused)
+    found = pair_sites(
+        {"a.qkv": _of_heads("a.qkv", golden_reordered)}, {"b.qkv": _of_heads("b.qkv", not golden_reordered)},
+        SPELLINGS, BY_HEADS,
+    )  # fmt: skip
+    assert (found.pairs["b.qkv"].relation, found.apart) == ("reorder", {})
+    rows = make_rows([(0, 0, 0)])
+    output = Value("float32", (1, 8), (8, 1), golden.tobytes)
+    call = Call("a.qkv", 0, (), (output,), rows, rows)
+    (made,) = found.step(Step(0, rows, (call,), ())).calls
+    assert (made.site, made.outputs[0].shape) == ("b.qkv", (1, 8))
+    assert made.outputs[0].load() == candidate.tobytes()
+
+
+def test_an_order_of_heads_that_does_not_fit_is_none() -> None:
+    """A trace may say anything; and which tensors are stored head by head is known by name only."""
+    strange = replace(_of_heads("a.qkv", True), config={"num_heads": 3, "num_kv_heads": 2, "head_size": 1})
+    for mine, patterns in ((strange, BY_HEADS), (_of_heads("a.qkv", True), ("other.*",))):
+        found = pair_sites({"a.qkv": mine}, {"a.qkv": _of_heads("a.qkv", False)}, SPELLINGS, patterns)
+        assert (found.pairs, set(found.apart)) == ({}, {"a.qkv"})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import ROOT, Engines, Launch, find_engine, greedy
+from engine_support import FAULTS, ROOT, Engines, Launch, Running, find_engine, greedy
 
 from tracereplay.census import Census
 from tracereplay.comparator import Policy, compare_traces
@@ -47,15 +47,34 @@ def beyond(verdict: Verdict) -> list[str]:
     return operators + [f"into {e.site}" for e in verdict.edges if e.error_class in ("exceeds", "nonfinite")]
 
 
+@pytest.fixture
+def golden_qwen3(engines: Engines, qwen3: Path, recordings: dict[str, Trace]) -> Trace:
+    """V0's recording."""
+    if "qwen3" not in recordings:
+        recordings["qwen3"] = engines.start("v0", qwen3).record(*PROMPTS)
+    return recordings["qwen3"]
+
+
+@pytest.fixture
+def v1_qwen3(
+    golden_qwen3: Trace, engines: Engines, single_process: Mapping[str, str], fault_file: Path, qwen3: Path
+) -> Running:
+    """V1, with faults that can be planted."""
+    faults = {
+        "PYTHONPATH": str(FAULTS), "TRACEREPLAY_TEST_FAULT": str(fault_file), "TRACEREPLAY_TEST_FAULT_FAMILY": "1",
+    }  # fmt: skip
+    return engines.start("v1", qwen3, {**single_process, **faults})
+
+
 def test_norms_that_a_model_calls_past_forward_are_seen_and_compared(
-    engines: Engines, single_process: Mapping[str, str], qwen3: Path
+    golden_qwen3: Trace, v1_qwen3: Running
 ) -> None:
-    golden = engines.start("v0", qwen3).record(*PROMPTS)
+    golden = golden_qwen3
     calls = {call.site for step in golden.steps("record") for call in step.calls}
     norms = {f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_norm", "k_norm")}
     assert norms <= calls
     assert not [note for step in golden.steps("record") for note in step.notes if "did not run" in note]
-    candidate = engines.start("v1", qwen3, single_process).replay(golden)
+    candidate = v1_qwen3.replay(golden)
     for found in (census(golden, "record"), census(candidate, "rerun")):
         assert (found.unobserved, found.parameters) == ((), ()), found
     verdict = compare_traces(golden, candidate, LOOSE)
@@ -63,6 +82,19 @@ def test_norms_that_a_model_calls_past_forward_are_seen_and_compared(
     assert norms <= {o.site for o in verdict.operators}
     assert verdict.coverage.share == 1.0
     assert verdict.coverage.census.unobserved == ()
+
+
+def test_a_fault_in_such_a_norm_is_named_and_no_other_operator_is(
+    golden_qwen3: Trace, v1_qwen3: Running, plant: Callable[[str], None]
+) -> None:
+    plant("slight_q_norm")
+    verdict = compare_traces(golden_qwen3, v1_qwen3.replay(golden_qwen3), LOOSE)
+    assert (verdict.verdict, verdict.cause) == ("diverged", "operator")
+    blamed = [o.site for o in verdict.operators if o.error_class not in ("identical", "rounding")]
+    assert blamed == ["model.layers.1.self_attn.q_norm"]
+    assert verdict.first_divergence is not None
+    assert verdict.first_divergence.site == "model.layers.1.self_attn.q_norm"
+    assert beyond(verdict) in ([], blamed)
 
 
 def test_a_model_of_transformers_is_fed_and_compared_row_by_row(

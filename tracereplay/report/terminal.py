@@ -291,7 +291,12 @@ def _paired(site: str, pair: Pairing, width: int | None) -> str:
     golden = " | ".join([first, *(name.rpartition(".")[2] for name in rest)])
     if width is not None:
         site, golden = (shorten(name, max(20, width // 2 - 18)) for name in (site, golden))
-    verbs = {"rename": "is", "join": "joins" if rest else "is a part of", "sum": "with its residual is"}
+    verbs = {
+        "rename": "is",
+        "join": "joins" if rest else "is a part of",
+        "sum": "with its residual is",
+        "reorder": "orders q, k and v otherwise than",
+    }
     return clean(f"{site} {verbs.get(pair.relation, pair.relation)} {golden}")
 
 

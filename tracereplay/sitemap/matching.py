@@ -7,10 +7,12 @@ that is fed and the comparison afterwards must come to the same map.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from math import lcm
 
 from tracereplay.event import Layout, Site
-from tracereplay.sitemap.pair import Pair, PairedBy, outputs_of, weight_of
+from tracereplay.sitemap.pair import HeadOrder, Pair, PairedBy, outputs_of, weight_of
 from tracereplay.sitemap.translate import SiteMap
 
 __all__ = ["pair_sites"]
@@ -23,15 +25,17 @@ OTHER_ORDER = "the candidate's operator gives the same outputs in another order"
 
 
 def pair_sites(
-    golden: Mapping[str, Site], candidate: Mapping[str, Site], spellings: Sequence[Sequence[str]] = ()
-) -> SiteMap:
+    golden: Mapping[str, Site], candidate: Mapping[str, Site], spellings: Sequence[Sequence[str]] = (),
+    by_heads: Sequence[str] = (),
+) -> SiteMap:  # fmt: skip
     """The map of two passes' sites, which have their roles.
 
     Args:
         golden, candidate: in the order of the model.
         spellings: the table: parts of names, each in all its spellings.
+        by_heads: patterns of the checkpoint's tensors that hold q, k and v head by head.
     """
-    pairing = _Pairing(golden, candidate)
+    pairing = _Pairing(golden, candidate, by_heads)
     pairing.by_name()
     pairing.by_tensors()
     pairing.by_shape()
@@ -42,18 +46,18 @@ def pair_sites(
 class _Pairing:
     """What is paired so far, and what is left on both sides."""
 
-    def __init__(self, golden: Mapping[str, Site], candidate: Mapping[str, Site]) -> None:
+    def __init__(
+        self, golden: Mapping[str, Site], candidate: Mapping[str, Site], by_heads: Sequence[str] = ()
+    ) -> None:
         self._golden, self._candidate = dict(golden), dict(candidate)
+        self._by_heads = by_heads
         self.found: dict[str, Pair] = {}
         self.apart: dict[str, str] = {}
 
     def by_name(self) -> None:
         for name in [name for name in self._candidate if name in self._golden]:
             pair = Pair(name, (name,), None, "name")
-            if _in_one_order([self._golden[name]], [self._candidate[name]]):
-                self._take(pair)
-            else:
-                self._leave(pair)
+            self._take_in_order(pair, [self._golden[name]], [self._candidate[name]])
 
     def by_tensors(self) -> None:
         """Operators that hold the same tensors of the checkpoint."""
@@ -63,10 +67,7 @@ class _Pairing:
             )
             for group in _sharing(mine, theirs):
                 for pair in _of_group(*group):
-                    if _in_one_order(*group):
-                        self._take(pair)
-                    else:
-                        self._leave(pair)
+                    self._take_in_order(pair, *group)
 
     def by_shape(self) -> None:
         """The first of a role with the first, and so on, where both sides have as many, and nothing speaks
@@ -96,6 +97,15 @@ class _Pairing:
     def _rename(self, mine: Sequence[Site], theirs: Sequence[Site], by: PairedBy) -> None:
         for site, other in zip(mine, theirs, strict=True):
             self._take(Pair(other.name, (site.name,), "rename", by))
+
+    def _take_in_order(self, pair: Pair, mine: Sequence[Site], theirs: Sequence[Site]) -> None:
+        """Takes it if both give their outputs in one order, or in two that are known."""
+        if _in_one_order(mine, theirs):
+            self._take(pair)
+        elif order := _head_order(mine[0], theirs[0], self._by_heads):
+            self._take(replace(pair, relation="reorder", order=order))
+        else:
+            self._leave(pair)
 
     def _leave(self, pair: Pair) -> None:
         """Keeps what is known to be no pair from being taken for one in another way."""
@@ -164,6 +174,19 @@ def _in_one_order(mine: Sequence[Site], theirs: Sequence[Site]) -> bool:
     if len(mine) != 1 or len(theirs) != 1 or len(_tensors(mine[0])) != 1:
         return True
     return len({_HEADS in site.config for site in (mine[0], theirs[0])}) == 1
+
+
+def _head_order(mine: Site, theirs: Site, by_heads: Sequence[str]) -> HeadOrder | None:
+    """How to reorder golden's outputs; None where the checkpoint's order is not known, or ranks cut them."""
+    reordered = mine if _HEADS in mine.config else theirs
+    known = [reordered.config.get(key) for key in ("num_heads", _HEADS, "head_size")]
+    if not any(fnmatchcase(_tensors(mine)[0], pattern) for pattern in by_heads) or mine.layouts or theirs.layouts:
+        return None
+    counts = [n for n in known if isinstance(n, int) and n > 0]  # a trace may say anything
+    if len(counts) < len(known) or counts[0] % counts[1]:
+        return None
+    heads, kv_heads, size = counts
+    return HeadOrder(kv_heads, heads // kv_heads, size, golden_stored=reordered is theirs)
 
 
 def _parts(whole: Site, sites: Sequence[Site]) -> list[Site] | None:

@@ -5,12 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from tracereplay.event import Parameter, Site
 
-__all__ = ["Pair", "PairedBy", "Relation", "outputs_of", "weight_of"]
+__all__ = ["HeadOrder", "Pair", "PairedBy", "Relation", "outputs_of", "weight_of"]
 
-Relation: TypeAlias = Literal["rename", "join", "sum"]
+Relation: TypeAlias = Literal["rename", "join", "sum", "reorder"]
 PairedBy: TypeAlias = Literal["name", "tensors", "shape", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOrder:
+    """How q, k and v lie in one output of both sides, of which only one has reordered what the checkpoint has.
+
+    stored: for each key/value head its query heads, its keys, its values; else: all queries, all keys, all values.
+
+    Args:
+        kv_heads, queries, size: key/value heads, query heads of each, and the numbers in a head.
+        golden_stored: whether golden's is the checkpoint's order.
+    """
+
+    kv_heads: int
+    queries: int
+    size: int
+    golden_stored: bool
+
+    @property
+    def width(self) -> int:
+        return self.kv_heads * (self.queries + 2) * self.size
+
+    def places(self) -> npt.NDArray[np.int64]:
+        """Of each number in the candidate's output, where it is in golden's."""
+        groups, each, total = self.kv_heads, self.queries, self.kv_heads * self.queries
+        heads = [
+            [*range(group * each, (group + 1) * each), total + group, total + groups + group]
+            for group in range(groups)
+        ]
+        stored = (np.array(heads).reshape(-1, 1) * self.size + np.arange(self.size)).reshape(-1)
+        return np.argsort(stored) if self.golden_stored else stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +58,7 @@ class Pair:
         paired_by: what told so.
         part: where golden's is the joined one: which of its parts this is, and in which proportions they lie side
             by side in golden's output (on one rank).
+        order: where both give q, k and v, in different orders.
     """
 
     site: str
@@ -31,11 +66,12 @@ class Pair:
     relation: Relation | None
     paired_by: PairedBy
     part: tuple[int, tuple[int, ...]] | None = None
+    order: HeadOrder | None = None
 
     @property
     def plain(self) -> bool:
         """Whether golden's call is the candidate's as it is."""
-        return self.golden == (self.site,) and self.part is None
+        return self.golden == (self.site,) and self.part is None and self.order is None
 
     @property
     def golden_site(self) -> str | None:

@@ -1,6 +1,6 @@
-"""Golden's steps in the candidate's naming: calls renamed, joined side by side, or cut apart.
+"""Golden's steps in the candidate's naming: calls renamed, joined side by side, cut apart, or reordered.
 
-Nothing is computed: a joined or cut tensor has golden's bits, read when they are asked for.
+Nothing is computed: a joined, cut or reordered tensor has golden's bits, read when they are asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tracereplay.dtypes import itemsize
 from tracereplay.event import Call, Layout, Site, Step, Value
-from tracereplay.sitemap.pair import Pair, outputs_of
+from tracereplay.sitemap.pair import HeadOrder, Pair, outputs_of
 
 __all__ = ["SiteMap"]
 
@@ -117,13 +117,17 @@ class SiteMap:
     # -- calls ------------------------------------------------------------------------------------------
 
     def _single(self, call: Call, pair: Pair) -> Call:
+        if pair.order is not None:
+            given = [_reordered(value, pair.order) for value in call.outputs[:1]]
+            outputs = tuple(filter(None, given))
+            return replace(call, site=pair.site, outputs=outputs, written={}) if outputs else call
         if pair.part is None:
             return call if pair.plain else replace(call, site=pair.site)
         number, shares = pair.part
-        outputs = [_part(value, number, shares) for value in call.outputs[:1]]
-        if None in outputs:
+        parts = [_part(value, number, shares) for value in call.outputs[:1]]
+        if None in parts:
             return call
-        return replace(call, site=pair.site, outputs=tuple(filter(None, outputs)), written={})
+        return replace(call, site=pair.site, outputs=tuple(filter(None, parts)), written={})
 
     def _joined(self, parts: Mapping[str, Call], pair: Pair) -> list[Call]:
         calls = [parts[name] for name in pair.golden]
@@ -184,6 +188,17 @@ def _part(value: Value, number: int, shares: tuple[int, ...]) -> Value | None:
         return np.ascontiguousarray(_bits(value)[..., start:stop]).tobytes()
 
     return _made(value.dtype, (*value.shape[:-1], stop - start), load)
+
+
+def _reordered(value: Value, order: HeadOrder) -> Value | None:
+    """Golden's q, k and v in the candidate's order; None if the value has not as many numbers."""
+    if not value.shape or value.shape[-1] != order.width:
+        return None
+
+    def load() -> bytes:
+        return np.ascontiguousarray(_bits(value)[..., order.places()]).tobytes()
+
+    return _made(value.dtype, value.shape, load)
 
 
 def _bits(value: Value) -> npt.NDArray[np.void]:

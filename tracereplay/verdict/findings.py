@@ -120,8 +120,8 @@ class Pairing:
     Args:
         golden_site: golden's name; those of several that the candidate joins, with " | " between. None where it is
             the candidate's name.
-        relation: ``rename``, ``join`` (side by side in one of the two) or ``sum`` (one is given x and residual and
-            the other their sum).
+        relation: ``rename``, ``join`` (side by side in one of the two), ``sum`` (one is given x and residual and
+            the other their sum) or ``reorder`` (q, k and v head by head in one of the two).
         paired_by: ``name``, ``tensors`` (of the checkpoint), ``shape`` (role, order and shape) or ``table``.
     """
 

@@ -1,4 +1,4 @@
-"""A vLLM plugin that plants faults in, or between, operators of the tiny Llama.
+"""A vLLM plugin that plants faults in, or between, operators of the tiny Llama, and in those of random models.
 
 Its wrappers are put around the modules while the model is loaded, before tracereplay puts its taps around
 them: to tracereplay they are what the engine computes. With TRACEREPLAY_TEST_KERNEL_FAULT a kernel of PyTorch's
@@ -7,7 +7,10 @@ TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Where 
 a version, older engines have none. Eager mode only.
 """
 
+import copy
+import functools
 import importlib.metadata
+import inspect
 import os
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from safetensors import safe_open
 FAULT = "TRACEREPLAY_TEST_FAULT"
 KERNEL_FAULT = "TRACEREPLAY_TEST_KERNEL_FAULT"
 SINCE = "TRACEREPLAY_TEST_FAULT_SINCE"
+FAMILY = "TRACEREPLAY_TEST_FAULT_FAMILY"  # of the random model; without it, the model is the tiny Llama
 DECODE_ROWS = 4  # the workload has four requests, and prompts of more than four tokens
 
 
@@ -169,6 +173,81 @@ def shifted_positions(run, ids, positions, *rest, **options):
     return run(ids, positions + 1, *rest, **options)
 
 
+def slight(run, *args, **options):
+    """A wrong scale of 2 %."""
+    return _first(run(*args, **options), lambda y: y * 1.02)
+
+
+def other_norm_epsilon(run, *args, module=None, **options):
+    """The norm's epsilon is a twentieth of a variance of 1."""
+    kept, module.variance_epsilon = module.variance_epsilon, 0.05
+    try:
+        return run(*args, **options)
+    finally:
+        module.variance_epsilon = kept
+
+
+def short_factors(run, *args, module=None, **options):
+    """LongRoPE takes the factors for short contexts where those for long ones are due."""
+    kept, module.use_long_rope = module.use_long_rope, False
+    try:
+        return run(*args, **options)
+    finally:
+        module.use_long_rope = kept
+
+
+def quick_gelu(run, x):
+    """GELU by a sigmoid, as CLIP has it, where another is due."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def tanh_gelu(run, x):
+    """GELU by its approximation, where the exact one is due."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def exact_gelu(run, x):
+    """The exact GELU, where its approximation is due."""
+    return torch.nn.functional.gelu(x)
+
+
+def slight_latent(run, *args, module=None, **options):
+    """What keys and values are expanded from, the last of a fused projection's parts, is 2 % too large."""
+
+    def off(y):
+        y[:, -module.output_sizes[-1] :] *= 1.02
+        return y
+
+    return _first(run(*args, **options), off)
+
+
+def _with_parameter(name, change):
+    def fault(run, *args, module=None, **options):
+        parameter = getattr(module, name)
+        kept = parameter.data
+        parameter.data = change(kept)
+        try:
+            return run(*args, **options)
+        finally:
+            parameter.data = kept
+
+    return fault
+
+
+def _with_implementation(name, change):
+    """Attention's parameters are in the backend's implementation."""
+
+    def fault(run, *args, module=None, **options):
+        kept = getattr(module.impl, name)
+        setattr(module.impl, name, change(kept))
+        try:
+            return run(*args, **options)
+        finally:
+            setattr(module.impl, name, kept)
+
+    return fault
+
+
 class Update:
     """Weights that change in the middle of a pass, as a trainer's do: one norm is 10 % stronger afterwards.
 
@@ -261,12 +340,27 @@ WITHIN = {
     "truncated_product": ("model.layers.1.mlp.down_proj", truncated_product),
     "short_norm": ("model.layers.3.post_attention_layernorm", short_norm),
 }
+# The same in models of other families: planted where a model has the place.
+ELSEWHERE = {
+    "slight_q_norm": ("model.layers.1.self_attn.q_norm", slight),
+    "q_norm_epsilon": ("model.layers.1.self_attn.q_norm", other_norm_epsilon),
+    "short_factors": ("model.layers.1.self_attn.rotary_emb", short_factors),
+    "quick_gelu": ("model.layers.1.mlp.act", quick_gelu),
+    "tanh_gelu": ("model.layers.1.mlp.act", tanh_gelu),
+    "quick_gelu_of_phi": ("model.layers.1.mlp.activation_fn", quick_gelu),
+    "exact_gelu": ("model.layers.1.mlp.activation_fn", exact_gelu),
+    "slight_query": ("model.layers.1.self_attn.q_b_proj", slight),
+    "slight_latent": ("model.layers.1.self_attn.fused_qkv_a_proj", slight_latent),
+    "slower_decay": ("backbone.layers.1.mixer", _with_parameter("A", lambda a: a * 0.9)),
+    "skipped_input": ("backbone.layers.1.mixer", _with_parameter("D", lambda d: d * 0.98)),
+    "no_cap": ("model.layers.1.self_attn.attn", _with_implementation("logits_soft_cap", lambda cap: 0)),
+    "slight_experts": ("model.layers.1.mlp.experts", slight),
+}
 BETWEEN = {
     "scaled_residual": ("model.layers.2.self_attn", scaled_residual),
     "shifted_positions": ("model", shifted_positions),
     "updated_weights": ("model", updated_weights),
 }
-NEEDS_MODULE = (epsilon, stale_key, late_nan, short_norm, updated_weights)
 
 
 def _first(result, change):
@@ -276,12 +370,13 @@ def _first(result, change):
 
 
 def _plant(module, name, function):
-    run = module.forward
+    run, needs_module = module.forward, "module" in inspect.signature(function).parameters
 
+    @functools.wraps(run)  # the names of its inputs are part of what is recorded
     def forward(*args, **options):
         if name not in active():
             return run(*args, **options)
-        extra = {"module": module} if function in NEEDS_MODULE else {}
+        extra = {"module": module} if needs_module else {}
         return function(run, *args, **options, **extra)
 
     module.forward = forward
@@ -295,17 +390,27 @@ def _swap(first, second):
 
 
 def _plant_all(model):
-    rotary = model.model.layers[0].self_attn.rotary_emb
-    for index, layer in enumerate(model.model.layers):
-        # One rotary module serves all layers; the fault shall be in one of them.
-        if index == 1:
-            import copy
-
-            layer.self_attn.rotary_emb = copy.copy(rotary)
+    _own_rotary(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, (site, function) in {**WITHIN, **BETWEEN}.items():
         _plant(modules[site], name, function)
     _swap(model.model.layers[1], model.model.layers[2])
+
+
+def _own_rotary(model):
+    """One rotary module serves all layers; the fault shall be in one of them."""
+    attention = model.get_submodule("model.layers.1.self_attn")
+    attention.rotary_emb = copy.copy(attention.rotary_emb)
+
+
+def _plant_elsewhere(model):
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if "LongRoPE" in type(modules.get("model.layers.1.self_attn.rotary_emb")).__name__:
+        _own_rotary(model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+    for name, (site, function) in ELSEWHERE.items():
+        if site in modules:
+            _plant(modules[site], name, function)
 
 
 KEPT = []  # a library's implementations end with it
@@ -374,7 +479,10 @@ def register():
     def load_model(self, vllm_config, *args, **options):
         model = load(self, vllm_config, *args, **options)
         STATE.checkpoint = vllm_config.model_config.model
-        _plant_all(model)
+        if os.environ.get(FAMILY):
+            _plant_elsewhere(model)
+        else:
+            _plant_all(model)
         TRAINER.model = model
         return model
 

@@ -30,6 +30,7 @@ from tracereplay.comparator.numbers.exclusions import (
     unfed_context,
     unfed_input,
 )
+from tracereplay.comparator.numbers.gates import by_gates, gated_inside
 from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.sums import by_sums, note_of_sums, unfed_sums
 from tracereplay.comparator.numbers.tables import Ints, PassIndex
@@ -145,7 +146,7 @@ class _Judged:
     """The pass that the mode names, compared operator by operator.
 
     Args:
-        golden, candidate: the passes, sums added up.
+        golden, candidate: the passes, by the inputs that can be compared.
         versions: of the weights, golden's and the candidate's.
         exclusions: what was left out.
     """
@@ -161,8 +162,13 @@ class _Judged:
         return self.golden, self.candidate
 
 
+def _by_what_arrives(golden: PassIndex, candidate: PassIndex, *, fed: bool) -> tuple[PassIndex, PassIndex]:
+    """Both passes by the inputs that can be compared: sums added up, router logits where experts make them."""
+    return by_sums(golden, by_gates(golden, candidate, fed=fed))
+
+
 def _judged(sides: _Sides, policy: Policy) -> _Judged:
-    golden, candidate = by_sums(sides.golden_pass, sides.candidate_pass)
+    golden, candidate = _by_what_arrives(sides.golden_pass, sides.candidate_pass, fed=sides.fed)
     versions, current = read_versions(golden.steps, sides.mine), read_versions(candidate.steps, sides.theirs)
     exclusions = _exclusions(sides, golden, candidate)
     if sides.fed:
@@ -198,7 +204,7 @@ class _Free:
 def _free(sides: _Sides, judged: _Judged, policy: Policy) -> _Free:
     if not (sides.fed and RERUN in sides.candidate.passes):
         return _Free(judged.candidate, judged.exclusions, judged.versions, generated=not sides.fed)
-    golden, candidate = by_sums(sides.golden_pass, sides.index(RERUN))
+    golden, candidate = _by_what_arrives(sides.golden_pass, sides.index(RERUN), fed=False)
     versions, current = judged.versions[0], read_versions(candidate.steps, sides.theirs)
     left_out = [
         drawn_at_random(sides.mine, golden, sides.rows), of_other_weights(versions, current, sides.rows)
@@ -264,7 +270,7 @@ def _look_inside(sides: _Sides, comparison: Comparison, policy: Policy) -> Insid
 def _golden_site(finding: Finding) -> str | None:
     """Golden's one operator of a finding; None where several are joined, or it is a part of one."""
     pair = finding.pair
-    if pair is None or (len(pair.golden) == 1 and pair.part is None):
+    if pair is None or (len(pair.golden) == 1 and pair.part is None and pair.order is None):
         return finding.key.site if pair is None else pair.golden[0]
     return None
 
@@ -329,7 +335,7 @@ def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> list[
         found += [
             unfed_input(golden, rows),
             unfed_context(golden, rows),
-            unfed_calls(sides.golden_pass, candidate),
+            unfed_calls(sides.golden_pass, candidate, gated_inside(sides.golden_pass, sides.candidate_pass)),
             other_integers(golden, candidate),
         ]
     return found

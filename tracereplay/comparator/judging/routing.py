@@ -7,19 +7,18 @@ from golden, although only rounding differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import widen
+from tracereplay.comparator.numbers.gates import LOGITS, gate_of
 from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.event import RowKey, Site
 from tracereplay.verdict import RoutingFinding
 
 __all__ = ["compare_routing", "flipped_rows", "top_k_gap", "top_k_set", "turned_by_a_tie"]
-
-_LOGITS = 1  # input of the experts' layer: hidden states, router logits
 
 
 def top_k_set(logits: Array, k: int) -> Mask:
@@ -94,7 +93,7 @@ def _routers(index: PassIndex) -> Iterator[tuple[Table, int]]:
     """The tables of logits by which rows are sent to experts, each with how many experts a row is sent to."""
     for site in index.sites.values():
         k = _top_k(site)
-        table = index.tables.get(TableKey(site.name, "in", _LOGITS))
+        table = index.tables.get(TableKey(site.name, "in", LOGITS))
         if k is None or table is None or not len(table.ids):
             continue
         signature = table.signature()
@@ -130,25 +129,6 @@ def _own_error(golden: PassIndex, table: Table, injected: Comparison | None) -> 
     """The largest error of the operator that gives the logits, on golden inputs; None if it was not measured."""
     if injected is None:
         return None
-    name = _gate(golden, table)
+    name = gate_of(golden, table)
     finding = next((f for f in injected.findings if f.key == TableKey(name, "out", 0) and f.rows), None)
     return None if finding is None else finding.metrics.max_abs
-
-
-def _width(table: Table) -> int | None:
-    signature = table.signature()
-    return None if signature is None else signature[1]
-
-
-def _gate(golden: PassIndex, table: Table) -> str:
-    """The site beside the experts whose first output is as wide as the logits, the last before them."""
-    parent = table.key.site.rpartition(".")[0]
-    first: Mapping[str, int] = {call.site: call.order for call in reversed(golden.calls)}
-    beside = [
-        key.site
-        for key, output in golden.tables.items()
-        if (key.side, key.index) == ("out", 0) and key.site.rpartition(".")[0] == parent
-        and _width(output) == _width(table)
-        and first[key.site] < first[table.key.site]
-    ]  # fmt: skip
-    return max(beside, key=lambda site: first[site], default="")

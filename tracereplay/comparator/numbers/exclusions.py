@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import is_float
 from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
-from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, gather, pair_rows
+from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.tokens.generation import Generation
 
 __all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_calls", "unfed_context", "unfed_input"]
@@ -58,11 +58,16 @@ def unfed_input(index: PassIndex, rows: Rows) -> Exclusion:
     return unfed
 
 
-def unfed_calls(golden: PassIndex, candidate: PassIndex) -> Exclusion:
-    """Results of calls that were not given all that golden was given, as the candidate says of each call."""
+def unfed_calls(golden: PassIndex, candidate: PassIndex, inside: Container[TableKey] = ()) -> Exclusion:
+    """Results of calls that were not given all that golden was given, as the candidate says of each call.
+
+    Args:
+        golden, candidate: as they were recorded.
+        inside: golden's inputs that the candidate's operator makes itself, of golden's; see `gates`.
+    """
     needed: dict[str, set[int]] = {}
     for key, table in golden.tables.items():
-        if key.side == "in" and table.tensors and is_float(table.tensors[0].dtype):
+        if key.side == "in" and key not in inside and table.tensors and is_float(table.tensors[0].dtype):
             needed.setdefault(key.site, set()).add(key.index)
     lacking: dict[str, list[int]] = {}
     for call in candidate.calls:
