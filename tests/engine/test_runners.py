@@ -33,65 +33,72 @@ def by_the_v1_runner(
     return recordings["v1"]
 
 
-# Synchronous first: asynchronous steps are what production runs, and get all workloads.
-@pytest.fixture(scope="module", params=[False, True], ids=["synchronous", "asynchronous"])
-def v2(
+RUNNERS = {"V2": ("V2", False), "V2 asynchronous": ("V2", True), "V1 asynchronous": ("V1", True)}
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def engine(
     request: pytest.FixtureRequest, engines: Engines, fault_file: Path, single_process: Mapping[str, str],
     by_the_v1_runner: Trace,
 ) -> Running:  # fmt: skip
     """Chunks of 64 tokens, as in test_v1_scheduling.py."""
+    runner, asynchronous = RUNNERS[request.param]
     env = {
         **single_process, "PYTHONPATH": os.pathsep.join([str(STAND_IN), str(FAULTS)]), "TRITON_INTERPRET": "1",
-        "VLLM_USE_V2_MODEL_RUNNER": "1", "TRACEREPLAY_TEST_FAULT": str(fault_file),
-        **({"STAND_IN_ASYNC": "1"} if request.param else {}),
+        "VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "V2")), "TRACEREPLAY_TEST_FAULT": str(fault_file),
+        **({"STAND_IN_ASYNC": "1"} if asynchronous else {}),
     }  # fmt: skip
     running = engines.start("v1", env=env, max_num_batched_tokens=64, max_model_len=1024)
     told = running.process.info["settings"]
-    assert (told["model_runner"], told["async_scheduling"]) == ("V2", request.param)
+    assert (told["model_runner"], told["async_scheduling"]) == (runner, asynchronous)
     return running
 
 
+@pytest.mark.parametrize("engine", ["V2 asynchronous", "V1 asynchronous"], indirect=True)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_recording_changes_no_bit_and_a_replay_matches(v2: Running, name: str) -> None:
+def test_recording_changes_no_bit_and_a_replay_matches(engine: Running, name: str) -> None:
     prompts: Sequence[Prompt] = WORKLOADS[name]
-    plain = v2.generate(*prompts)
-    golden = v2.record(*prompts)
+    plain = engine.generate(*prompts)
+    golden = engine.record(*prompts)
     recorded = golden.results["record"]["requests"]
     for key in ("token_ids", "logprobs", "prompt_logprobs"):
         assert [r[key] for r in recorded] == [p[key] for p in plain]
     assert golden.complete
     assert golden.results["record"]["ranks"][0]["errors"] == {}
-    found = v2.verdict(golden)
+    found = engine.verdict(golden)
     assert (found.verdict, found.coverage.share) == ("match", 1.0), found.reasons
     verdict = found.as_dict()
     assert {o["class"] for o in verdict["operators"]} == {"identical"}
     assert {e["class"] for e in verdict["edges"]} == {"identical"}
 
 
+@pytest.mark.parametrize("engine", ["V2 asynchronous"], indirect=True)
 @pytest.mark.parametrize("fault", FAULTY)
 def test_a_fault_is_named_at_its_place(
-    v2: Running, by_the_v1_runner: Trace, plant: Callable[[str], None], fault: str
+    engine: Running, by_the_v1_runner: Trace, plant: Callable[[str], None], fault: str
 ) -> None:
     plant(fault)
-    found = v2.verdict(by_the_v1_runner)
+    found = engine.verdict(by_the_v1_runner)
     assert found.first_divergence is not None
     assert (found.first_divergence.kind, found.first_divergence.site) == ("operator", FAULTY[fault])
     guilty = {o.site for o in found.operators if o.error_class not in ("identical", "incomparable")}
     assert guilty - {"sampler"} == {FAULTY[fault]}
 
 
+@pytest.mark.parametrize("engine", ["V2 asynchronous"], indirect=True)
 def test_what_differs_is_cancelled(
-    v2: Running, by_the_v1_runner: Trace, plant: Callable[[str], None]
+    engine: Running, by_the_v1_runner: Trace, plant: Callable[[str], None]
 ) -> None:
     plant("scale")
-    verdict = v2.bisect_operators(by_the_v1_runner, max_passes=4)
+    verdict = engine.bisect_operators(by_the_v1_runner, max_passes=4)
     assert verdict.closure is not None
     assert verdict.closure.held, verdict.closure
 
 
-def test_the_v1_runners_golden_matches(v2: Running, by_the_v1_runner: Trace) -> None:
+@pytest.mark.parametrize("engine", ["V2", "V2 asynchronous"], indirect=True)
+def test_the_v1_runners_golden_matches(engine: Running, by_the_v1_runner: Trace) -> None:
     """The sampler takes logprobs by another kernel; the model's operators are the same."""
-    found = v2.verdict(by_the_v1_runner)
+    found = engine.verdict(by_the_v1_runner)
     assert (found.verdict, found.coverage.share) == ("match", 1.0), found.reasons
     assert {o.error_class for o in found.operators if o.site != "sampler"} == {"identical"}
     runners = next(d for d in found.settings_diff if d.name == "model_runner")
