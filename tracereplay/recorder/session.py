@@ -58,6 +58,7 @@ class Session:
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
         self.parts: frozenset[int] = frozenset()  # slots of operators within others, which need not run
+        self.remarks: Sequence[str] = ()  # what every recording of this engine must say of itself
         self.takes_census = False  # whether the model's Python code runs in every step
         self.device = device
         self._options = Options()
@@ -200,7 +201,8 @@ class Session:
 
     def _told(self, writer: WriterClient) -> list[str]:
         trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
-        return [*self._options.told(), *(f"{text}, so recording slowed the engine." for text in trouble)]
+        slowed = [f"{text}, so recording slowed the engine." for text in trouble]
+        return [*self._options.told(), *self.remarks, *slowed]
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
         """Sets the rows of ``slot``'s next calls, where they differ from those of the model's forward."""

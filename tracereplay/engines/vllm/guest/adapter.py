@@ -34,6 +34,7 @@ class Recorder(Protocol):
     sites: list[Site]
     rows_first: RowsFirst
     parts: frozenset[int]
+    remarks: Sequence[str]
     takes_census: bool
     device: Device
 
@@ -74,6 +75,7 @@ class Adapter:
     def __init__(self, runner: Any, recorder: Recorder, config: Any) -> None:
         self.runner = runner
         self.recorder = recorder
+        self.config = config
         self.numbering = Numbering(0)
         self.forced: Mapping[RowKey, int] = {}
         self._begun: list[Request] = []

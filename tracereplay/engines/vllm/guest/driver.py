@@ -46,7 +46,7 @@ class Driver:
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
-        refuse_arguments(arguments)
+        refuse_arguments(arguments, v0=_is_v0())
         _check_generates(EngineArgs, arguments)
         self._llm = LLM(**arguments)
         self._vocab = int(self._llm.llm_engine.model_config.get_vocab_size())
@@ -123,6 +123,16 @@ class Driver:
             if "error" in answer:
                 raise _remote_error(answer)
         return answers
+
+
+def _is_v0() -> bool:
+    """Whether the V0 engine would start; releases after it have no such switch."""
+    from vllm import envs
+
+    try:
+        return not envs.VLLM_USE_V1
+    except AttributeError:
+        return False
 
 
 def _check_generates(engine_args: Any, arguments: Mapping[str, Any]) -> None:
