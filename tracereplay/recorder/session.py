@@ -238,6 +238,16 @@ class Session:
         with self._guarded():
             handover.add(step)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs in this context is no part of the step, though it may call tapped modules."""
+        step, self._step = self._step, None
+        watched, self.watched = self.watched, frozenset()
+        try:
+            yield
+        finally:
+            self._step, self.watched = step, watched
+
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():
             sampler = {site.slot for site in self.sites if site.role == "sampler"}

@@ -105,7 +105,8 @@ def describe_process(device: torch.device | None = None) -> dict[str, Any]:
 
 def _speculation(config: Any) -> dict[str, Any]:
     """How drafts are made, and by which model if by one: its class and the digest of its weights, not its path."""
-    names = ("method", "num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
+    lookup = ("prompt_lookup_min", "prompt_lookup_max") if config.method == "ngram" else ()
+    names = ("method", "num_speculative_tokens", *lookup)
     found = {name: _plain(getattr(config, name, None)) for name in names}
     if config.method == "draft_model":
         draft = config.draft_model_config

@@ -1,8 +1,8 @@
 """Speculative decoding under V1: what a verification step computes, keeps and throws away.
 
 In a verification step the model runs on a sequence's last token and on k draft tokens after it. The rejection
-sampler accepts drafts from the front and adds one token of its own, so that m <= k + 1 tokens come out. The rows of
-the last known token and of the m - 1 accepted drafts are those of an ordinary generation, and those of the drafts
+sampler accepts drafts from the front and adds one token of its own, so that m <= k + 1 tokens come out. The rows
+of the last known token and of the m - 1 accepted drafts are those of an ordinary generation. Those of the drafts
 behind them are rejected: their positions are computed again in a later step. What comes after a sequence's last
 token is thrown away too, and its rows count as rejected.
 

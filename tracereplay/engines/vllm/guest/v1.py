@@ -80,6 +80,7 @@ class V1Adapter(Adapter):
             wrap_method(rejection, "forward", self._verify)
             wrap_method(rejection, "apply_logits_processors", self._verified_logits)
             wrap_method(rejection, "_get_logprobs_tensors", self._verified_logprobs)
+            wrap_method(self.runner, "propose_draft_token_ids", self._propose)
 
     # -- steps ------------------------------------------------------------------------------------------
 
@@ -227,3 +228,8 @@ class V1Adapter(Adapter):
             with unseen():
                 self._verification.settle(tokens, self.runner.input_batch.vocab_size)
         return original(*args, **kwargs)
+
+    def _propose(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """A draft model computes within the step, and shares modules with the model: vLLM caches rotary ones."""
+        with self.recorder.paused():
+            return original(*args, **kwargs)
