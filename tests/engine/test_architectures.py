@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_recorded_is_refused_in_a_sentence_before_it_is_l
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "Speculative decoding"),
+        ({"speculative_config": {"method": "medusa", "model": "m"}}, "Speculative decoding by the method medusa"),
         ({"pipeline_parallel_size": 2}, "Pipeline parallelism"),
     ],
 )
