@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import time
 import traceback
@@ -146,14 +147,27 @@ def _check_generates(engine_args: Any, arguments: Mapping[str, Any]) -> None:
     except ValueError as error:
         said = _first_sentence(error)
         if "model type" in said or "architectures" in said:
+            said += _lacking(said)
             raise WorkloadError(f"vLLM cannot run the model at {arguments['model']}: {said}") from error
         return
+    kinds = ", ".join(getattr(config.hf_config, "architectures", None) or [str(config.runner_type)])
+    if getattr(config, "is_encoder_decoder", False):
+        raise WorkloadError(
+            f"The model at {arguments['model']} ({kinds}) has an encoder beside its decoder, and is given more "
+            "than a text to continue; only models with a decoder alone can be recorded."
+        )
     if config.runner_type not in GENERATES:
-        kinds = ", ".join(getattr(config.hf_config, "architectures", None) or [str(config.runner_type)])
         raise WorkloadError(
             f"The model at {arguments['model']} ({kinds}) embeds or classifies and generates no text; only models "
             "that generate can be recorded."
         )
+
+
+def _lacking(said: str) -> str:
+    """What an environment may lack for a model whose code cannot be loaded: most that take images need it."""
+    if "inspected" not in said or importlib.util.find_spec("torchvision") is not None:
+        return ""
+    return " The environment has no torchvision, which the code of most vision-language models needs."
 
 
 def _first_sentence(error: BaseException) -> str:

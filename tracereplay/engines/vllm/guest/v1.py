@@ -22,6 +22,10 @@ from tracereplay.hooks.kernels import unseen
 __all__ = ["V1Adapter", "refuse_v1"]
 
 
+# What a request may be given beside tokens, and what it is called in a note: no workload can hold it.
+_BESIDE = {"mm_features": "images or other media", "prompt_embeds": "prompt_embeds"}
+
+
 def refuse_v1(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this V1 engine runs in a way that cannot be recorded."""
     if type(runner).__module__.startswith("vllm.v1.worker.gpu."):
@@ -98,7 +102,7 @@ class V1Adapter(Adapter):
         drafts = scheduler_output.scheduled_spec_decode_tokens
         for index, engine_id in enumerate(batch.req_ids):
             state = self.runner.requests[engine_id]
-            beside = [name for name in ("mm_features", "prompt_embeds") if _has(state, name)]
+            beside = [words for name, words in _BESIDE.items() if _has(state, name)]
             request, sequence = self.number(
                 engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request, beside
             )
