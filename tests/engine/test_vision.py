@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from engine_support import ROOT, Engines, greedy
 
+from tracereplay.errors import WorkloadError
+
 pytestmark = pytest.mark.engine
 
 
@@ -41,3 +43,11 @@ def test_requests_of_text_match_without_a_gap_in_the_census(
     # Gemma's normaliser is used between operators, and shows at the input of the next one.
     between = {row.module for row in census.between}
     assert [p.name for p in census.parameters if not p.users or not between.issuperset(p.users)] == []
+
+
+def test_an_environment_without_torchvision_is_told_in_a_sentence(
+    engines: Engines, single_process: Mapping[str, str], paligemma: Path
+) -> None:
+    with pytest.raises(WorkloadError, match="language_model_only=true") as raised:
+        engines.start("v1", paligemma, single_process)
+    assert "\n" not in str(raised.value)

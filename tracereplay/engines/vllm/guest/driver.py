@@ -49,7 +49,15 @@ class Driver:
             arguments.setdefault("skip_tokenizer_init", True)
         refuse_arguments(arguments, v0=_is_v0())
         _check_generates(EngineArgs, arguments)
-        self._llm = LLM(**arguments)
+        try:
+            self._llm = LLM(**arguments)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "torchvision":
+                raise
+            raise WorkloadError(
+                f"The model at {model} takes images, for which vLLM needs torchvision, and the engine's "
+                "environment has none; for requests of text give --set language_model_only=true."
+            ) from error
         self._vocab = int(self._llm.llm_engine.model_config.get_vocab_size())
         described = self._control({"do": "describe"})
         refusals = [d["refusal"] for d in described if "refusal" in d]
