@@ -197,7 +197,7 @@ def main() -> None:
     given = _parse()
     target = HERE / "ZOO.md"
     rows: list[list[str]] = []
-    for name in given.only or FAMILIES:
+    for name in given.only or [name for name, family in FAMILIES.items() if family.on]:
         with tempfile.TemporaryDirectory(prefix="zoo-") as scratch, locked(given.lock):
             case = Case(name, given.keep / name if given.keep else Path(scratch))
             case.scratch.mkdir(parents=True, exist_ok=True)

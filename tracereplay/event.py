@@ -2,7 +2,8 @@
 
 A *row* is one token in a call's tensors, known by (request, sequence, position). Row maps are kept as
 ``int32`` arrays of shape ``[rows, 3]`` because there is one row a token and tensors are compared by row;
-a map shorter than its tensor means that the remaining rows are padding.
+a map shorter than its tensor means that the remaining rows are padding. A row of a draft token that was rejected
+(speculative decoding) has the position ``-1 - p``: it was computed at p for a sequence that was not continued so.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "Value",
     "flatten",
     "make_rows",
+    "rejected",
 ]
 
 RowMap: TypeAlias = npt.NDArray[np.int32]
@@ -63,6 +65,12 @@ class RowKey(NamedTuple):
 def make_rows(keys: list[tuple[int, int, int]]) -> RowMap:
     """A row map of shape ``[len(keys), 3]``."""
     return np.array(keys, dtype=np.int32).reshape(-1, 3)
+
+
+def rejected(rows: RowMap) -> npt.NDArray[np.bool_]:
+    """Which rows are of draft tokens that were rejected; ``bool`` of shape ``[len(rows)]``."""
+    mask: npt.NDArray[np.bool_] = rows[:, 2] < 0
+    return mask
 
 
 @dataclass(frozen=True, slots=True)

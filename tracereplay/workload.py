@@ -21,6 +21,11 @@ __all__ = ["Drawn", "Prompt", "Workload", "read_prompts"]
 
 _PROMPT = ("prompt", "prompt_token_ids")
 # Parts of a batch request that change nothing of what is generated.
+# What requests are given beside text, in engines' words and in those of their servers.
+_MEDIA = (
+    "multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs", "image", "images", "image_url", "audio",
+    "audios", "input_audio", "audio_url", "video", "videos", "video_url", "encoder_prompt", "prompt_embeds",
+)  # fmt: skip
 _OF_THE_ANSWER = ("model", "prompt", "stream", "stream_options", "user", "metadata", "request_id")
 
 
@@ -148,7 +153,13 @@ def _check_one_model(requests: Mapping[str, Mapping[str, Any]], adapters: Collec
 def _prompt(
     request: dict[str, Any], where: str, defaults: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Any]]
 ) -> Prompt:
-    data = in_our_words(_unbatched(request, where, adapters), where)
+    data = _unbatched(request, where, adapters)
+    if media := next((name for name in _MEDIA if name in data), None):
+        raise WorkloadError(
+            f"{where} gives {media}, and requests with images, sound, video or embeddings cannot be recorded yet; "
+            "give prompts of text or of token ids only."
+        )
+    data = in_our_words(data, where)
     sampling = {**defaults, **{k: v for k, v in data.items() if k not in _PROMPT}}
     if isinstance(name := sampling.get(LORA), str):
         if name not in adapters:

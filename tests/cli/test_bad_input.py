@@ -72,6 +72,12 @@ def test_a_prompt_file_that_does_not_exist(record: Callable[..., Ended], tmp_pat
         ('{"prompt": "a", "max_tokens": 0}', "max_tokens is 0"),
         ('{"prompt": "a", "temprature": 0}', "unknown key 'temprature'"),
         ('{"text": "a"}', "unknown key 'text'"),
+        (
+            '{"prompt": "a", "multi_modal_data": {"image": "a.png"}}',
+            "gives multi_modal_data, and requests with images",
+        ),
+        ('{"prompt": "a", "image_url": {"url": "data:"}}', "prompts of text or of token ids only"),
+        ('{"body": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}}', "chat requests cannot"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )

@@ -20,9 +20,10 @@ from tracereplay.engines.naming import map_of
 from tracereplay.engines.vllm.guest.choose import generation
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
+from tracereplay.engines.vllm.guest.speculation import Batch, Ends, Verification, forced_run
 from tracereplay.engines.vllm.guest.v1 import refuse_v1
 from tracereplay.errors import Unsupported
-from tracereplay.event import Layout, Parameter, Site, make_rows
+from tracereplay.event import Layout, Parameter, RowKey, Site, make_rows
 from tracereplay.hooks.kernels import returnable
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
@@ -143,10 +144,66 @@ def a_runner_of_neither_generation_is_not_ours():
         assert f"model runner is {other}.Runner" in said, said
 
 
-def graphs_pipelines_and_speculation_are_refused():
+def drafts_are_accepted_as_long_as_they_are_goldens():
+    keys = [RowKey(0, 0, position) for position in range(5, 9)]
+    forced = {keys[0]: 7, keys[1]: 8, keys[2]: 9}
+    assert forced_run(forced, keys, [7, 8, 9]) == [7, 8, 9]  # golden ends here
+    assert forced_run(forced, keys, [7, 1, 9]) == [7, 8]
+    assert forced_run(forced, keys, [1, 8, 9]) == [7]
+    assert forced_run(forced, keys[:1], []) == [7]
+    assert forced_run({}, keys, [7, 8, 9]) is None
+
+
+def what_a_verification_throws_away_is_marked_and_not_reported():
+    batch = Batch()
+    batch.add(
+        0, 0, range(4, 8), [11, 12, 13], discarded=False, ends=Ends(9, frozenset())
+    )  # the second is rejected
+    batch.add(1, 0, range(3), [], discarded=True)  # a chunk of a prompt
+    batch.add(2, 0, range(5, 7), [14], discarded=False, ends=Ends(1, frozenset()))  # ends with the accepted draft
+    batch.add(3, 0, range(5, 7), [15], discarded=False, ends=Ends(9, frozenset({15})))  # which stops it
+    found = Verification(batch, {})
+    outputs = torch.tensor(
+        [[11, 20, -1, -1], [9, -1, -1, -1], [14, 21, -1, -1], [15, 22, -1, -1]], dtype=torch.int32
+    )
+    found.bonus, found.own = torch.tensor([30, 9, 21, 22]), torch.tensor([11, 20, 13, 14, 15])
+    found.settle(outputs, 100)
+    assert found.rows[:, 2].tolist() == [4, 5, -7, -8, 0, 1, 2, 5, -7, 5, -7]
+    assert found.last_rows[:, 2].tolist() == [4, 5, -7, -8, 2, 5, -7, 5, -7]
+    assert found.kept() == [0, 1, 5, 7]
+    targets, bonus = torch.tensor([0, 1, 2, 5, 7]), torch.tensor([3, 4, 6, 8])
+    logprobs = torch.arange(16.0)
+    tokens, choices, values = found.result(outputs, logprobs, targets, bonus)
+    assert tokens.tolist() == choices.tolist() == [11, 20, 14, 15]
+    assert values.tolist() == [0.0, 1.0, 8.0, 12.0]
+
+
+def goldens_tokens_come_out_of_a_verification_and_the_own_choices_are_kept():
+    batch = Batch()
+    batch.add(0, 0, range(4, 7), [11, 12], discarded=False)
+    forced = {RowKey(0, 0, 5): 11, RowKey(0, 0, 6): 12, RowKey(0, 0, 7): 13}
+    found = Verification(batch, forced)
+    assert found.rows[:, 2].tolist() == [4, 5, 6]
+    outputs = torch.tensor([[50, -1, -1]], dtype=torch.int32)  # it would reject the first draft
+    found.bonus, found.own = torch.tensor([60]), torch.tensor([50, 51])
+    found.settle(outputs, 100)
+    assert outputs.tolist() == [[11, 12, 13]]
+    tokens, choices, _ = found.result(outputs, None, torch.tensor([0, 1]), torch.tensor([2]))
+    assert (tokens.tolist(), choices.tolist()) == ([11, 12, 13], [50, 51, 60])
+    again = Verification(batch, {**forced, RowKey(0, 0, 5): 99})  # known beforehand: both drafts are rejected
+    assert again.rows[:, 2].tolist() == [4, -6, -7]
+
+
+def graphs_pipelines_and_some_speculation_are_refused():
     first = "vllm.v1.worker.gpu_model_runner"
     assert "cudagraph_mode" in _refusal(_runner(first, "cuda"), _config())
-    assert "Speculative" in _refusal(_runner(first, "cpu"), _config(speculative_config=object()))
+    drafts = SimpleNamespace(method="ngram")
+    plain, ahead = SimpleNamespace(async_scheduling=False), SimpleNamespace(async_scheduling=True)
+    assert not _refusal(_runner(first, "cpu"), _config(speculative_config=drafts, scheduler_config=plain))
+    said = _refusal(_runner(first, "cpu"), _config(speculative_config=drafts, scheduler_config=ahead))
+    assert "async_scheduling=false" in said
+    eagle = SimpleNamespace(method="eagle3")
+    assert "eagle3" in _refusal(_runner(first, "cpu"), _config(speculative_config=eagle, scheduler_config=plain))
     two = SimpleNamespace(pipeline_parallel_size=2)
     assert "pipeline_parallel_size=1" in _refusal(_runner(first, "cpu"), _config(parallel_config=two))
 

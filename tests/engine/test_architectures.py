@@ -141,10 +141,27 @@ def test_a_model_that_cannot_be_recorded_is_refused_in_a_sentence_before_it_is_l
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_with_an_encoder_is_refused_in_a_sentence_before_it_is_loaded(tmp_path: Path) -> None:
+    config = {
+        "model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], "d_model": 32,
+        "vocab_size": 320, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 80, "max_target_positions": 64,
+        "is_encoder_decoder": True, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = find_engine("v1")
+    launch = Launch("v1", engine.python, engine.env, engine.settings)
+    with pytest.raises(WorkloadError, match="has an encoder beside its decoder") as raised:
+        EngineProcess(launch, model=tmp_path, settings={}).close()
+    assert raised.value.exit_code == 2
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "Speculative decoding"),
+        ({"speculative_config": {"method": "medusa", "model": "m"}}, "Speculative decoding by the method medusa"),
         ({"pipeline_parallel_size": 2}, "Pipeline parallelism"),
     ],
 )

@@ -47,11 +47,25 @@ json_values = st.recursive(
         ("compilation_config", {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4]}), ("seed", None),
         ("hf_overrides", {"head_dtype": "float32"}), ("quantization", "fp8"), ("worker_cls", None),
         ("rounding", "truncate"), ("noise", 0.05),
+        ("speculative_config", {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}),
+        ("speculative_config", {"model": "[ngram]", "num_speculative_tokens": 3}),
     ],
 )  # fmt: skip
 def test_plain_numbers_and_choices_may_be_asked_for(name: str, value: Any) -> None:
     found = setting_refusal(name, value)
     assert (found is None) == (name != "worker_cls"), found
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"method": "draft_model", "model": "/tmp/evil"}, {"method": "ngram", "model": "/tmp/evil"},
+        {"method": "custom_class", "model": "os.path"}, {"method": "ngram", "hf_overrides": {}}, "ngram",
+        {"method": "ngram", "num_speculative_tokens": "3"}, {"method": ["ngram"]},
+    ],
+)  # fmt: skip
+def test_drafts_may_only_be_looked_up_in_the_sequence(value: Any) -> None:
+    assert setting_refusal("speculative_config", value) is not None
 
 
 @given(name=st.text(min_size=1, max_size=12), value=json_values)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracereplay.event import Layout, make_rows
+from tracereplay.event import Layout, make_rows, rejected
 from tracereplay.trace.rows import RowFinder
 from tracereplay.trace.shards import cut, join
 
@@ -16,6 +16,15 @@ def test_a_row_is_found_by_its_position() -> None:
     finder = RowFinder({(0, 0): [5, 6, 7]})
     assert finder.add(make_rows([(0, 0, 0), (0, 0, 1)])).tolist() == [0, 1]
     assert finder.find(make_rows([(0, 0, 1), (0, 0, 2), (3, 0, 0)])).tolist() == [1, -1, -1]
+
+
+def test_a_rejected_draft_is_no_row_of_its_sequence() -> None:
+    finder = RowFinder({(0, 0): [5, 6, 7]})
+    rows = make_rows([(0, 0, 0), (0, 0, -2), (0, 0, 1)])
+    assert rejected(rows).tolist() == [False, True, False]
+    assert finder.add(rows).tolist() == [0, -1, 1]
+    assert finder.find(rows).tolist() == [0, -1, 1]
+    assert len(finder) == 2
 
 
 def test_a_row_that_was_never_computed_is_found_by_its_prefix() -> None:

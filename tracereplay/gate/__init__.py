@@ -108,6 +108,8 @@ def _workload(trace: Trace, given: Mapping[str, Any]) -> Workload:
         if name not in given and (why := setting_refusal(name, value)) is not None
     ]
     hint = f"Give --set {refused[0].partition('=')[0]}=... yourself if you trust it." if refused else ""
+    if any(line.startswith("speculative_config=") for line in refused):
+        hint += " --set speculative_config=null replays without drafts, and forced tokens are the same."
     sampling = _refused_sampling(asked.prompts)
     _refuse(trace, [*refused, *sampling], hint)
     inherited = _inherited(trace, {**asked.settings, **given})

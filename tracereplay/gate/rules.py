@@ -20,7 +20,7 @@ else:
 
 __all__ = ["NESTED", "sampling_refusal", "setting_refusal", "variable_refusal"]
 
-NESTED = ("compilation_config", "hf_overrides")  # arguments some of whose fields a trace may set
+NESTED = ("compilation_config", "hf_overrides", "speculative_config")  # of these a trace may set some fields
 MOST = 4096  # members of a list
 LARGEST = 1 << 40
 LONGEST = 1 << 16  # characters of a grammar

@@ -59,6 +59,7 @@ class Session:
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
         self.parts: frozenset[int] = frozenset()  # slots of operators within others, which need not run
+        self.remarks: Sequence[str] = ()  # what every recording of this engine must say of itself
         self.compiled: Sequence[torch.nn.Module] = ()  # those of which no Python code runs in a step
         self.device = device
         self._options = Options()
@@ -207,7 +208,8 @@ class Session:
 
     def _told(self, writer: WriterClient) -> list[str]:
         trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
-        return [*self._options.told(), *(f"{text}, so recording slowed the engine." for text in trouble)]
+        slowed = [f"{text}, so recording slowed the engine." for text in trouble]
+        return [*self._options.told(), *self.remarks, *slowed]
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
         """Sets the rows of ``slot``'s next calls, where they differ from those of the model's forward."""
@@ -242,6 +244,16 @@ class Session:
         self._steps += 1
         with self._guarded():
             handover.add(step)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs in this context is no part of the step, though it may call tapped modules."""
+        step, self._step = self._step, None
+        watched, self.watched = self.watched, frozenset()
+        try:
+            yield
+        finally:
+            self._step, self.watched = step, watched
 
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():

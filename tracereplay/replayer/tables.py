@@ -174,14 +174,15 @@ class RowTables:
             ("out", first.rows_out, [c.outputs for c in calls]),
         ):
             numbers = self._finder.add(rows)
+            kept = np.flatnonzero(numbers >= 0)  # without drafts that were rejected
             for index, pieces in enumerate(zip(*values, strict=False)):
                 array = self._array(pieces, f"{side}{index}", site.layouts, theirs.layouts)
                 if not pieces[0].dtype.startswith(("float", "bfloat")) or len(rows) > len(array):
                     continue
                 table = tables.setdefault((site.slot, side, index), _Table())
                 table.dtype = pieces[0].dtype
-                table.pieces.append(array[: len(rows)])
-                table.numbers.append(numbers)
+                table.pieces.append(array[: len(rows)] if len(kept) == len(rows) else array[kept])
+                table.numbers.append(numbers[kept])
 
     def _array(
         self, pieces: Sequence[Value], name: str, mine: Mapping[str, Layout], theirs: Mapping[str, Layout]

@@ -2,7 +2,8 @@
 
 Engines compose batches as they like, so a row is looked up by (request, sequence, position). Where that
 very row was never computed (a prefix cache skipped it, or the prompt of a second sample was shared), a row
-whose sequence has the same tokens up to that position is the same computation and stands in for it.
+whose sequence has the same tokens up to that position is the same computation and stands in for it. A row of
+a draft token that was rejected belongs to no sequence, and is never found.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class RowFinder:
         return len(self._numbers)
 
     def add(self, rows: RowMap) -> npt.NDArray[np.int64]:
-        """Numbers of the rows, new ones for those not seen before; ``int64`` of shape ``[rows]``."""
+        """Numbers of the rows, new ones for those not seen before, -1 for rejected ones; ``int64 [rows]``."""
         return np.array([self._add(RowKey(*row)) for row in rows.tolist()], dtype=np.int64)
 
     def find(self, rows: RowMap) -> npt.NDArray[np.int64]:
@@ -64,6 +65,8 @@ class RowFinder:
         return self._numbers.keys()
 
     def _add(self, key: RowKey) -> int:
+        if key.position < 0:  # of a rejected draft
+            return -1
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self._numbers)

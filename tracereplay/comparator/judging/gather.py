@@ -26,6 +26,7 @@ from tracereplay.comparator.numbers.exclusions import (
     after_parting,
     drawn_at_random,
     other_integers,
+    past_the_end,
     unfed_calls,
     unfed_context,
     unfed_input,
@@ -207,7 +208,8 @@ def _free(sides: _Sides, judged: _Judged, policy: Policy) -> _Free:
     golden, candidate = _by_what_arrives(sides.golden_pass, sides.index(RERUN), fed=False)
     versions, current = judged.versions[0], read_versions(candidate.steps, sides.theirs)
     left_out = [
-        drawn_at_random(sides.mine, golden, sides.rows), of_other_weights(versions, current, sides.rows)
+        past_the_end(sides.mine, sides.rows), drawn_at_random(sides.mine, golden, sides.rows),
+        of_other_weights(versions, current, sides.rows)
     ]  # fmt: skip
     rerun = compare_passes(golden, candidate, sides.rows, policy, exclusions=left_out, until_beyond=True)
     return _Free(candidate, left_out, (versions, current), rerun)
@@ -330,6 +332,7 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
 def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> list[Exclusion]:
     rows, parted = sides.rows, first_differences(sides.mine, sides.theirs)
     found = [after_parting(parted, rows)] if parted else []
+    found.append(past_the_end(sides.mine, rows))
     found.append(drawn_at_random(sides.mine, golden, rows))
     if sides.fed:
         found += [

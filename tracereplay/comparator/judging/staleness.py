@@ -26,7 +26,7 @@ import numpy as np
 from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, StepInfo, Table
 from tracereplay.comparator.tokens.generation import Generation
-from tracereplay.event import RowKey
+from tracereplay.event import RowKey, rejected
 from tracereplay.trace.rows import prefix_digests
 
 __all__ = ["Versions", "computed_again", "of_other_weights", "read_versions"]
@@ -189,6 +189,7 @@ class _Reader:
 
     def step(self, step: StepInfo, version: int) -> None:
         rows = np.frombuffer(step.rows, np.int32).reshape(-1, 3)
+        rows = rows[~rejected(rows)]
         sequences, which = np.unique(rows[:, :2], axis=0, return_inverse=True)
         for i, (request, sequence) in enumerate(sequences.tolist()):
             positions = rows[which.reshape(-1) == i, 2]

@@ -27,7 +27,7 @@ from tracereplay.comparator.numbers.tables import (
 )
 from tracereplay.engines.known import family_of
 from tracereplay.engines.roles import with_roles
-from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value
+from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value, rejected
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace
 
@@ -73,6 +73,7 @@ class _Builder:
         self._tables: dict[TableKey, Table] = {}
         self._notes: dict[str, None] = {}
         self._unknown: dict[str, int] = {}
+        self._rejected: dict[str, int] = {}
         self._steps: list[StepInfo] = []
         self._sampled: dict[RowKey, Sampled] = {}
 
@@ -82,7 +83,7 @@ class _Builder:
             table.seal()
         return PassIndex(
             tuple(self._calls), self._tables, self._sites, tuple(self._notes), self._unknown,
-            tuple(self._steps), self._sampled,
+            tuple(self._steps), self._sampled, rejected=self._rejected,
         )  # fmt: skip
 
     def step(self, step: Step, others: Sequence[Step | None]) -> None:
@@ -108,7 +109,10 @@ class _Builder:
     def _add(self, step: int, calls: Sequence[Call], lane: int, *, whole: bool) -> None:
         call, order = calls[0], len(self._calls)
         self._calls.append(CallInfo(order, step, call.site, call.number, call.fed))
-        unknown = len(call.rows_out) - len(self._known(call.rows_out).ids)
+        away = max(int(rejected(rows).sum()) for rows in (call.rows_in, call.rows_out))
+        if away:
+            self._rejected[call.site] = self._rejected.get(call.site, 0) + away
+        unknown = int((~rejected(call.rows_out)).sum()) - len(self._known(call.rows_out).ids)
         if unknown:
             self._unknown[call.site] = self._unknown.get(call.site, 0) + unknown
         for key, values, rows in _tensors(calls):

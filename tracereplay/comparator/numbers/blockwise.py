@@ -96,6 +96,7 @@ def compare_passes(
     found = (_finding(job, golden.pairs.get(job.key.site)) for job in worklist.jobs)
     findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
     _note_extra(worklist, golden, candidate)
+    _leave_out_rejected(worklist, golden, candidate)
     return Comparison(tuple(findings), calls.coverage(worklist), tuple(worklist.notes))
 
 
@@ -108,6 +109,14 @@ def _note_extra(worklist: _Worklist, golden: PassIndex, candidate: PassIndex) ->
     if inputs:
         names = _some([f"{key.site} (input {key.index})" for key in inputs])
         worklist.notes[f"The candidate gives operators inputs that golden does not: {names}."] = None
+
+
+def _leave_out_rejected(worklist: _Worklist, golden: PassIndex, candidate: PassIndex) -> None:
+    """Drafts that were rejected: their positions are computed again, for the tokens that came instead."""
+    for index, who in ((golden, "golden"), (candidate, "the candidate")):
+        for site, rows in index.rejected.items():
+            if site in golden.sites:
+                worklist.left_out[site, f"drafts that {who} rejected"] = rows
 
 
 def _some(names: Sequence[str]) -> str:

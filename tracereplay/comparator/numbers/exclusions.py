@@ -11,7 +11,10 @@ from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, TableKey, gather, pair_rows
 from tracereplay.comparator.tokens.generation import Generation
 
-__all__ = ["after_parting", "drawn_at_random", "other_integers", "unfed_calls", "unfed_context", "unfed_input"]
+__all__ = [
+    "after_parting", "drawn_at_random", "other_integers", "past_the_end", "unfed_calls", "unfed_context",
+    "unfed_input",
+]  # fmt: skip
 
 
 def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusion:
@@ -23,6 +26,18 @@ def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusio
         return "after the request's first differing token", keys[:, 2] >= limits
 
     return after
+
+
+def past_the_end(mine: Generation, rows: Rows) -> Exclusion:
+    """Rows behind the one that gave a sequence's last token: an engine that works ahead may compute them."""
+    ends = {key: len(ids) - 1 for key, ids in mine.tokens.items() if len(ids) > len(mine.prompts[key[0]])}
+
+    def behind(table: Table) -> tuple[str, Mask]:
+        keys = rows.of(table)
+        limits = np.array([ends.get((r, s), 1 << 40) for r, s in keys[:, :2].tolist()], np.int64)
+        return "past the end of the generation", keys[:, 2] >= limits
+
+    return behind
 
 
 def drawn_at_random(mine: Generation, index: PassIndex, rows: Rows) -> Exclusion:

@@ -222,6 +222,7 @@ class PassIndex:
         sites: what is known of each site.
         notes: what the steps say could not be seen, each once.
         unknown: for a candidate, rows of each site that golden never computed.
+        rejected: rows of each site that were computed for draft tokens and thrown away.
         steps: in order.
         sampled: what each place's token was, by place; the last sampling stands.
         pairs: of golden in a candidate's naming: what of golden each site is.
@@ -237,6 +238,7 @@ class PassIndex:
     sampled: Mapping[RowKey, Sampled]
     pairs: Mapping[str, Pair] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sampler(self) -> str | None:

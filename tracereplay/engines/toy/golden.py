@@ -66,7 +66,8 @@ class Golden:
                 numbers = self._finder.add(rows).tolist()
                 for index, _ in enumerate(values):
                     known = self._rows.setdefault((call.site, side, index), {})
-                    known.update(zip(numbers, joined(step, call.site, side, index), strict=False))
+                    found = zip(numbers, joined(step, call.site, side, index), strict=False)
+                    known.update((number, row) for number, row in found if number >= 0)  # none of rejected drafts
 
     def _sum_up(self, site_map: SiteMap) -> None:
         """As in `replayer.tables`: a sum is fed as the sum and -0.0, and two addends as their sum."""

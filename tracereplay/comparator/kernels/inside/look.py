@@ -83,7 +83,8 @@ def _values(mine: Call, theirs: Call, place: Place, policy: Policy) -> Values:
     """The rows that both calls have."""
     rows = mine.rows_in, theirs.rows_in
     known = {tuple(key): i for i, key in enumerate(rows[1].tolist())}
-    pairs = [(i, known[tuple(key)]) for i, key in enumerate(rows[0].tolist()) if tuple(key) in known]
+    kept = [(i, tuple(key)) for i, key in enumerate(rows[0].tolist()) if key[2] >= 0]  # no rejected drafts
+    pairs = [(i, known[key]) for i, key in kept if key in known]
     at = np.array(pairs, np.int64).reshape(-1, 2)
     sizes = tuple(_size(call) for call in (mine, theirs))
     return Values(at[:, 0], at[:, 1], (sizes[0], sizes[1]), rows[0][at[:, 0]], place.step, place.site, policy)

@@ -178,9 +178,13 @@ class AttentionAlone(torch.nn.Module):  # type: ignore[misc]
 
 
 def _runs(rows: Sequence[Sequence[int]]) -> list[_Run]:
-    """Splits rows into runs of consecutive positions of one sequence."""
+    """Splits rows into runs of consecutive positions of one sequence.
+
+    Drafts that were rejected were computed like any other; a later step begins again at their positions.
+    """
     runs: list[_Run] = []
-    for i, (request, sequence, position) in enumerate(rows):
+    for i, (request, sequence, place) in enumerate(rows):
+        position = place if place >= 0 else -1 - place
         last = runs[-1] if runs else None
         if last and last.sequence == (request, sequence) and position == last.position + i - last.start:
             runs[-1] = last._replace(stop=i + 1)

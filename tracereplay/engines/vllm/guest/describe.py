@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,6 +17,7 @@ from tracereplay.engines.vllm.guest.choose import generation, is_v2
 from tracereplay.engines.vllm.guest.given import given_arguments
 from tracereplay.engines.vllm.guest.operators import of_transformers
 from tracereplay.engines.vllm.guest.resolved import resolved
+from tracereplay.storage.checkpoint import read_checkpoint
 from tracereplay.storage.model_config import read_model_config
 
 __all__ = ["describe", "describe_process"]
@@ -86,6 +88,8 @@ def describe(runner: Any, config: Any) -> dict[str, Any]:
     known |= {name: value for name, paths in _SWITCHES.items() if (value := _first(config, paths))}
     if getattr(config, "lora_config", None) is not None:
         known["enable_lora"] = True
+    if getattr(config, "speculative_config", None) is not None:
+        known["speculative_config"] = _speculation(config.speculative_config)
     return {
         **describe_process(runner.device),
         "settings": known,
@@ -101,6 +105,24 @@ def describe_process(device: torch.device | None = None) -> dict[str, Any]:
     """Plain data about a process that computes on ``device`` (by default the CPU), with or without an engine."""
     device = torch.device("cpu") if device is None else device
     return {"versions": _versions(), "device": _device(device), "threads": torch.get_num_threads()}
+
+
+def _speculation(config: Any) -> dict[str, Any]:
+    """How drafts are made, and by which model if by one: its class and the digest of its weights, not its path."""
+    lookup = ("prompt_lookup_min", "prompt_lookup_max") if config.method == "ngram" else ()
+    names = ("method", "num_speculative_tokens", *lookup)
+    found = {name: _plain(getattr(config, name, None)) for name in names}
+    if config.method == "draft_model":
+        draft = config.draft_model_config
+        found["architecture"] = ",".join(getattr(draft.hf_config, "architectures", None) or [])
+        found["weights"] = _digest(str(draft.model))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@functools.cache
+def _digest(model: str) -> str | None:
+    """Read once: an engine describes itself at the beginning of each pass."""
+    return read_checkpoint(Path(model)).digest
 
 
 def _first(config: Any, paths: tuple[str, ...]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import time
 import traceback
@@ -47,9 +48,17 @@ class Driver:
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
-        refuse_arguments(arguments)
+        refuse_arguments(arguments, v0=_is_v0())
         _check_generates(EngineArgs, arguments)
-        self._llm = LLM(**arguments)
+        try:
+            self._llm = LLM(**arguments)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "torchvision":
+                raise
+            raise WorkloadError(
+                f"The model at {model} takes images, for which vLLM needs torchvision, and the engine's "
+                "environment has none; for requests of text give --set language_model_only=true."
+            ) from error
         self._vocab = int(self._llm.llm_engine.model_config.get_vocab_size())
         described = self._control({"do": "describe"})
         refusals = [d["refusal"] for d in described if "refusal" in d]
@@ -126,6 +135,16 @@ class Driver:
         return answers
 
 
+def _is_v0() -> bool:
+    """Whether the V0 engine would start; releases after it have no such switch."""
+    from vllm import envs
+
+    try:
+        return not envs.VLLM_USE_V1
+    except AttributeError:
+        return False
+
+
 def _check_generates(engine_args: Any, arguments: Mapping[str, Any]) -> None:
     """Raises WorkloadError for a model that vLLM does not know, or that generates no text, before it is loaded.
 
@@ -137,14 +156,27 @@ def _check_generates(engine_args: Any, arguments: Mapping[str, Any]) -> None:
     except ValueError as error:
         said = _first_sentence(error)
         if "model type" in said or "architectures" in said:
+            said += _lacking(said)
             raise WorkloadError(f"vLLM cannot run the model at {arguments['model']}: {said}") from error
         return
+    kinds = ", ".join(getattr(config.hf_config, "architectures", None) or [str(config.runner_type)])
+    if getattr(config, "is_encoder_decoder", False):
+        raise WorkloadError(
+            f"The model at {arguments['model']} ({kinds}) has an encoder beside its decoder, and is given more "
+            "than a text to continue; only models with a decoder alone can be recorded."
+        )
     if config.runner_type not in GENERATES:
-        kinds = ", ".join(getattr(config.hf_config, "architectures", None) or [str(config.runner_type)])
         raise WorkloadError(
             f"The model at {arguments['model']} ({kinds}) embeds or classifies and generates no text; only models "
             "that generate can be recorded."
         )
+
+
+def _lacking(said: str) -> str:
+    """What an environment may lack for a model whose code cannot be loaded: most that take images need it."""
+    if "inspected" not in said or importlib.util.find_spec("torchvision") is not None:
+        return ""
+    return " The environment has no torchvision, which the code of most vision-language models needs."
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -16,7 +16,7 @@ __all__ = ["plain", "resolved"]
 # Parts of the configuration that other facts of a trace state, or that hold what only this process knows.
 _NOT = re.compile(
     r"instance_id|.*(_|^)(port|ip|host|hash|path|dir|folder|token|uuid|id|addr|address|time|rank|world_size)(_.*)?|"
-    r"model|tokenizer|served_model_name|.*revision|hf_.*|additional_config|static_.*|compilation_time|"
+    r"speculative_config|model|tokenizer|served_model_name|.*revision|hf_.*|additional_config|static_.*|compilation_time|"
     r"enabled_custom_ops|disabled_custom_ops|traced_files|.*_context|local_.*|dp_.*|trust_remote_code|"
     r"num_(gpu|cpu)_blocks|compile_ranges.*|kv_cache_max_concurrency|.*observability.*|original_.*"
 )

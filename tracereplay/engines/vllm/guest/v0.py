@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
@@ -19,6 +19,7 @@ __all__ = ["V0Adapter", "refuse_v0"]
 def refuse_v0(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this V0 engine runs in a way that cannot be recorded."""
     refuse_configuration(config)
+    refuse_speculation(config, runner="V0")
     if getattr(config.scheduler_config, "num_scheduler_steps", 1) > 1:
         raise Unsupported("Multi-step scheduling cannot be recorded; set num_scheduler_steps=1.")
     if runner.device.type == "cuda" and not config.model_config.enforce_eager:

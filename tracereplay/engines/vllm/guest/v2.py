@@ -20,19 +20,18 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import NOBODY, Adapter, wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration
-from tracereplay.engines.vllm.guest.v1 import has_beside, refuse_cuda_graphs
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
+from tracereplay.engines.vllm.guest.v1 import given_beside, refuse_cuda_graphs
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
 
 __all__ = ["V2Adapter", "refuse_v2"]
 
-_BESIDE = ("mm_features", "prompt_embeds")
-
 
 def refuse_v2(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this runner runs in a way that cannot be recorded."""
     refuse_configuration(config)
+    refuse_speculation(config, runner="V2")
     refuse_cuda_graphs(runner, config)
 
 
@@ -110,9 +109,9 @@ class V2Adapter(Adapter):
         ends = starts + batch.num_scheduled_tokens
         for engine_id, start, end in zip(batch.req_ids, starts.tolist(), ends.tolist(), strict=True):
             asked = self._requests[engine_id]
-            beside = [name for name in _BESIDE if has_beside(asked, name)]
             request, sequence = self.number(
-                engine_id, asked.prompt_token_ids or (), asked.sampling_params, asked.lora_request, beside
+                engine_id, asked.prompt_token_ids or (), asked.sampling_params, asked.lora_request,
+                given_beside(asked),
             )
             rows.extend((request, sequence, position) for position in range(start, end))
             last.append((request, sequence, end - 1))
