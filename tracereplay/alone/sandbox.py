@@ -23,6 +23,7 @@ from tracereplay.engines.family import Alone
 from tracereplay.engines.known import family_named
 from tracereplay.engines.variables import ENABLED
 from tracereplay.errors import EngineFailed, Unsupported
+from tracereplay.interpreter import SAFE, module_command
 from tracereplay.launch.process import LAST_LINES, Launchable, guest_environment
 
 __all__ = ["KERNEL", "OPERATOR", "Limits", "Outcome", "Sandbox", "Status", "alone_of"]
@@ -164,7 +165,7 @@ class Sandbox:
         mine, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [self._engine.python, "-m", "tracereplay.alone.child", str(theirs.fileno())],
+                module_command(str(self._engine.python), "tracereplay.alone.child", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
                 env=self._environment, start_new_session=True,
             )  # fmt: skip
@@ -246,7 +247,7 @@ def _handlers(engine: Launchable) -> dict[str, str]:
 
 def _environment(engine: Launchable) -> dict[str, str]:
     """An engine's environment without the plugin, which has nothing to do here, and without secrets."""
-    found = guest_environment(engine)
+    found = {**guest_environment(engine), **SAFE}
     found.pop(ENABLED)
     return {name: value for name, value in found.items() if not _SECRET.search(name)} | _ALONE
 

@@ -24,6 +24,7 @@ from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.request import PassRequest
 from tracereplay.engines.variables import ENABLED, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
+from tracereplay.interpreter import SAFE, module_command
 from tracereplay.launch.home import home
 from tracereplay.launch.overlay import overlay_for
 
@@ -134,9 +135,9 @@ class EngineProcess:
         )
         self._log_begins = self._log_file.tell()
         self._process = subprocess.Popen(
-            [engine.python, "-m", self._family.driver],
+            module_command(str(engine.python), self._family.driver),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
-            env=guest_environment(engine) | ({} if taps else {NO_TAPS: "1"}),
+            env={**guest_environment(engine), **SAFE, **({} if taps else {NO_TAPS: "1"})},
             start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tracereplay.device import Device
 from tracereplay.event import Site
+from tracereplay.interpreter import module_command
 from tracereplay.recorder.arena import Arena, Staging
 from tracereplay.recorder.protocol import Inbox, StepMessage, send
 from tracereplay.trace import codec, records
@@ -65,7 +66,7 @@ class WriterClient:
             # In its own session, and not a descendant of the engine: signals to the engine from a terminal or its
             # parent must not stop the writer before it has written what was handed over.
             subprocess.run(
-                [sys.executable, "-m", "tracereplay.recorder.detached", str(theirs_in), str(theirs_out)],
+                module_command(sys.executable, "tracereplay.recorder.detached", str(theirs_in), str(theirs_out)),
                 pass_fds=[theirs_in, theirs_out, *fds], stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         finally:
