@@ -181,8 +181,6 @@ call that is not compared, or a cause other than rounding, has to be explained:
   `max_model_len` is beyond it: `rotary_emb` exceeds rightly, as a float64 reference shows for both.
 - Attention of `v0` on a CPU has a window in every layer of Gemma 2 and 3, and leaves out Gemma 2's cap on logits:
   `attn` exceeds rightly. A float64 reference agrees with `v1`.
-- LFM2's short convolution runs in an op of the engine's, which takes the weights of a module that nobody calls. It
-  is no operator, as the census says; what it gives is compared where it arrives.
 - `v0`'s kernels truncate in norms and in attention. All siblings do, so that no operator is `biased` for it
   (`tracereplay/comparator/TOLERANCES.md`).
 

@@ -196,6 +196,38 @@ def a_method_that_computes_past_its_module_is_named():
     assert (row.module, row.kind, row.calls) == ("layers.0.linear", "Linear", 2), row
 
 
+def what_an_operator_is_given_to_write_to_is_its_output():
+    class Into(nn.Module):
+        def forward(self, x, output, scale=None):
+            output.copy_(torch.sin(x))
+
+    class Around(nn.Module):
+        def __init__(self, by_name):
+            super().__init__()
+            self.mixer, self.by_name = Into(), by_name
+
+        def forward(self, x):
+            output = torch.full_like(x, float("nan"))
+            self.mixer(x, output=output) if self.by_name else self.mixer(x, output)
+            return output
+
+    for compiled in (False, True):
+        for by_name in (False, True):
+            torch._dynamo.reset()
+            model = Around(by_name).eval()
+            sites = tap_operators(model, 1, 1, TensorNames({}, {}), eager=not compiled)
+            assert [site.inputs for site in sites] == [("x", "scale")]
+            if compiled:
+                model.compile(backend="eager", dynamic=True, fullgraph=True)
+            with torch.no_grad():  # compiled behind the census's back, too
+                steps, results = _recorded(model, sites)
+            for i, (step, result) in enumerate(zip(steps, results, strict=True)):
+                x = torch.linspace(0.1, 1, 24).view(3, 8) + i
+                assert torch.equal(result, torch.sin(x))
+                (call,) = step.calls
+                assert (len(call.inputs), len(call.outputs), len(call.written)) == (1, 1, 0), call
+
+
 class Compiled(Model):
     """As vLLM compiles: once, past the module's own call, and without guards."""
 

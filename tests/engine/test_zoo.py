@@ -41,9 +41,6 @@ ACROSS = ("phi", "glm")
 DIFFERENT = {
     "phi3_longrope": {"rotary_emb"}, "deepseek_v3_dense": {"rotary_emb"}, "gemma2": {"attn"}, "gemma3": {"attn"},
 }  # fmt: skip
-# The engine's op for a short convolution takes the weights of a module that nobody calls.
-SILENT = {"lfm2": {"conv"}}
-UNOBSERVED = {"lfm2": {"conv", "short_conv"}}
 # Models of transformers compute cosines once for all layers and rotate between operators, and multiply gate and up
 # there too. Latent attention takes no expanded keys and values.
 NO_COUNTERPART = {
@@ -151,8 +148,8 @@ def v1_of(engines: Engines, single_process: Mapping[str, str], fault_file: Path)
 
 
 def test_an_engine_matches_itself_operator_by_operator(own: Case) -> None:
-    name, golden = own.name, own.golden
-    assert silent(golden) == SILENT.get(name, set())
+    golden = own.golden
+    assert silent(golden) == set()
     verdict = own.running.verdict(golden)
     assert verdict.verdict == "match", verdict.reasons
     assert [(o.site, o.error_class) for o in verdict.operators if o.error_class != "identical"] == []
@@ -160,7 +157,7 @@ def test_an_engine_matches_itself_operator_by_operator(own: Case) -> None:
     assert verdict.coverage.not_compared == ()
     assert verdict.coverage.share == 1.0
     for side in (verdict.coverage.census.golden, verdict.coverage.census.candidate):
-        assert unobserved(side) == UNOBSERVED.get(name, set())
+        assert unobserved(side) == set()
 
 
 def named(verdict: Verdict) -> set[str]:

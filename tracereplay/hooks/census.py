@@ -144,6 +144,8 @@ class Census:
 
         @functools.wraps(inner)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # nothing of ours is to be traced
+                return inner(*args, **kwargs)
             return call(inner, *args, **kwargs)
 
         def restore() -> None:

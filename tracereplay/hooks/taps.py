@@ -116,7 +116,8 @@ def tap(
     """Wraps each way into this instance with taps and returns the names of the parameters of ``forward``.
 
     Tensor arguments are numbered 0, 1, ... in the order of the call; parameters of the model are passed
-    over, since they are known by name.
+    over, since they are known by name. An argument that is called ``output`` is where some of vLLM's operators
+    write what they compute: it is an output, and comes after those that are returned.
 
     Args:
         module: an operator.
@@ -128,8 +129,18 @@ def tap(
     """
     busy: list[int] = []
     for name, inner in entries.items():
-        setattr(module, name, wrap(inner, slot, busy, traced_only=not eager and name != "forward"))
+        into = _position(inner, _WRITTEN)
+        setattr(module, name, wrap(inner, slot, busy, into, traced_only=not eager and name != "forward"))
     return _names(entries["forward"], entries.get("forward_native") or getattr(module, "forward_native", None))
+
+
+_WRITTEN = "output"  # the parameter by which an operator is given the tensor to write to
+
+
+def _position(entry: Callable[..., Any], name: str) -> int | None:
+    """Of a parameter, if it can be given by position; None: the entry has none of this name."""
+    names = list(inspect.signature(entry).parameters)
+    return names.index(name) if name in names else None
 
 
 def _names(forward: Callable[..., Any], native: Callable[..., Any] | None) -> tuple[str, ...]:
@@ -137,18 +148,19 @@ def _names(forward: Callable[..., Any], native: Callable[..., Any] | None) -> tu
     for entry in filter(None, (forward, native)):
         found = inspect.signature(entry).parameters
         if not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
-            return tuple(found)
+            return tuple(name for name in found if name != _WRITTEN)
     return tuple(inspect.signature(forward).parameters)
 
 
 def wrap(
-    inner: Callable[..., Any], slot: int, busy: list[int], *, traced_only: bool = False
+    inner: Callable[..., Any], slot: int, busy: list[int], into: int | None = None, *, traced_only: bool = False
 ) -> Callable[..., Any]:
     """``inner`` between a feed of every tensor argument and an observe of every tensor output.
 
     Args:
         busy: not empty while a call of this operator is under way; shared by all its entries. A list, since
             Dynamo follows its changes.
+        into: position of the argument that the operator writes to, if it has one.
         traced_only: whether a call counts only if the compiler traces it.
     """
 
@@ -158,11 +170,11 @@ def wrap(
         busy.append(slot)
         try:
             if _is_compiling():
-                return _traced(inner, slot, args, kwargs)
+                return _traced(inner, slot, args, kwargs, into)
             listener = _listener
             if listener is None or slot not in listener.watched:
                 return inner(*args, **kwargs)
-            return _watched(listener, inner, slot, args, kwargs)
+            return _watched(listener, inner, slot, args, kwargs, into)
         finally:
             busy.pop()
 
@@ -170,11 +182,17 @@ def wrap(
 
 
 def _watched(
-    listener: Listener, inner: Callable[..., Any], slot: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+    listener: Listener, inner: Callable[..., Any], slot: int, args: tuple[Any, ...], kwargs: dict[str, Any],
+    into: int | None,
+) -> Any:  # fmt: skip
     """A call in eager mode."""
     values = [*args, *kwargs.values()]
     places = [i for i, value in enumerate(values) if type(value) is torch.Tensor or _is_data(value)]
+    written = None
+    if into is not None:
+        at = into if into < len(args) else len(args) + list(kwargs).index(_WRITTEN)
+        written = values[at]
+        places = [i for i in places if i != at]
     taken = [values[i] for i in places]
     call, given = listener.arrived(slot, taken)
     if given is not taken:
@@ -188,27 +206,30 @@ def _watched(
     else:
         with listener.scope(call):
             result = inner(*args, **kwargs)
-    outputs = result if isinstance(result, (tuple, list)) else (result,)
+    outputs = (*(result if isinstance(result, (tuple, list)) else (result,)), written)
     found = [value for value in outputs if type(value) is torch.Tensor or _is_data(value)]
     listener.returned(call, taken, found)
     return result
 
 
-def _traced(inner: Callable[..., Any], slot: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _traced(
+    inner: Callable[..., Any], slot: int, args: tuple[Any, ...], kwargs: dict[str, Any], into: int | None
+) -> Any:
     """A call that the compiler traces: what is left of it are the two ops."""
     index = 0
     taken = list(args)
     for i, value in enumerate(args):
-        if _is_data(value):
+        if _is_data(value) and i != into:
             taken[i] = torch.ops.tracereplay.feed(value, slot, index)
             index += 1
     for name, value in kwargs.items():
-        if _is_data(value):
+        if _is_data(value) and (into is None or name != _WRITTEN):
             kwargs[name] = torch.ops.tracereplay.feed(value, slot, index)
             index += 1
     result = inner(*taken, **kwargs)
     index = 0
-    for value in result if isinstance(result, (tuple, list)) else (result,):
+    written = None if into is None else args[into] if into < len(args) else kwargs[_WRITTEN]
+    for value in (*(result if isinstance(result, (tuple, list)) else (result,)), written):
         if _is_data(value):
             torch.ops.tracereplay.observe(value, slot, index)
             index += 1

@@ -35,6 +35,7 @@ _OPERATORS = frozenset(
         # vLLM: norms, activations and rotary embeddings are CustomOps
         "CustomOp", "LinearBase", "VocabParallelEmbedding", "Attention", "MLAAttention", "LogitsProcessor",
         "FusedMoE", "MoERunnerInterface", "RotaryEmbedding", "RotaryEmbeddingBase", "MambaMixer", "MambaMixer2",
+        "ShortConv",
         # a layer with adapters computes them and its base layer in one
         "BaseLayerWithLoRA",
         # torch, as some models use them
