@@ -94,9 +94,7 @@ def test_a_fault_is_named_at_its_place(
 
 
 @pytest.mark.parametrize("engine", V2, indirect=True)
-def test_what_differs_is_cancelled(
-    engine: Running, by_the_v1_runner: Trace, plant: Callable[[str], None]
-) -> None:
+def test_what_differs_is_cancelled(engine: Running, by_the_v1_runner: Trace, plant: Callable[[str], None]) -> None:
     plant("scale")
     verdict = engine.bisect_operators(by_the_v1_runner, max_passes=4)
     assert verdict.closure is not None

@@ -31,6 +31,7 @@ __all__ = ["ENTRIES", "Census", "held_besides"]
 ENTRIES = ("forward", "forward_native", "forward_cuda", "forward_hip", "forward_cpu", "forward_xpu", "forward_oot")
 _OF_THE_MODEL = ("compute_logits",)
 
+
 @dataclass(slots=True)
 class _Module:
     """What was seen of a module's calls.

@@ -110,7 +110,10 @@ class V2Adapter(Adapter):
         for engine_id, start, end in zip(batch.req_ids, starts.tolist(), ends.tolist(), strict=True):
             asked = self._requests[engine_id]
             request, sequence = self.number(
-                engine_id, asked.prompt_token_ids or (), asked.sampling_params, asked.lora_request,
+                engine_id,
+                asked.prompt_token_ids or (),
+                asked.sampling_params,
+                asked.lora_request,
                 given_beside(asked),
             )
             rows.extend((request, sequence, position) for position in range(start, end))
