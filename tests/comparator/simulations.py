@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator.numbers.dtypes import eps, widen
+from tracereplay.comparator.numbers.leans import judge_leans
 from tracereplay.comparator.numbers.metrics import BIAS_ULP, BIAS_Z, SIGN_ULP, Tally, compare_rows, trimmed_rms
-from tracereplay.comparator.numbers.tolerance import DEFAULTS
+from tracereplay.comparator.numbers.tolerance import DEFAULTS, PEAKS
 from tracereplay.dtypes import numpy_dtype
 
 Array = npt.NDArray[Any]
@@ -114,6 +115,100 @@ def partials(random: np.random.Generator, rows: int, width: int, kind: str, dtyp
     return pair(x @ weight, halves[0] + halves[1], dtype)
 
 
+def stored(x: Array, dtype: str, *, truncate: bool = False) -> Array:
+    """Rounded to nearest or truncated, as float32; fast enough for a whole network."""
+    x = np.asarray(x, np.float32)
+    if dtype == "float32":
+        return x
+    if not truncate:
+        near: Array = x.astype(numpy_dtype(dtype)).astype(np.float32)
+        return near
+    kept = np.uint32(0xFFFFFFFF << {"bfloat16": 16, "float16": 13}[dtype] & 0xFFFFFFFF)
+    return (x.view(np.uint32) & kept).view(np.float32)
+
+
+# What a fused kernel of experts truncates; all else stays in float32. vLLM 0.32.0 leans as the first does.
+FUSED = {"activation, sum": ("activation", "sum"), "each output too": ("activation", "output", "sum")}
+
+
+def experts(
+    random: np.random.Generator, rows: int, width: int, kind: str, dtype: str, chosen: int = 2, inner: int = 256,
+    gain: float = 1.0, fused: str = "activation, sum", scale: float = 1.0, routed: float = 1.0,
+) -> Pair:  # fmt: skip
+    """Eight experts of which each row is sent to some: every step rounded, and a fused kernel that truncates.
+
+    Golden rounds gate and up, SiLU, its product with up, the output of each expert and their weighted sum, as
+    vLLM 0.18.1 does without a kernel.
+
+    Args:
+        chosen: experts of each row.
+        inner: width between the two projections.
+        gain: standard deviation of gate and up, which depends on the model.
+        fused: what the candidate truncates, of `FUSED`.
+        scale: planted: a factor on the candidate's sum before it is truncated.
+        routed: planted: a factor on the weight that the candidate gives to each row's first expert.
+    """
+    count = 8
+    x = activations(random, rows, width, kind, dtype).astype(np.float32)
+    gates, ups = (
+        stored(gain * random.standard_normal((count, width, inner)) * width**-0.5, dtype) for _ in range(2)
+    )
+    downs = stored(random.standard_normal((count, inner, width)) * inner**-0.5, dtype)
+    logits = random.standard_normal((rows, count))
+    order = np.argsort(-logits, axis=1)[:, :chosen]
+    weights = np.exp(np.take_along_axis(logits, order, axis=1))
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    wrong = weights * np.where(np.arange(chosen) == 0, routed, 1.0).astype(np.float32)
+    sums = np.zeros((2, rows, width), np.float32)
+
+    def plain(_: str, v: Array) -> Array:
+        return stored(v, dtype)
+
+    def kernel(step: str, v: Array) -> Array:
+        return stored(v, dtype, truncate=True) if step in FUSED[fused] else v
+
+    for expert in range(count):
+        mine, slot = np.nonzero(order == expert)
+        gate, up = x[mine] @ gates[expert], x[mine] @ ups[expert]
+        for total, convert, share in ((sums[0], plain, weights), (sums[1], kernel, wrong)):
+            g, u = convert("gate", gate), convert("up", up)
+            silu = convert("silu", g / (1 + np.exp(-np.clip(g, -80, None))))
+            output = convert("output", convert("activation", silu * u) @ downs[expert])
+            total[mine] += share[mine, slot][:, None] * output
+    golden, candidate = plain("sum", sums[0]), kernel("sum", np.float32(scale) * sums[1])
+    return golden.astype(numpy_dtype(dtype)), candidate.astype(numpy_dtype(dtype)), dtype
+
+
+def quotients(found: Pair) -> Array:
+    """Error over allowance of every element, with the dtype's defaults."""
+    golden, candidate, dtype = found
+    a, b = DEFAULTS[dtype]
+    g, c = widen(golden, dtype).astype(np.float64), widen(candidate, dtype).astype(np.float64)
+    quotient: Array = np.abs(c - g) / (eps(dtype) * (a * np.abs(g) + b * trimmed_rms(np.abs(g))[:, None]))
+    return quotient
+
+
+VERDICT_ROWS = 32 * 1000  # of experts: 32 layers, 1000 tokens
+ALARM_RATE = 1e-3  # false alarms that single elements may cause, for each verdict
+
+
+def needed_peak(largest: Array, tail: int, errors: float = 0.0) -> float:
+    """What the largest quotient of a row exceeds at `ALARM_RATE` in `VERDICT_ROWS` rows.
+
+    An error near zero is the sum of many, so that it is normal and the tail of its square exponential: the mean
+    excess of the largest squares says how long it is.
+
+    Args:
+        largest: quotient of each row.
+        tail: how many of the largest say it.
+        errors: standard errors of the mean excess to add.
+    """
+    squares = np.sort(largest)[-tail - 1 :] ** 2
+    excess = (squares[1:] - squares[0]).mean() * (1 + errors / np.sqrt(tail))
+    further = np.log(tail / len(largest) * VERDICT_ROWS / ALARM_RATE)
+    return float(np.sqrt(squares[0] + excess * further))
+
+
 def truncated(
     random: np.random.Generator, rows: int, width: int, kind: str, dtype: str, offset: float = 0.0
 ) -> Pair:
@@ -174,12 +269,12 @@ HONEST: dict[str, Callable[..., Pair]] = {
 }  # fmt: skip
 
 
-def tally(found: Pair, factors: tuple[float, float] | None = None) -> Tally:
-    """The pair judged with the dtype's defaults."""
+def tally(found: Pair, factors: tuple[float, float] | None = None, peak: float = 1.0) -> Tally:
+    """The pair judged with the dtype's defaults; ``peak`` is what a single element may reach."""
     golden, candidate, dtype = found
     rows = np.arange(len(golden))
     keys = np.stack([rows * 0, rows * 0, rows], axis=1)
-    result = Tally()
+    result = Tally(peak=peak)
     compare_rows(result, golden, candidate, (dtype, dtype), factors or DEFAULTS[dtype], np.abs, keys, rows, rows)
     return result
 
@@ -279,9 +374,73 @@ def _tolerances(dtype: str) -> None:
         )
 
 
+SHAPES = ((1, 256, 256), (2, 128, 128), (4, 288, 544), (8, 256, 128), (8, 512, 256), (2, 1024, 512))
+
+
+def _experts(rows: int = 4_000) -> None:
+    """What experts need of single elements, and what is found although they get it."""
+    print("\nExperts: limit that a verdict exceeds at 1e-3 (and two standard errors more)\n")
+    print("| dtype | truncated | RMS of q | largest q | lean (ulp) | limit | + 2 se |")
+    for dtype in ("bfloat16", "float16"):
+        for fused in FUSED:
+            found = []
+            for chosen, width, inner in SHAPES:
+                for gain, kind in ((0.1, "normal"), (1.0, "normal"), (1.0, "heavy"), (3.0, "normal")):
+                    found.append(_tail(rows, width, kind, dtype, chosen, inner, gain, fused))
+            worst = " | ".join(f"{value:.2f}" for value in np.max(found, axis=0))
+            print(f"| {dtype} | {fused} | {worst} |", flush=True)
+    print("\nExperts with a fault, bfloat16, 1, 2, 4 and 8 for a row: share of 40 tables (64 rows of 512)")
+    print("that exceed; with the limit 1 for single elements; that exceed or are biased, by four honest ones\n")
+    for fault in PLANTED_IN_EXPERTS:
+        print(f"| {fault} | " + " | ".join(_power(chosen, fault) for chosen in (1, 2, 4, 8)) + " |", flush=True)
+
+
+def _power(chosen: int, fault: dict[str, Any], tables: int = 40) -> str:
+    """Shares of tables in which a fault is found."""
+    peak = PEAKS["experts", "bfloat16"]
+
+    def drawn(seed: int, **planted: Any) -> Pair:
+        return experts(np.random.default_rng([seed, 3]), 64, 512, "normal", "bfloat16", chosen, **planted)
+
+    honest = [tally(drawn(1000 + seed), peak=peak) for seed in range(4)]
+    exceeds, before, found = 0, 0, 0
+    for seed in range(tables):
+        table = drawn(seed, **fault)
+        judged = tally(table, peak=peak)
+        judge_leans([judged, *map(replace, honest)], "bfloat16", SIGN_ULP)
+        exceeds += judged.error_class == "exceeds"
+        before += tally(table).error_class == "exceeds"
+        found += judged.error_class != "rounding"
+    return ", ".join(f"{count / tables:.0%}" for count in (exceeds, before, found))
+
+
+PLANTED_IN_EXPERTS: tuple[dict[str, Any], ...] = (
+    {}, {"scale": 1.02}, {"scale": 0.98}, {"scale": 1.03}, {"scale": 0.97}, {"routed": 1.02}, {"routed": 0.98},
+    {"routed": 1.03}, {"routed": 0.97}, {"routed": 1.1}, {"routed": 0.9},
+)  # fmt: skip
+
+
+def _tail(
+    rows: int, width: int, kind: str, dtype: str, chosen: int, inner: int, gain: float, fused: str
+) -> tuple[float, ...]:
+    """RMS of the quotients, the largest, lean, and the limit needed, without and with two standard errors."""
+    largest, together, lean = [], 0.0, 0.0
+    for seed in range(rows // 2000):
+        random = np.random.default_rng([seed, chosen, width])
+        drawn = experts(random, 2000, width, kind, dtype, chosen, inner, gain, fused)
+        q = quotients(drawn)
+        largest.append(q.max(axis=1))
+        together = max(together, float(np.sqrt((q**2).mean(axis=1)).max()))
+        lean = lean or abs(tally(drawn).bias[0])
+    peaks = np.concatenate(largest)
+    tail = max(60, len(peaks) // 200)
+    return together, float(peaks.max()), lean, needed_peak(peaks, tail), needed_peak(peaks, tail, 2.0)
+
+
 def main() -> None:
     for dtype in ("bfloat16", "float16", "float32"):
         _tolerances(dtype)
+    _experts()
     print("\nTruncation and floor instead of rounding to nearest (17 rows of 1024)\n")
     for dtype in ("bfloat16", "float16", "float32"):
         for simulate in (truncated, floored):

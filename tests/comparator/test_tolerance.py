@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracereplay.comparator.numbers.policy_file import load_policy, policy_text
-from tracereplay.comparator.numbers.tolerance import DEFAULTS, Policy, Rule, tolerance_for
+from tracereplay.comparator.numbers.tolerance import DEFAULTS, PEAKS, Policy, Rule, tally_for, tolerance_for
 from tracereplay.errors import UsageError
 
 
@@ -60,6 +60,36 @@ def test_a_rule_may_speak_of_leans_alone(tmp_path: Path) -> None:
     assert policy.max_lean("x", "RMSNorm", "bfloat16", "operator") == policy.bias_max_ulp
 
 
+PEAK = PEAKS["experts", "bfloat16"]
+
+
+def test_single_elements_of_experts_may_be_off_by_more() -> None:
+    def peak(policy: Policy, role: str, dtype: str = "bfloat16", kind: str = "operator") -> float:
+        tolerance = tolerance_for(policy, "mlp.experts", "FusedMoE", dtype, kind, role)
+        assert tolerance is not None
+        found = tally_for(policy, tolerance, "mlp.experts", "FusedMoE", kind, role).peak
+        assert (f"single elements up to {found:g} times as much" in tolerance.source) == (found != 1)
+        return found
+
+    base = Policy()
+    assert peak(base, "experts") == PEAK
+    assert peak(base, "linear") == peak(base, "") == 1  # kernels have no role
+    assert peak(base, "experts", "float16") == peak(base, "experts", "float32") == 1  # do not need it
+    assert peak(base, "experts", kind="edge") == 1
+    assert peak(Policy(rules=(Rule(operator="FusedMoE", a=1, b=1),)), "experts") == PEAK
+    assert peak(Policy(rules=(Rule(operator="FusedMoE", peak=1),)), "experts") == 1
+    assert peak(Policy(rules=(Rule(operator="FusedMoE", peak=2.5),)), "") == 2.5
+    assert peak(Policy(calibration=(Rule(operator="FusedMoE", a=9, b=9),)), "experts") == PEAK
+
+
+def test_strict_leaves_single_elements_nothing() -> None:
+    strict = Policy(rules=(Rule(peak=9.0),)).made_strict()
+    tolerance = tolerance_for(strict, "mlp.experts", "FusedMoE", "bfloat16", "operator", "experts")
+    assert tolerance is not None
+    assert (tolerance.a, tolerance.b, tolerance.source) == (0, 0, "strict")
+    assert tally_for(strict, tolerance, "mlp.experts", "FusedMoE", "operator", "experts").limit == 0
+
+
 def test_rules_of_yours_come_before_what_was_calibrated_and_may_be_tighter(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -88,15 +118,20 @@ numbers = st.floats(0, 1e6, allow_nan=False)
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 rules = st.builds(
     Rule, site=texts, operator=texts, dtype=texts, kind=st.sampled_from([None, "operator", "edge"]), a=numbers,
-    b=numbers, because=texts, max_ulp=st.none() | numbers,
+    b=numbers, because=texts, max_ulp=st.none() | numbers, peak=st.none() | st.floats(1, 1e6),
 )  # fmt: skip
+
+
+def calibrated(rule: Rule) -> Rule:
+    """What a calibration may say of it."""
+    return replace(rule, max_ulp=None, peak=None)
 
 
 @settings(max_examples=50, deadline=None)
 @given(
     st.builds(
         Policy, rules=st.lists(rules, max_size=2).map(tuple),
-        calibration=st.lists(rules.map(lambda rule: replace(rule, max_ulp=None)), max_size=2).map(tuple),
+        calibration=st.lists(rules.map(calibrated), max_size=2).map(tuple),
         logprob_max_abs=numbers, bias_max_ulp=numbers, bias_sign_max_ulp=numbers,
     ),
     st.dictionaries(st.sampled_from(["golden", "date"]), texts),
@@ -164,7 +199,10 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
         ("[tokens]\ndiffering = 1.5\n", "'differing' in line 2 .* is 1.5; it must be a whole number"),
         ("[calibration]\nruns = 3\n", "'runs' in line 2 .* is 3; it must be a list"),
         ("[[calibrated]]\na = 1\nb = 1\nmax_ulp = 1\n", "'max_ulp' in line 4 .* is unknown; calibrated knows"),
-        ("[[rule]]\na = 1\nmax_ulp = 1\n", "line 1 .* must give a and b together, or max_ulp, or ignore"),
+        ("[[calibrated]]\na = 1\nb = 1\npeak = 1\n", "'peak' in line 4 .* is unknown; calibrated knows"),
+        ("[[rule]]\npeak = 2\n[[rule]]\npeak = 0.5\n", "'peak' in line 4 .* is 0.5; it must .* at least 1"),
+        ("[[rule]]\na = 1\npeak = 2\n", "line 1 .* must give a and b together, or peak, or max_ulp, or ignore"),
+        ("[[rule]]\na = 1\nmax_ulp = 1\n", "line 1 .* must give a and b together, or peak, or max_ulp, or ignore"),
         ("[bias]\nmax_ulps = 1\n", "'max_ulps' in line 2 .* is unknown"),
         ("[coverage]\nmin = 0.5\n[coverages]\nmin = 1\n", "'coverages' in line 3 .* is unknown"),
         ("tokens = 3\n", "'tokens' in line 1 .* must be a table"),

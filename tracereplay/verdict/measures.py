@@ -182,7 +182,8 @@ class Tolerance:
     Args:
         a, b: the two factors; both zero means bit for bit.
         dtype: whose eps; the coarser of the two sides'.
-        source: where the factors come from: ``default``, ``strict``, or the policy rule in words.
+        source: where the factors come from: ``default``, ``strict``, or the policy rule in words; and what
+            single elements may be off by, where that is more.
     """
 
     a: float

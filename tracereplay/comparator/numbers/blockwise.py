@@ -187,13 +187,13 @@ def _add_job(
     dtypes = _dtype(table), _dtype(other)
     dtype = coarser(*dtypes) if is_float(dtypes[0]) else dtypes[0]
     named = key.site, operator, dtype, "edge" if key.side == "in" else "operator"
-    tolerance = tolerance_for(policy, *named)
+    tolerance = tolerance_for(policy, *named, role)
     if tolerance is None:
         rule = policy.rule_for(*named)
         worklist.leave_out(key, f"ignored by the policy: {rule.describe() if rule else ''}", len(every))
         return
     mine, theirs = _paired(worklist, calls, table, other, rows, exclusions)
-    tally = tally_for(policy, tolerance, key.site, operator, named[-1])
+    tally = tally_for(policy, tolerance, key.site, operator, named[-1], role)
     size = _of_logprobs if role == "sampler" and key.side == "out" else np.abs
     worklist.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
 

@@ -5,10 +5,11 @@ Everything is vectorized over rows, and only rows that differ in any bit are exa
 **Trimmed RMS** of a golden row: the RMS; then three times again without the elements that exceed four times
 the last one. On values without outliers it is the RMS; a few channels a thousand times larger do not move it.
 
-**Ratio** of a row: its largest error over that element's allowance; or, where that is more, the RMS of all
-these quotients over 0.4. The second finds what all elements share, such as a scale that is 3 % off, which no
-single element shows clearly in bfloat16: honest roundings are independent, and their quotients have an RMS
-between 0.05 and 0.2 (TOLERANCES.md). Why quotients and not errors: one outlier channel would outweigh the row.
+**Ratio** of a row: its largest error over that element's allowance, divided by the **peak** that a single element
+may reach (1, or more where an operator is a network of its own); or, where that is more, the RMS of all these
+quotients over 0.4. The second finds what all elements share, such as a scale that is 3 % off, which no single
+element shows clearly in bfloat16: honest roundings are independent, and their quotients have an RMS between 0.05
+and 0.2 (TOLERANCES.md). Why quotients and not errors: one outlier channel would outweigh the row.
 
 **Lean** of a row, in units of the last place (ulp): the mean of ``(candidate - golden) / ulp``, each clipped
 to +-2, once along the axis and once along the sign of the values. The ulp is that of the larger of the two
@@ -110,6 +111,7 @@ def row_errors(
     candidate_dtype: str,
     tolerance: tuple[float, float],
     magnitude: Callable[[Array], Array] = np.abs,
+    peak: float = 1.0,
 ) -> RowErrors:
     """Compares rows that differ.
 
@@ -118,6 +120,7 @@ def row_errors(
         golden_dtype, candidate_dtype: torch's names; both float, or both not.
         tolerance: factors ``(a, b)``; see `verdict.Tolerance`.
         magnitude: of golden's elements, as the allowance takes it.
+        peak: how many times its allowance a single element may be off; at least 1.
     """
     same = _bits_equal(golden, candidate) if golden_dtype == candidate_dtype else golden == candidate
     equal = same.sum(axis=1)
@@ -144,7 +147,7 @@ def row_errors(
     along = clipped * signs
     sign_lean = along.mean(axis=1, dtype=np.float64)
     return RowErrors(
-        ratio=np.maximum(ratio[rows, at].astype(np.float64), _together(ratio)),
+        ratio=np.maximum(ratio[rows, at].astype(np.float64) / _peak(ratio, peak), _together(ratio)),
         at=at,
         golden=_values(golden, golden_dtype, rows, at),
         candidate=_values(candidate, candidate_dtype, rows, at),
@@ -157,6 +160,11 @@ def row_errors(
         nonfinite=broken.sum(axis=1),
         equal=equal,
     )
+
+
+def _peak(ratio: Array, peak: float) -> float:
+    """What single elements may reach: 1 in a row too short for all to be judged together."""
+    return peak if ratio.shape[1] >= TOGETHER_WIDTH else 1.0
 
 
 def _together(ratio: Array) -> Floats:
@@ -293,6 +301,7 @@ class Tally:
 
     Args:
         limit: largest ratio that passes: 1, or 0 where the tolerance is zero.
+        peak: how many times its allowance a single element may be off (`row_errors`).
         bias_limit: largest mean lean along the axis that passes, in ulp.
         sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a rounding
             convention, which one tensor cannot show.
@@ -300,6 +309,7 @@ class Tally:
     """
 
     limit: float = 1.0
+    peak: float = 1.0
     bias_limit: float = BIAS_ULP
     sign_limit: float = BIAS_ULP
     rows: int = 0
@@ -460,5 +470,5 @@ def compare_rows(
     stride = max(1, SLICE // max(width, 1))
     for start in range(0, len(rows), stride):
         part = rows[start : start + stride]
-        errors = row_errors(golden[part], candidate[part], *dtypes, tolerance, magnitude)
+        errors = row_errors(golden[part], candidate[part], *dtypes, tolerance, magnitude, tally.peak)
         tally.add(errors, width, keys[part], order[part], step[part])

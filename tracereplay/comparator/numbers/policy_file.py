@@ -16,6 +16,7 @@ The first rule that fits a tensor applies, yours before the calibrated ones. Eve
     a = 2.0
     b = 6.0                # or: ignore = true
     max_ulp = 0.5          # the bias that these may have
+    peak = 2.0             # how many times the allowance a single element may be off, at least 1
     because = "fused kernel of 0.9, checked by hand"
     [[calibrated]]         # `tracereplay calibrate` writes these; never below the defaults, and after every rule
     operator = "RowParallelLinear"
@@ -62,9 +63,9 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 _RULE: Mapping[str, Any] = {
     "site": str, "operator": str, "dtype": str, "kind": str, "a": _NUMBER, "b": _NUMBER, "ignore": bool,
-    "because": str, "max_ulp": _NUMBER,
+    "because": str, "max_ulp": _NUMBER, "peak": _NUMBER,
 }  # fmt: skip
-_CALIBRATED = {key: kind for key, kind in _RULE.items() if key not in ("ignore", "max_ulp")}
+_CALIBRATED = {key: kind for key, kind in _RULE.items() if key not in ("ignore", "max_ulp", "peak")}
 _LISTS = {"rule": _RULE, "calibrated": _CALIBRATED}
 
 
@@ -146,9 +147,13 @@ def _rule(data: Any, where: _Where, table: str, nth: int) -> Rule:
     if values.get("kind") not in (None, "operator", "edge"):
         raise UsageError(f"The rule at {line} has the kind {values['kind']!r}; it must be operator or edge.")
     given = {"a", "b"} & set(values)
-    if values.get("ignore") is not True and len(given) != 2 and (given or "max_ulp" not in values):
-        others = ", or max_ulp, or ignore = true" if table == "rule" else ""
+    alone = {"max_ulp", "peak"} & set(values)
+    if values.get("ignore") is not True and len(given) != 2 and (given or not alone):
+        others = ", or peak, or max_ulp, or ignore = true" if table == "rule" else ""
         raise UsageError(f"The rule at {line} must give a and b together{others}.")
+    if values.get("peak", 1) < 1:
+        line, given_peak = where("peak", table, nth), values["peak"]
+        raise UsageError(f"The value of 'peak' in {line} is {given_peak!r}; it must be a number of at least 1.")
     return Rule(**values)
 
 

@@ -1,9 +1,9 @@
 """What may differ, and by how much: dtype defaults, and the policy that overrides them.
 
 The allowance of an element is ``eps(dtype) * (a * |golden| + b * trimmed RMS of its row)``. ``a`` is for
-roundings of the value itself, ``b`` for those of the terms it was summed from. TOLERANCES.md has the measurements
-behind the defaults. The first of a policy's rules that fits a tensor applies, else the first calibrated one, else
-the default.
+roundings of the value itself, ``b`` for those of the terms it was summed from. Single elements of experts may be
+off by more (`PEAKS`). TOLERANCES.md has the measurements behind the defaults. The first of a policy's rules that
+fits a tensor applies, else the first calibrated one, else the default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tracereplay.comparator.numbers.metrics import BIAS_ULP, SIGN_ULP, Tally
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, rounded_up
 
 __all__ = [
-    "DEFAULTS", "Policy", "Rule", "allow_convention", "passing_bias", "passing_tolerance", "tally_for",
+    "DEFAULTS", "PEAKS", "Policy", "Rule", "allow_convention", "passing_bias", "passing_tolerance", "tally_for",
     "tolerance_for", "unit_factors",
 ]  # fmt: skip
 
@@ -35,6 +35,10 @@ DEFAULTS: Mapping[str, tuple[float, float]] = {
     "float8_e8m0fnu": (2.0, 0.0),
 }
 
+# (role, dtype) -> how many times its allowance a single element of an output may be off. Experts are a whole
+# network, which rounds five times in a row: TOLERANCES.md has the model.
+PEAKS: Mapping[tuple[str, str], float] = {("experts", "bfloat16"): 1.5}
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -43,6 +47,7 @@ class Rule:
     Args:
         a, b: the factors; None for the defaults, and with ``ignore``.
         max_ulp: mean bias that these may show; None for the policy's.
+        peak: how many times its allowance a single element may be off, at least 1; None for the default (`PEAKS`).
         ignore: do not compare these.
         because: why, for the report.
     """
@@ -56,6 +61,7 @@ class Rule:
     ignore: bool = False
     because: str = ""
     max_ulp: float | None = None
+    peak: float | None = None
 
     def fits(self, site: str, operator: str, dtype: str, kind: str) -> bool:
         """Whether the rule applies to this tensor."""
@@ -106,41 +112,56 @@ class Policy:
         rule = self.rule_for(site, operator, dtype, kind)
         return self.bias_max_ulp if rule is None or rule.max_ulp is None else rule.max_ulp
 
+    def peak(self, site: str, operator: str, dtype: str, kind: str, role: str = "") -> float:
+        """How many times its allowance a single element of a tensor may be off."""
+        rule = None if self.strict else self.rule_for(site, operator, dtype, kind)
+        default = PEAKS.get((role, dtype), 1.0) if kind == "operator" else 1.0
+        return default if rule is None or rule.peak is None else rule.peak
+
     def rule_for(self, site: str, operator: str, dtype: str, kind: str) -> Rule | None:
         """The first rule that fits."""
         return next((r for r in self.rules if r.fits(site, operator, dtype, kind)), None)
 
 
-def tolerance_for(policy: Policy, site: str, operator: str, dtype: str, kind: str) -> Tolerance | None:
-    """The tolerance of a tensor of a float ``dtype``, or None if a rule says to ignore it."""
+def tolerance_for(
+    policy: Policy, site: str, operator: str, dtype: str, kind: str, role: str = ""
+) -> Tolerance | None:
+    """The tolerance of a tensor of a float ``dtype``, or None if a rule says to ignore it.
+
+    Its source says what single elements may be off by, where that is more (`Policy.peak`). Kernels have no role.
+    """
     rule = policy.rule_for(site, operator, dtype, kind)
     if rule is not None and rule.ignore:
         return None
     if policy.strict:
         return Tolerance(0.0, 0.0, dtype, "strict")
     a, b = DEFAULTS.get(dtype, (0.0, 0.0))
+    peak = policy.peak(site, operator, dtype, kind, role)
+    more = "" if peak == 1 else f", single elements up to {peak:g} times as much"
     if rule is not None:
-        return Tolerance(_or(rule.a, a), _or(rule.b, b), dtype, rule.describe())
+        return Tolerance(_or(rule.a, a), _or(rule.b, b), dtype, rule.describe() + more)
     measured = next((r for r in policy.calibration if r.fits(site, operator, dtype, kind)), None)
     if measured is not None:
         known = measured.describe("calibration")
-        return Tolerance(max(a, _or(measured.a, a)), max(b, _or(measured.b, b)), dtype, known)
-    return Tolerance(a, b, dtype)
+        return Tolerance(max(a, _or(measured.a, a)), max(b, _or(measured.b, b)), dtype, known + more)
+    return Tolerance(a, b, dtype, "default" + more)
 
 
 def tally_for(
-    policy: Policy, tolerance: Tolerance, site: str, operator: str, kind: str, *, conventional: bool = False
-) -> Tally:
+    policy: Policy, tolerance: Tolerance, site: str, operator: str, kind: str, role: str = "", *,
+    conventional: bool = False,
+) -> Tally:  # fmt: skip
     """An empty tally with the limits of a tensor that ``tolerance_for`` gave ``tolerance``.
 
     Args:
-        policy, site, operator, kind: as for `tolerance_for`.
+        policy, site, operator, kind, role: as for `tolerance_for`.
         tolerance: the tensor's.
         conventional: whether its lean along the values' signs counts as a rounding convention (`leans`).
     """
     limit = 0.0 if tolerance.a == tolerance.b == 0 and is_float(tolerance.dtype) else 1.0
     lean = policy.max_lean(site, operator, tolerance.dtype, kind)
-    tally = Tally(limit, lean, lean)
+    peak = policy.peak(site, operator, tolerance.dtype, kind, role)
+    tally = Tally(limit, peak, lean, lean)
     if conventional:
         allow_convention(tally, policy)
     return tally
