@@ -4,6 +4,7 @@ test_in_process.py runs this file under a real engine's interpreter with the ove
 function below raised (null: nothing).
 """
 
+import dataclasses
 import os
 import select
 import signal
@@ -17,11 +18,12 @@ from unit_runner import run
 from tracereplay.cancellation import Cancellation
 from tracereplay.device import Cpu
 from tracereplay.engines.naming import map_of
-from tracereplay.engines.vllm.guest.choose import generation
+from tracereplay.engines.vllm.guest.choose import generation, is_v2
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
 from tracereplay.engines.vllm.guest.speculation import Batch, Ends, Verification, forced_run
 from tracereplay.engines.vllm.guest.v1 import refuse_v1
+from tracereplay.engines.vllm.guest.v2 import refuse_older_batches
 from tracereplay.errors import Unsupported
 from tracereplay.event import Layout, Parameter, RowKey, Site, make_rows
 from tracereplay.hooks.kernels import returnable
@@ -122,10 +124,22 @@ def _refusal(runner, config):
     return ""
 
 
-def model_runner_v2_is_refused_with_the_way_out():
-    refusal = _refusal(_runner("vllm.v1.worker.gpu.model_runner", "cpu"), _config())
-    assert "VLLM_USE_V2_MODEL_RUNNER=0" in refusal, refusal
-    assert not _refusal(_runner("vllm.v1.worker.gpu_model_runner", "cpu"), _config())
+def older_batches_of_model_runner_v2_are_refused_with_the_way_out():
+    fields = ["req_ids", "num_computed_tokens_np", "prefill_len_np"]
+    refuse_older_batches(dataclasses.make_dataclass("InputBatch", fields))
+    for missing in fields[1:]:
+        said = ""
+        try:
+            refuse_older_batches(dataclasses.make_dataclass("InputBatch", [f for f in fields if f != missing]))
+        except Unsupported as error:
+            said = str(error)
+        assert f"no {missing}; set VLLM_USE_V2_MODEL_RUNNER=0" in said, said
+
+
+def the_second_model_runner_of_v1_is_told_from_the_first():
+    assert is_v2(_runner("vllm.v1.worker.gpu.model_runner", "cpu"))
+    assert not is_v2(_runner("vllm.v1.worker.gpu_model_runner", "cpu"))
+    refuse_v1(_runner("vllm.v1.worker.gpu_model_runner", "cpu"), _config())
 
 
 def a_runner_of_neither_generation_is_not_ours():

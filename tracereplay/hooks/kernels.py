@@ -72,7 +72,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         except BaseException as error:
             self._listener.end(kernel, None, error)
             raise
-        self._listener.end(kernel, result, None)
+        self._listener.end(kernel, _as_it_was(result), None)
         return returnable(result)
 
 
@@ -94,7 +94,20 @@ def returnable(result: Any) -> Any:
     """
     like = next((x for x in result if isinstance(x, torch.Tensor)), None) if type(result) is list else None
     if like is not None:
-        return [like.new_empty(0) if x is None else x for x in result]
+        return [_stand_in(like) if x is None else x for x in result]
+    return result
+
+
+def _stand_in(like: torch.Tensor) -> torch.Tensor:
+    x = like.new_empty(0)
+    x._tracereplay_undefined = True
+    return x
+
+
+def _as_it_was(result: Any) -> Any:
+    """``result`` before another mode of ours made it `returnable`: one within this one, of a census."""
+    if type(result) is list:
+        return [None if getattr(x, "_tracereplay_undefined", False) else x for x in result]
     return result
 
 

@@ -7,15 +7,13 @@ from typing import Any
 from tracereplay.engines.vllm.guest.adapter import Adapter, Recorder
 from tracereplay.engines.vllm.guest.v0 import V0Adapter, refuse_v0
 from tracereplay.engines.vllm.guest.v1 import V1Adapter, refuse_v1
-from tracereplay.engines.vllm.guest.v2 import V2Adapter, refuse_v2
+from tracereplay.engines.vllm.guest.v2 import ROOM, V2Adapter, refuse_v2
 from tracereplay.errors import Unsupported
 
 __all__ = ["adapt", "generation", "is_v2"]
 
 # Modules that define the model runners of a generation; subclasses defined elsewhere count by their bases.
 _ROOMS = {"V1": "vllm.v1.worker.", "V0": "vllm.worker."}
-
-_V2 = "vllm.v1.worker.gpu."
 
 
 def generation(runner: Any) -> str:
@@ -37,7 +35,7 @@ def generation(runner: Any) -> str:
 
 def is_v2(runner: Any) -> bool:
     """Whether it is Model Runner V2 of the V1 engine."""
-    return any(f"{base.__module__}.".startswith(_V2) for base in type(runner).__mro__)
+    return any(f"{base.__module__}.".startswith(ROOM) for base in type(runner).__mro__)
 
 
 def adapt(runner: Any, recorder: Recorder, config: Any) -> Adapter:

@@ -12,7 +12,9 @@ request that is scheduled gets one token.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +24,33 @@ import torch
 from tracereplay.engines.vllm.guest.adapter import NOBODY, Adapter, wrap_method
 from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
 from tracereplay.engines.vllm.guest.v1 import given_beside, refuse_cuda_graphs
+from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
 
-__all__ = ["V2Adapter", "refuse_v2"]
+__all__ = ["ROOM", "V2Adapter", "refuse_older_batches", "refuse_v2"]
+
+ROOM = "vllm.v1.worker.gpu."  # where the runner is defined
 
 
 def refuse_v2(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this runner runs in a way that cannot be recorded."""
+    refuse_older_batches(importlib.import_module(f"{ROOM}input_batch").InputBatch)
     refuse_configuration(config)
     refuse_speculation(config, runner="V2")
     refuse_cuda_graphs(runner, config)
+
+
+def refuse_older_batches(kind: type) -> None:
+    """Raises Unsupported for an ``InputBatch`` (0.18.1's) that does not say on the host which positions it has."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    missing = {"num_computed_tokens_np", "prefill_len_np"} - names
+    if missing:
+        raise Unsupported(
+            "Model Runner V2 of this release cannot be recorded, since its batches have no "
+            f"{' and no '.join(sorted(missing))}; set VLLM_USE_V2_MODEL_RUNNER=0 "
+            "(engine add ... --env VLLM_USE_V2_MODEL_RUNNER=0), or use vLLM 0.27 or later."
+        )
 
 
 @dataclass(frozen=True)
