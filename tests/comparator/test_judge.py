@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tracereplay.comparator import Policy, Rule, compare_traces
+from tracereplay.comparator.numbers import tolerance
 from tracereplay.comparator.numbers.metrics import Event
 from tracereplay.comparator.numbers.results import Comparison, Finding
 from tracereplay.comparator.numbers.tables import TableKey
@@ -280,6 +281,23 @@ def test_the_passing_tolerance_passes(golden: Path, tmp_path: Path) -> None:
     assert next(o for o in verdict.operators if o.site == "model.norm").error_class in ("rounding", "biased")
     tighter = Rule(site="model.norm", a=passing.a * 0.985, b=passing.b * 0.985)
     assert found(compare_traces(golden, candidate, Policy(rules=(tighter,)))).error_class == "exceeds"
+
+
+def test_what_single_elements_may_be_off_by_is_their_operators_roles(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = "model.layers.0.mlp.act_fn"
+    candidate = toy.replay(golden, tmp_path / "c", flaw=Flaw(site, "element"), passes=("injected",))
+    before = found(compare_traces(golden, candidate))
+    assert (before.site, before.error_class, before.tolerance.source) == (site, "exceeds", "default")
+    ratios = {}
+    for role in ("experts", "gated"):
+        monkeypatch.setattr(tolerance, "PEAKS", {(role, before.tolerance.dtype): 4.0})
+        first = found(compare_traces(golden, candidate))
+        assert ("single elements up to 4 times" in first.tolerance.source) == (role == "gated")
+        ratios[role] = first.passing_tolerance.a
+    assert ratios["experts"] == before.passing_tolerance.a
+    assert ratios["gated"] < 0.9 * ratios["experts"]  # what is left is the error of the row together
 
 
 def test_a_rule_can_ignore_a_site(judge: Judge) -> None:
