@@ -21,6 +21,7 @@ from tracereplay.engines.naming import map_of
 from tracereplay.engines.vllm.guest.choose import generation, is_v2
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
+from tracereplay.engines.vllm.guest.refusals import refuse_arguments
 from tracereplay.engines.vllm.guest.speculation import Batch, Ends, Verification, forced_run
 from tracereplay.engines.vllm.guest.v1 import refuse_v1
 from tracereplay.engines.vllm.guest.v2 import refuse_older_batches
@@ -134,6 +135,27 @@ def older_batches_of_model_runner_v2_are_refused_with_the_way_out():
         except Unsupported as error:
             said = str(error)
         assert f"no {missing}; set VLLM_USE_V2_MODEL_RUNNER=0" in said, said
+
+
+def what_arguments_cannot_be_recorded_is_refused_together():
+    def said(v0=False, cuda=True, **arguments):
+        try:
+            refuse_arguments(arguments, v0=v0, cuda=cuda)
+        except Unsupported as error:
+            return str(error)
+        return ""
+
+    found = said(pipeline_parallel_size=2, speculative_config={"method": "eagle3"})
+    for words in ("pipeline_parallel_size=1", "eagle3", '{"cudagraph_mode":"NONE"}'):
+        assert words in found, found
+    assert "enforce_eager=true" in said(v0=True, compilation_config={"cudagraph_mode": "NONE"})
+    for arguments in (
+        {"enforce_eager": True}, {"compilation_config": {"cudagraph_mode": "NONE"}},
+        {"compilation_config": {"use_cudagraph": False}}, {"optimization_level": 0}, {"cuda": False},
+    ):  # fmt: skip
+        assert not said(**arguments), arguments
+    for given in (None, 3, {"mode": 3}, {"cudagraph_mode": "FULL_AND_PIECEWISE"}):
+        assert "CUDA graphs" in said(compilation_config=given), given
 
 
 def the_second_model_runner_of_v1_is_told_from_the_first():

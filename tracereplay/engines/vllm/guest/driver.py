@@ -48,7 +48,7 @@ class Driver:
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
-        refuse_arguments(arguments, v0=_is_v0())
+        refuse_arguments(arguments, v0=_is_v0(), cuda=_has_graphs())
         _check_generates(EngineArgs, arguments)
         try:
             self._llm = LLM(**arguments)
@@ -133,6 +133,13 @@ class Driver:
             if "error" in answer:
                 raise _remote_error(answer)
         return answers
+
+
+def _has_graphs() -> bool:
+    """Whether the engine would run on a device that has CUDA graphs."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda_alike())
 
 
 def _is_v0() -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 
 from tracereplay.errors import Unsupported
 
-__all__ = ["GENERATES", "refuse_arguments", "refuse_configuration", "refuse_speculation"]
+__all__ = [
+    "GENERATES", "NO_GRAPHS", "NO_GRAPHS_V0", "refuse_arguments", "refuse_configuration", "refuse_speculation",
+]  # fmt: skip
 
 _OF_V0 = "Speculative decoding can be recorded under vLLM's V1 engine only; leave speculative_config out."
 _OF_V2 = (
@@ -29,12 +31,36 @@ _ASYNCHRONOUS = (
 )
 _PIPELINE = "Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1."
 _POOLING = "A model that embeds or classifies generates no tokens, and cannot be recorded."
+NO_GRAPHS_V0 = "CUDA graphs cannot be recorded yet; give --set enforce_eager=true."
+NO_GRAPHS = (
+    "CUDA graphs cannot be recorded yet, since a replayed graph runs no host code; "
+    'give --set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
+)
 GENERATES = ("generate", "draft")  # runners of models that generate
 _METHODS = ("ngram", "[ngram]", "draft_model")
 
 
-def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False) -> None:
-    """Raises Unsupported for engine arguments that say so already; ``v0``: of the V0 engine."""
+def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False, cuda: bool = False) -> None:
+    """Raises Unsupported for engine arguments that say so already, with all remedies at once.
+
+    Args:
+        arguments: of ``vllm.LLM``.
+        v0: whether the V0 engine would start.
+        cuda: whether it would run on a device that has CUDA graphs.
+    """
+    found: list[str] = []
+    for check in (_check_speculative_argument, _check_pipeline_argument):
+        try:
+            check(arguments, v0)
+        except Unsupported as refusal:
+            found.append(str(refusal))
+    if cuda and _captures_graphs(arguments, v0):
+        found.append(NO_GRAPHS_V0 if v0 else NO_GRAPHS)
+    if found:
+        raise Unsupported(" ".join(found))
+
+
+def _check_speculative_argument(arguments: Mapping[str, Any], v0: bool) -> None:
     speculative = arguments.get("speculative_config")
     if speculative and v0:
         raise Unsupported(_OF_V0)
@@ -43,7 +69,22 @@ def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False) -> None:
         method = speculative.get("method") or (model if model in _METHODS else "draft_model")
         synthetic = speculative.get("rejection_sample_method") == "synthetic"
         _refuse_speculation(str(method), synthetic, asynchronous=arguments.get("async_scheduling") is True)
+
+
+def _check_pipeline_argument(arguments: Mapping[str, Any], v0: bool) -> None:
     _refuse_pipeline(int(arguments.get("pipeline_parallel_size") or 1))
+
+
+def _captures_graphs(arguments: Mapping[str, Any], v0: bool) -> bool:
+    """Whether the engine would capture CUDA graphs, as far as its arguments tell; by default it does."""
+    if arguments.get("enforce_eager") or arguments.get("optimization_level") == 0:
+        return False
+    given = arguments.get("compilation_config")
+    if v0 or not isinstance(given, Mapping):
+        return True
+    if given.get("cudagraph_mode") is not None:
+        return str(given["cudagraph_mode"]).upper() not in ("NONE", "0")
+    return given.get("use_cudagraph") is not False
 
 
 def refuse_configuration(config: Any) -> None:

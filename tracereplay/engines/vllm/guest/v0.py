@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
+from tracereplay.engines.vllm.guest.refusals import NO_GRAPHS_V0, refuse_configuration, refuse_speculation
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
@@ -23,7 +23,7 @@ def refuse_v0(runner: Any, config: Any) -> None:
     if getattr(config.scheduler_config, "num_scheduler_steps", 1) > 1:
         raise Unsupported("Multi-step scheduling cannot be recorded; set num_scheduler_steps=1.")
     if runner.device.type == "cuda" and not config.model_config.enforce_eager:
-        raise Unsupported("CUDA graphs cannot be recorded yet; give --set enforce_eager=true.")
+        raise Unsupported(NO_GRAPHS_V0)
 
 
 class V0Adapter(Adapter):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
+from tracereplay.engines.vllm.guest.refusals import NO_GRAPHS, refuse_configuration, refuse_speculation
 from tracereplay.engines.vllm.guest.speculation import Batch, Verification, ends_of, remarks
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
@@ -39,10 +39,7 @@ def refuse_cuda_graphs(runner: Any, config: Any) -> None:
     mode = getattr(compilation, "cudagraph_mode", None)
     graphs = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
     if runner.device.type == "cuda" and graphs and not config.model_config.enforce_eager:
-        raise Unsupported(
-            "CUDA graphs cannot be recorded yet, since a replayed graph runs no host code; "
-            'give --set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
-        )
+        raise Unsupported(NO_GRAPHS)
 
 
 def given_beside(request: Any) -> list[str]:
