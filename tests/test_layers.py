@@ -38,7 +38,7 @@ LAYERS = (
     ("workload", "event", "verdict", "cancellation"),
     ("sampling",),
     ("checked",),
-    ("errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily"),
+    ("errors", "dtypes", "interpreter", "jsondata", "schemas", "passes", "census", "lazily"),
 )
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
@@ -61,6 +61,7 @@ ENGINE_SIDE = (
     "dtypes",
     "schemas",
     "census",
+    "interpreter",
     "passes",
     "lazily",
 )

@@ -14,7 +14,7 @@ from tracereplay.environments.registry import Engine, register
 
 # An interpreter that runs the tests' driver of the toy in place of its own.
 PYTHON = f"""#!/bin/sh
-if [ "$1 $2" = "-m {TOY.driver}" ]; then shift 2; set -- "{HERE / "toy_driver.py"}" "$@"; fi
+if [ "$1 $3" = "-c {TOY.driver}" ]; then shift 3; set -- "{HERE / "toy_driver.py"}" "$@"; fi
 exec "{sys.executable}" "$@"
 """
 

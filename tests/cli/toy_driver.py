@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ MISHAPS = ("dies", "hangs", "loses")
 class Driver(ToyDriver):
     """One toy engine that may come to grief."""
 
-    def start(self, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def start(self, model: str, settings: Mapping[str, Any], inherited: Collection[str] = ()) -> dict[str, Any]:
         self._mishaps = {name: settings[name] for name in MISHAPS if name in settings}
         own = {name: value for name, value in settings.items() if name not in MISHAPS}
         if flaw := os.environ.get("TOY_FLAW"):
@@ -36,7 +36,7 @@ class Driver(ToyDriver):
             end("RuntimeError: \x1b[31mthe toy engine cannot load its model\x1b[0m", 3)
         if (own.get("rounding"), own.get("dtype")) == ("twice", "float32"):
             end("ValueError: rounding twice is for half precision", 1)
-        return super().start(model, own)
+        return super().start(model, own, inherited)
 
     def generate(self, prompts: list[Mapping[str, Any]], recording: PassRequest | None) -> dict[str, Any]:
         results = super().generate(prompts, recording)

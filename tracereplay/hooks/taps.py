@@ -116,7 +116,7 @@ def tap(
     """Wraps each way into this instance with taps and returns the names of the parameters of ``forward``.
 
     Tensor arguments are numbered 0, 1, ... in the order of the call; parameters of the model are passed
-    over, since they are known by name. An argument that is called ``output`` is where some of vLLM's operators
+    over, since they are known by name. An argument that is called ``output`` is where some operators of engines
     write what they compute: it is an output, and comes after those that are returned.
 
     Args:

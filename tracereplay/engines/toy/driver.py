@@ -21,7 +21,7 @@ from tracereplay.engines.toy.flaws import flaws_of
 from tracereplay.engines.toy.golden import Cancelled, Forced, Golden, Source, golden_tokens
 from tracereplay.engines.toy.names import Naming
 from tracereplay.engines.toy.numerics import Array
-from tracereplay.engines.toy.options import DEFAULTS, check_settings
+from tracereplay.engines.toy.options import DEFAULTS, check_settings, known_of
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.runs import golden_for
 from tracereplay.engines.toy.weights import VOCABULARY
@@ -51,6 +51,7 @@ class ToyDriver:
             UsageError: a setting is wrong, or names an unknown flaw.
             WorkloadError: the model is not one of the toy.
         """
+        settings = known_of(settings, inherited)
         check_settings(settings)
         given = {name: value for name, value in settings.items() if value is not None}
         flaws_of(given.get("flaw", ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from tracereplay.checked import Check, among
@@ -11,7 +11,7 @@ from tracereplay.engines.protocol import unknown_setting
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.errors import UsageError
 
-__all__ = ["DEFAULTS", "check_settings"]
+__all__ = ["DEFAULTS", "check_settings", "known_of"]
 
 DEFAULTS: Mapping[str, Any] = {"dtype": "bfloat16", "rounding": "once", "noise": 0.0}
 
@@ -33,6 +33,11 @@ _KNOWN: Mapping[str, Check] = {
     "enforce_eager": _FLAG,
     "enable_chunked_prefill": _FLAG,
 }
+
+
+def known_of(settings: Mapping[str, Any], inherited: Collection[str]) -> dict[str, Any]:
+    """``settings`` without those among ``inherited`` that the toy does not have."""
+    return {name: value for name, value in settings.items() if name in _KNOWN or name not in inherited}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
