@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.engines.request import PassRequest
 from tracereplay.environments.registry import load_engine
 from tracereplay.gate import workload_of
+from tracereplay.launch import Configured
 from tracereplay.launch.jobs import record_pass, recording_header, replay_passes
 from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.launch.process import EngineProcess, Launchable
@@ -21,7 +22,7 @@ from tracereplay.verdict import Verdict
 from tracereplay.workload import Prompt, Workload
 
 __all__ = [
-    "FAMILIES", "HERE", "PRESETS", "SETTINGS", "Engine", "Size", "find", "kept", "record", "replay", "sentence",
+    "FAMILIES", "HERE", "PRESETS", "SETTINGS", "Size", "find", "kept", "record", "replay", "sentence",
     "short", "started", "token_ids", "write_model",
 ]  # fmt: skip
 
@@ -36,25 +37,14 @@ SETTINGS: Mapping[str, Any] = {"enforce_eager": True, "max_model_len": 512, "max
 V0, V1 = {"VLLM_MLA_DISABLE": "1"}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A registered engine with variables of the benchmark's."""
-
-    name: str
-    python: Path
-    env: Mapping[str, str]
-    settings: Mapping[str, Any]
-    family: str
-
-
-def find(name: str, **settings: Any) -> Engine:
+def find(name: str, **settings: Any) -> Configured:
     """A registered engine, with engine arguments besides its own and `SETTINGS`."""
     engine = load_engine(name)
     env = {**engine.env, **(V0 if name == "v0" else V1)}
-    return Engine(name, engine.python, env, {**engine.settings, **settings}, engine.family)
+    return Configured(name, engine.python, env, {**engine.settings, **settings}, engine.family)
 
 
-def started(engine: Engine, model: Path, folder: Path) -> EngineProcess:
+def started(engine: Configured, model: Path, folder: Path) -> EngineProcess:
     """The engine in a process, whose log stands in ``folder``."""
     return EngineProcess(
         engine, model=model, settings={**SETTINGS, **engine.settings}, log=folder / f"{engine.name}.log"

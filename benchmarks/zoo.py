@@ -32,7 +32,6 @@ from replays import (
     FAMILIES,
     HERE,
     PRESETS,
-    Engine,
     find,
     kept,
     record,
@@ -47,6 +46,7 @@ from replays import (
 from tracereplay.census import Census
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import TracereplayError
+from tracereplay.launch import Configured
 from tracereplay.launch.process import EngineProcess
 from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
@@ -109,7 +109,7 @@ class Case:
             return sentence(error)
 
     def _row(
-        self, process: EngineProcess, engine: Engine, golden: Trace, model: Path, name: str, before: float
+        self, process: EngineProcess, engine: Configured, golden: Trace, model: Path, name: str, before: float
     ) -> list[str]:
         begun = time.monotonic()
         try:

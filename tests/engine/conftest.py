@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import FAULTS, GOLDEN, ROOT, Engines, Running, prompts_of, token_ids
+from engine_support import FAULTS, GOLDEN, Engines, Running, prompts_of, random_model, token_ids
 
 from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
@@ -143,18 +141,12 @@ def kernels_v1(kernel_recordings: Callable[[str], tuple[Trace, Results, Results]
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer mixture of eight experts with random weights; a row goes to two of them."""
     out = tmp_path_factory.mktemp("models") / "mixtral"
-    script = ROOT / "fixtures" / "make_random_model.py"
     sizes = ["--layers", "2", "--hidden", "128", "--heads", "4", "--kv-heads", "2", "--intermediate", "256"]
-    subprocess.run([sys.executable, str(script), "mixtral", str(out), *sizes, "--experts", "8"], check=True)
-    return out
+    return random_model(out, "mixtral", *sizes, "--experts", "8")
 
 
 @pytest.fixture(scope="session")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Gemma with random weights: its embedding is multiplied by a normaliser, the root of 320."""
     out = tmp_path_factory.mktemp("models") / "gemma"
-    script = ROOT / "fixtures" / "make_random_model.py"
-    subprocess.run(
-        [sys.executable, str(script), "gemma", str(out), "--layers", "2", "--hidden", "320"], check=True
-    )
-    return out
+    return random_model(out, "gemma", "--layers", "2", "--hidden", "320")

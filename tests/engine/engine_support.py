@@ -6,8 +6,9 @@ Without the engines' environments these tests are skipped, but never in CI.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tracereplay.engines.request import PassRequest
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import EngineNotFound
 from tracereplay.gate import workload_of
+from tracereplay.launch import Configured
 from tracereplay.launch.jobs import record_pass, recording_header, replay_passes
 from tracereplay.launch.making import engine_header, replay_header
 from tracereplay.launch.process import EngineProcess
@@ -35,15 +37,11 @@ FAULTS = Path(__file__).parent / "faults"
 EAGER: Mapping[str, Any] = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A registered engine with environment variables of the test's own."""
-
-    name: str
-    python: Path
-    env: Mapping[str, str]
-    settings: Mapping[str, Any]
-    family: str = "vllm"
+def random_model(out: Path, family: str, *options: str) -> Path:
+    """Makes a model of random weights in ``out`` (`fixtures/make_random_model.py`), and returns that."""
+    script = ROOT / "fixtures" / "make_random_model.py"
+    subprocess.run([sys.executable, str(script), family, str(out), *options], check=True)
+    return out
 
 
 def prompts_of(trace: Trace) -> tuple[Prompt, ...]:
@@ -55,7 +53,7 @@ class Running:
     """An engine that is running, and what tests do with it."""
 
     def __init__(
-        self, process: EngineProcess, launch: Launch, model: Path, folder: Path, settings: Mapping[str, Any]
+        self, process: EngineProcess, launch: Configured, model: Path, folder: Path, settings: Mapping[str, Any]
     ) -> None:
         self.process = process
         self._launch = launch
@@ -125,7 +123,7 @@ class Engines:
 
     def _start(self, name: str, model: Path, env: Mapping[str, str], settings: Mapping[str, Any]) -> Running:
         engine = find_engine(name)
-        launch = Launch(name, engine.python, {**engine.env, **env}, engine.settings)
+        launch = Configured(name, engine.python, {**engine.env, **env}, engine.settings)
         process = EngineProcess(launch, model=model, settings={**EAGER, **settings})
         folder = self._folder / f"{name}-{len(list(self._folder.iterdir()))}"
         folder.mkdir()

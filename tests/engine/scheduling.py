@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine_support import greedy, token_ids
+from engine_support import Running, greedy, token_ids
 
 from tracereplay.workload import Prompt
 
@@ -27,3 +27,19 @@ def workloads(**options: Any) -> dict[str, Sequence[Prompt]]:
             Prompt(token_ids(300), None, one), Prompt(token_ids(280) + token_ids(30, 5), None, one),
         ],
     }  # fmt: skip
+
+
+def check_repeats(engine: Running, prompts: Sequence[Prompt]) -> None:
+    """Recording changes no bit, and the engine's replay of its own recording matches, every operator identical."""
+    plain = engine.generate(*prompts)
+    golden = engine.record(*prompts)
+    recorded = golden.results["record"]["requests"]
+    for key in ("token_ids", "logprobs", "prompt_logprobs"):
+        assert [r[key] for r in recorded] == [p[key] for p in plain]
+    assert golden.complete
+    assert golden.results["record"]["ranks"][0]["errors"] == {}
+    found = engine.verdict(golden)
+    assert (found.verdict, found.coverage.share) == ("match", 1.0), found.reasons
+    verdict = found.as_dict()
+    assert {o["class"] for o in verdict["operators"]} == {"identical"}
+    assert {e["class"] for e in verdict["edges"]} == {"identical"}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import FAULTS, ROOT, Engines, Launch, Running, find_engine, greedy
+from engine_support import FAULTS, Engines, Running, find_engine, greedy, random_model
 
 from tracereplay.census import Census
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.errors import Unsupported, WorkloadError
-from tracereplay.launch import EngineProcess
+from tracereplay.launch import Configured, EngineProcess
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
 from tracereplay.workload import Prompt
@@ -30,10 +28,8 @@ LOOSE = Policy(logprob_max_abs=1.0, differing_tokens=18)
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Qwen3 with random weights: norms on q and k, which V0 calls by ``forward_native``."""
     out = tmp_path_factory.mktemp("models") / "qwen3"
-    script = ROOT / "fixtures" / "make_random_model.py"
     sizes = ["--layers", "2", "--hidden", "128", "--heads", "4", "--kv-heads", "2", "--intermediate", "256"]
-    subprocess.run([sys.executable, str(script), "qwen3", str(out), *sizes], check=True)
-    return out
+    return random_model(out, "qwen3", *sizes)
 
 
 def census(trace: Trace, name: str) -> Census:
@@ -134,7 +130,7 @@ def test_a_model_that_cannot_be_recorded_is_refused_in_a_sentence_before_it_is_l
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config))
     engine = find_engine("v1")
-    launch = Launch("v1", engine.python, engine.env, engine.settings)
+    launch = Configured("v1", engine.python, engine.env, engine.settings)
     with pytest.raises(WorkloadError, match=said) as raised:
         EngineProcess(launch, model=model, settings={}).close()
     assert raised.value.exit_code == 2
@@ -151,7 +147,7 @@ def test_a_model_with_an_encoder_is_refused_in_a_sentence_before_it_is_loaded(tm
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     engine = find_engine("v1")
-    launch = Launch("v1", engine.python, engine.env, engine.settings)
+    launch = Configured("v1", engine.python, engine.env, engine.settings)
     with pytest.raises(WorkloadError, match="has an encoder beside its decoder") as raised:
         EngineProcess(launch, model=tmp_path, settings={}).close()
     assert raised.value.exit_code == 2
@@ -169,7 +165,7 @@ def test_a_way_to_run_that_cannot_be_recorded_is_refused_before_the_model_is_loa
     settings: dict[str, object], said: str
 ) -> None:
     engine = find_engine("v1")
-    launch = Launch("v1", engine.python, engine.env, engine.settings)
+    launch = Configured("v1", engine.python, engine.env, engine.settings)
     with pytest.raises(Unsupported, match=said):
         EngineProcess(launch, model=Path("nowhere"), settings=settings).close()
 

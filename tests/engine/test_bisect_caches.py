@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import FAULTS, TINY, Engines, Launch, Running, find_engine, token_ids
+from engine_support import FAULTS, TINY, Engines, Running, find_engine, token_ids
 
 from tracereplay.bisector.settings import bisect_settings
 from tracereplay.comparator import Policy, compare_traces
+from tracereplay.launch import Configured
 from tracereplay.trace import Trace
 from tracereplay.workload import Prompt
 
@@ -101,7 +102,7 @@ def test_updated_weights_with_a_cache_that_was_kept(
     plant("updated_weights")
     engines.stop()
     engine = find_engine("v1")
-    launch = Launch("v1", engine.python, {**engine.env, **env}, engine.settings)
+    launch = Configured("v1", engine.python, {**engine.env, **env}, engine.settings)
     verdict = bisect_settings(
         launch, goldens["updated_weights"].path, tmp_path / "work", settings={"enable_prefix_caching": True},
         model=TINY, policy=Policy(logprob_max_abs=1e-4),

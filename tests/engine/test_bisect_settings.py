@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import TINY, Engines, Launch, Running, find_engine, greedy, token_ids
+from engine_support import TINY, Engines, Running, find_engine, greedy, token_ids
 
 from tracereplay.bisector.settings import bisect_settings
 from tracereplay.comparator import Policy
+from tracereplay.launch import Configured
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
 from tracereplay.workload import Prompt
@@ -32,7 +33,7 @@ def bisect(engines: Engines, single_process: Mapping[str, str], tmp_path: Path) 
     def run(golden: Trace, policy: Policy, env: Mapping[str, str] = single_process, **given: Any) -> Verdict:
         engines.stop()
         engine = find_engine("v1")
-        launch = Launch("v1", engine.python, {**engine.env, **env}, engine.settings)
+        launch = Configured("v1", engine.python, {**engine.env, **env}, engine.settings)
         return bisect_settings(launch, golden.path, tmp_path / "work", settings=given, model=TINY, policy=policy)
 
     return run

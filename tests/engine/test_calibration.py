@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_support import EAGER, ROOT, TINY, Engines, Launch, find_engine, greedy
+from engine_support import EAGER, TINY, Engines, find_engine, greedy, random_model
 
 from tracereplay.calibrator import Calibration, Variation, calibrate, named_variation
 from tracereplay.comparator import Policy, compare_traces, load_policy
 from tracereplay.comparator.numbers.tolerance import DEFAULTS
+from tracereplay.launch import Configured
 from tracereplay.trace import Trace, open_trace
 
 pytestmark = pytest.mark.engine
@@ -24,17 +23,15 @@ WIDE = ("--layers", "2", "--hidden", "512", "--heads", "8", "--head-dim", "64", 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
     """A Llama with random float32 weights, wide enough that a batch of one sums its products in another order."""
-    script = ROOT / "fixtures" / "make_random_model.py"
     out = tmp_path / "wide"
-    subprocess.run([sys.executable, str(script), "llama", str(out), *WIDE, "--dtype", "float32"], check=True)
-    return out
+    return random_model(out, "llama", *WIDE, "--dtype", "float32")
 
 
 @pytest.fixture
-def v1_alone(engines: Engines, single_process: Mapping[str, str]) -> Launch:
+def v1_alone(engines: Engines, single_process: Mapping[str, str]) -> Configured:
     """vLLM 0.32.0 to be started by the calibration."""
     engine = find_engine("v1")
-    return Launch("v1", engine.python, {**engine.env, **single_process}, engine.settings)
+    return Configured("v1", engine.python, {**engine.env, **single_process}, engine.settings)
 
 
 def noisy(found: Calibration, run: int) -> set[str]:
@@ -55,7 +52,7 @@ def check_earned(found: Calibration, tmp_path: Path) -> Policy:
 
 
 def test_threads_and_batches_in_float32(
-    engines: Engines, wide: Path, v1_alone: Launch, single_process: Mapping[str, str], tmp_path: Path
+    engines: Engines, wide: Path, v1_alone: Configured, single_process: Mapping[str, str], tmp_path: Path
 ) -> None:
     settings = {**EAGER, "dtype": "float32"}
     golden = engines.start("v1", wide, single_process, dtype="float32").record(
@@ -79,11 +76,11 @@ def test_threads_and_batches_in_float32(
 
 
 def test_batches_and_another_version_in_bfloat16(
-    engines: Engines, golden_v1: Trace, v1_alone: Launch, tmp_path: Path
+    engines: Engines, golden_v1: Trace, v1_alone: Configured, tmp_path: Path
 ) -> None:
     engines.stop()
     v0 = find_engine("v0")
-    version = Variation("version", engine=Launch("v0", v0.python, v0.env, v0.settings))
+    version = Variation("version", engine=Configured("v0", v0.python, v0.env, v0.settings))
     batch = named_variation("batch", golden_v1.run)
     found = calibrate(v1_alone, golden_v1.path, [batch, version], model=TINY, keep=tmp_path)
     assert not found.skipped

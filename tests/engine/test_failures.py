@@ -17,6 +17,7 @@ import pytest
 from engine_support import TINY, Engines, greedy, token_ids
 
 from tracereplay.errors import EngineFailed, RecordingIncomplete
+from tracereplay.launch import Configured
 from tracereplay.trace import open_trace
 from tracereplay.trace.verify import verify
 from tracereplay.workload import Prompt
@@ -147,7 +148,7 @@ def test_a_server_is_recorded_as_it_is(
     tmp_path: Path, engines: Engines, single_process: Mapping[str, str]
 ) -> None:
     """``record -- COMMAND`` with a program of the user's own that starts vLLM as it likes: twice, at once."""
-    from engine_support import Launch, find_engine
+    from engine_support import find_engine
 
     from tracereplay.launch.command import record_command
 
@@ -167,7 +168,7 @@ def test_a_server_is_recorded_as_it_is(
         "open(__file__ + word, 'w').write(json.dumps(said))\n"
     )
     engine = find_engine("v1")
-    launch = Launch("v1", engine.python, {**engine.env, **single_process}, {})
+    launch = Configured("v1", engine.python, {**engine.env, **single_process}, {})
     out = tmp_path / "mine.trace"
     assert record_command(["python", str(program)], out, engine=launch, options=Options(level="kernel")) == 0
     trace = open_trace(out)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from engine_support import EAGER, ROOT, Engines, Running, find_engine, greedy
+from engine_support import EAGER, Engines, Running, find_engine, greedy, random_model
 
 from tracereplay.alone.replay import Selection, replay_isolated
 from tracereplay.comparator import compare_traces
@@ -79,9 +77,7 @@ def test_the_same_errors_as_in_the_injected_pass(golden_v0: Trace, v1: Running, 
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Qwen2 with random weights: biases, and a head that is the embedding."""
     out = tmp_path_factory.mktemp("models") / "qwen2"
-    script = ROOT / "fixtures" / "make_random_model.py"
-    subprocess.run([sys.executable, str(script), "qwen2", str(out), "--layers", "2"], check=True)
-    return out
+    return random_model(out, "qwen2", "--layers", "2")
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,14 @@ CI runs both runners asynchronously, which is how production runs them. Model Ru
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from engine_support import FAULTS, Engines, Running, prompts_of
-from scheduling import workloads
+from scheduling import check_repeats, workloads
 
 from tracereplay.trace import Trace
-from tracereplay.workload import Prompt
 
 pytestmark = pytest.mark.engine
 
@@ -65,19 +64,7 @@ def engine(
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_recording_changes_no_bit_and_a_replay_matches(engine: Running, name: str) -> None:
-    prompts: Sequence[Prompt] = WORKLOADS[name]
-    plain = engine.generate(*prompts)
-    golden = engine.record(*prompts)
-    recorded = golden.results["record"]["requests"]
-    for key in ("token_ids", "logprobs", "prompt_logprobs"):
-        assert [r[key] for r in recorded] == [p[key] for p in plain]
-    assert golden.complete
-    assert golden.results["record"]["ranks"][0]["errors"] == {}
-    found = engine.verdict(golden)
-    assert (found.verdict, found.coverage.share) == ("match", 1.0), found.reasons
-    verdict = found.as_dict()
-    assert {o["class"] for o in verdict["operators"]} == {"identical"}
-    assert {e["class"] for e in verdict["edges"]} == {"identical"}
+    check_repeats(engine, WORKLOADS[name])
 
 
 @pytest.mark.parametrize("engine", V2, indirect=True)

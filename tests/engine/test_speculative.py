@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import EAGER, FAULTS, ROOT, TINY, Engines, Launch, Running, find_engine, token_ids
+from engine_support import EAGER, FAULTS, TINY, Engines, Running, find_engine, random_model, token_ids
 
 from tracereplay.comparator import compare_traces
 from tracereplay.errors import Unsupported
 from tracereplay.event import rejected
+from tracereplay.launch import Configured
 from tracereplay.launch.process import EngineProcess
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
@@ -145,9 +144,8 @@ def test_a_draft_model_proposes_and_is_said_not_to_be_recorded(
     engines: Engines, single_process: Mapping[str, str], goldens: dict[str, Trace], tmp_path: Path
 ) -> None:
     draft = tmp_path / "draft"
-    script = ROOT / "fixtures" / "make_random_model.py"
     sizes = ["--layers", "2", "--hidden", "128", "--heads", "4", "--kv-heads", "2", "--vocab", "320"]
-    subprocess.run([sys.executable, str(script), "llama", str(draft), *sizes], check=True)
+    random_model(draft, "llama", *sizes)
     speculative = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": 2}
     running = engines.start("v1", TINY, single_process, speculative_config=speculative)
     golden = running.record(*PROMPTS, settings=running.settings)
@@ -174,7 +172,7 @@ def test_other_ways_to_speculate_are_refused_in_a_sentence_before_the_model_is_l
     engine: str, settings: dict[str, object], said: str
 ) -> None:
     found = find_engine(engine)
-    launch = Launch(engine, found.python, found.env, found.settings)
+    launch = Configured(engine, found.python, found.env, found.settings)
     with pytest.raises(Unsupported, match=said) as raised:
         EngineProcess(launch, model=Path("nowhere"), settings={**EAGER, "speculative_config": settings}).close()
     assert "\n" not in str(raised.value)

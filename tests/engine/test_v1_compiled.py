@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import EAGER, ROOT, TINY, Engines, Launch, Running, find_engine, greedy
+from engine_support import EAGER, ROOT, TINY, Engines, Running, find_engine, greedy
 from typer.testing import CliRunner
 
 from tracereplay.alone.replay import replay_isolated
 from tracereplay.cli.main import app
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.errors import UsageError
+from tracereplay.launch import Configured
 from tracereplay.launch.jobs import record
 from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
@@ -129,7 +130,7 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
 ) -> None:
     engines.stop()
     engine = find_engine("v1")
-    launch = Launch("v1", engine.python, {**engine.env, **single_process}, engine.settings)
+    launch = Configured("v1", engine.python, {**engine.env, **single_process}, engine.settings)
     model = ROOT / "fixtures" / "tiny-llama" if family == "tiny" else gemma
     workload = Workload(str(model), tuple(greedy(20, 7)), COMPILED)
     trace = open_trace(record(launch, workload, tmp_path / "compiled.trace", check_observer=True))

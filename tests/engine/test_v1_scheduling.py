@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 from engine_support import Engines, Running, greedy
-from scheduling import workloads
-
-from tracereplay.workload import Prompt
+from scheduling import check_repeats, workloads
 
 pytestmark = pytest.mark.engine
 
@@ -23,18 +21,7 @@ def small_chunks(engines: Engines, single_process: Mapping[str, str]) -> Running
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_recording_changes_no_bit_and_a_replay_matches(small_chunks: Running, name: str) -> None:
-    prompts: Sequence[Prompt] = WORKLOADS[name]
-    plain = small_chunks.generate(*prompts)
-    golden = small_chunks.record(*prompts)
-    recorded = golden.results["record"]["requests"]
-    for key in ("token_ids", "logprobs", "prompt_logprobs"):
-        assert [r[key] for r in recorded] == [p[key] for p in plain]
-    assert golden.complete
-    assert golden.results["record"]["ranks"][0]["errors"] == {}
-    verdict = small_chunks.verdict(golden).as_dict()
-    assert verdict["verdict"] == "match"
-    assert {o["class"] for o in verdict["operators"]} == {"identical"}
-    assert {e["class"] for e in verdict["edges"]} == {"identical"}
+    check_repeats(small_chunks, WORKLOADS[name])
 
 
 def test_a_long_prompt_really_spans_steps(small_chunks: Running) -> None:

@@ -5,13 +5,11 @@ Environments for the CPU have no torchvision, without which vLLM takes no images
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import ROOT, Engines, greedy
+from engine_support import Engines, greedy, random_model
 
 from tracereplay.errors import WorkloadError
 
@@ -22,9 +20,7 @@ pytestmark = pytest.mark.engine
 def paligemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma of three layers behind a vision tower of two, with random weights."""
     out = tmp_path_factory.mktemp("models") / "paligemma"
-    script = ROOT / "fixtures" / "make_random_model.py"
-    subprocess.run([sys.executable, str(script), "paligemma", str(out), "--preset", "zoo"], check=True)
-    return out
+    return random_model(out, "paligemma", "--preset", "zoo")
 
 
 def test_requests_of_text_match_without_a_gap_in_the_census(

@@ -25,7 +25,7 @@ from tracereplay.checked import similar
 from tracereplay.engines.request import PassRequest
 from tracereplay.errors import TracereplayError
 
-__all__ = ["Driver", "serve", "unknown_setting"]
+__all__ = ["Driver", "serve", "unknown_setting", "without_unknown"]
 
 
 class Driver(Protocol):
@@ -54,6 +54,13 @@ def serve(driver: Driver) -> None:
     for line in sys.stdin:
         out.write(json.dumps(_carry_out(driver, json.loads(line))) + "\n")
         out.flush()
+
+
+def without_unknown(
+    settings: Mapping[str, Any], inherited: Collection[str], known: Collection[str]
+) -> dict[str, Any]:
+    """``settings`` without those among ``inherited`` that are not ``known`` to the engine."""
+    return {name: value for name, value in settings.items() if name in known or name not in inherited}
 
 
 def unknown_setting(name: str, known: Collection[str]) -> str:

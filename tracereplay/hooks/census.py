@@ -332,10 +332,9 @@ class Census:
 
     def _left_over(self, operators: Sequence[str]) -> Iterator[_Stored]:
         """Parameters and buffers that belong to no operator that ran."""
-        owners = tuple(f"{name}." for name in operators)
         held = {address for name in operators for address in self._held.get(name, ())}
         for address, stored in self._stored.items():
-            owned = stored.name in self._of_operators or stored.name.startswith(owners) or address in held
+            owned = stored.name in self._of_operators or address in held
             if not stored.inside and not owned:
                 yield stored
 

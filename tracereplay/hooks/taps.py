@@ -129,7 +129,7 @@ def tap(
     """
     busy: list[int] = []
     for name, inner in entries.items():
-        into = _position(inner, _WRITTEN)
+        into = _position_of_written(inner)
         setattr(module, name, wrap(inner, slot, busy, into, traced_only=not eager and name != "forward"))
     return _names(entries["forward"], entries.get("forward_native") or getattr(module, "forward_native", None))
 
@@ -137,10 +137,10 @@ def tap(
 _WRITTEN = "output"  # the parameter by which an operator is given the tensor to write to
 
 
-def _position(entry: Callable[..., Any], name: str) -> int | None:
-    """Of a parameter, if it can be given by position; None: the entry has none of this name."""
+def _position_of_written(entry: Callable[..., Any]) -> int | None:
+    """Of the parameter that is written to; None: the entry has none."""
     names = list(inspect.signature(entry).parameters)
-    return names.index(name) if name in names else None
+    return names.index(_WRITTEN) if _WRITTEN in names else None
 
 
 def _names(forward: Callable[..., Any], native: Callable[..., Any] | None) -> tuple[str, ...]:

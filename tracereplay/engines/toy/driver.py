@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tracereplay.engines.protocol import serve
+from tracereplay.engines.protocol import serve, without_unknown
 from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.toy.checkpoint import read_tensors
 from tracereplay.engines.toy.engine import Engine
@@ -21,7 +21,7 @@ from tracereplay.engines.toy.flaws import flaws_of
 from tracereplay.engines.toy.golden import Cancelled, Forced, Golden, Source, golden_tokens
 from tracereplay.engines.toy.names import Naming
 from tracereplay.engines.toy.numerics import Array
-from tracereplay.engines.toy.options import DEFAULTS, check_settings, known_of
+from tracereplay.engines.toy.options import DEFAULTS, KNOWN, check_settings
 from tracereplay.engines.toy.recorder import Recorder
 from tracereplay.engines.toy.runs import golden_for
 from tracereplay.engines.toy.weights import VOCABULARY
@@ -51,7 +51,7 @@ class ToyDriver:
             UsageError: a setting is wrong, or names an unknown flaw.
             WorkloadError: the model is not one of the toy.
         """
-        settings = known_of(settings, inherited)
+        settings = without_unknown(settings, inherited, KNOWN)
         check_settings(settings)
         given = {name: value for name, value in settings.items() if value is not None}
         flaws_of(given.get("flaw", ""))

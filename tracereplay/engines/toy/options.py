@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from tracereplay.checked import Check, among
@@ -11,14 +11,14 @@ from tracereplay.engines.protocol import unknown_setting
 from tracereplay.engines.toy.numerics import Rounding
 from tracereplay.errors import UsageError
 
-__all__ = ["DEFAULTS", "check_settings", "known_of"]
+__all__ = ["DEFAULTS", "KNOWN", "check_settings"]
 
 DEFAULTS: Mapping[str, Any] = {"dtype": "bfloat16", "rounding": "once", "noise": 0.0}
 
 _FLAG: Check = among(True, False)
 _COUNT: Check = lambda value: type(value) is int and value > 0, "a whole number from 1 on"
 
-_KNOWN: Mapping[str, Check] = {
+KNOWN: Mapping[str, Check] = {
     "dtype": among("bfloat16", "float16", "float32"),
     "rounding": among(*get_args(Rounding)),
     "noise": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a number from 0 on"),
@@ -35,16 +35,11 @@ _KNOWN: Mapping[str, Check] = {
 }
 
 
-def known_of(settings: Mapping[str, Any], inherited: Collection[str]) -> dict[str, Any]:
-    """``settings`` without those among ``inherited`` that the toy does not have."""
-    return {name: value for name, value in settings.items() if name in _KNOWN or name not in inherited}
-
-
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises UsageError for an unknown setting or an invalid value; None is the default."""
     for name, value in settings.items():
-        if name not in _KNOWN:
-            raise UsageError(unknown_setting(name, tuple(_KNOWN)))
-        fits, words = _KNOWN[name]
+        if name not in KNOWN:
+            raise UsageError(unknown_setting(name, tuple(KNOWN)))
+        fits, words = KNOWN[name]
         if value is not None and not fits(value):
             raise UsageError(f"The toy engine's setting {name!r} is {value!r}; it must be {words}.")

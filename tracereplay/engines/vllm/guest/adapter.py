@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from tracereplay.device import Device
@@ -30,10 +29,9 @@ from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.rows_first import RowsFirst
 
-__all__ = ["NOBODY", "SAMPLER", "Adapter", "Recorder", "wrap_method"]
+__all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
 
 SAMPLER = "sampler"
-NOBODY = RowKey(-1, 0, 0)  # of a token that the engine throws away
 
 
 class Recorder(Protocol):
@@ -146,26 +144,6 @@ class Adapter:
         for slot in self._logits_slots:
             self.recorder.set_rows(slot, rows_in, rows_out)
 
-    def slices_of(
-        self, hidden: torch.Tensor, rows: RowMap, compute: Callable[..., torch.Tensor]
-    ) -> Callable[..., torch.Tensor]:
-        """``compute_logits`` for calls with slices of ``hidden`` instead of the whole: an offset gives the rows.
-
-        Args:
-            hidden: the step's hidden states, shape ``[rows, hidden]``.
-            rows: of the step.
-            compute: the model's ``compute_logits``.
-        """
-
-        def with_rows(part: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-            width = hidden.stride(0) * hidden.element_size()
-            start = (part.data_ptr() - hidden.data_ptr()) // width
-            found = rows[start : start + len(part)]
-            self.set_logits_rows(found, found)
-            return compute(part, *rest, **options)
-
-        return with_rows
-
     def force(self, keys: Sequence[RowKey], chosen: torch.Tensor) -> torch.Tensor:
         """The tokens to continue with: golden ones where known, else ``chosen`` (shape ``[len(keys)]``)."""
         if not self.forced or not self.recorder.recording:
@@ -175,19 +153,6 @@ class Adapter:
         if chosen.device.type != "cpu":
             wanted = self.recorder.device.upload(wanted)
         return torch.where(wanted >= 0, wanted, chosen)
-
-    def report_kept(
-        self, rows: RowMap, keys: list[RowKey], discarded: np.ndarray[Any, np.dtype[np.bool_]],
-        tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor | None,
-    ) -> None:  # fmt: skip
-        """As `report_sampler`, without tokens that are ``discarded`` (bool, shape ``[len(keys)]``)."""
-        if discarded.any():
-            kept = np.flatnonzero(~discarded)
-            at = self.recorder.device.upload(torch.from_numpy(kept))
-            tokens, choices = tokens[at], choices[at]
-            logprobs = None if logprobs is None else logprobs[at]
-            rows, keys = rows[kept], [keys[i] for i in kept]
-        self.report_sampler(rows, keys, tokens, choices, logprobs)
 
     def report_sampler(
         self, rows: RowMap, keys: list[RowKey], tokens: torch.Tensor, choices: torch.Tensor,

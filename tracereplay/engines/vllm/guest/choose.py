@@ -44,7 +44,7 @@ def adapt(runner: Any, recorder: Recorder, config: Any) -> Adapter:
     Raises:
         Unsupported: it runs in a way that cannot be recorded; nothing was attached.
     """
-    if generation(runner) == "V1" and is_v2(runner):
+    if is_v2(runner):
         refuse_v2(runner, config)
         return V2Adapter(runner, recorder, config)
     if generation(runner) == "V1":

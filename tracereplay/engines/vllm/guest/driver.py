@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracereplay.engines.protocol import serve, unknown_setting
+from tracereplay.engines.protocol import serve, unknown_setting, without_unknown
 from tracereplay.engines.request import PassRequest
 from tracereplay.engines.vllm.guest.refusals import GENERATES, refuse_arguments
 from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
@@ -41,7 +41,7 @@ class Driver:
         from vllm.engine.arg_utils import EngineArgs
 
         known = {f.name for f in dataclasses.fields(EngineArgs)}
-        settings = {name: value for name, value in settings.items() if name in known or name not in inherited}
+        settings = without_unknown(settings, inherited, known)
         unknown = [name for name in settings if name not in known]
         if unknown:
             raise UsageError(unknown_setting(unknown[0], known))

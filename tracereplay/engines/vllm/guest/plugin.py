@@ -17,9 +17,10 @@ from tracereplay.engines.variables import ENABLED
 
 __all__ = ["register"]
 
+_ARGUMENTS = "vllm.engine.arg_utils"
 # modules of V0 and V1 with the class that creates a worker (0.8.5 has the first, newer ones the second), and that
 # with the engine's arguments
-_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", "vllm.engine.arg_utils")
+_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", _ARGUMENTS)
 
 
 def register() -> None:
@@ -62,7 +63,7 @@ class _OnImport(importlib.abc.MetaPathFinder):
 
 
 def _patch(module: ModuleType) -> None:
-    if module.__name__ == _MODULES[-1]:
+    if module.__name__ == _ARGUMENTS:
         from tracereplay.engines.vllm.guest.given import watch_arguments
 
         watch_arguments(module)

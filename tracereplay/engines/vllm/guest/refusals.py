@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tracereplay.errors import Unsupported
 
 __all__ = [
-    "GENERATES", "NO_GRAPHS", "NO_GRAPHS_V0", "refuse_arguments", "refuse_configuration", "refuse_speculation",
+    "GENERATES", "NO_GRAPHS_V0", "refuse_arguments", "refuse_configuration", "refuse_cuda_graphs",
+    "refuse_speculation",
 ]  # fmt: skip
 
 _OF_V0 = "Speculative decoding can be recorded under vLLM's V1 engine only; leave speculative_config out."
@@ -48,31 +49,22 @@ def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False, cuda: bo
         v0: whether the V0 engine would start.
         cuda: whether it would run on a device that has CUDA graphs.
     """
-    found: list[str] = []
-    for check in (_check_speculative_argument, _check_pipeline_argument):
-        try:
-            check(arguments, v0)
-        except Unsupported as refusal:
-            found.append(str(refusal))
+    found = [_speculation_argument(arguments, v0), _pipeline(int(arguments.get("pipeline_parallel_size") or 1))]
     if cuda and _captures_graphs(arguments, v0):
         found.append(NO_GRAPHS_V0 if v0 else NO_GRAPHS)
-    if found:
-        raise Unsupported(" ".join(found))
+    _raise(found)
 
 
-def _check_speculative_argument(arguments: Mapping[str, Any], v0: bool) -> None:
+def _speculation_argument(arguments: Mapping[str, Any], v0: bool) -> str | None:
     speculative = arguments.get("speculative_config")
     if speculative and v0:
-        raise Unsupported(_OF_V0)
-    if isinstance(speculative, Mapping):
-        model = speculative.get("model")
-        method = speculative.get("method") or (model if model in _METHODS else "draft_model")
-        synthetic = speculative.get("rejection_sample_method") == "synthetic"
-        _refuse_speculation(str(method), synthetic, asynchronous=arguments.get("async_scheduling") is True)
-
-
-def _check_pipeline_argument(arguments: Mapping[str, Any], v0: bool) -> None:
-    _refuse_pipeline(int(arguments.get("pipeline_parallel_size") or 1))
+        return _OF_V0
+    if not isinstance(speculative, Mapping):
+        return None
+    model = speculative.get("model")
+    method = speculative.get("method") or (model if model in _METHODS else "draft_model")
+    synthetic = speculative.get("rejection_sample_method") == "synthetic"
+    return _speculation(str(method), synthetic, asynchronous=arguments.get("async_scheduling") is True)
 
 
 def _captures_graphs(arguments: Mapping[str, Any], v0: bool) -> bool:
@@ -93,7 +85,7 @@ def refuse_configuration(config: Any) -> None:
     Args:
         config: the engine's ``VllmConfig``.
     """
-    _refuse_pipeline(config.parallel_config.pipeline_parallel_size)
+    _raise([_pipeline(config.parallel_config.pipeline_parallel_size)])
     if getattr(config.model_config, "runner_type", "generate") not in GENERATES:
         raise Unsupported(_POOLING)
 
@@ -112,18 +104,32 @@ def refuse_speculation(config: Any, *, runner: str = "V1") -> None:
         raise Unsupported(_OF_V0 if runner == "V0" else _OF_V2)
     synthetic = getattr(speculative, "rejection_sample_method", None) == "synthetic"
     asynchronous = bool(getattr(config.scheduler_config, "async_scheduling", False))
-    _refuse_speculation(str(speculative.method), synthetic, asynchronous=asynchronous)
+    _raise([_speculation(str(speculative.method), synthetic, asynchronous=asynchronous)])
 
 
-def _refuse_speculation(method: str, synthetic: bool, *, asynchronous: bool) -> None:
+def refuse_cuda_graphs(runner: Any, config: Any) -> None:
+    """Raises Unsupported if the engine replays CUDA graphs."""
+    compilation = config.compilation_config
+    mode = getattr(compilation, "cudagraph_mode", None)
+    graphs = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
+    if runner.device.type == "cuda" and graphs and not config.model_config.enforce_eager:
+        raise Unsupported(NO_GRAPHS)
+
+
+def _speculation(method: str, synthetic: bool, *, asynchronous: bool) -> str | None:
     if method not in _METHODS:
-        raise Unsupported(_METHOD.format(method=method))
+        return _METHOD.format(method=method)
     if synthetic:
-        raise Unsupported(_SYNTHETIC)
-    if asynchronous:
-        raise Unsupported(_ASYNCHRONOUS)
+        return _SYNTHETIC
+    return _ASYNCHRONOUS if asynchronous else None
 
 
-def _refuse_pipeline(size: int) -> None:
-    if size > 1:
-        raise Unsupported(_PIPELINE)
+def _pipeline(size: int) -> str | None:
+    return _PIPELINE if size > 1 else None
+
+
+def _raise(refusals: Iterable[str | None]) -> None:
+    """Raises Unsupported with all that are sentences, if any is."""
+    found = [refusal for refusal in refusals if refusal is not None]
+    if found:
+        raise Unsupported(" ".join(found))

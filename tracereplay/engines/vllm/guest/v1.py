@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
-from tracereplay.engines.vllm.guest.refusals import NO_GRAPHS, refuse_configuration, refuse_speculation
+from tracereplay.engines.vllm.guest.adapter import wrap_method
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_cuda_graphs, refuse_speculation
+from tracereplay.engines.vllm.guest.sampled_steps import SampledSteps, given_beside
 from tracereplay.engines.vllm.guest.speculation import Batch, Verification, ends_of, remarks
-from tracereplay.errors import Unsupported
-from tracereplay.event import RowKey, RowMap, make_rows
 from tracereplay.hooks.kernels import unseen
 
-__all__ = ["V1Adapter", "given_beside", "refuse_cuda_graphs", "refuse_v1"]
-
-
-# What a request may be given beside tokens, and what it is called in a note: no workload can hold it.
-_BESIDE = {"mm_features": "images or other media", "prompt_embeds": "prompt_embeds"}
+__all__ = ["V1Adapter", "refuse_v1"]
 
 
 def refuse_v1(runner: Any, config: Any) -> None:
@@ -33,40 +27,13 @@ def refuse_v1(runner: Any, config: Any) -> None:
     refuse_cuda_graphs(runner, config)
 
 
-def refuse_cuda_graphs(runner: Any, config: Any) -> None:
-    """Raises Unsupported if the engine replays CUDA graphs."""
-    compilation = config.compilation_config
-    mode = getattr(compilation, "cudagraph_mode", None)
-    graphs = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
-    if runner.device.type == "cuda" and graphs and not config.model_config.enforce_eager:
-        raise Unsupported(NO_GRAPHS)
-
-
-def given_beside(request: Any) -> list[str]:
-    """What a request was given beside its tokens, in words: images, sound or embeddings, in lists or a tensor."""
-    values = {words: getattr(request, name, None) for name, words in _BESIDE.items()}
-    return [words for words, value in values.items() if value is not None and len(value) > 0]
-
-
-class V1Adapter(Adapter):
+class V1Adapter(SampledSteps):
     """See the module."""
 
-    def model(self) -> torch.nn.Module:
-        model: torch.nn.Module = self.runner.get_model()
-        return model
-
     def attach(self) -> None:
-        self._rows: RowMap = make_rows([])
-        self._last_rows: RowMap = make_rows([])
-        self._keys: list[RowKey] = []
-        self._discarded: np.ndarray[Any, np.dtype[np.bool_]] = np.zeros(0, dtype=bool)
-        self._choice: torch.Tensor | None = None
+        super().attach()
         wrap_method(self.runner, "_prepare_inputs", self._prepare_inputs)
-        wrap_method(self.runner, "execute_model", self._execute_model)
-        if hasattr(self.runner, "sample_tokens"):
-            wrap_method(self.runner, "sample_tokens", self._sample_tokens)
         wrap_method(self.runner, "_get_prompt_logprobs_dict", self._prompt_logprobs)
-        wrap_method(self.runner.sampler, "sample", self._sample)
         wrap_method(self.runner.sampler, "forward", self._sampler)
         self._verification: Verification | None = None  # of this step, under speculative decoding
         self._verifying = False  # whether the rejection sampler runs, which calls the sampler
@@ -85,8 +52,7 @@ class V1Adapter(Adapter):
         result = original(scheduler_output, *args, **kwargs)
         if self.recorder.recording:
             self._settle(scheduler_output)
-            self.begin_step(self._rows)
-            self.set_logits_rows(self._last_rows, self._last_rows)
+            self.begin()
         return result
 
     def _settle(self, scheduler_output: Any) -> None:
@@ -108,22 +74,10 @@ class V1Adapter(Adapter):
                 ends=ends_of(state, end - len(drafted), self.runner.max_model_len) if self._speculates else None,
             )  # fmt: skip
         self._verification = None
-        self._rows, self._last_rows, self._keys = make_rows(found.rows), make_rows(found.sampled), found.keys
+        self.settle(found)
         if self._speculates:  # in steps without drafts too: the rejection sampler is then called all the same
             self._verification = Verification(found, self.forced)
             self._rows, self._last_rows = self._verification.rows, self._verification.last_rows
-        self._discarded = np.array(found.discarded, dtype=bool)
-
-    def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        if result is not None:  # None: sample_tokens continues the step
-            self.recorder.end_step()
-        return result
-
-    def _sample_tokens(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        self.recorder.end_step()
-        return result
 
     # -- logits and tokens ------------------------------------------------------------------------------
 
@@ -139,34 +93,17 @@ class V1Adapter(Adapter):
             del model.compute_logits
 
     def _sample(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._verifying:
+            return super()._sample(original, *args, **kwargs)
         sampled, logprobs = original(*args, **kwargs)
-        if self._verifying:
-            if self._verification is not None:
-                self._verification.bonus = sampled
-        elif self.recorder.recording and len(sampled) == len(self._keys):
-            keys = [RowKey(-1, 0, 0) if d else k for k, d in zip(self._keys, self._discarded, strict=True)]
-            with unseen():
-                self._choice = sampled.to(torch.int64).view(-1).clone()
-                sampled = self.force(keys, sampled)
+        if self._verification is not None:
+            self._verification.bonus = sampled
         return sampled, logprobs
 
     def _sampler(self, original: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.recorder.recording or self._verifying:
+        if self._verifying:
             return original(logits, *args, **kwargs)
-        self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
-        given = self.recorder.feed(logits, self._sampler_slot, 0)
-        with self.recorder.watch_kernels(self._sampler_slot):
-            output = original(logits if given is None else given, *args, **kwargs)
-        if self._choice is not None:
-            self._report(output, self._choice)
-            self._choice = None
-        return output
-
-    def _report(self, output: Any, choice: torch.Tensor) -> None:
-        tensors = output.logprobs_tensors
-        tokens = output.sampled_token_ids.view(-1).to(torch.int64)
-        logprobs = None if tensors is None else tensors.logprobs[:, 0].to(torch.float32)
-        self.report_kept(self._last_rows, self._keys, self._discarded, tokens, choice, logprobs)
+        return super()._sampler(original, logits, *args, **kwargs)
 
     # -- verification of drafts -------------------------------------------------------------------------
 

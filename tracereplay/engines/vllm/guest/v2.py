@@ -15,18 +15,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from tracereplay.engines.vllm.guest.adapter import NOBODY, Adapter, wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
-from tracereplay.engines.vllm.guest.v1 import given_beside, refuse_cuda_graphs
+from tracereplay.engines.vllm.guest.adapter import wrap_method
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_cuda_graphs, refuse_speculation
+from tracereplay.engines.vllm.guest.sampled_steps import SampledSteps, given_beside
+from tracereplay.engines.vllm.guest.speculation import Batch
 from tracereplay.errors import Unsupported
-from tracereplay.event import RowKey, RowMap, make_rows
-from tracereplay.hooks.kernels import unseen
 
 __all__ = ["ROOM", "V2Adapter", "refuse_older_batches", "refuse_v2"]
 
@@ -53,51 +50,19 @@ def refuse_older_batches(kind: type) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What a step computes: the rows of its forward, and of each request the last one.
-
-    Args:
-        rows: of the model's forward, without padding.
-        last: of the logits that tokens are sampled from.
-        keys: of the sampled tokens.
-        discarded: whether a request's token is thrown away, since its prompt is not complete.
-    """
-
-    rows: RowMap
-    last: RowMap
-    keys: list[RowKey]
-    discarded: np.ndarray[Any, np.dtype[np.bool_]]
-
-    def kept_keys(self) -> list[RowKey]:
-        """Those of tokens that are kept; a key that is nobody's for others."""
-        return [NOBODY if d else key for key, d in zip(self.keys, self.discarded, strict=True)]
-
-
-_NOTHING = _Batch(make_rows([]), make_rows([]), [], np.zeros(0, dtype=bool))
-
-
-class V2Adapter(Adapter):
+class V2Adapter(SampledSteps):
     """See the module."""
 
-    def model(self) -> torch.nn.Module:
-        model: torch.nn.Module = self.runner.get_model()
-        return model
-
     def attach(self) -> None:
+        super().attach()
         self._requests: dict[str, Any] = {}  # by the engine's id, as they were scheduled first
-        self._batch = _NOTHING
-        self._choice: torch.Tensor | None = None
         wrap_method(self.runner, "add_requests", self._add_requests)
         wrap_method(self.runner, "finish_requests", self._finish_requests)
         wrap_method(self.runner, "prepare_inputs", self._prepare_inputs)
-        wrap_method(self.runner, "execute_model", self._execute_model)
-        wrap_method(self.runner, "sample_tokens", self._sample_tokens)
         worker = self.runner.prompt_logprobs_worker
         for name in ("compute_prompt_logprobs", "compute_prompt_token_id_logprobs"):
             if hasattr(worker, name):
                 wrap_method(worker, name, self._prompt_logprobs)
-        wrap_method(self.runner.sampler, "sample", self._sample)
         _wrap_call(self.runner.sampler, self._sampler)
 
     # -- steps ------------------------------------------------------------------------------------------
@@ -115,40 +80,25 @@ class V2Adapter(Adapter):
     def _prepare_inputs(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(*args, **kwargs)
         if self.recorder.recording:
-            self._batch = self._read(batch)
-            self.begin_step(self._batch.rows)
-            self.set_logits_rows(self._batch.last, self._batch.last)
+            self.settle(self._read(batch))
+            self.begin()
         return batch
 
-    def _read(self, batch: Any) -> _Batch:
-        rows: list[tuple[int, int, int]] = []
-        last, keys = [], []
+    def _read(self, batch: Any) -> Batch:
+        found = Batch()
         starts = batch.num_computed_tokens_np
         ends = starts + batch.num_scheduled_tokens
-        for engine_id, start, end in zip(batch.req_ids, starts.tolist(), ends.tolist(), strict=True):
+        discarded = ends < batch.prefill_len_np
+        for engine_id, start, end, away in zip(
+            batch.req_ids, starts.tolist(), ends.tolist(), discarded.tolist(), strict=True
+        ):
             asked = self._requests[engine_id]
+            beside = given_beside(asked)
             request, sequence = self.number(
-                engine_id,
-                asked.prompt_token_ids or (),
-                asked.sampling_params,
-                asked.lora_request,
-                given_beside(asked),
+                engine_id, asked.prompt_token_ids or (), asked.sampling_params, asked.lora_request, beside
             )
-            rows.extend((request, sequence, position) for position in range(start, end))
-            last.append((request, sequence, end - 1))
-            keys.append(RowKey(request, sequence, end))
-        return _Batch(make_rows(rows), make_rows(last), keys, ends < batch.prefill_len_np)
-
-    def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        if result is not None:  # None: sample_tokens continues the step
-            self.recorder.end_step()
-        return result
-
-    def _sample_tokens(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        self.recorder.end_step()
-        return result
+            found.add(request, sequence, range(start, end), (), discarded=away)
+        return found
 
     # -- logits and tokens ------------------------------------------------------------------------------
 
@@ -158,32 +108,7 @@ class V2Adapter(Adapter):
         """Prompt logprobs use slices of the step's hidden states."""
         if not self.recorder.recording:
             return original(compute, hidden, *args, **kwargs)
-        return original(self.slices_of(hidden, self._batch.rows, compute), hidden, *args, **kwargs)
-
-    def _sample(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        sampled, logits = original(*args, **kwargs)
-        batch = self._batch
-        if self.recorder.recording and len(sampled) == len(batch.keys):
-            with unseen():
-                self._choice = sampled.to(torch.int64).view(-1).clone()
-                sampled = self.force(batch.kept_keys(), sampled)
-        return sampled, logits
-
-    def _sampler(self, original: Any, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.recorder.recording:
-            return original(logits, *args, **kwargs)
-        batch = self._batch
-        self.recorder.set_rows(self._sampler_slot, batch.last, batch.last)
-        given = self.recorder.feed(logits, self._sampler_slot, 0)
-        with self.recorder.watch_kernels(self._sampler_slot):
-            output = original(logits if given is None else given, *args, **kwargs)
-        if self._choice is not None:
-            tensors = output.logprobs_tensors
-            tokens = output.sampled_token_ids.view(-1).to(torch.int64)
-            logprobs = None if tensors is None else tensors.logprobs[:, 0].to(torch.float32)
-            self.report_kept(batch.last, batch.keys, batch.discarded, tokens, self._choice, logprobs)
-            self._choice = None
-        return output
+        return original(self.slices_of(hidden, self._rows, compute), hidden, *args, **kwargs)
 
 
 def _wrap_call(owner: Any, wrapper: Any) -> None:
