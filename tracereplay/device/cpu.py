@@ -33,5 +33,8 @@ class Cpu:
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         return host
 
+    def fill(self, area: torch.Tensor, host: torch.Tensor) -> None:
+        area.copy_(host)
+
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)

@@ -77,6 +77,9 @@ class Cuda:
         ready = host if host.is_pinned() else host.pin_memory()
         return ready.to(self._device, non_blocking=True)
 
+    def fill(self, area: torch.Tensor, host: torch.Tensor) -> None:
+        area.copy_(host, non_blocking=True)
+
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 

@@ -71,5 +71,13 @@ class Device(Protocol):
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """``host`` on the device, for work that is enqueued from now on. The host does not wait."""
 
+    def fill(self, area: torch.Tensor, host: torch.Tensor) -> None:
+        """Copies ``host`` to ``area`` before the work that is enqueued from now on. The host does not wait.
+
+        Args:
+            area: memory of the device's whose address stays.
+            host: as many elements of the same dtype, `pinned`; may be dropped as soon as this returns.
+        """
+
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Host memory to fill for `upload`; may be dropped as soon as that returns."""
+        """Host memory to fill for `upload` or `fill`; may be dropped as soon as that returns."""

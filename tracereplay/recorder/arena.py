@@ -18,7 +18,7 @@ import torch
 
 from tracereplay.device import DONE, Device, Mark
 
-__all__ = ["Arena", "Staging"]
+__all__ = ["Area", "Arena", "Staging", "aligned", "place_in"]
 
 _ALIGN = 64
 _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
@@ -29,8 +29,12 @@ SIZE = 32 << 20  # bytes of a new arena; untouched pages take no memory
 AREAS = 2  # one is filled while the other is on its way to the host
 
 
-class _Area:
-    """A block of device memory."""
+class Area:
+    """A block of device memory.
+
+    Args:
+        memory: its bytes, ``uint8``.
+    """
 
     def __init__(self, memory: torch.Tensor) -> None:
         self.memory = memory
@@ -47,17 +51,17 @@ class Staging:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._areas: list[_Area] = []
+        self._areas: list[Area] = []
         self._turn = 0
 
-    def take(self, size: int) -> _Area:
+    def take(self, size: int) -> Area:
         """An area of at least ``size`` bytes; the device fills it after copying out its previous contents."""
         turn, self._turn = self._turn, (self._turn + 1) % AREAS
         if turn == len(self._areas):
-            self._areas.append(_Area(self._device.area(size)))
+            self._areas.append(Area(self._device.area(size)))
         area = self._areas[turn]
         if area.memory.numel() < size:
-            area = self._areas[turn] = _Area(self._device.area(size))
+            area = self._areas[turn] = Area(self._device.area(size))
         self._device.hold(area.mark)
         return area
 
@@ -74,24 +78,31 @@ class Arena:
     def __init__(self, number: int, device: Device, staging: Staging | None) -> None:
         self.number = number
         self.fd = os.memfd_create(f"tracereplay-{number}", os.MFD_CLOEXEC)
-        self.size = self.used = self._address = 0
+        self.size = self.room = self.used = self._address = 0
         self.trouble: str | None = None
         self._device = device
         self._staging = staging
-        self._area: _Area | None = None
+        self._area: Area | None = None
         self._mark: Mark = DONE
         self._map(SIZE)
 
     def begin(self) -> None:
         """Starts filling it from the beginning."""
         self.used = 0
+        self.room = self.size
         self._mark = DONE
         if self._staging is not None:
             self._area = self._staging.take(self.size)
 
+    def adopt(self, area: Area, used: int) -> None:
+        """Fills the empty arena from ``area``, whose first ``used`` bytes somebody else writes."""
+        self._area = area
+        self.used = aligned(used)
+        self.room = min(self.size, area.memory.numel())
+
     def fits(self, size: int) -> bool:
         """Whether there is room for ``size`` more bytes."""
-        return self.used + size <= self.size
+        return self.used + size <= self.room
 
     def grow(self, size: int) -> None:
         """Makes room for ``size`` bytes; only while the arena is empty."""
@@ -108,15 +119,15 @@ class Arena:
             size: of its elements.
         """
         offset = self.used
-        self.used = offset + (size + _ALIGN - 1 & -_ALIGN)
+        self.used = offset + aligned(size)
         area = self._area
         if area is not None:
             if size:
-                _target(area.views, x, offset).copy_(x)
+                place_in(area.views, x, offset).copy_(x)
         elif _plain(x):
             _memmove(self._address + offset, x.data_ptr(), size)
         else:
-            _target(self._views, x, offset).copy_(x)
+            place_in(self._views, x, offset).copy_(x)
         return offset
 
     def holds(self, x: torch.Tensor, offset: int, size: int) -> bool:
@@ -170,8 +181,19 @@ class Arena:
         self.trouble = self._device.lock(self._address, size)
 
 
-def _target(views: dict[torch.dtype, torch.Tensor], x: torch.Tensor, offset: int) -> torch.Tensor:
-    """Memory at ``offset`` in the shape of ``x``, contiguous."""
+def aligned(size: int) -> int:
+    """``size`` bytes, rounded up to where a tensor of any dtype may begin."""
+    return size + _ALIGN - 1 & -_ALIGN
+
+
+def place_in(views: dict[torch.dtype, torch.Tensor], x: torch.Tensor, offset: int) -> torch.Tensor:
+    """Memory in the shape of ``x``, contiguous.
+
+    Args:
+        views: of a block, by dtype; ``uint8`` is there, others are added.
+        x: gives shape and dtype.
+        offset: where in the block it begins, in bytes; a multiple of the size of an element.
+    """
     typed = views.get(x.dtype)
     if typed is None:
         typed = views[x.dtype] = views[torch.uint8].view(x.dtype)

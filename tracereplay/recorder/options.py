@@ -14,7 +14,7 @@ from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_
 from tracereplay.event import Site
 from tracereplay.trace import codec
 
-__all__ = ["KERNEL", "OPERATOR", "Options"]
+__all__ = ["KERNEL", "OPERATOR", "GraphOptions", "Options"]
 
 # Levels of a recording; the first is that of one that says nothing.
 OPERATOR, KERNEL = "operator", "kernel"
@@ -87,3 +87,40 @@ class Options:
         if (self.sites, self.sides) == (Options.sites, Options.sides):
             return []
         return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
+
+
+# What graphs can be given when they are replayed, and how many areas of memory that takes.
+_FEEDS = {"nothing": 1, "golden": 2, "errors": 3}
+_GRAPHS_TAKE: Mapping[str, Check] = {"memory": COUNT, "feeds": among(*_FEEDS)}
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How CUDA graphs are captured, which is decided when an engine starts.
+
+    Args:
+        memory: bytes on the device for all areas together. The largest graph's tensors of every operator, inputs
+            and outputs, need some 10 MiB a row for 7 billion parameters in bfloat16, once for each area.
+        feeds: ``nothing`` (graphs are recorded only), ``golden`` (they can be fed golden rows), or ``errors`` (and
+            own errors be cancelled).
+    """
+
+    memory: int = 2 << 30
+    feeds: str = "errors"
+
+    @property
+    def areas(self) -> int:
+        """Areas of memory: staged tensors, golden rows, and rows of an injected pass."""
+        return _FEEDS[self.feeds]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> GraphOptions:
+        """Reads what `as_dict` wrote; what is missing is the default.
+
+        Raises:
+            UsageError: there is no such option, or it does not take such a value.
+        """
+        return cls(**checked(data, _GRAPHS_TAKE, "the options of CUDA graphs", whole=False))

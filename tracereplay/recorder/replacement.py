@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tracereplay.event import RowMap
 
-__all__ = ["Replacement"]
+__all__ = ["Known", "Replacement"]
+
+Known = npt.NDArray[np.bool_]
 
 
 class Replacement(Protocol):
@@ -24,6 +28,17 @@ class Replacement(Protocol):
 
         Args:
             inputs: number of tensors that the call is given; None if it is not known.
+        """
+
+    def lay_in(
+        self, slot: int, side: str, index: int, rows: RowMap, hosts: Sequence[torch.Tensor], inputs: int | None
+    ) -> Known | None:
+        """Writes the recorded value of each known row to host memory, and says which are known; None: no row is.
+
+        Args:
+            hosts: the value's places, of its shape (padding rows included) and dtype: for what is given in its
+                stead, or, to cancel an error, for golden's value and the injected pass's.
+            inputs: as in `rows`.
         """
 
     def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from tracereplay.device import Device
+from tracereplay.errors import Unsupported
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.options import KERNEL, Options
@@ -28,22 +30,12 @@ from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient, WriterGone
+from tracereplay.recorder.written import WrittenInputs
 
 __all__ = ["Session"]
 
 
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
-CHECKED_CALLS = 2  # per site, for arguments written in place: a comparison costs as much as a copy
-
-
-def _hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
-    """Indices of the inputs that are not also outputs."""
-    returned = {x.untyped_storage().data_ptr() for x in outputs if _has_memory(x)}
-    return [i for i, x in enumerate(taken) if _has_memory(x) and x.untyped_storage().data_ptr() not in returned]
-
-
-def _has_memory(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.layout is torch.strided
 
 
 class Session:
@@ -62,6 +54,7 @@ class Session:
         self.remarks: Sequence[str] = ()  # what every recording of this engine must say of itself
         self.compiled: Sequence[torch.nn.Module] = ()  # those of which no Python code runs in a step
         self.device = device
+        self.graphs: GraphRecorder | None = None  # of an engine that captures CUDA graphs
         self._options = Options()
         self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
@@ -73,13 +66,11 @@ class Session:
         self._left_out: dict[str, set[int]] = {"in": set(), "out": set()}
         self._errors: dict[str, int] = {}
         self._silent: set[int] = set()
-        self._checked: dict[int, int] = {}
-        self._unsettled: dict[int, set[int]] = {}
-        self._writes: dict[int, set[int]] = {}  # per slot that was checked, the inputs that it changes
+        self._written = WrittenInputs()
         self._wanted: frozenset[int] = frozenset()
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
-        self.watched: frozenset[int] = frozenset()
+        self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
 
     # -- a pass -----------------------------------------------------------------------------------------
@@ -99,8 +90,10 @@ class Session:
 
         Raises:
             OSError, WriterGone: the segment or its writer cannot be created.
+            Unsupported: it cannot be recorded inside CUDA graphs.
         """
         self._options = options or Options()
+        self._refuse_in_graphs(self._options)
         self._errors.clear()
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = 0
@@ -123,7 +116,9 @@ class Session:
         self._writer.sites(self.sites)
 
     def _new_census(self, model: torch.nn.Module) -> Census | None:
-        """None: a compiler's graph could not be read, so that nothing is known of what computes."""
+        """None: nothing is known of what computes: a compiler's graph could not be read, or CUDA graphs hide it."""
+        if self.graphs is not None:
+            return None
         graphs = {module: traced(module) for module in self.compiled}
         known = {module: graph for module, graph in graphs.items() if graph is not None}
         return Census(model, self.sites, known) if len(known) == len(graphs) else None
@@ -209,7 +204,8 @@ class Session:
     def _told(self, writer: WriterClient) -> list[str]:
         trouble = sorted({arena.trouble for arena in writer.arenas if arena.trouble})
         slowed = [f"{text}, so recording slowed the engine." for text in trouble]
-        return [*self._options.told(), *self.remarks, *slowed]
+        graphs = [] if self.graphs is None else self.graphs.told()
+        return [*self._options.told(), *self.remarks, *slowed, *graphs]
 
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None:
         """Sets the rows of ``slot``'s next calls, where they differ from those of the model's forward."""
@@ -287,7 +283,7 @@ class Session:
         """Records a call's inputs and returns the golden ones, in eager mode."""
         step = self._step
         if step is None:
-            return None, inputs
+            return self._captured(slot, inputs)
         if self._census is not None:
             self._census.entered()
         call = step.begin_call(slot, self._rows.get(slot) or step.both)
@@ -318,14 +314,20 @@ class Session:
     def returned(self, call: Any, taken: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         """Records a call's outputs and changed inputs, and writes golden outputs over them, in eager mode."""
         step = self._step
-        if step is None or call is None:
+        if call is None:
+            return
+        if step is None:
+            if self.graphs is not None:
+                sides = ("in", taken), ("out", outputs)
+                self.graphs.returned(call, *(self.rows_first.all(call, side, tensors) for side, tensors in sides))
             return
         if self._census is not None:
             self._census.left()
         slot = call.slot
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
-        if self._replacement is None and self._writes.get(slot, True) and call.inputs:
-            self._keep_written(step, call, taken, outputs)
+        if self._replacement is None:
+            with self._guarded():
+                self._written.keep(step, call, taken, outputs)
         if slot in self._rows:
             call.rows[1] = self._rows[slot][1]
         if slot not in self._left_out["out"]:
@@ -338,13 +340,23 @@ class Session:
             for index, x in enumerate(outputs):
                 self._lay_over(slot, index, call.rows[1], x)
 
+    def _captured(self, slot: int, inputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+        """A call while no step is recorded: it may be captured into a graph."""
+        if self.graphs is None or not self.graphs.listening:
+            return None, inputs
+        given = self.graphs.arrived(slot, self.rows_first.all(slot, "in", inputs))
+        return slot, [x if new is None else new.reshape(x.shape) for x, new in zip(inputs, given, strict=True)]
+
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None:
         """Records one input and returns the golden one."""
         step = self._step
-        if step is None:
-            return None
-        rows = self._rows.get(slot) or step.both
         shape, x = x.shape, self.rows_first.one(slot, "in", index, x)
+        if step is None:
+            if self.graphs is None or not self.graphs.listening:
+                return None
+            found = self.graphs.feed(slot, index, x)
+            return None if found is None else found.reshape(shape)
+        rows = self._rows.get(slot) or step.both
         if slot not in self._left_out["in"]:
             with self._guarded():
                 step.add(x, slot, "in", index, rows)
@@ -359,10 +371,12 @@ class Session:
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None:
         """Records one output and writes the golden one over it."""
         step = self._step
+        x = self.rows_first.one(slot, "out", index, x)
         if step is None:
+            if self.graphs is not None and self.graphs.listening:
+                self.graphs.observe(slot, index, x)
             return
         rows = self._rows.get(slot) or step.both
-        x = self.rows_first.one(slot, "out", index, x)
         if slot not in self._left_out["out"]:
             with self._guarded():
                 step.add(x, slot, "out", index, rows)
@@ -385,25 +399,49 @@ class Session:
             with self._guarded():
                 x.copy_(given)
 
-    def _keep_written(
-        self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor]
-    ) -> None:
-        """Records inputs that the operator changed in place and did not return.
+    # -- CUDA graphs (`graphs.Host`) --------------------------------------------------------------------
 
-        Its first calls are checked for changes by comparison; afterwards only inputs found to change are recorded.
-        """
-        with self._guarded():
-            checked = self._checked.get(call.slot, 0)
-            found = self._unsettled.setdefault(call.slot, set())
-            if checked < CHECKED_CALLS:
-                self._checked[call.slot] = checked + 1
-                found.update(
-                    i for i in _hidden(taken, outputs) if i in call.inputs and step.changed(call, i, taken[i])
-                )
-            if checked + 1 >= CHECKED_CALLS:
-                self._writes[call.slot] = found
-            for index in found:
-                call.written[index] = step.copy(taken[index])
+    @contextlib.contextmanager
+    def forward(self, rows: int) -> Iterator[None]:
+        """One run of the model's forward over so many rows, in a step or outside of one."""
+        if self.graphs is None or self._step is not None:
+            yield
+            return
+        with self.graphs.forward(rows):
+            self.watched, self.scope = frozenset(site.slot for site in self.sites), self.graphs.scope
+            try:
+                yield
+            finally:
+                self.watched, self.scope = frozenset(), None
+
+    def _refuse_in_graphs(self, options: Options) -> None:
+        if self.graphs is None:
+            return
+        if options.level == KERNEL:
+            raise Unsupported(
+                "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; "
+                "set enforce_eager=true, or record operators only (--level operator)."
+            )
+        if self.graphs.refusal is not None:
+            raise Unsupported(self.graphs.refusal)
+
+    @property
+    def pending(self) -> PendingStep | None:
+        return self._step
+
+    @property
+    def replacement(self) -> Replacement | None:
+        return self._replacement
+
+    def rows_of(self, slot: int) -> tuple[RowMap, RowMap]:
+        assert self._step is not None
+        return self._rows.get(slot) or self._step.both
+
+    def keeps(self, slot: int, side: str) -> bool:
+        return slot not in self._left_out[side]
+
+    def failed(self, error: BaseException) -> None:
+        self._failed(error)
 
     # -- kernels ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tracereplay.event import Request, RowKey, RowMap
-from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.arena import Area, Arena
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.trace import records
@@ -64,6 +64,9 @@ class PendingStep:
         self.feeds = False  # whether recorded values are fed in it
         self.census: dict[str, Any] | None = None  # of `hooks.census`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
+        self.frame: Any = None  # of `recorder.graphs`: whose graphs are being replayed
+        self.regions: list[Any] = []  # of the frame, as far as they were
+        self.padded = 0  # rows of the graphs that the step replayed; 0: it replayed none
         self._weight_updates = weight_updates
         self._writer = writer
         self._drain = drain
@@ -94,7 +97,17 @@ class PendingStep:
 
     def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
         """Records an input or output of a call outside `begin_call`; the n-th belongs to its site's n-th call."""
-        place = self.copy(x, arrived=side == "in")
+        self.put(self.copy(x, arrived=side == "in"), slot, side, index, rows)
+
+    def put(self, place: int, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
+        """Does what `add` does with a tensor that is in the step already, under the number ``place``.
+
+        Args:
+            side: ``in``, ``out``, or ``after`` for an input as the last call left it.
+        """
+        if side == "after":
+            self.latest[slot].written[index] = place
+            return
         key = (slot, side, index)
         number = self._fired.get(key, self._begun.get(slot, 0))
         self._fired[key] = number + 1
@@ -174,7 +187,7 @@ class PendingStep:
             if same == storage and n == shape and s == strides and was == dtype and arena.holds(x, offset, size):
                 return self._before[0] + place
         size = x.nbytes
-        if arena.used + size > arena.size:
+        if arena.used + size > arena.room:
             self._make_room(size)
             arena = self._arena
         offset = arena.copy(x, size)
@@ -190,6 +203,18 @@ class PendingStep:
             self._make_room(size)
         self._asides.append((self._arena.copy(x, size), size))
         return self._before[1] + len(self._asides) - 1
+
+    def adopt(self, area: Area, used: int) -> None:
+        """The device writes the first ``used`` bytes of ``area``; what is copied from now on comes behind them."""
+        if self._arena.used:
+            self._begin_another()
+        self._arena.grow(used)
+        self._arena.adopt(area, used)
+
+    def place(self, descriptor: tuple[Any, ...]) -> int:
+        """The number of a tensor that the device wrote to the adopted area; fields as in `Descriptor`."""
+        self._tensors.append(descriptor)
+        return self._before[0] + len(self._tensors) - 1
 
     def _new_storage(self, storage: torch.UntypedStorage) -> int:
         """A number for a storage that is new in this step.
@@ -212,13 +237,16 @@ class PendingStep:
 
     def _make_room(self, size: int) -> None:
         if self._arena.used:
-            self._arena.flush()
-            self._full.append((self._arena, self._tensors, self._asides))
-            self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
-            self._tensors, self._asides = [], []
-            self._at.clear()
-            self._arena = self._another()
+            self._begin_another()
         self._arena.grow(size)
+
+    def _begin_another(self) -> None:
+        self._arena.flush()
+        self._full.append((self._arena, self._tensors, self._asides))
+        self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
+        self._tensors, self._asides = [], []
+        self._at.clear()
+        self._arena = self._another()
 
     def _another(self) -> Arena:
         if self._writer.starved():

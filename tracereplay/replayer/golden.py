@@ -8,7 +8,7 @@ import torch
 
 from tracereplay.event import RowKey, RowMap
 from tracereplay.passes import RECORD
-from tracereplay.replayer.tables import RowTables, laid_out
+from tracereplay.replayer.tables import Known, RowTables, laid_out
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import Tokens
 
@@ -68,6 +68,19 @@ class GoldenRows:
         given = laid_out(like, like)
         given.index_copy_(0, self._golden.targets(known), self._golden.picked(data, at[known], like.dtype))
         return given
+
+    def lay_in(
+        self, slot: int, side: str, index: int, rows: RowMap, hosts: Sequence[torch.Tensor], inputs: int | None
+    ) -> Known | None:
+        found = self._golden.find(slot, side, index, rows, hosts[0], inputs)
+        if found is None:
+            return None
+        data, at = found
+        known: Known = at >= 0
+        if not known.any():
+            return None
+        self._golden.lay_in(data, at, known, hosts[0])
+        return known
 
 
 def forced_tokens(tokens: Tokens, prompts: Sequence[int]) -> Mapping[RowKey, int]:

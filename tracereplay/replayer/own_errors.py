@@ -18,7 +18,7 @@ import torch
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.event import RowMap
-from tracereplay.replayer.tables import BITS, RowTables, laid_out
+from tracereplay.replayer.tables import BITS, Known, RowTables, laid_out
 
 __all__ = ["CancelledRows"]
 
@@ -63,6 +63,24 @@ class CancelledRows:
         )
         given = laid_out(like, like)
         return given.index_copy_(0, at, cancelled(like[at], b, g))
+
+    def lay_in(
+        self, slot: int, side: str, index: int, rows: RowMap, hosts: Sequence[torch.Tensor], inputs: int | None
+    ) -> Known | None:
+        if not self._selection.takes(self._names.get(slot, ""), side, index):
+            return None
+        golden = self._golden.find(slot, side, index, rows, hosts[0], inputs)
+        injected = self._injected.find(slot, side, index, rows, hosts[1])
+        if golden is None or injected is None:
+            return None
+        known: Known = (golden[1] >= 0) & (injected[1] >= 0)
+        if not known.any():
+            return None
+        for tables, (data, places), host in zip(
+            (self._golden, self._injected), (golden, injected), hosts, strict=True
+        ):
+            tables.lay_in(data, places, known, host)
+        return known
 
 
 def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:

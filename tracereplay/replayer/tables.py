@@ -18,13 +18,14 @@ from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace, shards
 from tracereplay.trace.rows import RowFinder, Tokens
 
-__all__ = ["BITS", "Found", "Ints", "RowTables", "laid_out"]
+__all__ = ["BITS", "Found", "Ints", "Known", "RowTables", "laid_out"]
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 Key = tuple[int, str, int]  # slot, "in" or "out", index
 Array = npt.NDArray[np.generic]
 Ints = npt.NDArray[np.int64]
+Known = npt.NDArray[np.bool_]
 Found = tuple[torch.Tensor, Ints]  # all rows of a tap, and for each requested row its index in them (-1: none)
 
 
@@ -113,11 +114,17 @@ class RowTables:
         torch.index_select(data.view(bits), 0, torch.from_numpy(places), out=rows.view(bits))
         return self._device.upload(rows).to(dtype)
 
+    def lay_in(self, data: torch.Tensor, places: Ints, known: Known, host: torch.Tensor) -> None:
+        """Writes the known rows of ``data`` (see `find`) to their places in ``host``, which has its own dtype."""
+        bits = BITS[data.element_size()]
+        rows = data.view(bits)[torch.from_numpy(places[known])].view(data.dtype).to(host.dtype)
+        host[torch.from_numpy(np.flatnonzero(known))] = rows
+
     def is_sum(self, slot: int, inputs: int | None) -> bool:
         """Whether a call with so many inputs is fed the sum of golden's two."""
         return slot in self._only_sums or (inputs == 1 and slot in self._sums)
 
-    def targets(self, known: npt.NDArray[np.bool_]) -> torch.Tensor:
+    def targets(self, known: Known) -> torch.Tensor:
         """Indices of the known rows, on the device. Cached, since most taps of a step have the same."""
         key = known.tobytes()
         found = self._places.get(key)

@@ -1,8 +1,8 @@
 """Lets vLLM's own capture, padding, dispatch and replay of CUDA graphs use `stand_in.graphs` on a CPU.
 
-What vLLM asks of CUDA is answered here. What it asks of an attention kernel in a FULL graph (to read its metadata from
-memory that is filled before a replay) the CPU's kernel does not do: it asks the forward context, which is set around
-the replay.
+What vLLM asks of CUDA is answered here. What it asks of an attention kernel in a FULL graph (to read its metadata
+from memory that is filled before a replay) the CPU's kernel does not do: it asks the forward context, which is set
+around the replay.
 """
 
 import contextlib

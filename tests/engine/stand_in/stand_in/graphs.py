@@ -2,10 +2,11 @@
 
 At least as strict as the real ones:
 
-- A capture computes nothing. What it wrote to memory from outside is taken back when it ends, and what it allocated holds NaN.
-- Memory that the captured program lets go is overwritten with NaN at that point of every replay, as a pool would give it
-  away. The program lets go when its last tensor in that memory dies, not when the last operator has read it; what dies as a
-  capture ends is the next one's.
+- A capture computes nothing. What it wrote to memory from outside is taken back when it ends, and what it
+  allocated holds NaN.
+- Memory that the captured program lets go is overwritten with NaN at that point of every replay, as a pool would
+  give it away. The program lets go when its last tensor in that memory dies, not when the last operator has read
+  it; what dies as a capture ends is the next one's.
 - A value that reaches the host in a capture (`.item()`, a shape that depends on values) is an error.
 - A replay runs no Python of the captured program: operators in PYTHON are captured as what they dispatch.
 """

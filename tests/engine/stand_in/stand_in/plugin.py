@@ -1,11 +1,13 @@
 """Switches on what the CPU platform switches off.
 
 STAND_IN_ASYNC=1          asynchronous scheduling
-STAND_IN_GRAPHS=MODE      CUDA graphs of vLLM's mode of that name, captured by `stand_in.graphs`: PIECEWISE, FULL_DECODE_ONLY,
-                          FULL_AND_PIECEWISE; Model Runner V2 only. Pieces are those of breakable graphs
-                          (VLLM_USE_BREAKABLE_CUDAGRAPH=1) or, with STAND_IN_PIECES=compiled, of vLLM's compiler, which leaves each as it is
+STAND_IN_GRAPHS=MODE      CUDA graphs of vLLM's mode of that name, captured by `stand_in.graphs`: PIECEWISE,
+                          FULL_DECODE_ONLY, FULL_AND_PIECEWISE; Model Runner V2 only. Pieces are those of breakable
+                          graphs (VLLM_USE_BREAKABLE_CUDAGRAPH=1) or, with STAND_IN_PIECES=compiled, of vLLM's
+                          compiler, which leaves each as it is
 STAND_IN_GRAPH_SIZES=1,2  of how many rows; 1, 2, 4 and 8 without
-STAND_IN_LATE=SEED        tensors are copied to the host as late as allowed (`late_device`), as on a device that computes by itself
+STAND_IN_LATE=SEED        tensors are copied to the host as late as allowed (`late_device`), as on a device that
+                          computes by itself
 """
 
 import functools

@@ -8,7 +8,7 @@ from typing import Any
 from tracereplay.errors import Unsupported
 
 __all__ = [
-    "GENERATES", "NO_GRAPHS_V0", "refuse_arguments", "refuse_configuration", "refuse_cuda_graphs",
+    "GENERATES", "NO_GRAPHS_V0", "captures_graphs", "refuse_arguments", "refuse_configuration",
     "refuse_speculation",
 ]  # fmt: skip
 
@@ -30,13 +30,13 @@ _ASYNCHRONOUS = (
     "Speculative decoding cannot be recorded under asynchronous scheduling, where the engine does not know which "
     "drafts were accepted when it prepares a step; set async_scheduling=false."
 )
+_IN_GRAPHS = (
+    "Speculative decoding cannot be recorded inside CUDA graphs yet; set enforce_eager=true, or give "
+    '--set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
+)
 _PIPELINE = "Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1."
 _POOLING = "A model that embeds or classifies generates no tokens, and cannot be recorded."
-NO_GRAPHS_V0 = "CUDA graphs cannot be recorded yet; give --set enforce_eager=true."
-NO_GRAPHS = (
-    "CUDA graphs cannot be recorded yet, since a replayed graph runs no host code; "
-    'give --set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
-)
+NO_GRAPHS_V0 = "CUDA graphs of vLLM's V0 engine cannot be recorded; give --set enforce_eager=true."
 GENERATES = ("generate", "draft")  # runners of models that generate
 _METHODS = ("ngram", "[ngram]", "draft_model")
 
@@ -51,7 +51,7 @@ def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False, cuda: bo
     """
     found = [_speculation_argument(arguments, v0), _pipeline(int(arguments.get("pipeline_parallel_size") or 1))]
     if cuda and _captures_graphs(arguments, v0):
-        found.append(NO_GRAPHS_V0 if v0 else NO_GRAPHS)
+        found.append(NO_GRAPHS_V0 if v0 else _IN_GRAPHS if arguments.get("speculative_config") else None)
     _raise(found)
 
 
@@ -104,16 +104,20 @@ def refuse_speculation(config: Any, *, runner: str = "V1") -> None:
         raise Unsupported(_OF_V0 if runner == "V0" else _OF_V2)
     synthetic = getattr(speculative, "rejection_sample_method", None) == "synthetic"
     asynchronous = bool(getattr(config.scheduler_config, "async_scheduling", False))
-    _raise([_speculation(str(speculative.method), synthetic, asynchronous=asynchronous)])
+    _raise(
+        [
+            _speculation(str(speculative.method), synthetic, asynchronous=asynchronous),
+            _IN_GRAPHS if captures_graphs(config) else None,
+        ]
+    )
 
 
-def refuse_cuda_graphs(runner: Any, config: Any) -> None:
-    """Raises Unsupported if the engine replays CUDA graphs."""
+def captures_graphs(config: Any) -> bool:
+    """Whether an engine with this ``VllmConfig`` captures CUDA graphs of its model."""
     compilation = config.compilation_config
     mode = getattr(compilation, "cudagraph_mode", None)
-    graphs = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
-    if runner.device.type == "cuda" and graphs and not config.model_config.enforce_eager:
-        raise Unsupported(NO_GRAPHS)
+    wanted = bool(getattr(compilation, "use_cudagraph", False)) if mode is None else mode.name != "NONE"
+    return wanted and bool(compilation.cudagraph_capture_sizes) and not config.model_config.enforce_eager
 
 
 def _speculation(method: str, synthetic: bool, *, asynchronous: bool) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_cuda_graphs, refuse_speculation
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
 from tracereplay.engines.vllm.guest.sampled_steps import SampledSteps, given_beside
 from tracereplay.engines.vllm.guest.speculation import Batch, Verification, ends_of, remarks
 from tracereplay.hooks.kernels import unseen
@@ -24,7 +24,6 @@ def refuse_v1(runner: Any, config: Any) -> None:
     """Raises Unsupported, with a remedy, if this V1 engine runs in a way that cannot be recorded."""
     refuse_configuration(config)
     refuse_speculation(config)
-    refuse_cuda_graphs(runner, config)
 
 
 class V1Adapter(SampledSteps):

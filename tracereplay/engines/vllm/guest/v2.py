@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import wrap_method
-from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_cuda_graphs, refuse_speculation
+from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
 from tracereplay.engines.vllm.guest.sampled_steps import SampledSteps, given_beside
 from tracereplay.engines.vllm.guest.speculation import Batch
 from tracereplay.errors import Unsupported
@@ -35,7 +35,6 @@ def refuse_v2(runner: Any, config: Any) -> None:
     refuse_older_batches(importlib.import_module(f"{ROOM}input_batch").InputBatch)
     refuse_configuration(config)
     refuse_speculation(config, runner="V2")
-    refuse_cuda_graphs(runner, config)
 
 
 def refuse_older_batches(kind: type) -> None:

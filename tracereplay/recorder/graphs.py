@@ -1,0 +1,451 @@
+"""Recording and feeding inside CUDA graphs.
+
+A graph runs no Python when it is replayed, so what a tap does must be in the graph, as work of the device on
+memory that never moves. While a graph is captured, each tap copies its tensor to the next free place of one
+staging area, and takes, row by row, what a second area holds for it wherever a mask says so:
+
+                     x ──▶ staging[offset]                    recorded
+    where(mask[rows], golden[offset], x) ──▶ operator         fed
+
+Where everything lies is kept in the *frame* of that run of the model's forward, and what each graph adds in its
+*region*: after a replay the step has the region's tensors without anybody having looked at them. All frames use
+the same area, since graphs are replayed one after another; what was written is copied out before the next one
+begins.
+
+    forward (warm-up) ─▶ capture: frame, regions ─▶ [ replays ─▶ rows fed ─▶ graph ─▶ replayed ─▶ step's calls ]*
+
+A graph pads a batch to the number of rows that it was captured with. Real rows come first; the others are never
+recorded, and never fed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from tracereplay.device import Device
+from tracereplay.event import RowMap
+from tracereplay.recorder.arena import Area, aligned, place_in
+from tracereplay.recorder.options import GraphOptions
+from tracereplay.recorder.protocol import Descriptor
+from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.step import PendingStep, dtype_name
+from tracereplay.recorder.written import DeclaredWrites, hidden
+
+__all__ = ["CancelledError", "Frame", "GraphRecorder"]
+
+_REGION = "_tracereplay_region"  # attribute of a graph
+_STORAGES = 1 << 40  # numbers of a graph's storages begin here; those of a step's other tensors are small
+_ROOM = 8 << 20  # bytes of the area beyond the largest frame's, for what runs outside of graphs in the same step
+
+CancelledError = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""An output without its own error: from the actual one, the injected pass's and golden's."""
+
+
+class Tapped(NamedTuple):
+    """What one tap does in every replay.
+
+    Args:
+        side: ``in``, ``out``, or ``after`` for an input as the call left it.
+        number: of the input or output.
+        staged: where its tensor lies in the staging area, in the shape that the graph has.
+        inputs: how many tensors the call takes; None if it is not known.
+        mask: where its rows' masks begin; -1: it is never fed.
+        summed: where those of an input begin that is written over with golden's sum, too; -1: none.
+    """
+
+    slot: int
+    side: str
+    number: int
+    staged: Descriptor
+    inputs: int | None
+    mask: int
+    summed: int
+
+
+class Frame:
+    """One run of the model's forward during which graphs were captured.
+
+    Args:
+        rows: how many the model was given, padding included.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.used = self.masks = 0  # of the areas
+        self.taps: list[Tapped] = []
+        self.missing: set[int] = set()  # slots for which the area was too small
+        self._storages: dict[int, int] = {}
+        self._weak: list[int] = []
+
+    def storage(self, x: torch.Tensor) -> int:
+        """The number of the storage of ``x``; equal numbers mean the same storage, until `close`."""
+        storage = x.untyped_storage()
+        number = self._storages.get(storage._cdata)
+        if number is None:
+            number = self._storages[storage._cdata] = _STORAGES + len(self._storages)
+            self._weak.append(storage._weak_ref())  # keeps its record from being reused, not its memory
+        return number
+
+    def close(self) -> None:
+        """The forward has returned."""
+        for reference in self._weak:
+            torch.UntypedStorage._free_weak_ref(reference)
+        self._weak.clear()
+        self._storages.clear()
+
+
+class _Region:
+    """What one graph does in a frame."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.taps: list[Tapped] = []
+
+
+class _Meter:
+    """What the taps see of one run of the model's forward.
+
+    Args:
+        rows: how many the model was given.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._by_row = self._fixed = self._float_taps = self._count = self.largest = 0
+
+    def see(self, x: torch.Tensor) -> None:
+        by_row = bool(x.dim()) and x.shape[0] == self.rows
+        size = -(-x.nbytes // self.rows) if by_row else x.nbytes
+        self._count += 1
+        self._float_taps += 2 * by_row * x.is_floating_point()
+        self._by_row += size * by_row
+        self._fixed += size * (not by_row)
+        self.largest = max(self.largest, size)
+
+    def size(self, rows: int) -> int:
+        """Bytes of the staging area for so many rows."""
+        return self._by_row * rows + self._fixed + aligned(1) * self._count
+
+    def masks(self, rows: int) -> int:
+        """Bytes of the masks for so many rows."""
+        return self._float_taps * rows
+
+
+class Host(Protocol):
+    """The session, as far as this needs it."""
+
+    @property
+    def pending(self) -> PendingStep | None:
+        """The step that is being recorded."""
+
+    @property
+    def replacement(self) -> Replacement | None:
+        """What it feeds."""
+
+    def rows_of(self, slot: int) -> tuple[RowMap, RowMap]:
+        """Rows of the inputs and of the outputs of that operator's calls."""
+
+    def keeps(self, slot: int, side: str) -> bool:
+        """Whether that side of that operator is recorded."""
+
+    def failed(self, error: BaseException) -> None:
+        """Counts an error."""
+
+
+class GraphRecorder:
+    """Sees graphs being captured and replayed (`hooks.captures.Captures`).
+
+    Args:
+        host: records the steps in which they are replayed.
+        device: where they run.
+        largest: rows of the largest graph.
+        options: see there.
+        cancelled: how an own error is cancelled.
+        norms: slots of norms, whose only input may stand for the sum of golden's two.
+    """
+
+    def __init__(
+        self, host: Host, device: Device, largest: int, options: GraphOptions, cancelled: CancelledError,
+        norms: frozenset[int],
+    ) -> None:  # fmt: skip
+        self._host, self._device, self._largest, self._options = host, device, largest, options
+        self._cancelled, self._norms = cancelled, norms
+        self._meter: _Meter | None = None
+        self._frame: Frame | None = None
+        self._region: _Region | None = None
+        self._areas: list[Area] = []  # staging, golden, injected, as far as `options.feeds` needs them
+        self._masks: list[torch.Tensor] = []  # bool: which rows are fed, which are cancelled
+        self._dirty = False  # whether a mask may be set
+        self._fed: set[Tapped] = set()  # in the step that is being recorded
+        self._capturing = False
+        self._writes = DeclaredWrites()
+        self._short: dict[int, int] = {}  # by rows of a frame, how many operators had no place
+        self.refusal: str | None = None
+        self._trouble: dict[str, int] = {}  # what went wrong while graphs were captured, and how often
+        self._strangers = False  # whether graphs were replayed that were captured before this was there
+        self.needed = 0  # bytes for the largest graph
+
+    # -- the model's forward ----------------------------------------------------------------------------
+
+    @property
+    def listening(self) -> bool:
+        """Whether taps are to be told of tensors although no step is recorded."""
+        return self._meter is not None or self._region is not None
+
+    @contextlib.contextmanager
+    def forward(self, rows: int) -> Iterator[None]:
+        """One run of the model's forward, over so many rows; the first one tells how much memory graphs take."""
+        if self._host.pending is not None or self._frame is not None or not rows:
+            yield
+            return
+        if not self._areas and not self._capturing:
+            self._meter = _Meter(rows)
+        self._frame = frame = Frame(rows)
+        try:
+            yield
+        finally:
+            self._frame = None
+            frame.close()
+            if frame.missing:
+                self._short[frame.rows] = max(self._short.get(frame.rows, 0), len(frame.missing))
+            if self._meter is not None:
+                meter, self._meter = self._meter, None
+                self._allocate(meter)
+
+    def _allocate(self, meter: _Meter) -> None:
+        """Takes the memory now: engines measure what is left for their cache after this forward."""
+        self.needed = meter.size(self._largest)
+        areas = self._options.areas
+        most = self._options.memory // areas
+        if most < meter.largest + aligned(1):
+            self.refusal = (
+                f"The memory for recording inside CUDA graphs, {self._options.memory} bytes for {areas} areas, "
+                f"does not hold one row of the largest tensor ({meter.largest} bytes in each); give more of it "
+                "(--graph-memory), or set enforce_eager=true."
+            )
+            most = aligned(1)
+        size = aligned(min(self.needed, most))
+        room = min(_ROOM, most - size) if most > size else 0
+        self._areas = [Area(self._device.area(size + aligned(room)))]
+        self._areas += [Area(self._device.area(size)) for _ in range(areas - 1)]
+        self._capacity = size
+        count = max(meter.masks(self._largest), 1)
+        self._masks = [self._device.area(count).view(torch.bool).zero_() for _ in range(areas - 1)]
+
+    def told(self) -> list[str]:
+        """Notes for the reader of a trace on what is not recorded."""
+        notes = [
+            f"Of graphs of {rows} rows, {count} operators are not recorded: the memory for recording inside CUDA "
+            f"graphs, {self._options.memory} bytes, is too small; {self.needed * self._options.areas} would do "
+            "(--graph-memory)."
+            for rows, count in sorted(self._short.items())
+        ]
+        notes += [
+            f"While CUDA graphs were captured: {text} ({count} times)." for text, count in self._trouble.items()
+        ]
+        return notes
+
+    # -- capturing --------------------------------------------------------------------------------------
+
+    def begins(self, graph: Any) -> None:
+        """See `hooks.captures.Captures`."""
+        self._capturing = True
+        setattr(graph, _REGION, None)
+        if self._host.pending is None and self._areas:
+            self._region = _Region(self._frame or Frame(0))
+            setattr(graph, _REGION, self._region)
+
+    def ends(self, graph: Any) -> None:
+        """See `hooks.captures.Captures`."""
+        self._region = None
+
+    def scope(self, call: Any) -> AbstractContextManager[None]:
+        """Around a call that is captured."""
+        return self._writes.collected() if self._region is not None else contextlib.nullcontext()
+
+    def arrived(self, slot: int, inputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """The inputs of a call; returns what each is to be replaced by."""
+        return [self._tap(slot, "in", index, x, len(inputs)) for index, x in enumerate(inputs)]
+
+    def returned(self, slot: int, taken: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """The outputs of the call, and its inputs as it left them."""
+        if self._region is not None:
+            for index in hidden(taken, outputs):
+                if self._writes.to(taken[index]):
+                    self._tap(slot, "after", index, taken[index], None)
+        for index, x in enumerate(outputs):
+            self.observe(slot, index, x)
+
+    def feed(self, slot: int, index: int, x: torch.Tensor) -> torch.Tensor | None:
+        """One input; returns what it is to be replaced by."""
+        return self._tap(slot, "in", index, x, None)
+
+    def observe(self, slot: int, index: int, x: torch.Tensor) -> None:
+        """One output, which is written over."""
+        given = self._tap(slot, "out", index, x, None)
+        if given is not None:
+            x.copy_(given)
+
+    def _tap(self, slot: int, side: str, index: int, x: torch.Tensor, inputs: int | None) -> torch.Tensor | None:
+        try:
+            name = dtype_name(x)
+            if name is None:
+                return None
+            if self._meter is not None:
+                self._meter.see(x)
+            return (
+                None if self._region is None else self._captured(self._region, slot, side, index, x, name, inputs)
+            )
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            self._trouble[text] = self._trouble.get(text, 0) + 1
+            return None
+
+    def _captured(
+        self, region: _Region, slot: int, side: str, index: int, x: torch.Tensor, dtype: str, inputs: int | None
+    ) -> torch.Tensor | None:
+        if not region.frame.rows and self._frame is not None:
+            region.frame = self._frame  # the capture began before the model's forward
+        frame, size = region.frame, x.nbytes
+        if frame.used + size > self._capacity:
+            frame.missing.add(slot)
+            return None
+        staged = Descriptor(
+            dtype, tuple(x.shape), x.stride(), frame.used, size, frame.storage(x), x.storage_offset()
+        )
+        frame.used += aligned(size)
+        place_in(self._areas[0].views, x, staged.offset).copy_(x)
+        mask = summed = -1
+        if side != "after" and self._masks and x.is_floating_point() and x.dim() and x.shape[0] == frame.rows:
+            mask = self._next_mask(frame)
+            if side == "in" and inputs == 1 and slot in self._norms:
+                summed = self._next_mask(frame)
+        tapped = Tapped(slot, side, index, staged, inputs, mask, summed)
+        region.taps.append(tapped)
+        frame.taps.append(tapped)
+        return None if mask < 0 else self._fed_in_graph(frame, tapped, x)
+
+    def _next_mask(self, frame: Frame) -> int:
+        frame.masks += frame.rows
+        return frame.masks - frame.rows
+
+    def _fed_in_graph(self, frame: Frame, tapped: Tapped, x: torch.Tensor) -> torch.Tensor:
+        """``x`` with the rows that a replay is given, in memory of its own."""
+        golden = place_in(self._areas[1].views, x, tapped.staged.offset)
+        if tapped.summed >= 0:
+            # The caller keeps x, which golden's operator hands on as a sum (see `session.Session.arrived`).
+            x.copy_(torch.where(self._mask(0, frame, tapped.summed, x), golden, x))
+        given = torch.where(self._mask(0, frame, tapped.mask, x), golden, x)
+        if len(self._areas) > 2:
+            injected = place_in(self._areas[2].views, x, tapped.staged.offset)
+            without = self._cancelled(x, injected, golden)
+            given = torch.where(self._mask(1, frame, tapped.mask, x), without, given)
+        if given.stride() == x.stride():
+            return given
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(given)
+
+    def _mask(self, which: int, frame: Frame, offset: int, x: torch.Tensor) -> torch.Tensor:
+        return self._masks[which][offset : offset + frame.rows].view(-1, *[1] * (x.dim() - 1))
+
+    # -- replaying --------------------------------------------------------------------------------------
+
+    def replays(self, graph: Any) -> None:
+        """See `hooks.captures.Captures`: a step's rows are fed before its first graph."""
+        step, region = self._host.pending, getattr(graph, _REGION, None)
+        if self._areas:
+            self._device.hold(self._areas[0].mark)
+        if step is None or region is None or not region.taps:
+            if step is None:
+                self._feed_nothing()
+            return
+        try:
+            frame = region.frame
+            if step.frame is not frame or region in step.regions:
+                step.adopt(self._areas[0], frame.used)
+                self._device.hold(self._areas[0].mark)
+                step.frame, step.padded = frame, frame.rows
+                step.regions.clear()
+                self._feed(frame)
+            step.regions.append(region)
+        except Exception as error:
+            self._host.failed(error)
+
+    def replayed(self, graph: Any) -> None:
+        """See `hooks.captures.Captures`: the step has what the graph staged."""
+        step = self._host.pending
+        if step is None:
+            return
+        if not hasattr(graph, _REGION) and not self._strangers:
+            self._strangers = True
+            step.notes.append(
+                "A CUDA graph was replayed that was captured before taps were there; what it computes is not "
+                "recorded."
+            )
+        region = getattr(graph, _REGION, None)
+        if region is None or not step.regions or step.regions[-1] is not region:
+            return
+        try:
+            for tapped in region.taps:
+                self._record(step, region.frame, tapped)
+        except Exception as error:
+            self._host.failed(error)
+
+    def _record(self, step: PendingStep, frame: Frame, tapped: Tapped) -> None:
+        slot, side, index, staged = tapped[:4]
+        if not self._host.keeps(slot, "out" if side == "out" else "in"):
+            return
+        rows = self._host.rows_of(slot)
+        shape, size = staged.shape, staged.size
+        real = len(rows[1] if side == "out" else rows[0])
+        if len(shape) and shape[0] == frame.rows and real < frame.rows:
+            shape, size = (real, *shape[1:]), size // frame.rows * real
+        place = step.place(staged._replace(shape=shape, size=size))
+        step.put(place, slot, side, index, rows)
+        replacement = self._host.replacement
+        if side == "in" and replacement is not None and tapped in self._fed:
+            fed = step.latest[slot].fed
+            if fed is not None:
+                fed.extend(replacement.stands_for(slot, index, tapped.inputs))
+
+    def _feed(self, frame: Frame) -> None:
+        """Gathers the step's rows in page-locked memory, and sends them ahead of the graph in one copy an area."""
+        self._fed.clear()
+        replacement = self._host.replacement
+        if replacement is None or not self._masks:
+            self._feed_nothing()
+            return
+        device, count = self._device, 1 if replacement.feeds else 2
+        hosts = [Area(device.pinned((frame.used,), torch.uint8)) for _ in range(count)]
+        masks = [torch.zeros(frame.masks, dtype=torch.bool) for _ in self._masks]
+        which = masks[0 if replacement.feeds else -1].numpy()
+        for tapped in frame.taps:
+            if tapped.mask < 0:
+                continue
+            like = torch.empty(tapped.staged.shape, dtype=getattr(torch, tapped.staged.dtype), device="meta")
+            views = [place_in(host.views, like, tapped.staged.offset) for host in hosts]
+            rows = self._host.rows_of(tapped.slot)[tapped.side == "out"]
+            known = replacement.lay_in(tapped.slot, tapped.side, tapped.number, rows, views, tapped.inputs)
+            if known is None:
+                continue
+            self._fed.add(tapped)
+            which[tapped.mask : tapped.mask + len(known)] = known
+            if tapped.summed >= 0 and len(replacement.stands_for(tapped.slot, tapped.number, tapped.inputs)) > 1:
+                which[tapped.summed : tapped.summed + len(known)] = known
+        for area, host in zip(self._areas[1:], hosts, strict=False):
+            device.fill(area.memory[: frame.used], host.memory)
+        for mask, values in zip(self._masks, masks, strict=True):
+            host = device.pinned((frame.masks,), torch.bool)
+            host.copy_(values)
+            device.fill(mask[: frame.masks], host)
+        self._dirty = True
+
+    def _feed_nothing(self) -> None:
+        if self._dirty:
+            for mask in self._masks:
+                mask.zero_()
+            self._dirty = False

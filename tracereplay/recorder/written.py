@@ -1,0 +1,83 @@
+"""Which of its inputs an operator writes to without returning them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from tracereplay.recorder.step import OpenCall, PendingStep
+
+__all__ = ["DeclaredWrites", "WrittenInputs", "hidden"]
+
+CHECKED_CALLS = 2  # per site, for arguments written in place: a comparison costs as much as a copy
+
+
+def hidden(taken: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
+    """Indices of the inputs that are not also outputs."""
+    returned = {x.untyped_storage().data_ptr() for x in outputs if _has_memory(x)}
+    return [i for i, x in enumerate(taken) if _has_memory(x) and x.untyped_storage().data_ptr() not in returned]
+
+
+def _has_memory(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.layout is torch.strided
+
+
+class WrittenInputs:
+    """Finds them by comparison in an operator's first calls; afterwards only those are looked at."""
+
+    def __init__(self) -> None:
+        self._checked: dict[int, int] = {}
+        self._unsettled: dict[int, set[int]] = {}
+        self._writes: dict[int, set[int]] = {}  # per slot that was checked, the inputs that it changes
+
+    def keep(
+        self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
+        """Records the inputs of ``call`` that it changed and did not return."""
+        if not self._writes.get(call.slot, True) or not call.inputs:
+            return
+        checked = self._checked.get(call.slot, 0)
+        found = self._unsettled.setdefault(call.slot, set())
+        if checked < CHECKED_CALLS:
+            self._checked[call.slot] = checked + 1
+            found.update(i for i in hidden(taken, outputs) if i in call.inputs and step.changed(call, i, taken[i]))
+        if checked + 1 >= CHECKED_CALLS:
+            self._writes[call.slot] = found
+        for index in found:
+            call.written[index] = step.copy(taken[index])
+
+
+class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+    """Finds them by what the kernels declare that an operator dispatches: where values cannot be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: set[int] = set()  # addresses of storages
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """Collects what is written in this context."""
+        self.written.clear()
+        with self:
+            yield
+
+    def to(self, x: torch.Tensor) -> bool:
+        """Whether the memory of ``x`` was written to."""
+        return x.untyped_storage().data_ptr() in self.written
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for place, argument in enumerate(function._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[place] if place < len(args) else kwargs.get(argument.name)
+                for x in tree_flatten(value)[0]:
+                    if _has_memory(x):
+                        self.written.add(x.untyped_storage().data_ptr())
+        return function(*args, **kwargs)
