@@ -116,7 +116,7 @@ class Session:
         self._writer.sites(self.sites)
 
     def _new_census(self, model: torch.nn.Module) -> Census | None:
-        """None: nothing is known of what computes: a compiler's graph could not be read, or CUDA graphs hide it."""
+        """None: a compiler's graph could not be read, or CUDA graphs hide what computes."""
         if self.graphs is not None:
             return None
         graphs = {module: traced(module) for module in self.compiled}

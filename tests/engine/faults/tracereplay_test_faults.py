@@ -4,7 +4,8 @@ Its wrappers are put around the modules while the model is loaded, before tracer
 them: to tracereplay they are what the engine computes. With TRACEREPLAY_TEST_KERNEL_FAULT a kernel of PyTorch's
 is wrapped as well, below where calls are recorded. Which faults are active stands in the file that
 TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Where TRACEREPLAY_TEST_FAULT_SINCE names
-a version, older engines have none. Eager mode only.
+a version, older engines have none. Eager mode only, unless TRACEREPLAY_TEST_SWITCHES names a file of one byte for each
+of SWITCHED: that is mapped into memory, so that a fault comes and goes within a CUDA graph, too.
 """
 
 import copy
@@ -21,6 +22,7 @@ FAULT = "TRACEREPLAY_TEST_FAULT"
 KERNEL_FAULT = "TRACEREPLAY_TEST_KERNEL_FAULT"
 SINCE = "TRACEREPLAY_TEST_FAULT_SINCE"
 FAMILY = "TRACEREPLAY_TEST_FAULT_FAMILY"  # of the random model; without it, the model is the tiny Llama
+SWITCHES = "TRACEREPLAY_TEST_SWITCHES"
 DECODE_ROWS = 4  # the workload has four requests, and prompts of more than four tokens
 
 
@@ -362,6 +364,12 @@ BETWEEN = {
     "updated_weights": ("model", updated_weights),
 }
 
+# Those that compute the same of the same inputs, and can be computed beside what is right.
+SWITCHED = (
+    "scale", "epsilon", "late_positions", "wrong_row", "other_activation", "soft_attention", "biased_keys",
+    "coarse_weights", "final_norm", "slight_product", "truncated_product", "scaled_residual",
+)  # fmt: skip
+
 
 def _first(result, change):
     if isinstance(result, tuple):
@@ -380,6 +388,39 @@ def _plant(module, name, function):
         return function(run, *args, **options, **extra)
 
     module.forward = forward
+
+
+def _plant_switched(module, function, switch):
+    """Both results are computed, and the switch, a byte of memory, says which of them is taken."""
+    run, needs_module = module.forward, "module" in inspect.signature(function).parameters
+
+    def copied(value):
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    @functools.wraps(run)
+    def forward(*args, **options):
+        beside = [copied(x) for x in args], {name: copied(x) for name, x in options.items()}
+        extra = {"module": module} if needs_module else {}
+        wrong = function(run, *beside[0], **beside[1], **extra)
+        right = run(*args, **options)
+        if isinstance(right, tuple):
+            return tuple(
+                torch.where(switch != 0, bad, good) if isinstance(good, torch.Tensor) else good
+                for bad, good in zip(wrong, right, strict=True)
+            )
+        return torch.where(switch != 0, wrong, right)
+
+    module.forward = forward
+
+
+def _plant_all_switched(model, file):
+    _own_rotary(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places = {**WITHIN, **BETWEEN}
+    switches = torch.from_file(file, shared=True, size=len(SWITCHED), dtype=torch.uint8)
+    for name, switch in zip(SWITCHED, switches, strict=True):
+        site, function = places[name]
+        _plant_switched(modules[site], function, switch)
 
 
 def _swap(first, second):
@@ -468,7 +509,7 @@ def _plant_trainer():
 
 
 def register():
-    if not os.environ.get(FAULT):
+    if not (os.environ.get(FAULT) or os.environ.get(SWITCHES)):
         return
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -481,6 +522,10 @@ def register():
         STATE.checkpoint = vllm_config.model_config.model
         if os.environ.get(FAMILY):
             _plant_elsewhere(model)
+        elif os.environ.get(SWITCHES):
+            for name in ("model.layers.3.self_attn.o_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+                STATE.weight(name)
+            _plant_all_switched(model, os.environ[SWITCHES])
         else:
             _plant_all(model)
         TRAINER.model = model
@@ -488,6 +533,8 @@ def register():
 
     BaseModelLoader.load_model = load_model
     BaseModelLoader._faults = True
+    if not os.environ.get(FAULT):
+        return
     _plant_sampler()
     _plant_adapters()
     _plant_trainer()

@@ -1,0 +1,133 @@
+"""CUDA graphs of vLLM's Model Runner V2, on a stand-in for a GPU (stand_in/README.md).
+
+vLLM captures, pads, dispatches and replays; decode steps of three requests run in a graph of four rows. Copies to the
+host are as late as a device's may be, and two steps are in flight. CI runs graphs of the whole model with breakable pieces for
+prefills; the other modes:
+
+    TRACEREPLAY_GRAPH_MODES=all pytest tests/engine/test_graphs.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from engine_support import FAULTS, Engines, Running, greedy, prompts_of
+from scheduling import check_repeats, workloads
+
+from tracereplay.errors import Unsupported
+from tracereplay.recorder.options import Options
+from tracereplay.trace import Trace
+from tracereplay.workload import Prompt
+
+pytestmark = pytest.mark.engine
+
+HERE = Path(__file__).parent
+WORKLOADS = workloads()
+ALL = os.environ.get("TRACEREPLAY_GRAPH_MODES") == "all"
+# vLLM's mode, and whether its compiler makes the pieces
+MODES: Mapping[str, tuple[str, bool]] = {
+    "full, and broken into pieces": ("FULL_AND_PIECEWISE", False),
+    "full, and compiled pieces": ("FULL_AND_PIECEWISE", True),
+    "broken into pieces": ("PIECEWISE", False),
+    "compiled pieces": ("PIECEWISE", True),
+    "full, decoding only": ("FULL_DECODE_ONLY", False),
+}
+IN_CI = ("full, and broken into pieces", "compiled pieces")
+# by their names in faults/: where each must be named
+FAULTY = {
+    "scale": "model.layers.1.input_layernorm",
+    "epsilon": "model.layers.2.post_attention_layernorm",
+    "late_positions": "model.layers.1.self_attn.rotary_emb",
+    "wrong_row": "model.embed_tokens",
+    "other_activation": "model.layers.3.mlp.act_fn",
+    "soft_attention": "model.layers.3.self_attn.attn",
+    "biased_keys": "model.layers.0.self_attn.qkv_proj",
+    "coarse_weights": "model.layers.2.mlp.gate_up_proj",
+    "final_norm": "model.norm",
+    "slight_product": "model.layers.3.self_attn.o_proj",
+    "truncated_product": "model.layers.1.mlp.down_proj",
+    "scaled_residual": "model.layers.2.post_attention_layernorm",
+}
+
+
+def start(
+    engines: Engines, mode: str, *, compiled: bool = False, switches: Path | None = None, sizes: str = "1,2,4,8",
+    asynchronous: bool = True, **env: str,
+) -> Running:  # fmt: skip
+    """vLLM 0.32.0 with Model Runner V2 and graphs; chunks of 64 tokens."""
+    given = {
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE / "stand_in", FAULTS, HERE))), "TRITON_INTERPRET": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "STAND_IN_GRAPHS": mode,
+        "STAND_IN_GRAPH_SIZES": sizes, "STAND_IN_LATE": "7", **({"STAND_IN_ASYNC": "1"} if asynchronous else {}),
+        **({"TRACEREPLAY_TEST_SWITCHES": str(switches)} if switches else {}), **env,
+    }  # fmt: skip
+    settings = {"enforce_eager": False, "max_num_batched_tokens": 64, "max_model_len": 1024}
+    if compiled:
+        return engines.start(
+            "v1", env={**given, "STAND_IN_PIECES": "compiled", "VLLM_DISABLE_COMPILE_CACHE": "1"}, **settings
+        )
+    given["VLLM_USE_BREAKABLE_CUDAGRAPH"] = "1"
+    return engines.start("v1", env=given, **settings, compilation_config={"mode": 0})
+
+
+@pytest.fixture(scope="module")
+def switches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("switches") / "switches"
+    path.write_bytes(bytes(len(FAULTY)))
+    return path
+
+
+@pytest.fixture
+def switch_on(switches: Path) -> Iterator[Callable[[str], None]]:
+    """Makes a fault active until the test ends."""
+
+    def on(name: str) -> None:
+        with switches.open("r+b") as file:
+            file.seek(list(FAULTY).index(name))
+            file.write(b"\1")
+
+    yield on
+    with switches.open("r+b") as file:
+        file.write(bytes(len(FAULTY)))
+
+
+@pytest.fixture(scope="module", params=[name for name in MODES if ALL or name in IN_CI])
+def engine(request: pytest.FixtureRequest, engines: Engines, switches: Path) -> Running:
+    mode, compiled = MODES[request.param]
+    return start(engines, mode, compiled=compiled, switches=switches)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_recording_changes_no_bit_and_a_replay_matches(engine: Running, name: str) -> None:
+    check_repeats(engine, WORKLOADS[name])
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_fault_in_a_graph_is_named_at_its_place(
+    engine: Running, golden_of: Callable[[Running], Trace], switch_on: Callable[[str], None], fault: str
+) -> None:
+    golden = golden_of(engine)
+    switch_on(fault)
+    found = engine.verdict(golden)
+    assert found.first_divergence is not None, found.reasons
+    kind = "edge" if fault == "scaled_residual" else "operator"
+    assert (found.first_divergence.kind, found.first_divergence.site) == (kind, FAULTY[fault])
+    worse = ("exceeds", "biased", "non-finite")
+    guilty = {o.site for o in found.operators if o.error_class in worse}
+    assert guilty <= {FAULTY[fault]}
+
+
+@pytest.fixture(scope="module")
+def golden_of() -> Callable[[Running], Trace]:
+    """A recording of each engine, made once."""
+    made: dict[int, Trace] = {}
+
+    def record(running: Running) -> Trace:
+        if id(running) not in made:
+            made[id(running)] = running.record(*greedy(20, 7, 33))
+        return made[id(running)]
+
+    return record
