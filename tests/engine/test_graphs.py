@@ -1,8 +1,8 @@
 """CUDA graphs of vLLM's Model Runner V2, on a stand-in for a GPU (stand_in/README.md).
 
-vLLM captures, pads, dispatches and replays; decode steps of three requests run in a graph of four rows. Copies to the
-host are as late as a device's may be, and two steps are in flight. CI runs graphs of the whole model with breakable pieces for
-prefills; the other modes:
+vLLM captures, pads, dispatches and replays; decode steps of three requests run in a graph of four rows. Copies to
+the host are as late as a device's may be, and two steps are in flight. CI runs graphs of the whole model with
+breakable pieces for prefills; the other modes:
 
     TRACEREPLAY_GRAPH_MODES=all pytest tests/engine/test_graphs.py
 """
@@ -10,17 +10,14 @@ prefills; the other modes:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import FAULTS, Engines, Running, greedy, prompts_of
+from engine_support import FAULTS, Engines, Running, greedy
 from scheduling import check_repeats, workloads
 
-from tracereplay.errors import Unsupported
-from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace
-from tracereplay.workload import Prompt
 
 pytestmark = pytest.mark.engine
 

@@ -30,6 +30,7 @@ from tracereplay.launch import Configured, EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass
 from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.passes import RECORD, RERUN
+from tracereplay.recorder.options import GraphOptions
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.verdict import Attribution, Verdict
@@ -135,7 +136,14 @@ class _Starts:
         self.starts += 1
         model = Path(self._workload.model).resolve()
         inherited = self._workload.inherited
-        return EngineProcess(configured, model=model, settings={}, log=self._log, inherited=inherited)
+        return EngineProcess(
+            configured,
+            model=model,
+            settings={},
+            log=self._log,
+            inherited=inherited,
+            graphs=GraphOptions("nothing"),
+        )
 
 
 class _Study:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["ARGUMENTS", "ENABLED", "GRAPHS", "NO_TAPS", "OPTIONS", "RECORD_TO"]
+__all__ = ["ARGUMENTS", "ENABLED", "GRAPHS", "GRAPH_MEMORY", "NO_TAPS", "OPTIONS", "RECORD_TO"]
 
 ENABLED = "TRACEREPLAY_GUEST"
 NO_TAPS = "TRACEREPLAY_NO_TAPS"  # do not tap the model, to measure the observer effect
 ARGUMENTS = "TRACEREPLAY_ARGUMENTS"  # what the engine was started with, as JSON; set by its front end
 RECORD_TO = "TRACEREPLAY_RECORD"  # a trace directory: record all that the engine generates
 OPTIONS = "TRACEREPLAY_OPTIONS"  # how: `recorder.options.Options`, as JSON
+GRAPH_MEMORY = "TRACEREPLAY_GRAPH_MEMORY"  # set by the user: bytes on the device for what they stage
 GRAPHS = "TRACEREPLAY_GRAPHS"  # what is captured into CUDA graphs: `recorder.options.GraphOptions`, as JSON

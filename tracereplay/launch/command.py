@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.known import DEFAULT, family_named
-from tracereplay.engines.variables import OPTIONS, RECORD_TO
+from tracereplay.engines.variables import GRAPHS, OPTIONS, RECORD_TO
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch.child import Child
 from tracereplay.launch.making import engine_header
 from tracereplay.launch.process import Launchable, guest_environment
 from tracereplay.passes import RECORD
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
@@ -73,6 +73,7 @@ def record_command(
         **guest_environment(launched),
         RECORD_TO: str(out.resolve()),
         OPTIONS: json.dumps(options.as_dict()),
+        GRAPHS: json.dumps(GraphOptions("nothing", options.sites, options.sides).as_dict()),
     }
     directory = TraceDirectory(out, header)
     filling = _Filling(directory)

@@ -17,7 +17,7 @@ from tracereplay.launch.making import engine_header, making, replay_header, run_
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.launch.weights import store_weights
 from tracereplay.passes import INJECTED, RECORD, RERUN
-from tracereplay.recorder.options import KERNEL, OPERATOR, Options
+from tracereplay.recorder.options import KERNEL, OPERATOR, GraphOptions, Options
 from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
@@ -59,7 +59,10 @@ def record(
             report("Copying the weights")
             store_weights(model, directory)
         report(f"Starting the engine {engine.name}")
-        with EngineProcess(engine, model=model.resolve(), settings=workload.settings, log=log) as process:
+        graphs = GraphOptions("nothing", options.sites, options.sides)
+        with EngineProcess(
+            engine, model=model.resolve(), settings=workload.settings, log=log, graphs=graphs
+        ) as process:
             workload = _tokenized(workload, process)
             directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
             _tell_dtype(directory, workload, process.info, report)
@@ -106,8 +109,9 @@ def replay(
     with making(out, header) as directory:
         report(f"Starting the engine {engine.name}")
         with EngineProcess(
-            engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited
-        ) as process:
+            engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited,
+            graphs=GraphOptions("golden"),
+        ) as process:  # fmt: skip
             directory.update_run(engine=engine_header(engine, process.info))
             _tell_dtype(directory, workload, process.info, report)
             replay_passes(process, directory, source, workload, injected=injected, report=report)

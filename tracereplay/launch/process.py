@@ -22,11 +22,12 @@ from typing import Any, BinaryIO, Protocol
 
 from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.request import PassRequest
-from tracereplay.engines.variables import ENABLED, NO_TAPS
+from tracereplay.engines.variables import ENABLED, GRAPHS, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 from tracereplay.interpreter import SAFE, module_command
 from tracereplay.launch.home import home
 from tracereplay.launch.overlay import overlay_for
+from tracereplay.recorder.options import GraphOptions
 
 __all__ = [
     "LAST_LINES", "Configured", "EngineProcess", "Launchable", "guest_environment", "is_log",
@@ -115,6 +116,7 @@ class EngineProcess:
         log: file to which the engine's output is appended; a temporary one by default.
         taps: False leaves the model unchanged; then nothing can be recorded.
         inherited: names of settings that are left out if the engine does not know them.
+        graphs: what is captured, if it captures CUDA graphs.
 
     Raises:
         EngineFailed: it did not start; the message has its last lines.
@@ -124,7 +126,7 @@ class EngineProcess:
 
     def __init__(
         self, engine: Launchable, *, model: Path, settings: Mapping[str, Any], log: Path | None = None,
-        taps: bool = True, inherited: Collection[str] = (),
+        taps: bool = True, inherited: Collection[str] = (), graphs: GraphOptions = GraphOptions(),
     ) -> None:  # fmt: skip
         self.name = engine.name
         self._family = family_named(engine.family)
@@ -137,7 +139,10 @@ class EngineProcess:
         self._process = subprocess.Popen(
             module_command(str(engine.python), self._family.driver),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log_file,
-            env={**guest_environment(engine), **SAFE, **({} if taps else {NO_TAPS: "1"})},
+            env={
+                **guest_environment(engine), **SAFE, **({} if taps else {NO_TAPS: "1"}),
+                GRAPHS: json.dumps(graphs.as_dict()),
+            },
             start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
         try:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from tracereplay.device import Device
-from tracereplay.event import RowMap
+from tracereplay.event import RowMap, Site
 from tracereplay.recorder.arena import Area, aligned, place_in
 from tracereplay.recorder.options import GraphOptions
 from tracereplay.recorder.protocol import Descriptor
@@ -166,15 +166,18 @@ class GraphRecorder:
         largest: rows of the largest graph.
         options: see there.
         cancelled: how an own error is cancelled.
-        norms: slots of norms, whose only input may stand for the sum of golden's two.
+        sites: all operators of the model.
     """
 
     def __init__(
         self, host: Host, device: Device, largest: int, options: GraphOptions, cancelled: CancelledError,
-        norms: frozenset[int],
+        sites: Sequence[Site],
     ) -> None:  # fmt: skip
         self._host, self._device, self._largest, self._options = host, device, largest, options
-        self._cancelled, self._norms = cancelled, norms
+        self._cancelled = cancelled
+        self._left_out = options.left_out(sites)
+        # The only input of a norm may stand for the sum of golden's two.
+        self._norms = frozenset(site.slot for site in sites if site.role == "norm")
         self._meter: _Meter | None = None
         self._frame: Frame | None = None
         self._region: _Region | None = None
@@ -226,7 +229,7 @@ class GraphRecorder:
             self.refusal = (
                 f"The memory for recording inside CUDA graphs, {self._options.memory} bytes for {areas} areas, "
                 f"does not hold one row of the largest tensor ({meter.largest} bytes in each); give more of it "
-                "(--graph-memory), or set enforce_eager=true."
+                "(TRACEREPLAY_GRAPH_MEMORY=4G), or set enforce_eager=true."
             )
             most = aligned(1)
         size = aligned(min(self.needed, most))
@@ -242,7 +245,7 @@ class GraphRecorder:
         notes = [
             f"Of graphs of {rows} rows, {count} operators are not recorded: the memory for recording inside CUDA "
             f"graphs, {self._options.memory} bytes, is too small; {self.needed * self._options.areas} would do "
-            "(--graph-memory)."
+            "(TRACEREPLAY_GRAPH_MEMORY)."
             for rows, count in sorted(self._short.items())
         ]
         notes += [
@@ -294,7 +297,7 @@ class GraphRecorder:
     def _tap(self, slot: int, side: str, index: int, x: torch.Tensor, inputs: int | None) -> torch.Tensor | None:
         try:
             name = dtype_name(x)
-            if name is None:
+            if name is None or slot in self._left_out["out" if side == "out" else "in"]:
                 return None
             if self._meter is not None:
                 self._meter.see(x)
@@ -397,8 +400,11 @@ class GraphRecorder:
 
     def _record(self, step: PendingStep, frame: Frame, tapped: Tapped) -> None:
         slot, side, index, staged = tapped[:4]
+        replacement = self._host.replacement
         if not self._host.keeps(slot, "out" if side == "out" else "in"):
             return
+        if side == "after" and replacement is not None:
+            return  # as in eager mode: what is fed is not what golden's caller gave
         rows = self._host.rows_of(slot)
         shape, size = staged.shape, staged.size
         real = len(rows[1] if side == "out" else rows[0])
@@ -406,7 +412,6 @@ class GraphRecorder:
             shape, size = (real, *shape[1:]), size // frame.rows * real
         place = step.place(staged._replace(shape=shape, size=size))
         step.put(place, slot, side, index, rows)
-        replacement = self._host.replacement
         if side == "in" and replacement is not None and tapped in self._fed:
             fed = step.latest[slot].fed
             if fed is not None:

@@ -5,12 +5,14 @@ Whoever asks for a recording imports this, as does whoever makes it; so it never
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_none
+from tracereplay.errors import UsageError
 from tracereplay.event import Site
 from tracereplay.trace import codec
 
@@ -79,8 +81,7 @@ class Options:
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""
-        others = {s.slot for s in sites if not any(fnmatchcase(s.name, glob) for glob in self.sites)}
-        return {side: others if side in self.sides else {s.slot for s in sites} for side in ("in", "out")}
+        return _left_out(self, sites)
 
     def told(self) -> list[str]:
         """Notes for the reader of the trace on what is left out."""
@@ -89,9 +90,15 @@ class Options:
         return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
 
 
+def _left_out(options: Options | GraphOptions, sites: Sequence[Site]) -> dict[str, set[int]]:
+    others = {s.slot for s in sites if not any(fnmatchcase(s.name, glob) for glob in options.sites)}
+    return {side: others if side in options.sides else {s.slot for s in sites} for side in ("in", "out")}
+
+
 # What graphs can be given when they are replayed, and how many areas of memory that takes.
 _FEEDS = {"nothing": 1, "golden": 2, "errors": 3}
-_GRAPHS_TAKE: Mapping[str, Check] = {"memory": COUNT, "feeds": among(*_FEEDS)}
+_GRAPHS_TAKE: Mapping[str, Check] = {"feeds": among(*_FEEDS), "sites": _TAKES["sites"], "sides": _TAKES["sides"]}
+MEMORY = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,18 @@ class GraphOptions:
     """How CUDA graphs are captured, which is decided when an engine starts.
 
     Args:
-        memory: bytes on the device for all areas together. The largest graph's tensors of every operator, inputs
-            and outputs, need some 10 MiB a row for 7 billion parameters in bfloat16, once for each area.
         feeds: ``nothing`` (graphs are recorded only), ``golden`` (they can be fed golden rows), or ``errors`` (and
             own errors be cancelled).
+        sites, sides: what is captured, as in `Options`; a pass can keep no more than that.
+        memory: bytes on the device for all areas together. The largest graph's tensors of every operator, inputs
+            and outputs, need some 10 MiB a row for 7 billion parameters in bfloat16, once for each area. The
+            user's, who gives it to the engine (`engines.variables.GRAPH_MEMORY`).
     """
 
-    memory: int = 2 << 30
     feeds: str = "errors"
+    sites: tuple[str, ...] = ("*",)
+    sides: tuple[str, ...] = ("in", "out")
+    memory: int = MEMORY
 
     @property
     def areas(self) -> int:
@@ -114,13 +125,29 @@ class GraphOptions:
         return _FEEDS[self.feeds]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"feeds": self.feeds, "sites": list(self.sites), "sides": list(self.sides)}
 
     @classmethod
-    def from_dict(cls, data: Any) -> GraphOptions:
+    def from_dict(cls, data: Any, memory: str | None = None) -> GraphOptions:
         """Reads what `as_dict` wrote; what is missing is the default.
+
+        Args:
+            memory: as a user writes it: ``800M``, ``4G``, or bytes; None: the default.
 
         Raises:
             UsageError: there is no such option, or it does not take such a value.
         """
-        return cls(**checked(data, _GRAPHS_TAKE, "the options of CUDA graphs", whole=False))
+        given = checked(data, _GRAPHS_TAKE, "the options of CUDA graphs", whole=False)
+        given.update({name: tuple(given[name]) for name in ("sites", "sides") if name in given})
+        return cls(**given, memory=MEMORY if memory is None else _bytes(memory))
+
+    def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
+        """For each side, the slots for which it is not captured."""
+        return _left_out(self, sites)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip().upper().removesuffix("B").removesuffix("I"))
+    if match is None:
+        raise UsageError(f"{text!r} is no amount of memory; give bytes, or a number with K, M or G, as in 4G.")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]

@@ -4,8 +4,8 @@ Its wrappers are put around the modules while the model is loaded, before tracer
 them: to tracereplay they are what the engine computes. With TRACEREPLAY_TEST_KERNEL_FAULT a kernel of PyTorch's
 is wrapped as well, below where calls are recorded. Which faults are active stands in the file that
 TRACEREPLAY_TEST_FAULT names, so that one engine start serves all faults. Where TRACEREPLAY_TEST_FAULT_SINCE names
-a version, older engines have none. Eager mode only, unless TRACEREPLAY_TEST_SWITCHES names a file of one byte for each
-of SWITCHED: that is mapped into memory, so that a fault comes and goes within a CUDA graph, too.
+a version, older engines have none. Eager mode only, unless TRACEREPLAY_TEST_SWITCHES names a file of one byte for
+each of SWITCHED: that is mapped into memory, so that a fault comes and goes within a CUDA graph, too.
 """
 
 import copy

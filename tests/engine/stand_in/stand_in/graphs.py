@@ -72,7 +72,8 @@ class Pool:
 
     def alias(self, tensor):
         """The same memory, by a tensor of the pool's own."""
-        self.references[tensor.untyped_storage()._cdata] += 1
+        if self.owns(tensor):
+            self.references[tensor.untyped_storage()._cdata] += 1
         return torch.empty(0, dtype=tensor.dtype).set_(
             tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
         )

@@ -24,8 +24,7 @@ __all__ = ["watch_graphs"]
 def watch_graphs(adapter: Adapter, session: Session, options: GraphOptions) -> None:
     """Has ``session`` record what graphs compute. Before the engine measures how much memory it has."""
     largest = max(adapter.config.compilation_config.cudagraph_capture_sizes)
-    norms = frozenset(site.slot for site in session.sites if site.role == "norm")
-    session.graphs = GraphRecorder(session, session.device, largest, options, cancelled, norms)
+    session.graphs = GraphRecorder(session, session.device, largest, options, cancelled, session.sites)
     watch_captures(session.graphs)
 
     def forward(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ from tracereplay.device import device_of
 from tracereplay.engines.naming import map_of
 from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.roles import with_roles
-from tracereplay.engines.variables import GRAPHS, NO_TAPS, OPTIONS, RECORD_TO
+from tracereplay.engines.variables import GRAPH_MEMORY, GRAPHS, NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
 from tracereplay.engines.vllm.guest.choose import adapt
@@ -81,7 +81,8 @@ class GuestWorker:
             self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
             _watch_weights(self._adapter.model(), session)
             if captures_graphs(worker.vllm_config):
-                options = GraphOptions.from_dict(json.loads(os.environ.get(GRAPHS, "{}")))
+                asked = json.loads(os.environ.get(GRAPHS, "{}"))
+                options = GraphOptions.from_dict(asked, os.environ.get(GRAPH_MEMORY))
                 watch_graphs(self._adapter, session, options)
             self._session = session
             look_into("vllm")

@@ -1,0 +1,410 @@
+"""Taps inside CUDA graphs: tables, padding, feeding and masks, on `stand_in.graphs` and a device whose copies are late."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from late_device import LateDevice
+from unit_runner import run
+
+sys.path.insert(0, str(Path(__file__).parent / "stand_in"))
+from stand_in import graphs
+
+from tracereplay.errors import Unsupported
+from tracereplay.event import Site, make_rows
+from tracereplay.hooks import captures, taps
+from tracereplay.recorder import graphs as recorder
+from tracereplay.recorder.options import KERNEL, GraphOptions, Options
+from tracereplay.recorder.session import Session
+from tracereplay.replayer.own_errors import cancelled
+from tracereplay.trace.reader import SegmentReader
+
+torch.cuda.CUDAGraph, torch.cuda.graph = graphs.Graph, graphs.capture
+graphs.PYTHON.update({"tracereplay::feed": taps._feed, "tracereplay::observe": taps._observe})
+WIDTH = 8
+SEEDS = range(6)
+
+
+class Norm(torch.nn.Module):
+    """Adds to the residual in place, as engines' kernels do, and returns both."""
+
+    def forward(self, x, residual):
+        residual.add_(x)
+        return residual / (residual.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt(), residual
+
+
+class Halve(torch.nn.Module):
+    """Halves its input, and zeroes its second argument without returning it."""
+
+    def forward(self, x, scratch):
+        scratch.zero_()
+        return x / 2
+
+
+class Model(torch.nn.Module):
+    """Three operators, two of which write in place."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = torch.nn.Linear(WIDTH, WIDTH)
+        self.norm = Norm()
+        self.halve = Halve()
+
+    def forward(self, x):
+        scratch = torch.ones_like(x)
+        y, residual = self.norm(self.first(x), x * 2)
+        return self.halve(y, scratch) + residual
+
+
+class Rig:
+    """A tapped model, its graphs by their number of rows, and the session that records them."""
+
+    def __init__(self, seed=0, sizes=(1, 2, 4), options=None, leave=(), tapped=True):
+        self.model = Model().eval()
+        self.device = LateDevice(seed)
+        self.session = session = Session(0, self.device)
+        for name, module in self.model.named_children():
+            slot = taps.slot_of(name)
+            session.sites.append(Site(name, type(module).__name__, slot, role="norm" if name == "norm" else ""))
+            if name not in leave:
+                taps.tap(module, slot, {"forward": module.forward})
+        session.graphs = recorder.GraphRecorder(
+            session, self.device, max(sizes), options or GraphOptions(), cancelled, session.sites
+        )
+        taps.listen(session)
+        captures.watch_captures(session.graphs if tapped else None)
+        self.graphs = {}
+        with torch.inference_mode():
+            self.static = torch.zeros(max(sizes), WIDTH)
+            for rows in sorted(sizes, reverse=True):
+                self.forward(rows)  # warm-up
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    out = self.forward(rows)
+                self.graphs[rows] = graph, out
+        captures.watch_captures(session.graphs)
+
+    def forward(self, rows):
+        with self.session.forward(rows):
+            return self.model(self.static[:rows])
+
+    def step(self, x, *, first=0, eager=False):
+        """One step of as many real rows as ``x`` has; padding is what an earlier batch left there."""
+        real = len(x)
+        padded = min(rows for rows in self.graphs if rows >= real)
+        self.session.begin_step(make_rows([(0, 0, first + i) for i in range(real)]))
+        with torch.inference_mode():
+            self.static[:real] = x
+            if eager:
+                result = self.model(self.static[:real].clone())
+            else:
+                graph, out = self.graphs[padded]
+                graph.replay()
+                result = out[:real].clone()
+        self.session.end_step()
+        return result
+
+    def record(self, xs, replacement=None, eager=False, options=None):
+        """The results of a pass of these steps, and what was recorded."""
+        path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
+        self.session.begin_pass(path, {}, replacement, options or Options(codec=0))
+        firsts = np.cumsum([0, *map(len, xs)])
+        results = [self.step(x, first=int(first), eager=eager) for x, first in zip(xs, firsts, strict=False)]
+        summary = self.session.end_pass()
+        assert summary["errors"] == {}, summary
+        return results, list(SegmentReader(path).steps())
+
+
+class Rows:
+    """A `Replacement` that has values by slot, side, number and row position."""
+
+    def __init__(self, golden, injected=None):
+        self.golden, self.injected, self.feeds = golden, injected, injected is None
+
+    def stands_for(self, slot, index, inputs):
+        return (index,)
+
+    def _found(self, slot, side, index, rows):
+        values = self.golden.get((slot, side, index), {})
+        return values, np.array([int(r[2]) in values for r in rows])
+
+    def rows(self, slot, side, index, rows, like, inputs=None):
+        values, known = self._found(slot, side, index, rows)
+        if not known.any():
+            return None
+        given = like.clone()
+        for i, row in enumerate(rows):
+            if known[i]:
+                value = values[int(row[2])]
+                if not self.feeds:
+                    value = cancelled(like[i], self.injected[slot, side, index][int(row[2])], value)
+                given[i] = value
+        return given
+
+    def lay_in(self, slot, side, index, rows, hosts, inputs):
+        values, known = self._found(slot, side, index, rows)
+        for i, row in enumerate(rows):
+            if known[i]:
+                hosts[0][i] = values[int(row[2])]
+                if not self.feeds:
+                    hosts[1][i] = self.injected[slot, side, index][int(row[2])]
+        return known if known.any() else None
+
+
+def _batches(*sizes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, WIDTH, generator=generator) for size in sizes]
+
+
+def _tensor(value):
+    return torch.frombuffer(bytearray(value.load()), dtype=getattr(torch, value.dtype)).view(value.shape)
+
+
+def _contents(steps):
+    """All that was recorded, by step, operator, side and number."""
+    found = {}
+    for step in steps:
+        for call in step.calls:
+            sides = {"in": call.inputs, "out": call.outputs}
+            for side, values in sides.items():
+                for index, value in enumerate(values):
+                    found[step.number, call.site, side, index] = _tensor(value)
+            for index, value in call.written.items():
+                found[step.number, call.site, "after", index] = _tensor(value)
+    return found
+
+
+def _same(one, other):
+    assert one.keys() == other.keys(), one.keys() ^ other.keys()
+    for key, value in one.items():
+        assert value.shape == other[key].shape, (key, value.shape, other[key].shape)
+        assert torch.equal(value, other[key]), key
+
+
+def _golden_of(steps, scale=1.0):
+    """What was recorded, as `Rows` takes it; floats only."""
+    found = {}
+    for step in steps:
+        for call in step.calls:
+            for side, rows, values in (("in", call.rows_in, call.inputs), ("out", call.rows_out, call.outputs)):
+                for index, value in enumerate(values):
+                    by_row = found.setdefault((taps.slot_of(call.site), side, index), {})
+                    for row, x in zip(rows, _tensor(value), strict=True):
+                        by_row[int(row[2])] = x * scale
+    return found
+
+
+def what_a_graph_records_is_what_runs_eagerly():
+    """Steps of every padding, two in flight; and the results are those without taps."""
+    for seed in SEEDS:
+        xs = _batches(3, 4, 1, 2, 3, 1, seed=seed)
+        rig = Rig(seed)
+        in_graphs, steps = rig.record(xs)
+        eagerly, plain = rig.record(xs, eager=True)
+        assert [len(s.rows) for s in steps] == [3, 4, 1, 2, 3, 1]
+        _same(_contents(steps), _contents(plain))
+        assert ("after", 1) in {key[2:] for key in _contents(steps)}, "what an operator wrote in place is missing"
+        bare = Model().eval()
+        with torch.inference_mode():
+            for one, other, x in zip(in_graphs, eagerly, xs, strict=True):
+                assert torch.equal(one, other)
+                assert torch.equal(one, bare(x))
+
+
+def one_copy_a_step_and_nobody_waits():
+    """However many tensors there are; the sums of a step's waits are the device's to take."""
+    rig = Rig()
+    rig.device.copies = rig.device.host_waits = 0
+    rig.session.begin_pass(Path(tempfile.mkdtemp()) / "a-rank0.seg", {}, None, Options(codec=0))
+    for number, x in enumerate(_batches(3, 3)):
+        rig.step(x, first=3 * number)
+    assert (rig.device.copies, rig.device.host_waits) == (2, 0), (rig.device.copies, rig.device.host_waits)
+    rig.session.end_pass()
+
+
+def golden_rows_are_fed_within_a_graph_and_only_then():
+    """Known rows are given, unknown and padded ones left alone; afterwards nothing is."""
+    for seed in SEEDS:
+        xs = _batches(3, 4, 2, seed=seed)
+        rig = Rig(seed)
+        plain, steps = rig.record(xs)
+        golden = _golden_of(steps, scale=1.5)
+        for values in golden.values():
+            del values[1], values[5]  # two rows that golden does not have
+        fed, injected = rig.record(xs, Rows(golden))
+        fed_eagerly, expected = rig.record(xs, Rows(golden), eager=True)
+        _same(_contents(injected), _contents(expected))
+        for one, other, without in zip(fed, fed_eagerly, plain, strict=True):
+            assert torch.equal(one, other)
+            assert not torch.equal(one, without), "nothing was fed"
+        calls = [c for s in injected for c in s.calls]
+        assert [c.fed for c in calls] == [c.fed for s in expected for c in s.calls]
+        assert any(c.fed for c in calls)
+        again, _ = rig.record(xs)
+        for one, other in zip(again, plain, strict=True):
+            assert torch.equal(one, other), "a mask stayed set"
+
+
+def own_errors_are_cancelled_within_a_graph():
+    """Bit for bit what the same arithmetic gives outside of one."""
+    xs = _batches(3, 4, 2)
+    rig = Rig()
+    _, steps = rig.record(xs)
+    rows = Rows(_golden_of(steps, scale=1.25), _golden_of(steps))
+    inside, traced = rig.record(xs, rows)
+    outside, expected = rig.record(xs, rows, eager=True)
+    _same(_contents(traced), _contents(expected))
+    for one, other in zip(inside, outside, strict=True):
+        assert torch.equal(one, other)
+
+
+def what_is_not_chosen_is_not_captured():
+    """Sites are chosen when an engine starts; a pass keeps no more than that."""
+    rig = Rig(options=GraphOptions("nothing", sites=("norm",), sides=("out",)))
+    _, steps = rig.record(_batches(3, 2))
+    assert {key[1:] for key in _contents(steps)} == {("norm", "out", 0), ("norm", "out", 1)}
+    whole = Rig(options=GraphOptions("nothing"))
+    assert rig.session.graphs.needed < whole.session.graphs.needed / 3
+    results, _ = whole.record(_batches(3), Rows({(taps.slot_of("first"), "out", 0): {0: torch.ones(WIDTH)}}))
+    assert torch.equal(results[0], Rig().record(_batches(3))[0][0]), "a graph that was not made to be fed was"
+
+
+def memory_that_holds_some_graphs_only_is_said():
+    """The larger ones have as much as fits, and every recording says what is missing."""
+    needed = Rig(options=GraphOptions("nothing")).session.graphs.needed
+    rig = Rig(options=GraphOptions("nothing", memory=needed * 2 // 3))
+    _, steps = rig.record(_batches(4, 1))
+    said = [note for step in steps for note in step.notes if "TRACEREPLAY_GRAPH_MEMORY" in note]
+    assert len(said) == 1, said
+    assert "graphs of 4 rows" in said[0], said
+    assert str(needed) in said[0], said
+    kept = [key for key in _contents(steps) if key[0] == 0], [key for key in _contents(steps) if key[0] == 1]
+    assert 0 < len(kept[0]) < len(kept[1]), kept
+
+
+def memory_for_no_row_is_refused():
+    rig = Rig(options=GraphOptions("nothing", memory=40))
+    try:
+        rig.session.begin_pass(Path("unused"), {}, None, Options())
+    except Unsupported as error:
+        assert "does not hold one row" in str(error), error
+        assert "TRACEREPLAY_GRAPH_MEMORY" in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+
+def kernels_in_graphs_are_refused_with_the_reason():
+    try:
+        Rig().session.begin_pass(Path("unused"), {}, None, Options(level=KERNEL), torch.nn.Linear(1, 1))
+    except Unsupported as error:
+        assert "enforce_eager" in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+
+def a_graph_from_before_the_taps_is_noticed():
+    rig = Rig(tapped=False)
+    _, steps = rig.record(_batches(3, 3))
+    notes = [note for step in steps for note in step.notes]
+    assert sum("captured before" in note for note in notes) == 1, notes
+    assert any("norm did not run" in note for note in notes), notes
+
+
+def an_operator_without_a_tap_in_the_graph_is_noticed():
+    rig = Rig(leave=("norm",))
+    _, steps = rig.record(_batches(3))
+    assert any("norm did not run" in note for note in steps[0].notes), steps[0].notes
+
+
+def a_padded_row_that_is_recorded_is_caught():
+    """By the check that the other units make: with the trimming taken away it fails."""
+    kept = recorder.GraphRecorder._record
+
+    def untrimmed(self, step, frame, tapped):
+        frame.rows, rows = -1, frame.rows
+        try:
+            kept(self, step, frame, tapped)
+        finally:
+            frame.rows = rows
+
+    _fails(_compare_with_eager, recorder.GraphRecorder, "_record", untrimmed)
+
+
+def a_mask_that_is_read_too_early_is_caught():
+    """What golden gives must be there before the graph begins."""
+    kept = recorder.GraphRecorder._feed
+
+    def late(self, frame):
+        self._late = frame
+
+    def replayed(self, graph, inner=recorder.GraphRecorder.replayed):
+        inner(self, graph)
+        if frame := self.__dict__.pop("_late", None):
+            kept(self, frame)
+
+    inner = recorder.GraphRecorder.replayed
+    recorder.GraphRecorder.replayed = replayed
+    try:
+        _fails(golden_rows_are_fed_within_a_graph_and_only_then, recorder.GraphRecorder, "_feed", late)
+    finally:
+        recorder.GraphRecorder.replayed = inner
+
+
+def an_area_that_is_filled_again_too_early_is_caught():
+    """A graph may begin only when what the one before it wrote has been copied out."""
+    _fails(what_a_graph_records_is_what_runs_eagerly, LateDevice, "hold", lambda self, mark: None)
+
+
+def a_reader_that_comes_after_the_graph_is_caught():
+    """What a graph computed on the way is gone when it has ended."""
+    given, late = torch.ones(2, WIDTH), []
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.graph(graph):
+            x = given * 3
+            late.append(graphs.weak(x))
+            y = x + 1
+            del x
+            y += 1
+        graph.replay()
+    assert late[0].isnan().all(), late[0]
+    assert not y.isnan().any()
+
+
+def a_value_that_reaches_the_host_is_refused_in_a_capture():
+    graph = torch.cuda.CUDAGraph()
+    x = torch.ones(3)
+    try:
+        with torch.cuda.graph(graph):
+            (x * 2).sum().item()
+    except graphs.GraphError as error:
+        assert "wait" in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+
+def _compare_with_eager():
+    rig = Rig()
+    xs = _batches(3, 1)
+    _same(_contents(rig.record(xs)[1]), _contents(rig.record(xs, eager=True)[1]))
+
+
+def _fails(check, owner, name, broken):
+    """``check`` holds, and fails with ``owner.name`` replaced."""
+    check()
+    kept = getattr(owner, name)
+    setattr(owner, name, broken)
+    try:
+        check()
+    except AssertionError:
+        return
+    finally:
+        setattr(owner, name, kept)
+    raise AssertionError(f"with a broken {name}, {check.__name__} still holds")
+
+
+if __name__ == "__main__":
+    run(globals())
