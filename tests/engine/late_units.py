@@ -193,6 +193,23 @@ def a_step_that_is_given_up_takes_nothing_with_it():
         assert found == kept, (seed, found, kept)
 
 
+def a_stop_between_waking_and_forgetting_is_not_forgotten():
+    """The idle thread forgets what woke it before it works; a stop may come just then, and must end it."""
+    waiting = idle.IdleThread(lambda: False)
+
+    class Late(threading.Event):
+        def clear(self):
+            waiting._stopped.set()
+            self.set()
+            super().clear()
+
+    kept, waiting._woken = waiting._woken, Late()
+    kept.set()  # it waits on the old one
+    waiting._woken.set()
+    waiting._thread.join(10)
+    assert not waiting._thread.is_alive()
+
+
 def an_idle_engine_has_handed_everything_over():
     """Bug 8: the last two steps waited for a next one."""
     module, device, path = Doubler(), LateDevice(5, 1.0), _path()

@@ -44,5 +44,7 @@ class IdleThread:
             if self._stopped.wait(PAUSE):
                 return
             self._woken.clear()
+            if self._stopped.is_set():  # `stop` may have come between, and what woke would be forgotten
+                return
             if self._work():
                 self._woken.set()

@@ -59,7 +59,7 @@ class Pool:
     def __init__(self):
         self.blocks = {}
         self.references = Counter()
-        self.let_go = set()
+        self.held = set()  # those that the program has not let go
 
     def owns(self, tensor):
         return tensor.untyped_storage()._cdata in self.blocks
@@ -69,6 +69,7 @@ class Pool:
         if storage._cdata not in self.blocks and storage.nbytes():
             self.blocks[storage._cdata] = torch.empty(0, dtype=torch.uint8).set_(storage)
             self.references[storage._cdata] += 1
+            self.held.add(storage._cdata)
 
     def alias(self, tensor):
         """The same memory, by a tensor of the pool's own."""
@@ -80,12 +81,9 @@ class Pool:
 
     def dead(self):
         """Blocks that the program has let go since it was asked last."""
-        found = []
-        for key, block in self.blocks.items():
-            if key not in self.let_go and torch._C._storage_Use_Count(key) - ASKING <= self.references[key]:
-                self.let_go.add(key)
-                found.append(block)
-        return found
+        found = {key for key in self.held if torch._C._storage_Use_Count(key) - ASKING <= self.references[key]}
+        self.held -= found
+        return [self.blocks[key] for key in found]
 
 
 POOL = Pool()
