@@ -49,3 +49,8 @@ def test_what_computes_is_seen(engine: str, name: str) -> None:
 @pytest.mark.parametrize("name", names("late_units.py"))
 def test_on_a_device_whose_copies_are_late(name: str) -> None:
     assert raised("v1", "late_units.py")[name] is None, raised("v1", "late_units.py")[name]
+
+
+@pytest.mark.parametrize("name", names("triton_units.py"))
+def test_kernels_written_in_triton(name: str) -> None:
+    assert raised("v1", "triton_units.py")[name] is None, raised("v1", "triton_units.py")[name]
