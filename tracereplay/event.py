@@ -263,7 +263,7 @@ class Kernel:
 
     Args:
         name: ``aten.mm.default``, ``_C.rms_norm.default``; ``triton.NAME`` for a kernel written in Triton, which
-            is launched past the dispatcher.
+            is launched past the dispatcher; ``inductor.graph`` for a compiled function.
         schema: of the operator, as PyTorch writes it; of a Triton kernel its module, name and parameters,
             ``ops.scale(x_ptr, n, BLOCK: constexpr)`` (empty in older traces); of what else was not
             dispatched, empty.

@@ -1,13 +1,17 @@
 """Launches of Triton kernels, recorded under an engine's interpreter by Triton's own; see in_process_units.py."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+sys.path.insert(0, str(Path(__file__).parent / "stand_in"))
 
 import threading
 import types
 
 import torch
+import torch._inductor.config
 import triton
 import triton.language as tl
 import triton.runtime.autotuner
@@ -16,6 +20,7 @@ from in_process_units import _recorded, _tensor
 from unit_runner import run
 
 from tracereplay.event import LeftOut, Opaque, Value
+from tracereplay.hooks.census import Census
 from tracereplay.hooks.kernels import watching
 from tracereplay.hooks.triton import launches, unknown_launches
 
@@ -77,10 +82,10 @@ def _launched(launch):
     return listener
 
 
-def _kernel(module, *calls):
+def _kernel(module, *calls, name="triton."):
     (step,), summary = _recorded(module, *calls, level="kernel")
     assert summary["errors"] == {}, summary
-    (found,) = [k for k in step.kernels if k.name.startswith("triton.")]
+    (found,) = [k for k in step.kernels if k.name.startswith(name)]
     return found, step
 
 
@@ -304,6 +309,96 @@ def inductors_kernels_are_told_by_their_names():
         autotuner.run = original
     ((name, _, given, _),) = seen.launches
     assert (name, given["n"], given["BLOCK"], given["grid"]) == ("triton._scale", 2, 32, "computed")
+
+
+@torch.compile
+def _fused(x, scale):
+    return torch.relu(x * scale + 1).sum(-1)
+
+
+class Compiled(torch.nn.Module):
+    def forward(self, x):
+        return _fused(x, torch.full((), 3.0))
+
+
+def a_compiled_function_runs_compiled_and_its_graph_is_recorded():
+    """For a CPU Inductor makes kernels in C++, of which nothing is seen."""
+    x = torch.randn(4, 3000)
+    expected, eager = Compiled()(x), torch.relu(x * 3.0 + 1).sum(-1)
+    assert not torch.equal(expected, eager)  # else this would not tell
+    kernel, step = _kernel(Compiled(), (x,), name="inductor.graph")
+    assert torch.equal(_tensor(step.calls[0].outputs[0]), expected)
+    assert torch.equal(_tensor(kernel.outputs[0]), expected)
+    assert any(torch.equal(_tensor(value), x) for value in kernel.keywords.values() if value.shape)
+    assert (kernel.schema, kernel.written, kernel.failed) == ("", {}, "")
+
+
+def what_is_compiled_while_it_is_watched_gives_the_same_bits():
+    x = torch.randn(4, 3000)
+    torch._dynamo.reset()
+    kernel, _ = _kernel(Compiled(), (x,), name="inductor.graph")
+    assert torch.equal(_tensor(kernel.outputs[0]), Compiled()(x))
+
+
+def a_kernel_that_inductor_made_is_recorded_inside_its_graph():
+    torch._inductor.config.cpu_backend = "triton"
+    torch._dynamo.reset()
+    try:
+        x = torch.randn(4, 32)
+        kernel, step = _kernel(Compiled(), (x,))
+        expected = Compiled()(x)
+    finally:
+        torch._inductor.config.cpu_backend = "cpp"
+        torch._dynamo.reset()
+    assert kernel.name.startswith("triton.triton_"), kernel.name
+    assert step.kernels[kernel.parent].name == "inductor.graph"
+    (result,) = kernel.written.values()
+    assert torch.equal(_tensor(result), expected)
+    assert kernel.keywords["grid"] == "computed"
+
+
+class Between(torch.nn.Module):
+    """Computes past the dispatcher, in no operator."""
+
+    def __init__(self, compute):
+        super().__init__()
+        self.compute = compute
+        self.scale = torch.nn.Parameter(torch.full((), 3.0))
+
+    def forward(self, x):
+        return self.compute(x, self.scale)
+
+
+def _counted(compute, x):
+    """What a census says of a model that is not an operator."""
+    model = Between(compute)
+    census = Census(model, ())
+    census.begin()
+    try:
+        result = model(x)
+    finally:
+        census.end()
+    return result, census.found()
+
+
+def a_census_counts_a_compiled_graph_that_runs_compiled():
+    x = torch.randn(4, 3000)
+    with torch.no_grad():
+        result, found = _counted(_fused, x)
+        assert torch.equal(result, _fused(x, torch.full((), 3.0)))
+    assert found["unobserved"] == [["", "Between", 1, 1]], found
+    assert found["parameters"] == [["scale", "float32", [], [""]]], found
+
+
+def a_census_counts_a_launch():
+    def launch(x, scale):
+        out = torch.empty_like(x)
+        _scale[(1,)](x, out, x.numel(), bias_ptr=scale)
+        return out
+
+    _, found = _counted(launch, torch.ones(4))
+    assert found["unobserved"] == [["", "Between", 1, 1]], found
+    assert found["parameters"] == [["scale", "float32", [], [""]]], found
 
 
 def an_unknown_triton_is_noted_and_nothing_fails():

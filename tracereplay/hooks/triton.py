@@ -1,4 +1,4 @@
-"""Kernels written in Triton, which are launched past PyTorch's dispatcher.
+"""Kernels written in Triton, and graphs compiled by Inductor, which are launched past PyTorch's dispatcher.
 
     kernel[grid](x, out, n, BLOCK=64)     listener.launch(Launch(...)) ──▶ it runs ──▶ listener.end(...)
 
@@ -8,7 +8,8 @@ what is called         by whom
 JITFunction.run        compiled kernels, also those that are tuned (Autotuner, Heuristics)
 GridExecutor.__call__  Triton's interpreter (TRITON_INTERPRET=1)
 CompiledKernel[grid]   kernels that were compiled before, and are launched without JITFunction
-CachingAutotuner.run   kernels that Inductor made, where an operator calls a compiled function
+CachingAutotuner.run   Triton kernels that Inductor made, where an operator calls a compiled function
+CompiledFxGraph(...)   that function's graph, with all that it launches: for a CPU Inductor makes kernels in C++
 =====================  =======================================================================
 
 These are wrapped while an operator is watched, and are what they were otherwise. They are internals of Triton and
@@ -31,16 +32,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["Addresses", "Launch", "LaunchListener", "Word", "launches", "unknown_launches"]
+__all__ = ["GRAPH", "Addresses", "Launch", "LaunchListener", "Word", "launches", "no_launches", "unknown_launches"]
+
+
+GRAPH = "inductor.graph"
 
 
 class Launch(NamedTuple):
-    """One launch of a Triton kernel.
+    """One launch of a Triton kernel, or call of a compiled graph.
 
     Args:
-        name: ``triton.`` and the function's name, as ``triton._temperature_kernel``. Without its module, which
-            versions of an engine move, so that the two sides' kernels can be paired.
-        declaration: its module, name and parameters: ``ops.scale(x_ptr, n, BLOCK: constexpr)``.
+        name: `GRAPH`, or ``triton.`` and the function's name, as ``triton._temperature_kernel``. Without its
+            module, which versions of an engine move, so that the two sides' kernels can be paired.
+        declaration: its module, name and parameters: ``ops.scale(x_ptr, n, BLOCK: constexpr)``; empty of a graph,
+            whose parameters have numbers.
         arguments: by the names of its parameters, in their order, defaults included; then options of the launch
             (``num_warps``) and its ``grid``, a tuple of numbers of programs. Tensors, numbers, strings, None,
             lists of them, `Word` and `Addresses`.
@@ -74,7 +79,7 @@ class LaunchListener(Protocol):
         """A kernel is about to run. Returns what ``end`` shall be told."""
 
     def end(self, kernel: Any, result: Any, error: BaseException | None) -> None:
-        """It was launched, or raised ``error``; ``result`` is an empty tuple, since it returns nothing."""
+        """It was launched, or raised ``error``. A kernel returns nothing, an empty tuple; a graph a tuple."""
 
 
 class _Here(threading.local):
@@ -102,6 +107,16 @@ def launches(listener: LaunchListener) -> Iterator[None]:
         yield
     finally:
         _uninstall()
+        _here.listeners.pop()
+
+
+@contextlib.contextmanager
+def no_launches() -> Iterator[None]:
+    """Tells nobody of what this thread launches in this context."""
+    _here.listeners.append(None)
+    try:
+        yield
+    finally:
         _here.listeners.pop()
 
 
@@ -208,6 +223,25 @@ def _by_inductor(run: Any) -> Any:
     return launch
 
 
+def _graph(call: Any) -> Any:
+    @functools.wraps(call)
+    def run(graph: Any, inputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        listener = _here.listener()
+        if listener is None:
+            return call(graph, inputs, *args, **kwargs)
+        given = {str(place): _given("", value, True) for place, value in enumerate(inputs)}
+        running = listener.launch(Launch(GRAPH, "", given))
+        try:
+            result = call(graph, inputs, *args, **kwargs)  # what it launches is told, too
+        except BaseException as error:
+            listener.end(running, (), error)
+            raise
+        listener.end(running, tuple(result) if isinstance(result, list | tuple) else (result,), None)
+        return result
+
+    return run
+
+
 def _measured(bench: Any) -> Any:
     """Launches that a tuner makes to measure them, on the real tensors."""
 
@@ -236,6 +270,7 @@ _PLACES = (
     _Place("triton.compiler.compiler", "CompiledKernel", "__getitem__", _compiled_before),
     _Place("triton.runtime.autotuner", "Autotuner", "_bench", _measured),
     _Place("torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "run", _by_inductor),
+    _Place("torch._inductor.output_code", "CompiledFxGraph", "__call__", _graph),
 )
 
 
@@ -269,12 +304,8 @@ def _told(describe: Callable[[], Launch], run: Callable[[], Any]) -> Any:
 @contextlib.contextmanager
 def _untold() -> Iterator[None]:
     """Neither launches nor what PyTorch dispatches is told."""
-    _here.listeners.append(None)
-    try:
-        with _disable_current_modes():
-            yield
-    finally:
-        _here.listeners.pop()
+    with no_launches(), _disable_current_modes():
+        yield
 
 
 # -- what was launched --------------------------------------------------------------------------------------
