@@ -146,7 +146,12 @@ def _install() -> None:
             found = _method(place)
             if found is not None:
                 _wrapped.append((found[0], place.method, found[1]))
-                setattr(found[0], place.method, place.wrap(found[1]))
+                setattr(found[0], place.method, _wrapper(place, found[1]))
+
+
+@functools.lru_cache(maxsize=64)
+def _wrapper(place: _Place, method: Any) -> Any:
+    return place.wrap(method)
 
 
 def _uninstall() -> None:
@@ -290,15 +295,14 @@ def _told(describe: Callable[[], Launch], run: Callable[[], Any]) -> Any:
             launch = describe()
         except Exception as error:
             launch = Launch("triton.unknown", "", {"problem": Word(type(error).__name__)})
-    kernel = listener.launch(launch)
-    try:
-        with _untold():
+        kernel = listener.launch(launch)
+        try:
             result = run()
-    except BaseException as error:
-        listener.end(kernel, (), error)
-        raise
-    listener.end(kernel, (), None)
-    return result
+        except BaseException as error:
+            listener.end(kernel, (), error)
+            raise
+        listener.end(kernel, (), None)
+        return result
 
 
 @contextlib.contextmanager
@@ -401,4 +405,4 @@ def _is_tritons_dtype(value: Any) -> bool:
 def _is_address(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_is_address, value))
-    return isinstance(value, Addresses) or value == Word("address")
+    return isinstance(value, Addresses) or (isinstance(value, Word) and value.kind == "address")
