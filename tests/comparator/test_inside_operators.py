@@ -15,7 +15,7 @@ from rich.console import Console
 from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.comparator import Policy
 from tracereplay.comparator.kernels.inside import Place, look_inside
-from tracereplay.comparator.kernels.inside.sequence import align, computing
+from tracereplay.comparator.kernels.inside.sequence import align, computing, inputs
 from tracereplay.event import Kernel, RowKey, RowMap, Value, make_rows
 from tracereplay.report import inside as report
 from tracereplay.trace import Trace, TraceDirectory, open_trace
@@ -295,6 +295,25 @@ def test_alignment_is_the_longest_and_prefers_the_same_dtype() -> None:
     assert align(golden, [kernel("b"), kernel("c"), kernel("a")]) == [(0, None), (1, 0), (2, 1), (None, 2)]
     wide = [kernel("a", "bfloat16"), kernel("a", "float32"), kernel("b")]
     assert align([kernel("a"), kernel("b")], wide) == [(None, 0), (0, 1), (1, 2)]
+
+
+def test_kernels_within_others_are_those_of_the_call_wherever_it_is_in_the_step(tmp_path: Path) -> None:
+    """Parents are places in the step; here two kernels of another call come before."""
+    before = [{**kernel, "number": 1} for kernel in chain(("neg", "exp"))]
+    inner = [{**kernel, "parent": 2} for kernel in chain(("add", "mul"))]
+    found = look(tmp_path, [*before, *chain(("outer",)), *inner], [*before, *chain(("outer",)), *inner])
+    assert [row.golden for row in found.rows] == ["aten.add.Tensor", "aten.mul.Tensor"]
+
+
+def test_a_graph_whose_kernels_are_not_seen_computes_itself() -> None:
+    def launched(name: str, parent: int = -1) -> Kernel:
+        return Kernel(name, "", "s", 0, parent, (), {}, (), {0: Value("float32", (2,), (1,), bytes)})
+
+    graph, fused = launched("inductor.graph"), launched("triton.fused", parent=0)
+    product = kernel("mm", parent=0)
+    assert computing([graph, product]) == [graph]
+    assert computing([graph, product, fused]) == [product, fused]
+    assert [len(one) for one in (inputs([graph, product]), inputs([graph, product, fused]))] == [1, 2]
 
 
 def test_of_kernels_that_call_others_the_inner_ones_compute() -> None:

@@ -60,9 +60,7 @@ def look_inside(golden: Trace, candidate: Trace, pass_name: str, place: Place, p
     theirs = next((found for step in steps if (found := _call(step, place.site, place)) is not None), None)
     if mine is None or theirs is None:
         return Inside(*said, 0, not_compared="there is no such call on both sides")
-    sides = [
-        [k for k in step.kernels if (k.site, k.call) == (call.site, call.number)] for step, call in (mine, theirs)
-    ]
+    sides = [_inside(step, call) for step, call in (mine, theirs)]
     if not all(sides):
         return Inside(*said, 0, not_compared="no kernels were recorded of it on both sides")
     values = _values(mine[1], theirs[1], place, policy)
@@ -76,6 +74,13 @@ def _call(step: Step, site: str, place: Place) -> tuple[Step, Call] | None:
         if call.site == site and (call.rows_out == np.array(place.key, np.int32)).all(axis=1).any():
             return step, call
     return None
+
+
+def _inside(step: Step, call: Call) -> list[Kernel]:
+    """The call's kernels, with parents by their places among these."""
+    places = [i for i, k in enumerate(step.kernels) if (k.site, k.call) == (call.site, call.number)]
+    here = {place: n for n, place in enumerate(places)}
+    return [replace(k, parent=here.get(k.parent, -1)) for k in map(step.kernels.__getitem__, places)]
 
 
 def _values(mine: Call, theirs: Call, place: Place, policy: Policy) -> Values:

@@ -15,6 +15,7 @@ __all__ = ["align", "computing", "inputs", "pairs", "results"]
 _ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})
 _POINTER = re.compile(r"(_ptr)?\d*$")  # how Triton kernels call the same: output_ptr, out_ptr0
 
+_GRAPH = "inductor.graph"
 # Results that are memory nobody has written, or a look at memory that is there.
 _NO_VALUE = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 _NO_WORK = frozenset({"detach", "alias", "lift_fresh"})
@@ -23,9 +24,20 @@ _VIEW = re.compile(r"\) -> \(?Tensor\(\w+( -> \*)?\)")
 
 
 def computing(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """Those that compute values: no views, no allocations, and of one that calls others the others only."""
-    parents = {kernel.parent for kernel in kernels}
-    return [k for place, k in enumerate(kernels) if place not in parents and _computes(k)]
+    """Those that compute values: no views, no allocations, and of one that calls others the others only.
+
+    Of a graph that Inductor compiled the graph only, unless its kernels are Triton's: those in C++ are not seen.
+    """
+    working = _working(kernels)
+    return [k for place, k in enumerate(kernels) if place in working and _computes(k)]
+
+
+def _working(kernels: Sequence[Kernel]) -> set[int]:
+    """Places of those that do the work of all."""
+    launch = {kernel.parent for kernel in kernels if is_triton(kernel)}
+    whole = {place for place, k in enumerate(kernels) if k.name == _GRAPH and place not in launch}
+    parents = {kernel.parent for kernel in kernels if kernel.parent not in whole}
+    return {place for place, k in enumerate(kernels) if place not in parents and k.parent not in whole}
 
 
 def _computes(kernel: Kernel) -> bool:
@@ -50,16 +62,16 @@ def inputs(kernels: Sequence[Kernel]) -> list[dict[str, Value]]:
     Without those that it only writes, which is known by their names, or by their memory: of what `aten.empty`
     allocated and nothing has written since, nothing can be read.
     """
-    parents = {kernel.parent for kernel in kernels}
+    working = _working(kernels)
     unwritten: set[int] = set()
     found = []
     for place, kernel in enumerate(kernels):
-        if place not in parents and _computes(kernel):
+        if place in working and _computes(kernel):
             found.append({name: v for name, v in _tensors(kernel).items() if _is_read(name, v, unwritten)})
         returned = {v.storage for v in flatten(kernel.outputs) if isinstance(v, Value)}
         if kernel.name.split(".")[1] in _NO_VALUE:
             unwritten |= returned
-        elif place not in parents:
+        elif place in working:
             unwritten -= {v.storage for v in kernel.written.values()}
             unwritten -= set() if _VIEW.search(kernel.schema) else returned
     return found
