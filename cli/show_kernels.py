@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracereplay.errors import UsageError
-from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value
+from tracereplay.event import Argument, Kernel, LeftOut, Named, Opaque, Value, is_triton
 from tracereplay.report.clean import clean
 from tracereplay.report.words import short_kernel
 from tracereplay.schemas import schema_arguments
@@ -26,7 +26,8 @@ def show_kernels(
 ) -> None:
     """Prints a table for each step and site: the kernels in order, with their inputs, outputs and writes.
 
-    ``@3`` after a tensor identifies the memory it was in: equal numbers mean the same memory.
+    ``@3`` after a tensor identifies the memory it was in: equal numbers mean the same memory. Below a table stands
+    in which module each of its Triton kernels is.
 
     Raises:
         UsageError: there is no such site or step, or no kernel was recorded.
@@ -39,6 +40,8 @@ def show_kernels(
             kernels = [(place, k) for place, k in enumerate(found.kernels) if k.site == name]
             if kernels:
                 console.print(_table(f"{name}, step {found.number} of {pass_name}", kernels))
+                for line in _modules(kernels):
+                    console.print(Text(clean(line), style="dim"))
                 console.print()
                 shown = True
     if shown:
@@ -61,6 +64,11 @@ def _table(title: str, kernels: list[tuple[int, Kernel]]) -> Table:
     return table
 
 
+def _modules(kernels: list[tuple[int, Kernel]]) -> Iterator[str]:
+    declared = {k.name: k.schema.partition("(")[0] for _, k in kernels if is_triton(k) and k.schema}
+    yield from (f"{name} is {function}" for name, function in declared.items())
+
+
 def _taken(kernel: Kernel) -> Iterator[str]:
     names = _argument_names(kernel)
     for i, argument in enumerate(kernel.arguments):
@@ -73,9 +81,11 @@ def _given(kernel: Kernel) -> Iterator[str]:
     if kernel.failed:
         yield f"raised {kernel.failed}" if kernel.arguments or kernel.keywords else kernel.failed
     yield from (_words(output) for output in kernel.outputs if output is not None)
+    names = kernel.tensor_names()
     for number, value in sorted(kernel.written.items()):
         undeclared = ", undeclared" if number in kernel.undeclared else ""
-        yield f"tensor {number} written{undeclared}: {_words(value)}"
+        name = names[number] if number < len(names) else f"tensor {number}"
+        yield f"{name} written{undeclared}: {_words(value)}"
 
 
 def _argument_names(kernel: Kernel) -> list[str]:

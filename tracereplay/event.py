@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "Value",
     "flatten",
+    "is_triton",
     "make_rows",
     "rejected",
 ]
@@ -261,17 +262,21 @@ class Kernel:
     """One call that PyTorch dispatched inside an operator, or a kernel launched past the dispatcher.
 
     Args:
-        name: ``aten.mm.default``, ``_C.rms_norm.default``; ``triton.NAME`` for a kernel launched directly.
-        schema: of the operator, as PyTorch writes it; empty past the dispatcher.
+        name: ``aten.mm.default``, ``_C.rms_norm.default``; ``triton.NAME`` for a kernel written in Triton, which
+            is launched past the dispatcher; ``inductor.graph`` for a compiled function.
+        schema: of the operator, as PyTorch writes it; of a Triton kernel its module, name and parameters,
+            ``ops.scale(x_ptr, n, BLOCK: constexpr)`` (empty in older traces); of what else was not
+            dispatched, empty.
         site: the operator's, in which it ran.
         call: which of the site's calls of the step.
         parent: place in the step's kernels of the one inside which it ran; -1: none.
         arguments: before the call, by position.
-        keywords: before the call, by name.
+        keywords: before the call, by name; all of a Triton kernel's, and the ``grid`` of its launch.
         outputs: what it returned; a single value as a tuple of one.
         written: tensors that it changed in place, as it left them, by their number among the tensors of
             ``arguments`` and ``keywords``, counted in order.
-        undeclared: those of ``written`` that the schema does not declare as written.
+        undeclared: those of ``written`` that the schema does not declare as written; none of a Triton kernel's,
+            which has no such schema (all of them in older traces).
         failed: what it raised, if so.
     """
 
@@ -300,6 +305,19 @@ class Kernel:
             names = []
         names += [str(place) for place in range(len(names), len(self.arguments))]
         return {**dict(zip(names, self.arguments, strict=False)), **self.keywords}
+
+    def tensor_names(self) -> list[str]:
+        """The names of its tensor arguments, by the numbers that ``written`` has; ``key[1]`` in a list of two."""
+        found: list[str] = []
+        for name, given in self.by_name().items():
+            count = sum(isinstance(a, Value | Named | LeftOut) for a in flatten([given]))
+            found += [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
+        return found
+
+
+def is_triton(kernel: Kernel) -> bool:
+    """Whether it is written in Triton, and was launched past the dispatcher."""
+    return kernel.name.startswith("triton.")
 
 
 def flatten(arguments: Iterable[Argument]) -> Iterator[Argument]:

@@ -23,18 +23,22 @@ SITE = Site("model.norm", "RMSNorm", 7)
 ROWS = make_rows([(0, 0, 0), (0, 0, 1)])
 
 
-def tensor(array: Any, dtype: str | None = None) -> TensorBytes:
+def tensor(array: Any, dtype: str | None = None, storage: int = -1) -> TensorBytes:
     """``array`` row-major; a dtype other than numpy's own is that of its bits."""
     array = np.ascontiguousarray(array)
     strides = tuple(s // array.itemsize for s in array.strides)
-    return TensorBytes(dtype or array.dtype.name, array.shape, strides, array.tobytes())
+    return TensorBytes(dtype or array.dtype.name, array.shape, strides, array.tobytes(), storage)
 
 
 def call(name: str, outputs: Sequence[Any] = (), *, written: Mapping[int, Any] | None = None, failed: str = "",
-         arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
-    """A kernel whose arguments and results are `TensorBytes` or as they stand in a record."""
+         arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None, number: int = 0,
+         parent: int = -1) -> dict[str, Any]:  # fmt: skip
+    """A kernel whose arguments and results are `TensorBytes` or as they stand in a record.
+
+    It ran inside the operator's call of this number, and inside the kernel at the place ``parent``.
+    """
     return {"name": name, "outputs": outputs, "written": written or {}, "failed": failed,
-            "arguments": arguments, "keywords": keywords or {}}  # fmt: skip
+            "arguments": arguments, "keywords": keywords or {}, "number": number, "parent": parent}  # fmt: skip
 
 
 def write_pass(
@@ -54,9 +58,9 @@ def write_pass(
     for number, kernels_of_step in enumerate(steps):
         names = list(dict.fromkeys(c["name"] for c in kernels_of_step))
         records = [
-            [names.index(c["name"]), SITE.slot, 0, -1, [*map(argument, c["arguments"])], dict(c["keywords"]),
-             [*map(argument, c["outputs"])], [[i, writer.add(v)] for i, v in c["written"].items()], [],
-             c["failed"]]
+            [names.index(c["name"]), SITE.slot, c["number"], c["parent"], [*map(argument, c["arguments"])],
+             {name: argument(value) for name, value in c["keywords"].items()}, [*map(argument, c["outputs"])],
+             [[i, writer.add(v)] for i, v in c["written"].items()], [], c["failed"]]
             for c in kernels_of_step
         ]  # fmt: skip
         kernels = {"names": [[name, schema(name)] for name in names], "calls": records, "constants": []}

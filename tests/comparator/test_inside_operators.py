@@ -12,9 +12,10 @@ import pytest
 from kernel_support import ROWS, call, tensor, write_pass
 from rich.console import Console
 
+from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.comparator import Policy
 from tracereplay.comparator.kernels.inside import Place, look_inside
-from tracereplay.comparator.kernels.inside.sequence import align, computing
+from tracereplay.comparator.kernels.inside.sequence import align, computing, inputs
 from tracereplay.event import Kernel, RowKey, RowMap, Value, make_rows
 from tracereplay.report import inside as report
 from tracereplay.trace import Trace, TraceDirectory, open_trace
@@ -26,6 +27,8 @@ PLACE = Place("model.norm", "RMSNorm", RowKey(0, 0, 1), 0, "first divergence", "
 SCHEMAS = {
     "_C.fused.default": "_C::fused(Tensor($0! -> ) input, Tensor($1! -> ) residual, float eps) -> ()",
     "_C.silu_and_mul.default": "_C::silu_and_mul(Tensor($0! -> ) out, Tensor input) -> ()",
+    "aten.empty_like.default": "aten::empty_like(Tensor self) -> Tensor",
+    "triton.scale": "ops.scale(x_ptr, y_ptr, kept_ptr, n, BLOCK: constexpr)",
     "aten.view.default": "aten::view(Tensor(a) self, SymInt[] size) -> Tensor(a)",
 }
 
@@ -175,6 +178,90 @@ def test_memory_that_is_only_written_is_no_input(tmp_path: Path) -> None:
     assert (found.first, found.rows[0].inputs) == (0, "identical")
 
 
+def scaled(by: float, garbage: float, kept: Any = X, changed: Any = None) -> list[Any]:
+    """An operator that allocates memory, views it, and has a Triton kernel write there, and maybe elsewhere."""
+    fresh = X * 0 + np.float32(garbage)
+    allocated, viewed = ([tensor(fresh, storage=5)] for _ in range(2))
+    pointers = {
+        "x_ptr": tensor(X, storage=1),
+        "y_ptr": tensor(fresh, storage=5),
+        "kept_ptr": tensor(kept, storage=2),
+    }
+    written = {1: tensor(X * np.float32(by), storage=5)} | ({} if changed is None else {2: tensor(changed)})
+    return [
+        call("aten.empty_like.default", allocated, arguments=[tensor(X, storage=1)]),
+        call("aten.view.default", viewed, arguments=[*allocated, ["l", [2, 64]]]),
+        call("triton.scale", written=written, keywords={**pointers, "n": 128, "BLOCK": 64, "grid": ["l", [2]]}),
+        call(
+            "aten.add.Tensor", [tensor(X * np.float32(by) + 1)], arguments=[tensor(X * np.float32(by), storage=5)]
+        ),
+    ]
+
+
+def test_a_triton_kernel_is_named_whatever_its_fresh_memory_held(tmp_path: Path) -> None:
+    found = look(tmp_path, scaled(2, garbage=0), scaled(2.1, garbage=7))
+    assert [row.golden for row in found.rows] == ["triton.scale", "aten.add.Tensor"]
+    assert (found.first, found.alike) == (0, True)
+    assert [(row.inputs, row.error_class) for row in found.rows] == [
+        ("identical", "exceeds"),
+        ("exceeds", "exceeds"),
+    ]
+    assert found.rows[0].result == "float32[2, 64]"
+
+
+def test_what_a_triton_kernel_changes_on_one_side_only_is_compared_with_what_the_other_left(
+    tmp_path: Path,
+) -> None:
+    for place, sides in enumerate(((X + 1, None), (None, X + 1))):
+        golden, candidate = (scaled(2, 0, changed=changed) for changed in sides)
+        found = look(tmp_path / str(place), golden, candidate)
+        assert (found.first, found.rows[0].inputs, found.rows[0].error_class) == (0, "identical", "exceeds")
+    same = look(tmp_path / "kept", scaled(2, 0, kept=X, changed=X + 1), scaled(2, 0, kept=X + 1))
+    assert (same.first, same.rows[0].inputs, same.rows[0].error_class) == (None, "exceeds", "identical")
+
+
+def test_show_names_what_a_triton_kernel_was_given_and_wrote(tmp_path: Path) -> None:
+    source = trace(tmp_path / "g.trace", "record", scaled(2, 0))
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    show_kernels(source, "record", "model.norm", console, step=None, first_steps=None)
+    text = console.export_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("triton.scale  ")]
+    assert "x_ptr=float32[2, 64] @1, y_ptr=float32[2, 64] @5" in line
+    assert "n=128, BLOCK=64, grid=[2]" in line
+    assert line.rstrip().endswith("y_ptr written: float32[2, 64] @5")
+    assert "triton.scale is ops.scale" in text
+
+
+def test_arguments_are_paired_by_name_where_a_version_has_more(tmp_path: Path) -> None:
+    golden, candidate = scaled(2, 0), scaled(2, 0)
+    candidate[2]["keywords"] = {"mask_ptr": tensor(X * 9), **candidate[2]["keywords"]}
+    candidate[2]["written"] = {2: candidate[2]["written"][1]}
+    found = look(tmp_path, golden, candidate)
+    assert {(row.inputs, row.error_class) for row in found.rows} == {("identical", "identical")}
+
+
+def test_pointers_that_are_called_outputs_are_only_written(tmp_path: Path) -> None:
+    """Memory that is used in each step holds what the last step left."""
+    sides = [
+        call(
+            "triton.k",
+            keywords={"x_ptr": tensor(X), name: tensor(X * old)},
+            written={1: tensor(X * np.float32(by))},
+        )
+        for name in ("output_ptr", "out_ptr0")
+        for old, by in ((3, 1), (4, 1.1))
+    ]
+    for place in (0, 2):
+        found = look(tmp_path / str(place), sides[place : place + 1], sides[place + 1 : place + 2])
+        assert (found.first, found.rows[0].inputs) == (0, "identical")
+
+
+def test_a_launch_of_an_older_trace_has_numbers_for_names(tmp_path: Path) -> None:
+    old = [call("triton.k", arguments=[tensor(X), tensor(X * 0), 2], written={1: tensor(X * by)}) for by in (1, 2)]
+    found = look(tmp_path, old[:1], old[1:])
+    assert (found.first, found.rows[0].golden) == (0, "triton.k")
+
+
 def test_what_only_looks_at_memory_is_left_out(tmp_path: Path) -> None:
     views = [
         call("aten.view.default", [tensor(X)]),
@@ -208,6 +295,25 @@ def test_alignment_is_the_longest_and_prefers_the_same_dtype() -> None:
     assert align(golden, [kernel("b"), kernel("c"), kernel("a")]) == [(0, None), (1, 0), (2, 1), (None, 2)]
     wide = [kernel("a", "bfloat16"), kernel("a", "float32"), kernel("b")]
     assert align([kernel("a"), kernel("b")], wide) == [(None, 0), (0, 1), (1, 2)]
+
+
+def test_kernels_within_others_are_those_of_the_call_wherever_it_is_in_the_step(tmp_path: Path) -> None:
+    """Parents are places in the step; here two kernels of another call come before."""
+    before = [{**kernel, "number": 1} for kernel in chain(("neg", "exp"))]
+    inner = [{**kernel, "parent": 2} for kernel in chain(("add", "mul"))]
+    found = look(tmp_path, [*before, *chain(("outer",)), *inner], [*before, *chain(("outer",)), *inner])
+    assert [row.golden for row in found.rows] == ["aten.add.Tensor", "aten.mul.Tensor"]
+
+
+def test_a_graph_whose_kernels_are_not_seen_computes_itself() -> None:
+    def launched(name: str, parent: int = -1) -> Kernel:
+        return Kernel(name, "", "s", 0, parent, (), {}, (), {0: Value("float32", (2,), (1,), bytes)})
+
+    graph, fused = launched("inductor.graph"), launched("triton.fused", parent=0)
+    product = kernel("mm", parent=0)
+    assert computing([graph, product]) == [graph]
+    assert computing([graph, product, fused]) == [product, fused]
+    assert [len(one) for one in (inputs([graph, product]), inputs([graph, product, fused]))] == [1, 2]
 
 
 def test_of_kernels_that_call_others_the_inner_ones_compute() -> None:

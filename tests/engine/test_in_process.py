@@ -54,3 +54,8 @@ def test_on_a_device_whose_copies_are_late(name: str) -> None:
 @pytest.mark.parametrize("name", names("graphs_units.py"))
 def test_within_cuda_graphs(name: str) -> None:
     assert raised("v1", "graphs_units.py")[name] is None, raised("v1", "graphs_units.py")[name]
+
+
+@pytest.mark.parametrize("name", names("triton_units.py"))
+def test_kernels_written_in_triton(name: str) -> None:
+    assert raised("v1", "triton_units.py")[name] is None, raised("v1", "triton_units.py")[name]

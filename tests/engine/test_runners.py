@@ -12,10 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import FAULTS, Engines, Running, prompts_of
+from engine_support import FAULTS, TINY, Engines, Running, find_engine, greedy, prompts_of, token_ids
+from rich.console import Console
 from scheduling import check_repeats, workloads
 
-from tracereplay.trace import Trace
+from tracereplay.alone.replay import Selection, replay_isolated
+from tracereplay.cli.show_kernels import show_kernels
+from tracereplay.comparator import compare_traces
+from tracereplay.recorder.options import Options
+from tracereplay.trace import Trace, open_trace
+from tracereplay.workload import Prompt
 
 pytestmark = pytest.mark.engine
 
@@ -38,6 +44,9 @@ def by_the_v1_runner(
 
 
 RUNNERS = {"V2 asynchronous": ("V2", True), "V1 asynchronous": ("V1", True)}
+# The sampler's kernels, in the order in which they are launched.
+TEMPERATURE, GUMBEL = "_temperature_kernel", "_gumbel_sample_kernel"
+SOFTMAX, RANKS = "_topk_log_softmax_kernel", "_ranks_kernel"
 ALL = os.environ.get("TRACEREPLAY_RUNNERS") == "all"
 V2 = ["V2 asynchronous", "V2"] if ALL else ["V2 asynchronous"]
 if ALL:
@@ -78,6 +87,52 @@ def test_a_fault_is_named_at_its_place(
     assert (found.first_divergence.kind, found.first_divergence.site) == ("operator", FAULTY[fault])
     guilty = {o.site for o in found.operators if o.error_class not in ("identical", "incomparable")}
     assert guilty - {"sampler"} == {FAULTY[fault]}
+
+
+@pytest.mark.parametrize("engine", V2, indirect=True)
+def test_kernels_written_in_triton_are_recorded(
+    engine: Running, plant: Callable[[str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In the sampler, between what PyTorch dispatches; no bit changes, and one that is wrong is named."""
+    drawn = {"max_tokens": 3, "temperature": 0.8, "seed": 7, "logprobs": 1, "ignore_eos": True}
+    prompts = [*greedy(9, max_tokens=3), Prompt(token_ids(5), None, drawn)]
+    plain = engine.generate(*prompts)
+    golden = engine.record(*prompts, options=Options(level="kernel"))
+    recorded = golden.results["record"]
+    assert recorded["ranks"][0]["errors"] == {}
+    for key in ("token_ids", "logprobs"):
+        assert [r[key] for r in recorded["requests"]] == [p[key] for p in plain]
+    step = golden.segment("record", 0).step(1)
+    launched = {k.name: k for k in step.kernels if k.name.startswith("triton.")}
+    assert {k.site for k in launched.values()} == {"sampler"}
+    assert set(launched) >= {f"triton.{name}" for name in (TEMPERATURE, GUMBEL, SOFTMAX, RANKS)}
+    assert all(k.written for k in launched.values())
+    softmax = launched[f"triton.{SOFTMAX}"]
+    assert softmax.schema.startswith(f"vllm.v1.worker.gpu.sample.logprob.{SOFTMAX}(output_ptr, logits_ptr, ")
+    assert (softmax.keywords["vocab_size"], softmax.keywords["grid"]) == (320, (2,))
+    assert [softmax.tensor_names()[i] for i in softmax.written] == ["output_ptr"]
+    show_kernels(golden, "record", "sampler", Console(width=200), step=1, first_steps=None)
+    assert f"triton.{SOFTMAX}" in capsys.readouterr().out
+
+    verdict = engine.verdict(golden)
+    assert (verdict.verdict, verdict.kernels) == ("match", None), verdict.reasons
+    out = replay_isolated(
+        find_engine("v1"), Path(golden.path), tmp_path / "i.trace", selection=Selection("sampler", "*"), model=TINY
+    )
+    isolated = compare_traces(golden, open_trace(out)).isolated
+    assert isolated is not None
+    why = {n.kernel: n.reason for n in isolated.not_replayed}
+    assert "written in Triton, and was launched without the dispatcher" in why[f"triton.{SOFTMAX}"]
+    assert set(launched) < set(why)
+    assert "aten.argmax.default" in {k.kernel for k in isolated.kernels}
+
+    plant("wrong_softmax")
+    verdict = engine.verdict(golden)
+    first = verdict.first_divergence
+    assert first is not None
+    assert (first.site, first.kernel) == ("sampler", f"triton.{SOFTMAX}")
+    assert verdict.kernels is not None
+    assert verdict.kernels.alike
 
 
 @pytest.mark.parametrize("engine", V2, indirect=True)

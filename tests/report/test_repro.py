@@ -113,6 +113,7 @@ def test_arguments_that_are_not_tensors_become_python_expressions(golden: Trace)
         ({"name": "aten.from_file.default"}, "it opens a file"),
         ({"name": "x.y.z", "schema": "x::y.z(int data_ptr) -> ()"}, "'data_ptr' stands for"),
         ({"name": "triton.k", "schema": ""}, "launched without the dispatcher"),
+        ({"name": "triton.k", "schema": "ops.k(x_ptr, n)"}, "it is written in Triton"),
         ({"keywords": {"a=1)\nimport os #": 1}}, "an argument is named"),
         ({"keywords": {"dtype": Opaque("dtype", "float32)\nimport os")}}, "which torch does not have"),
         ({"outputs": ()}, "none of its results was recorded"),

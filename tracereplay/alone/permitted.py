@@ -18,7 +18,7 @@ from typing import Any
 
 from tracereplay.alone.shapes import Shapes
 from tracereplay.dtypes import itemsize, nbytes
-from tracereplay.event import Kernel, LeftOut, Named, Opaque, Value, flatten
+from tracereplay.event import Kernel, LeftOut, Named, Opaque, Value, flatten, is_triton
 from tracereplay.schemas import outside_of_tensors
 
 if sys.version_info >= (3, 11):
@@ -99,6 +99,8 @@ def refusal(kernel: Kernel) -> str | None:
     rules, base = _rules(), _base(kernel.name)
     if base in rules.refused:
         return rules.refused[base]
+    if is_triton(kernel):
+        return "it is written in Triton, and was launched without the dispatcher"
     if not kernel.schema:
         return "it was launched without the dispatcher"
     if kernel.failed:

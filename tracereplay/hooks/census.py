@@ -13,7 +13,7 @@ A compiled module runs none of its Python code. Where one is called, what its co
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from tracereplay.event import Site
 from tracereplay.hooks.computing import computes, tensors
 from tracereplay.hooks.graphs import Traced, TracedNode
 from tracereplay.hooks.kernels import returnable, run_seen
+from tracereplay.hooks.triton import Launch, launches, no_launches
 
 __all__ = ["ENTRIES", "Census", "held_besides"]
 
@@ -68,6 +69,11 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self._census = census
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets compiled functions run compiled, as `hooks.kernels` does; `_Launches` sees their graphs."""
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -78,6 +84,23 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         if (self._census.taps, self._census.seen) == before:
             self._census.dispatched(func, args, kwargs, result)
         return returnable(result)
+
+
+class _Launches:
+    """Triton kernels, and graphs that Inductor compiled: a `hooks.triton.LaunchListener`."""
+
+    def __init__(self, census: Census) -> None:
+        self._census = census
+
+    def launch(self, launch: Launch) -> Any:
+        given = list(tensors(launch.arguments.values()))
+        self._census.take(given)
+        return given, self._census.taps, self._census.seen
+
+    def end(self, kernel: Any, result: Any, error: BaseException | None) -> None:
+        given, *before = kernel
+        if [self._census.taps, self._census.seen] == before:
+            self._census.launched(given, result)
 
 
 class Census:
@@ -194,7 +217,7 @@ class Census:
                 return inner(*args, **kwargs)
             self._mode = _Mode(self)
             try:
-                with self._mode:
+                with self._mode, launches(_Launches(self)):
                     return inner(*args, **kwargs)
             finally:
                 self._mode = None
@@ -221,7 +244,8 @@ class Census:
         if mode is not None:
             mode.__exit__(None, None, None)
         try:
-            return inner(*args, **kwargs)
+            with no_launches():
+                return inner(*args, **kwargs)
         finally:
             if mode is not None:
                 mode.__enter__()
@@ -289,12 +313,25 @@ class Census:
     def dispatched(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """PyTorch has run ``func``."""
         self.seen += 1
-        for x in tensors([*args, *kwargs.values()]):
+        self.take(tensors([*args, *kwargs.values()]))
+        if not self._operators and self._stack and computes(func, args, kwargs, result):
+            self._modules[next(reversed(self._stack))].computed += 1
+
+    def launched(self, given: Sequence[torch.Tensor], result: Any) -> None:
+        """Something ran past the dispatcher, and nothing that it called was counted.
+
+        It made floating-point values if it was given such a tensor, since a Triton kernel writes to its arguments.
+        """
+        self.seen += 1
+        if not self._operators and self._stack and any(x.is_floating_point() for x in tensors([*given, *result])):
+            self._modules[next(reversed(self._stack))].computed += 1
+
+    def take(self, given: Iterable[torch.Tensor]) -> None:
+        """These tensors were arguments."""
+        for x in given:
             stored = self._stored.get(_address(x))
             if stored is not None:
                 self._taken(stored)
-        if not self._operators and self._stack and computes(func, args, kwargs, result):
-            self._modules[next(reversed(self._stack))].computed += 1
 
     def _taken(self, stored: _Stored) -> None:
         if self._operators:

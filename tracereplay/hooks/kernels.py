@@ -2,22 +2,24 @@
 
     with watching(listener):          while one operator runs
         operator(...)                 ──▶ listener.begin(...), listener.end(...) for each kernel
+                                      ──▶ listener.launch(...), listener.end(...) for each of Triton's
 
 Composite operators (``aten.linear``) are taken apart, as PyTorch does itself where no inference mode is on: what
 runs is what they consist of. A custom operator that is written in Python is seen and looked into, where the
-engine has said so (`look_into`).
+engine has said so (`look_into`). `hooks.triton` sees Triton's launches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tracereplay.hooks.triton import Launch, launches
 
 __all__ = ["KernelListener", "declared_writes", "look_into", "returnable", "run_seen", "unseen", "watching"]
 
@@ -36,18 +38,21 @@ class KernelListener(Protocol):
     """What sees the kernels. It must not raise, and what it calls is not seen."""
 
     def begin(
-        self, name: str, op: torch._ops.OpOverload | None, arguments: Sequence[Any], keywords: Mapping[str, Any]
+        self, name: str, op: torch._ops.OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any]
     ) -> Any:
         """A kernel is about to run.
 
         Args:
             name: ``aten.mm.default``.
-            op: the operator; None for a kernel that is launched past the dispatcher.
+            op: the operator.
             arguments, keywords: as given.
 
         Returns:
             What ``end`` shall be told.
         """
+
+    def launch(self, launch: Launch) -> Any:
+        """A Triton kernel is about to run, past the dispatcher. Returns what ``end`` shall be told."""
 
     def end(self, kernel: Any, result: Any, error: BaseException | None) -> None:
         """It has returned ``result``, or raised ``error``."""
@@ -57,6 +62,14 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
     def __init__(self, listener: KernelListener) -> None:
         super().__init__()
         self._listener = listener
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets a function that `torch.compile` compiled run compiled, as it does where nobody watches.
+
+        Dynamo skips it under other modes, and other bits are computed. What is compiled is seen by `hooks.triton`.
+        """
+        return True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -154,7 +167,7 @@ def declared_writes(op: Any) -> tuple[frozenset[int], frozenset[str]]:
 @contextlib.contextmanager
 def watching(listener: KernelListener) -> Iterator[None]:
     """Tells ``listener`` of every kernel that this thread runs."""
-    with _Mode(listener), _triton_launches(listener):
+    with _Mode(listener), launches(listener):
         yield
 
 
@@ -162,56 +175,3 @@ def unseen() -> contextlib.AbstractContextManager[Any]:
     """Hides from the listener what runs in this context: the recorder's own work."""
     hidden: contextlib.AbstractContextManager[Any] = _disable_current_modes()
     return hidden
-
-
-# Triton kernels are launched by `fn[grid](...)`, which PyTorch does not see.
-
-
-@contextlib.contextmanager
-def _triton_launches(listener: KernelListener) -> Iterator[None]:
-    """Wraps Triton's launch for as long as it lasts; costs nothing where nobody has loaded Triton."""
-    launchers = _launchers()
-    originals = [launcher.run for launcher in launchers]
-    for launcher, original in zip(launchers, originals, strict=True):
-        launcher.run = _told(listener, original)
-    try:
-        yield
-    finally:
-        for launcher, original in zip(launchers, originals, strict=True):
-            launcher.run = original
-
-
-def _launchers() -> list[Any]:
-    places = (("triton.runtime.jit", "JITFunction"),)
-    found = [getattr(sys.modules.get(module), name, None) for module, name in places]
-    return [launcher for launcher in found if launcher is not None]
-
-
-def _told(listener: KernelListener, run: Any) -> Any:
-    @functools.wraps(run)
-    def launch(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        if warmup:
-            return run(function, *args, grid=grid, warmup=warmup, **kwargs)
-        name = f"triton.{getattr(function, '__name__', type(function).__name__)}"
-        kernel = listener.begin(name, None, args, {**kwargs, "grid": _grid(grid, function, args, kwargs)})
-        error: BaseException | None = None
-        try:
-            return run(function, *args, grid=grid, warmup=warmup, **kwargs)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            listener.end(kernel, None, error)
-
-    return launch
-
-
-def _grid(grid: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The grid's sizes; a grid that is computed is asked with the launch's arguments by name."""
-    if not callable(grid):
-        return grid
-    try:
-        names = list(function.arg_names)
-        return grid({**dict(zip(names, args, strict=False)), **kwargs})
-    except Exception:
-        return "computed"

@@ -1,5 +1,8 @@
 """Records kernels in the order of their calls: arguments before, outputs, and what they wrote in place.
 
+A Triton kernel declares nothing and returns nothing: it writes through pointers. Its results are those of its
+tensor arguments that it changed, found by comparing each before and after the launch.
+
 Tensors are copied to the step's arenas, like those of operators. The model's own are recorded by name: parameters
 are in the checkpoint, and buffers (tables of cosines) are written once, with the first step. The engine's
 key/value cache is left out: it is as large as the machine allows.
@@ -16,11 +19,13 @@ import xxhash
 
 from tracereplay.event import COMPILED
 from tracereplay.hooks.kernels import declared_writes, unseen, watching
+from tracereplay.hooks.triton import Addresses, Launch, Word, unknown_launches
 from tracereplay.recorder.step import PendingStep, dtype_name
 
 __all__ = ["KernelRecorder"]
 
 LARGEST = 1 << 30  # bytes of a tensor; larger ones are left out
+_ALIGNED = 64  # bytes by which a copy may be longer in an arena
 _OPAQUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _TRUSTED = frozenset({"aten", "prim", "prims"})  # namespaces whose schemas declare all writes
 SEEDED = torch.Tag.nondeterministic_seeded
@@ -34,12 +39,14 @@ class _Running(NamedTuple):
         tensors: its tensor arguments in order, each with its number in the step (-1: not recorded).
         declared: which of them the schema declares as written.
         watched: whether the others are checked for writes afterwards.
+        launched: whether it was launched past the dispatcher, with no schema that could declare a write.
     """
 
     record: list[Any]
     tensors: list[tuple[torch.Tensor, int]]
     declared: frozenset[int]
     watched: bool
+    launched: bool = False
 
 
 class KernelRecorder:
@@ -48,7 +55,7 @@ class KernelRecorder:
     Args:
         model: whose parameters and buffers are known by name.
         check_writes: whether to compare arguments of custom operators after each call, to find writes that the
-            schema does not declare.
+            schema does not declare. Triton kernels are always compared: all their results are such writes.
         failed: called with errors.
     """
 
@@ -62,6 +69,7 @@ class KernelRecorder:
         self._by_memory: dict[int, str] = {}
         self._caches: set[int] = set()
         self._told_constants = False
+        self._noted: set[str] = set()
         self._step: PendingStep | None = None
         self._names: dict[tuple[str, str], int] = {}
         self._calls: list[list[Any]] = []
@@ -87,6 +95,8 @@ class KernelRecorder:
         """The step's kernels (`trace.kernels`), tensors by their numbers among the step's."""
         step, self._step = self._step, None
         record = {"names": [list(name) for name in self._names], "calls": self._calls, "constants": []}
+        if step is not None:
+            self._note(step, *unknown_launches())
         if not self._told_constants and step is not None:
             record["constants"] = [self._constant(step, *item) for item in self._constants.items()]
             self._told_constants = True
@@ -116,19 +126,63 @@ class KernelRecorder:
                 tensors: list[tuple[torch.Tensor, int]] = []
                 given = [self._argument(step, a, tensors) for a in arguments]
                 named = {k: self._argument(step, a, tensors) for k, a in keywords.items()}
-                if op is not None and SEEDED in op.tags and "generator" not in named:
+                if SEEDED in op.tags and "generator" not in named:
                     named["generator"] = self._generator(step, torch.default_generator)
-                key = (name, "" if op is None else str(op._schema))
-                place = self._names.setdefault(key, len(self._names))
-                parent = self._open[-1] if self._open else -1
-                record = [place, *self._site, parent, given, named, [], [], [], ""]
-                self._open.append(len(self._calls))
-                self._calls.append(record)
+                record = self._begun(name, str(op._schema), given, named)
                 watched = self._check_writes and name.split(".", 1)[0] not in _TRUSTED
                 return _Running(record, tensors, self._declared(op, arguments, keywords), watched)
         except Exception as error:
             self._failed(error)
             return None
+
+    def launch(self, launch: Launch) -> _Running | None:
+        """See `hooks.kernels.KernelListener`."""
+        step = self._step
+        if step is None:
+            return None
+        try:
+            with unseen():
+                comparable = self._make_room(step, launch)
+                tensors: list[tuple[torch.Tensor, int]] = []
+                named = {k: self._argument(step, a, tensors) for k, a in launch.arguments.items()}
+                if launch.unfollowed:
+                    names = ", ".join(launch.unfollowed)
+                    self._note(
+                        step, f"{launch.name} was given addresses of memory ({names}), which cannot be followed: "
+                        "what it read and wrote there is not recorded.",
+                    )  # fmt: skip
+                record = self._begun(launch.name, launch.declaration, [], named)
+                return _Running(record, tensors, frozenset(), watched=comparable, launched=True)
+        except Exception as error:
+            self._failed(error)
+            return None
+
+    def _make_room(self, step: PendingStep, launch: Launch) -> bool:
+        """Has all its tensors copied to one arena, before and after, to be compared; whether they can be."""
+        tensors = [x for argument in launch.arguments.values() for x in _tensors(argument)]
+        size = sum(2 * (x.nbytes + _ALIGNED) for x in tensors if x.nbytes <= LARGEST)
+        if size <= 2 * LARGEST:
+            step.reserve(size)
+            return True
+        self._note(
+            step, f"{launch.name} was given tensors of {size // 2} bytes; the limit for finding out what a Triton "
+            f"kernel wrote is {LARGEST}, so its results are not recorded.",
+        )  # fmt: skip
+        return False
+
+    def _begun(self, name: str, schema: str, given: list[Any], named: dict[str, Any]) -> list[Any]:
+        """The record of a kernel that begins."""
+        place = self._names.setdefault((name, schema), len(self._names))
+        parent = self._open[-1] if self._open else -1
+        record = [place, *self._site, parent, given, named, [], [], [], ""]
+        self._open.append(len(self._calls))
+        self._calls.append(record)
+        return record
+
+    def _note(self, step: PendingStep, *sentences: str) -> None:
+        """Adds notes to the step, each once in a pass."""
+        step.notes += [sentence for sentence in sentences if sentence not in self._noted]
+        self._noted.update(sentences)
 
     def end(self, kernel: _Running | None, result: Any, error: BaseException | None) -> None:
         """See `hooks.kernels.KernelListener`."""
@@ -150,8 +204,6 @@ class KernelRecorder:
 
     def _declared(self, op: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> frozenset[int]:
         """Indices of the call's tensors that the schema declares as written."""
-        if op is None:
-            return frozenset()
         positions, names = declared_writes(op)
         found: set[int] = set()
         number = 0
@@ -177,7 +229,8 @@ class KernelRecorder:
                 after = step.copy(x, arrived=True)  # the same number if it is unchanged
                 if step.differ(number, after):
                     written.append([i, after])
-                    undeclared.append(i)
+                    if not kernel.launched:
+                        undeclared.append(i)
         return written, undeclared
 
     # -- arguments --------------------------------------------------------------------------------------
@@ -189,6 +242,12 @@ class KernelRecorder:
             record = self._tensor(step, value)
             tensors.append((value, record[1] if record[0] == "t" else -1))
             return record
+        if isinstance(value, Word):
+            return ["o", value.kind, value.text, -1]
+        if isinstance(value, Addresses):
+            tensors.append((value.tensor, -1))
+            dtype = str(value.tensor.dtype).removeprefix("torch.")
+            return ["x", dtype, list(value.tensor.shape), "addresses of memory"]
         if isinstance(value, int):
             return int(value) if -(1 << 63) <= value < 1 << 64 else ["o", "int", str(value), -1]
         if isinstance(value, float):

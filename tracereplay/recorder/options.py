@@ -48,7 +48,8 @@ class Options:
         sites: globs of the sites to keep.
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
         level: ``operator``, or ``kernel`` to include the kernels that operators dispatch.
-        check_writes: whether to check custom kernels for writes that their schemas do not declare.
+        check_writes: whether to check custom kernels for writes that their schemas do not declare; what Triton
+            kernels wrote, which declare nothing, is always found out.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
     """

@@ -166,6 +166,11 @@ class PendingStep:
         """Slots of the operators that were called."""
         return {slot for slot, _ in self._calls}
 
+    def reserve(self, size: int) -> None:
+        """Makes room for ``size`` bytes in one arena, so that what is copied next can be compared by `differ`."""
+        if not self._arena.fits(size):
+            self._make_room(size)
+
     def copy(self, x: torch.Tensor, *, arrived: bool = False) -> int:
         """Copies ``x`` and returns its number. A hot path: half the cost of recording.
 

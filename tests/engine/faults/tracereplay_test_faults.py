@@ -468,6 +468,18 @@ def _plant_kernel():
     KEPT[0].impl("silu", silu, "CPU")
 
 
+def _plant_triton():
+    """`wrong_softmax`: the Triton kernel of Model Runner V2 that takes logprobs gives 3 % too much."""
+    from vllm.v1.worker.gpu.sample.logprob import _topk_log_softmax_kernel as kernel
+
+    right, prepare = kernel.rewrite(), kernel.rewriter._prepare_source
+    formula = "logits - max_val - lse"
+    assert formula in prepare(inspect.getsourcelines(kernel.fn)[0])
+    kernel.rewriter._prepare_source = lambda lines: prepare(lines).replace(formula, f"({formula}) * 1.03")
+    wrong = kernel.rewriter.rewrite_ast()
+    kernel.rewrite = lambda: wrong if "wrong_softmax" in active() else right
+
+
 def _plant_adapters():
     """`adapter_scale`: what an adapter adds to the products of 384 columns, down_proj's, is 20 % too large."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -528,6 +540,8 @@ def register():
             _plant_all_switched(model, os.environ[SWITCHES])
         else:
             _plant_all(model)
+        if os.environ.get("TRITON_INTERPRET"):
+            _plant_triton()
         TRAINER.model = model
         return model
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
 
-from tracereplay.comparator.kernels.inside.sequence import align, computing, results
+from tracereplay.comparator.kernels.inside.sequence import align, computing, inputs, pairs, results
 from tracereplay.comparator.kernels.inside.values import Difference, Values, described, worst
 from tracereplay.comparator.numbers.tolerance import Policy
-from tracereplay.event import Call, Kernel, RowKey, Step, Value, flatten
+from tracereplay.event import Call, Kernel, RowKey, Step, Value, is_triton
 from tracereplay.passes import RECORD
 from tracereplay.trace import Trace
 from tracereplay.trace.select import step_of
@@ -19,8 +20,6 @@ from tracereplay.verdict.inside import Inside, KernelRow, SharedValue, Why
 from tracereplay.verdict.measures import BEYOND
 
 __all__ = ["Place", "look_inside"]
-
-ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})  # names of arguments in kernels' schemas
 
 
 class Place(NamedTuple):
@@ -61,13 +60,11 @@ def look_inside(golden: Trace, candidate: Trace, pass_name: str, place: Place, p
     theirs = next((found for step in steps if (found := _call(step, place.site, place)) is not None), None)
     if mine is None or theirs is None:
         return Inside(*said, 0, not_compared="there is no such call on both sides")
-    sides = [
-        [k for k in step.kernels if (k.site, k.call) == (call.site, call.number)] for step, call in (mine, theirs)
-    ]
+    sides = [_inside(step, call) for step, call in (mine, theirs)]
     if not all(sides):
         return Inside(*said, 0, not_compared="no kernels were recorded of it on both sides")
     values = _values(mine[1], theirs[1], place, policy)
-    rows, shared = _compare(computing(sides[0]), computing(sides[1]), values)
+    rows, shared = _compare(_side(sides[0]), _side(sides[1]), values)
     return Inside(*said, len(values.keys), tuple(rows), tuple(shared), _first(rows))
 
 
@@ -77,6 +74,13 @@ def _call(step: Step, site: str, place: Place) -> tuple[Step, Call] | None:
         if call.site == site and (call.rows_out == np.array(place.key, np.int32)).all(axis=1).any():
             return step, call
     return None
+
+
+def _inside(step: Step, call: Call) -> list[Kernel]:
+    """The call's kernels, with parents by their places among these."""
+    places = [i for i, k in enumerate(step.kernels) if (k.site, k.call) == (call.site, call.number)]
+    here = {place: n for n, place in enumerate(places)}
+    return [replace(k, parent=here.get(k.parent, -1)) for k in map(step.kernels.__getitem__, places)]
 
 
 def _values(mine: Call, theirs: Call, place: Place, policy: Policy) -> Values:
@@ -97,49 +101,63 @@ def _size(call: Call) -> int:
     )
 
 
+class _Computed(NamedTuple):
+    """A kernel that computes, and what it reads."""
+
+    kernel: Kernel
+    inputs: Mapping[str, Value]
+
+
+def _side(kernels: Sequence[Kernel]) -> list[_Computed]:
+    return list(starmap(_Computed, zip(computing(kernels), inputs(kernels), strict=True)))
+
+
 def _compare(
-    golden: Sequence[Kernel], candidate: Sequence[Kernel], values: Values
+    golden: Sequence[_Computed], candidate: Sequence[_Computed], values: Values
 ) -> tuple[list[KernelRow], list[SharedValue]]:
-    pairs = align(golden, candidate)
-    rows = [_row(None if i is None else golden[i], None if j is None else candidate[j], values) for i, j in pairs]
-    unpaired = [n for n, (i, j) in enumerate(pairs) if i is None or j is None]
+    places = align([one.kernel for one in golden], [one.kernel for one in candidate])
+    rows = [_row(None if i is None else golden[i], None if j is None else candidate[j], values) for i, j in places]
+    unpaired = [n for n, (i, j) in enumerate(places) if i is None or j is None]
     shared = []
     for n in unpaired:
-        i, _ = pairs[n]
-        others = [(m, candidate[j]) for m in unpaired if (j := pairs[m][1]) is not None]
+        i, _ = places[n]
+        others = [(m, candidate[j].kernel) for m in unpaired if (j := places[m][1]) is not None]
         if i is not None:
-            given = results(golden[i]).items()
-            shared += [s for name, v in given if (s := _nearest(n, name, v, golden[i].name, others, values))]
+            kernel = golden[i].kernel
+            given = results(kernel).items()
+            shared += [s for name, v in given if (s := _nearest(n, name, v, kernel.name, others, values))]
     return rows, shared
 
 
-def _row(golden: Kernel | None, candidate: Kernel | None, values: Values) -> KernelRow:
+def _row(golden: _Computed | None, candidate: _Computed | None, values: Values) -> KernelRow:
     one = golden or candidate
     assert one is not None
-    row = KernelRow(_name(golden), _name(candidate), ", ".join(map(described, results(one).values())))
+    row = KernelRow(_name(golden), _name(candidate), ", ".join(map(described, results(one.kernel).values())))
     if golden is None or candidate is None:
         return row
-    takes = _worst(_tensors(golden), _tensors(candidate), golden.name, values)
-    gives = _worst([*results(golden).values()], [*results(candidate).values()], golden.name, values)
+    name = golden.kernel.name
+    takes = _worst(_inputs(golden, candidate), name, values)
+    gives = _worst(pairs(golden.kernel, candidate.kernel), name, values)
     inputs = None if takes is None else takes.error_class
     if gives is None:
         return replace(row, inputs=inputs)
     return replace(row, inputs=inputs, error_class=gives.error_class, metrics=gives.metrics)
 
 
-def _name(kernel: Kernel | None) -> str | None:
-    return None if kernel is None else kernel.name
+def _name(one: _Computed | None) -> str | None:
+    return None if one is None else one.kernel.name
 
 
-def _tensors(kernel: Kernel) -> list[Value]:
-    """Its tensor arguments but for those it only writes: what is in them before means nothing."""
-    read = [argument for name, argument in kernel.by_name().items() if name not in ONLY_WRITTEN]
-    return [argument for argument in flatten(read) if isinstance(argument, Value)]
+def _inputs(golden: _Computed, candidate: _Computed) -> list[tuple[Value, Value]]:
+    """By name; in their order where versions of a kernel call them otherwise."""
+    mine, theirs = golden.inputs, candidate.inputs
+    if mine.keys() == theirs.keys() or is_triton(golden.kernel):
+        return [(value, theirs[name]) for name, value in mine.items() if name in theirs]
+    return list(zip(mine.values(), theirs.values(), strict=False))
 
 
-def _worst(mine: Sequence[Value], theirs: Sequence[Value], kernel: str, values: Values) -> Difference | None:
-    found = [d for a, b in zip(mine, theirs, strict=False) if (d := values.compare(a, b, kernel)) is not None]
-    return worst(found)
+def _worst(compared: Iterable[tuple[Value, Value]], kernel: str, values: Values) -> Difference | None:
+    return worst([d for a, b in compared if (d := values.compare(a, b, kernel)) is not None])
 
 
 def _nearest(

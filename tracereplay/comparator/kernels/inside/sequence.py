@@ -7,10 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tracereplay.event import Kernel, LeftOut, Named, Value, flatten
+from tracereplay.event import Kernel, LeftOut, Named, Value, flatten, is_triton
 
-__all__ = ["align", "computing", "results"]
+__all__ = ["align", "computing", "inputs", "pairs", "results"]
 
+# Names of arguments that are only written: what is in them before means nothing.
+_ONLY_WRITTEN = frozenset({"out", "output", "result", "c"})
+_POINTER = re.compile(r"(_ptr)?\d*$")  # how Triton kernels call the same: output_ptr, out_ptr0
+
+_GRAPH = "inductor.graph"
 # Results that are memory nobody has written, or a look at memory that is there.
 _NO_VALUE = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 _NO_WORK = frozenset({"detach", "alias", "lift_fresh"})
@@ -19,9 +24,20 @@ _VIEW = re.compile(r"\) -> \(?Tensor\(\w+( -> \*)?\)")
 
 
 def computing(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """Those that compute values: no views, no allocations, and of one that calls others the others only."""
-    parents = {kernel.parent for kernel in kernels}
-    return [k for place, k in enumerate(kernels) if place not in parents and _computes(k)]
+    """Those that compute values: no views, no allocations, and of one that calls others the others only.
+
+    Of a graph that Inductor compiled the graph only, unless its kernels are Triton's: those in C++ are not seen.
+    """
+    working = _working(kernels)
+    return [k for place, k in enumerate(kernels) if place in working and _computes(k)]
+
+
+def _working(kernels: Sequence[Kernel]) -> set[int]:
+    """Places of those that do the work of all."""
+    launch = {kernel.parent for kernel in kernels if is_triton(kernel)}
+    whole = {place for place, k in enumerate(kernels) if k.name == _GRAPH and place not in launch}
+    parents = {kernel.parent for kernel in kernels if kernel.parent not in whole}
+    return {place for place, k in enumerate(kernels) if place not in parents and k.parent not in whole}
 
 
 def _computes(kernel: Kernel) -> bool:
@@ -36,14 +52,53 @@ def results(kernel: Kernel) -> dict[str, Value]:
     returned = [value for value in flatten(kernel.outputs) if isinstance(value, Value)]
     if returned:  # one that works in place returns what it wrote
         return {str(i): value for i, value in enumerate(returned)}
-    names = tensor_names(kernel)
+    names = kernel.tensor_names()
     return {names[i] if i < len(names) else str(i): kernel.written[i] for i in sorted(kernel.written)}
 
 
-def tensor_names(kernel: Kernel) -> list[str]:
-    """The schema's names of a kernel's tensor arguments, in order."""
-    tensors = (Value, Named, LeftOut)
-    return [name for name, given in kernel.by_name().items() for a in flatten([given]) if isinstance(a, tensors)]
+def inputs(kernels: Sequence[Kernel]) -> list[dict[str, Value]]:
+    """What each of `computing(kernels)` reads: its tensor arguments by name, as they were before.
+
+    Without those that it only writes, which is known by their names, or by their memory: of what `aten.empty`
+    allocated and nothing has written since, nothing can be read.
+    """
+    working = _working(kernels)
+    unwritten: set[int] = set()
+    found = []
+    for place, kernel in enumerate(kernels):
+        if place in working and _computes(kernel):
+            found.append({name: v for name, v in _tensors(kernel).items() if _is_read(name, v, unwritten)})
+        returned = {v.storage for v in flatten(kernel.outputs) if isinstance(v, Value)}
+        if kernel.name.split(".")[1] in _NO_VALUE:
+            unwritten |= returned
+        elif place in working:
+            unwritten -= {v.storage for v in kernel.written.values()}
+            unwritten -= set() if _VIEW.search(kernel.schema) else returned
+    return found
+
+
+def _is_read(name: str, value: Value, unwritten: set[int]) -> bool:
+    return _POINTER.sub("", name) not in _ONLY_WRITTEN and (value.storage < 0 or value.storage not in unwritten)
+
+
+def _tensors(kernel: Kernel) -> dict[str, Value]:
+    """Its recorded tensor arguments by name, before the call."""
+    given = [a for a in flatten(kernel.by_name().values()) if isinstance(a, Value | Named | LeftOut)]
+    return {name: a for name, a in zip(kernel.tensor_names(), given, strict=True) if isinstance(a, Value)}
+
+
+def pairs(golden: Kernel, candidate: Kernel) -> list[tuple[Value, Value]]:
+    """The results of two kernels of one name that are compared with each other.
+
+    A result of a Triton kernel is a tensor that it changed. If it left it as it was on one side, that is the
+    result there.
+    """
+    mine, theirs = results(golden), results(candidate)
+    if not is_triton(golden):
+        return list(zip(mine.values(), theirs.values(), strict=False))
+    before, other = _tensors(golden), _tensors(candidate)
+    names = [name for name in {**mine, **theirs} if name in before and name in other]
+    return [(mine.get(name, before[name]), theirs.get(name, other[name])) for name in names]
 
 
 def align(golden: Sequence[Kernel], candidate: Sequence[Kernel]) -> list[tuple[int | None, int | None]]:
