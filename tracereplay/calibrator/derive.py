@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, measure_noise
-from tracereplay.calibrator.variations import Variation
+from tracereplay.launch.variations import Variation
 from tracereplay.comparator import Policy
 from tracereplay.comparator.numbers.policy_file import policy_text
 from tracereplay.engines.known import family_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracereplay.calibrator.variations import NAMES, Variation, named_variation
+from tracereplay.launch.variations import NAMES, Variation, named_variation
 from tracereplay.errors import UsageError
 from tracereplay.launch import Configured
 from tracereplay.trace.run import RecordedPrompt, Run
