@@ -18,7 +18,7 @@ from tracereplay.errors import UsageError
 from tracereplay.jsondata import optional
 
 __all__ = [
-    "REPEAT", "SCHEMA", "Count", "FirstDifference", "Invariance", "OwnDifference", "RowCounts", "Varied",
+    "REPEAT", "SCHEMA", "SURE", "Count", "FirstDifference", "Invariance", "OwnDifference", "RowCounts", "Varied",
     "flips_between",
 ]  # fmt: skip
 
@@ -45,7 +45,7 @@ class Count:
 
 
 def flips_between(counts: Sequence[Count]) -> tuple[int, int] | None:
-    """(a, b): up to a rows a call computes one way, and from b rows on another; None if no such number explains it.
+    """(a, b): up to a rows a call computes one way, from b rows on another; None if no such number explains it.
 
     The number N from which on it computes otherwise is above the smaller and at most the larger size of every pair
     of calls that differ, and not so for any pair that agrees. A pair of few rows may agree by chance: it counts
@@ -72,7 +72,7 @@ class RowCounts:
     """Which rows of an operator differ, and in calls of which sizes.
 
     Args:
-        first: (request, sequence, position) of the first of them, in the order in which the base run computed them.
+        first: (request, sequence, position) of the first of them, in the order of the base run.
         differing: rows that differ although the operator's inputs for them are equal.
         of: rows whose inputs are equal.
         counts: the same by the sizes of the calls.
@@ -108,7 +108,9 @@ class RowCounts:
         first = data["first"]
         counts, between = tuple(Count(**c) for c in data["counts"]), data["flips_between"]
         key = first["request"], first["sequence"], first["position"]
-        return cls(key, data["differing"], data["of"], counts, None if between is None else (between[0], between[1]))
+        return cls(
+            key, data["differing"], data["of"], counts, None if between is None else (between[0], between[1])
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Which operators give other bits on equal inputs, of two passes of one engine that were served differently.
 
-A difference is an operator's *own* if, for that row, all its inputs are equal bit for bit and an output is not. For
-an operator that reads earlier rows of the sequence (attention, a state space) the inputs of these must be equal, too.
+A difference is an operator's *own* if, for that row, all its inputs are equal bit for bit and an output is not. Where
+an operator reads earlier rows of the sequence (attention, a state space), their inputs must be equal, too.
 A difference that arrives at an operator although nothing before it in the forward pass differs, in this row or an
 earlier one of its sequence, is the *edge*'s own: an addition between operators, or whatever computed unobserved.
 """
@@ -109,6 +109,10 @@ class _Sites:
             self._place.setdefault(call.site, call.order)
         # For each sequence the first position at which something before differs.
         self._tainted: dict[tuple[int, int], int] = {}
+        self._inputs: dict[str, list[TableKey]] = {}
+        for key in base.tables:
+            if key.side == "in":
+                self._inputs.setdefault(key.site, []).append(key)
         self.counts: dict[str, tuple[Count, ...]] = {}
         self.wrong: dict[str, Ints] = {}
 
@@ -150,10 +154,9 @@ class _Sites:
     def _given(self, ids: Ints, site: str, arriving: Mapping[TableKey, PairedRows]) -> Mask:
         """Rows whose inputs were all compared, as far as the base pass has them as rows."""
         given = np.ones(len(ids), bool)
-        for key, table in self._base.tables.items():
-            if key.site == site and key.side == "in":
-                compared = arriving[key].ids if key in arriving else _NONE
-                given &= ~np.isin(ids, np.setdiff1d(table.ids, compared))
+        for key in self._inputs.get(site, ()):
+            compared = arriving[key].ids if key in arriving else _NONE
+            given &= ~np.isin(ids, np.setdiff1d(self._base.tables[key].ids, compared))
         return given
 
     def _behind(self, ids: Ints, wrong: Ints) -> Mask:

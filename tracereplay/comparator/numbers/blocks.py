@@ -1,4 +1,4 @@
-"""A pass in blocks of calls, a few dozen MB each, so that comparing reads files nearly in order, in bounded memory."""
+"""A pass in blocks of calls, so that comparing reads files nearly in order, in bounded memory."""
 
 from __future__ import annotations
 
