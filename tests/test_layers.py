@@ -71,8 +71,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch", "comparator",
-    "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors",
-    "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
+    "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling", "checked",
+    "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from tracereplay.launch.variations import Variation, named_variation
 from tracereplay.trace.run import Run
 from tracereplay.verdict.invariance import REPEAT
 
-__all__ = ["BY_DEFAULT", "NAMES", "TOGETHER", "Idle", "Pass", "Start", "alone", "plan"]
+__all__ = ["BY_DEFAULT", "NAMES", "TOGETHER", "Idle", "Pass", "Plan", "Start", "alone", "plan"]
 
 NAMES = ("batch", "order", "chunks", "cache", "graphs", "tp")
 BY_DEFAULT = ("batch", "order", "chunks", "cache", "graphs")  # tp needs a second device, or other cores

@@ -31,7 +31,8 @@ def render(found: Invariance, console: Console) -> None:
     section(console, "Varied", f"  {found.requests} requests, {found.tokens} tokens")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in ("what", "values", "held", "rows compared", "first operator"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "rows compared" else "left")
+        wraps = name in ("values", "first operator")
+        table.add_column(name, no_wrap=not wraps, justify="right" if name == "rows compared" else "left")
     for varied in found.varied:
         _row(table, varied, console.width)
     print_table(console, table)

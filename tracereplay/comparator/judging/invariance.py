@@ -1,7 +1,7 @@
 """Which operators give other bits on equal inputs, of two passes of one engine that were served differently.
 
-A difference is an operator's *own* if, for that row, all its inputs are equal bit for bit and an output is not. Where
-an operator reads earlier rows of the sequence (attention, a state space), their inputs must be equal, too.
+A difference is an operator's *own* if, for that row, all its inputs are equal bit for bit and an output is not. An
+operator that reads earlier rows of the sequence (attention, a state space) must have been given equal ones, too.
 A difference that arrives at an operator although nothing before it in the forward pass differs, in this row or an
 earlier one of its sequence, is the *edge*'s own: an addition between operators, or whatever computed unobserved.
 """

@@ -1,0 +1,75 @@
+"""Invariance of a real engine on a CPU: batches hold, two ranks do not, and a planted norm is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import EAGER, FAULTS, TINY, Engines, find_engine
+
+from tracereplay.invariance import check_invariance, default_prompts
+from tracereplay.launch import Configured
+from tracereplay.verdict.invariance import Invariance, Varied
+from tracereplay.workload import Workload
+
+pytestmark = pytest.mark.engine
+
+CROWD = 200  # as in the faults
+NORM = "model.layers.2.post_attention_layernorm"
+
+
+@pytest.fixture
+def workload() -> Workload:
+    return Workload(str(TINY), default_prompts(TINY, EAGER), EAGER)
+
+
+@pytest.fixture
+def v1_alone(engines: Engines, fault_file: Path, single_process: Mapping[str, str]) -> Configured:
+    """vLLM 0.32.0 to be started by the check, with faults that can be planted."""
+    engines.stop()
+    engine = find_engine("v1")
+    faults = {"PYTHONPATH": str(FAULTS), "TRACEREPLAY_TEST_FAULT": str(fault_file)}
+    return Configured("v1", engine.python, {**engine.env, **single_process, **faults}, engine.settings)
+
+
+def by_name(found: Invariance) -> dict[str, Varied]:
+    return {varied.what: varied for varied in found.varied}
+
+
+def test_batches_order_chunks_and_cache_hold_and_two_ranks_do_not(
+    v1_alone: Configured, workload: Workload
+) -> None:
+    found = check_invariance(v1_alone, workload, ["batch", "order", "chunks", "cache", "tp"])
+    varied = by_name(found)
+    assert {name: v.held for name, v in varied.items()} == {
+        "repeat": True, "batch": True, "order": True, "chunks": True, "cache": True, "tp": False,
+    }  # fmt: skip
+    assert varied["chunks"].values[1] == 150
+    # Of two prompts, 150 and 300 tokens long, the cache keeps whole blocks of 128 tokens.
+    operators = varied["repeat"].rows // 620
+    assert varied["cache"].rows < 2 * varied["repeat"].rows - 300 * operators
+    first = found.first
+    assert first is not None
+    assert (first.operator, first.site, first.varied) == (
+        "RowParallelLinear", "model.layers.0.self_attn.o_proj", "tp",
+    )  # fmt: skip
+    assert {own.operator for own in found.operators} == {"RowParallelLinear"}
+    assert first.rows.flips_at is None  # it does not follow from the number of rows
+    assert (found.invariant, found.exit_code) == (False, 1)
+
+
+def test_a_norm_that_rounds_otherwise_from_some_number_of_rows_on_is_named(
+    v1_alone: Configured, workload: Workload, plant: object, fault_file: Path
+) -> None:
+    fault_file.write_text("crowded_norm")
+    found = check_invariance(v1_alone, workload, ["batch", "order"])
+    varied = by_name(found)
+    assert (varied["repeat"].held, varied["batch"].held, varied["order"].held) == (True, False, True)
+    first = found.first
+    assert first is not None
+    assert (first.operator, first.site, first.varied) == ("RMSNorm", NORM, "batch")
+    assert first.rows.flips_at == CROWD
+    assert {own.site for own in found.operators} == {NORM}
+    assert Invariance.from_dict(json.loads(json.dumps(found.as_dict(), default=str))).first == first
