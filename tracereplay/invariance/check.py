@@ -113,6 +113,7 @@ class _Check:
         self._report, self._kept = report, kept
         self._notes: dict[str, None] = {}
         self._found: dict[str, _Found] = {}
+        self._narrowed: dict[str, tuple[int, int]] = {}  # by site: see `verdict.invariance.flips_between`
 
     def run(self, names: Sequence[str], seed: int) -> Invariance:
         """Everything, one engine start after the other."""
@@ -123,6 +124,7 @@ class _Check:
                 planned = plan(names, self._engine, runs.base.run, given, seed)
                 self._found = {name: _Found(reason=planned.idle.get(name, "")) for name in planned.values}
                 self._carry_out(runs, process, {}, planned.passes)
+                self._search_here(runs, process)
             for start in planned.starts if self._repeats() else ():
                 self._start(runs, start)
             return self._result(runs, planned)
@@ -242,7 +244,7 @@ class _Check:
         ]
         base = runs.base.run
         return Invariance(
-            varied, self._first_of_all(runs, varied),
+            varied, self._first_of_all(runs),
             tuple(operator for _, operator in sorted(operators, key=lambda item: item[0])),
             base.engine, len(base.prompts), sum(map(len, runs.rows.tokens.values())), (*base.notes, *self._notes),
         )  # fmt: skip
@@ -255,32 +257,59 @@ class _Check:
         first = found.first()
         return Varied(name, values, held, found.reason, rows, None if first is None else _named(name, *first))
 
-    def _first_of_all(self, runs: _Runs, varied: Sequence[Varied]) -> FirstDifference | None:
+    def _first_of_all(self, runs: _Runs) -> FirstDifference | None:
         """Of the first in a forward pass, with the number of rows at which it flips."""
-        firsts = ((name, first) for name, found in self._found.items() if (first := found.first()) is not None)
-        chosen = min(firsts, key=lambda item: item[1][1].place, default=None)
+        chosen = self._first_own()
         if chosen is None:
             return None
-        name, (value, own) = chosen
-        named = _named(name, value, own)
-        return replace(named, rows=replace(named.rows, between=self._flips_between(runs, own)))
-
-    def _flips_between(self, runs: _Runs, own: Own) -> tuple[int, int] | None:
-        """By all that was varied or, where that leaves more than one number, by a search."""
-        site = own.key.site
-        every = [c.counts[site] for f in self._found.values() for c in f.compared.values() if site in c.counts]
-        search = Search(own.key, counts_of(every))
-        if own.kind == "operator" and search.open:
-            folder = self._folder / "search"
+        name, value, own = chosen
+        search = self._search_for(own)
+        if own.kind == "operator" and search.open and own.key.site not in self._narrowed:
             try:
                 with self._started(Variation(BASE)) as process:
-                    self._report(f"Looking for the number of rows at which {site} flips")
-                    search.run(self._engine, process, folder, self._workload, runs.references[""], runs.rows)
+                    self._narrow(runs, process, own, search)
             except TracereplayError as error:
-                self._notes[f"The number of rows at which {site} flips was not found: {error.brief}"] = None
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        return search.between
+                self._not_found(own, error)
+        between = self._narrowed.get(own.key.site, search.between)
+        named = _named(name, value, own)
+        return replace(named, rows=replace(named.rows, between=between))
+
+    def _first_own(self) -> tuple[str, int | str, Own] | None:
+        """What was varied, its value, and the first own difference of all."""
+        firsts = [(name, *first) for name, found in self._found.items() if (first := found.first()) is not None]
+        return min(firsts, key=lambda item: item[2].place, default=None)
+
+    # At how many rows it flips
+
+    def _search_for(self, own: Own) -> Search:
+        site = own.key.site
+        every = [c.counts[site] for f in self._found.values() for c in f.compared.values() if site in c.counts]
+        return Search(own.key, counts_of(every))
+
+    def _search_here(self, runs: _Runs, process: EngineProcess) -> None:
+        """Searches while the first engine runs, which saves a start if the first difference is known by now."""
+        chosen = self._first_own() if self._repeats() else None
+        if chosen is None or chosen[2].kind == "edge":
+            return
+        search = self._search_for(chosen[2])
+        if search.open:
+            try:
+                self._narrow(runs, process, chosen[2], search)
+            except TracereplayError as error:
+                self._not_found(chosen[2], error)
+
+    def _narrow(self, runs: _Runs, process: EngineProcess, own: Own, search: Search) -> None:
+        self._report(f"Looking for the number of rows at which {own.key.site} flips")
+        folder = self._folder / "search"
+        try:
+            search.run(self._engine, process, folder, self._workload, runs.references[""], runs.rows)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if search.between is not None:
+            self._narrowed[own.key.site] = search.between
+
+    def _not_found(self, own: Own, error: TracereplayError) -> None:
+        self._notes[f"The number of rows at which {own.key.site} flips was not found: {error.brief}"] = None
 
 
 class _Runs:
