@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.comparator.judging.invariance import Compared, Own, compare_runs, counts_of
-from tracereplay.comparator.numbers.align import index_pass
-from tracereplay.comparator.numbers.exclusions import drawn_at_random, past_the_end
-from tracereplay.comparator.numbers.results import Exclusion, Rows
 from tracereplay.comparator.numbers.tables import Ints, PassIndex
-from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.engines.request import PassRequest
 from tracereplay.errors import TracereplayError
 from tracereplay.invariance.plan import Pass, Plan, Start, alone, plan
+from tracereplay.invariance.runs import Runs
 from tracereplay.invariance.search import Search
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import record_pass, recording_header, tokenized
@@ -31,8 +28,7 @@ from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.launch.variations import Variation
 from tracereplay.passes import RECORD, RERUN
 from tracereplay.storage.checkpoint import check_model
-from tracereplay.trace import Trace, open_trace
-from tracereplay.trace.rows import RowFinder
+from tracereplay.trace import open_trace
 from tracereplay.verdict.invariance import REPEAT, FirstDifference, Invariance, OwnDifference, Varied
 from tracereplay.workload import Workload
 
@@ -41,6 +37,7 @@ __all__ = ["check_invariance"]
 Report = Callable[[str], None]
 BASE = "base"
 NOT_REPEATABLE = "The engine does not repeat itself with nothing varied, so that nothing follows from what is."
+CONTROL_FAILED = "The control, a run with nothing varied, could not be made."
 
 
 def check_invariance(
@@ -144,7 +141,7 @@ class _Check:
             yield process
 
     @contextmanager
-    def _base_run(self, process: EngineProcess) -> Iterator[_Runs]:
+    def _base_run(self, process: EngineProcess) -> Iterator[Runs]:
         """Records each request alone; the trace is open in the context."""
         workload, header = recording_header(self._engine, self._workload)
         path = self._place(BASE)
@@ -155,9 +152,9 @@ class _Check:
             serving = alone(len(workload.prompts))
             record_pass(process, directory, workload, PassRequest(path.resolve(), RECORD, serving=serving))
         with ExitStack() as traces:
-            yield _Runs(traces.enter_context(open_trace(path)), traces)
+            yield Runs(traces.enter_context(open_trace(path)), traces)
 
-    def _start(self, runs: _Runs, start: Start) -> None:
+    def _start(self, runs: Runs, start: Start) -> None:
         try:
             with self._started(start.variation) as process:
                 self._carry_out(runs, process, start.variation.settings, start.passes)
@@ -165,7 +162,7 @@ class _Check:
             self._refused(start.passes, error)
 
     def _carry_out(
-        self, runs: _Runs, process: EngineProcess, settings: Mapping[str, Any], passes: Sequence[Pass]
+        self, runs: Runs, process: EngineProcess, settings: Mapping[str, Any], passes: Sequence[Pass]
     ) -> None:
         """The passes of a running engine, up to one that fails: the engine may be dead then."""
         cached: Mapping[str, Ints] = {}
@@ -183,7 +180,7 @@ class _Check:
 
     @contextmanager
     def _rerun(
-        self, runs: _Runs, process: EngineProcess, settings: Mapping[str, Any], asked: Pass
+        self, runs: Runs, process: EngineProcess, settings: Mapping[str, Any], asked: Pass
     ) -> Iterator[PassIndex]:
         """Makes a pass with the base run's tokens forced; its trace goes, unless others are compared with it."""
         path = self._place(asked.what or "reference", asked.value)
@@ -207,17 +204,14 @@ class _Check:
             self._found[what].reason = self._found[what].reason or error.brief
 
     def _compare(
-        self, runs: _Runs, asked: Pass, index: PassIndex, cached: Mapping[str, Ints]
+        self, runs: Runs, asked: Pass, index: PassIndex, cached: Mapping[str, Ints]
     ) -> Mapping[str, Ints]:
         """Keeps what differs; returns which rows' inputs do, whose keys and values a cache may hold."""
         reference, found = runs.references[asked.against], self._found[asked.what]
         compared = compare_runs(reference, index, runs.rows, runs.exclusions, cached)
         found.compared[asked.value] = compared
         idle = asked.idle(reference, index)
-        found.reason = found.reason or idle or ("" if compared.rows else "None of its rows could be compared.")
-        for key, why in compared.apart.items():
-            if key.side != "in":
-                self._notes[f"Not compared when {asked.what} was varied: {key.site}, {why}."] = None
+        found.reason = found.reason or idle or _not_compared(compared)
         return compared.wrong if asked.serving.cleared == "pass" else {}
 
     def _place(self, what: str, value: object = "") -> Path:
@@ -231,11 +225,11 @@ class _Check:
         repeat = self._found[REPEAT]
         return bool(repeat.compared) and not any(c.differing for c in repeat.compared.values())
 
-    def _result(self, runs: _Runs, planned: Plan) -> Invariance:
+    def _result(self, runs: Runs, planned: Plan) -> Invariance:
         if not self._repeats():
             for name, found in self._found.items():
                 if name != REPEAT:
-                    found.reason = NOT_REPEATABLE
+                    found.reason = NOT_REPEATABLE if self._found[REPEAT].compared else CONTROL_FAILED
         varied = tuple(self._varied(name, values) for name, values in planned.values.items())
         operators = [
             (own.place, OwnDifference(own.key.site, own.operator, own.kind, name, own.rows.differing, own.rows.of))
@@ -257,7 +251,7 @@ class _Check:
         first = found.first()
         return Varied(name, values, held, found.reason, rows, None if first is None else _named(name, *first))
 
-    def _first_of_all(self, runs: _Runs) -> FirstDifference | None:
+    def _first_of_all(self, runs: Runs) -> FirstDifference | None:
         """Of the first in a forward pass, with the number of rows at which it flips."""
         chosen = self._first_own()
         if chosen is None:
@@ -286,7 +280,7 @@ class _Check:
         every = [c.counts[site] for f in self._found.values() for c in f.compared.values() if site in c.counts]
         return Search(own.key, counts_of(every))
 
-    def _search_here(self, runs: _Runs, process: EngineProcess) -> None:
+    def _search_here(self, runs: Runs, process: EngineProcess) -> None:
         """Searches while the first engine runs, which saves a start if the first difference is known by now."""
         chosen = self._first_own() if self._repeats() else None
         if chosen is None or chosen[2].kind == "edge":
@@ -298,7 +292,7 @@ class _Check:
             except TracereplayError as error:
                 self._not_found(chosen[2], error)
 
-    def _narrow(self, runs: _Runs, process: EngineProcess, own: Own, search: Search) -> None:
+    def _narrow(self, runs: Runs, process: EngineProcess, own: Own, search: Search) -> None:
         self._report(f"Looking for the number of rows at which {own.key.site} flips")
         folder = self._folder / "search"
         try:
@@ -312,39 +306,21 @@ class _Check:
         self._notes[f"The number of rows at which {own.key.site} flips was not found: {error.brief}"] = None
 
 
-class _Runs:
-    """The base run, and those that others are compared with.
-
-    Args:
-        base: its trace.
-        traces: closes what is opened.
-    """
-
-    def __init__(self, base: Trace, traces: ExitStack) -> None:
-        self.base, self._traces = base, traces
-        generation = read_generation(base, RECORD)
-        finder = RowFinder(generation.tokens)
-        index = index_pass(base, RECORD, finder.add)
-        self.references: dict[str, PassIndex] = {"": index}
-        self.rows = Rows(finder, generation.tokens)
-        self.exclusions: tuple[Exclusion, ...] = (
-            past_the_end(generation, self.rows), drawn_at_random(generation, index, self.rows)
-        )  # fmt: skip
-
-    def index(self, trace: Trace) -> PassIndex:
-        """A varied run's rows, numbered as in the base run."""
-        return index_pass(trace, RERUN, self.rows.finder.find)
-
-    def refer(self, name: str, trace: Trace) -> PassIndex:
-        """Keeps a run for others to be compared with."""
-        self.references[name] = self.index(self._traces.enter_context(trace))
-        return self.references[name]
-
-
 def _words(asked: Pass) -> str:
     if asked.what == REPEAT:
         return "Generating again, with nothing varied"
     return f"Generating again, {asked.what + ': ' if asked.what else ''}{asked.value}"
+
+
+def _not_compared(compared: Compared) -> str:
+    """Which outputs could not be compared, as a sentence; empty if all were."""
+    if not compared.rows:
+        return "None of its rows could be compared."
+    left = {key.site: why for key, why in compared.apart.items() if key.side != "in"}
+    if not left:
+        return ""
+    site, why = next(iter(left.items()))
+    return f"{len(left)} operators could not be compared, {site} the first: {why}."
 
 
 def _named(what: str, value: int | str, own: Own) -> FirstDifference:
