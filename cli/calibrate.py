@@ -12,7 +12,7 @@ from tracereplay import calibrator
 from tracereplay.calibrator import NAMES, Variation, named_variation
 from tracereplay.cli.checks import check_golden, check_log
 from tracereplay.cli.console import progress, stderr
-from tracereplay.cli.files import POLICY, check_distinct, check_output, write_text
+from tracereplay.cli.files import POLICY, check_distinct, check_output, make_room, write_text
 from tracereplay.cli.options import (
     GoldenTrace,
     Log,
@@ -98,7 +98,7 @@ def calibrate(
     variations += [_also(text) for text in also]
     if not variations:
         raise UsageError(f"There is nothing to vary; give --also, or --vary with some of {', '.join(NAMES)}.")
-    _make_room(keep)
+    make_room("--keep", keep)
     with progress(f"Calibrating {known.name}") as report:
         found = calibrator.calibrate(
             known, golden, variations, runs=runs, settings=given, model=model, log=log, keep=keep, report=report
@@ -128,15 +128,3 @@ def _check_out(out: Path | None, force: bool) -> None:
     if out.is_file() and not force:
         raise UsageError(f"{out} already exists; give another path, or --force to replace it.")
     check_output("--out", out, POLICY)
-
-
-def _make_room(folder: Path | None) -> None:
-    """Creates the directory; runs are never mixed with existing files."""
-    if folder is None:
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--keep {folder} is not an empty directory; give another path.")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--keep {folder} cannot be created: {error.strerror}.") from error

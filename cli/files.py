@@ -14,7 +14,17 @@ from tracereplay.launch.process import is_log
 from tracereplay.storage.atomic import written
 from tracereplay.trace.export import is_exported_calls, is_exported_tensors
 
-__all__ = ["CALLS", "LOG", "POLICY", "TENSORS", "VERDICT", "check_distinct", "check_output", "write_text"]
+__all__ = [
+    "CALLS",
+    "LOG",
+    "POLICY",
+    "TENSORS",
+    "VERDICT",
+    "check_distinct",
+    "check_output",
+    "make_room",
+    "write_text",
+]
 
 MOST = 256 << 20  # bytes of a file that is read to see what it is
 
@@ -29,7 +39,9 @@ class FileKind(NamedTuple):
 def _is_verdict(path: Path) -> bool:
     found = _json(path)
     return (
-        isinstance(found, dict) and type(found.get("schema")) is int and bool({"verdict", "rollout"} & set(found))
+        isinstance(found, dict)
+        and type(found.get("schema")) is int
+        and bool({"verdict", "rollout", "invariant"} & set(found))
     )
 
 
@@ -83,6 +95,22 @@ def check_distinct(outputs: Mapping[str, Path | str | None]) -> None:
         if place in seen:
             raise UsageError(f"{seen[place]} and {option} name the same file, {path}; give each its own file.")
         seen[place] = option
+
+
+def make_room(option: str, folder: Path | None) -> None:
+    """Creates the directory for a command's traces; they are never mixed with existing files.
+
+    Raises:
+        UsageError: it is not an empty directory, or it cannot be created.
+    """
+    if folder is None:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{option} {folder} is not an empty directory; give another path.")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {folder} cannot be created: {error.strerror}.") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,14 +21,20 @@ __all__ = [
     "GoldenTrace",
     "JsonFile",
     "Log",
+    "Logprobs",
     "Lora",
+    "MaxTokens",
     "Model",
     "OneRequest",
     "OneStep",
     "PassName",
     "PolicyFile",
+    "Prompts",
+    "Samples",
+    "SamplingSeed",
     "Settings",
     "Strict",
+    "Temperature",
     "TracePath",
     "UseOracle",
     "assignments",
@@ -94,6 +100,16 @@ Model = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Checkpoint directory, if it has moved.", show_default=False),
 ]
+
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts, one JSON object per line.", show_default=False),
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Number of tokens to generate per prompt.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")]
+SamplingSeed = Annotated[int | None, typer.Option("--seed", help="Sampling seed.", show_default=False)]
+Logprobs = Annotated[int, typer.Option(min=0, help="Number of alternative tokens to report logprobs for.")]
+Samples = Annotated[int, typer.Option("--n", min=1, help="Number of samples per prompt.")]
 
 Settings = Annotated[
     list[str],

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tracereplay.cli.checks import check_log
 from tracereplay.cli.console import progress, stderr
-from tracereplay.cli.options import Force, Log, Lora, Settings, assignments, local_path, refuse_given, with_lora
+from tracereplay.cli.options import (
+    Force,
+    Log,
+    Logprobs,
+    Lora,
+    MaxTokens,
+    Prompts,
+    Samples,
+    SamplingSeed,
+    Settings,
+    Temperature,
+    assignments,
+    local_path,
+    refuse_given,
+    with_lora,
+)
 from tracereplay.cli.output import new_trace
 from tracereplay.cli.summary import observer_words, summary
+from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
-from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
 from tracereplay.recorder.options import Options
-from tracereplay.sampling import LORA
-from tracereplay.storage.adapter import adapter_settings, read_adapter
 from tracereplay.trace import open_trace
-from tracereplay.workload import Workload, read_prompts
 
 __all__ = ["record"]
 
@@ -68,15 +79,12 @@ def record(
             metavar="DIR", help="Directory of the checkpoint.", show_default="the engine's own, if it has one"
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Prompts, one JSON object per line.", show_default=False),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to generate per prompt.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Sampling seed.", show_default=False)] = None,
-    logprobs: Annotated[int, typer.Option(min=0, help="Number of alternative tokens to report logprobs for.")] = 0,
-    n: Annotated[int, typer.Option(min=1, help="Number of samples per prompt.")] = 1,
+    prompts: Prompts = None,
+    max_tokens: MaxTokens = 16,
+    temperature: Temperature = 0.0,
+    seed: SamplingSeed = None,
+    logprobs: Logprobs = 0,
+    n: Samples = 1,
     settings: Settings = [],  # noqa: B006
     lora: Lora = [],  # noqa: B006
     level: Annotated[
@@ -129,9 +137,8 @@ def record(
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
     if launched is None or model is None or prompts is None:
         raise UsageError(f"record needs {', '.join(missing)}, or a command of yours after --.")
-    sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "logprobs": logprobs}
-    sampling |= {k: v for k, v in (("seed", seed), ("n", n)) if v not in (None, 1)}
-    work = _workload(model, prompts, sampling, with_lora(assignments(settings), lora))
+    sampling = sampling_of(max_tokens, temperature, seed, logprobs, n)
+    work = workload_of_prompts(model, prompts, sampling, with_lora(assignments(settings), lora))
     check_log(log)
     with (
         new_trace(out, force=force, inputs=[model, prompts]) as place,
@@ -148,16 +155,6 @@ def record(
             report=report,
         )
     _tell(place.path)
-
-
-def _workload(model: Path, prompts: Path, sampling: Mapping[str, Any], given: Mapping[str, Any]) -> Workload:
-    """What to generate; adapters are named by prompts, and engines make room for those that are."""
-    settings = dict(given)
-    directories = settings.pop(ADAPTERS, {})
-    adapters = {name: read_adapter(name, Path(path)) for name, path in directories.items()}
-    asked = read_prompts(prompts, sampling, {name: adapter.as_dict() for name, adapter in adapters.items()})
-    ranks = [adapters[prompt.sampling[LORA]["name"]].rank for prompt in asked if LORA in prompt.sampling]
-    return Workload(str(model), asked, {**settings, **adapter_settings(ranks, settings)})
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tracereplay.errors import UsageError
-from tracereplay.report import terminal
+from tracereplay.report import invariance, terminal
 from tracereplay.verdict import Verdict
+from tracereplay.verdict.invariance import Invariance
 
 __all__ = ["report"]
 
@@ -25,14 +27,18 @@ def report(
     ] = False,
 ) -> None:
     """Show a verdict written by --json; exits with 0 whatever the verdict."""
-    terminal.render(read_verdict(verdict), Console(highlight=False), everything=everything)
+    data, console = read_json(verdict), Console(highlight=False)
+    if "invariant" in data:
+        invariance.render(Invariance.from_dict(data), console)
+    else:
+        terminal.render(Verdict.from_dict(data), console, everything=everything)
 
 
-def read_verdict(path: Path) -> Verdict:
-    """The verdict in a JSON file.
+def read_json(path: Path) -> Mapping[str, Any]:
+    """What a JSON file says.
 
     Raises:
-        UsageError: the file cannot be read or is not a verdict.
+        UsageError: it cannot be read, or is not an object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -40,4 +46,6 @@ def read_verdict(path: Path) -> Verdict:
         raise UsageError(f"The verdict {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}; give a file written by --json.") from error
-    return Verdict.from_dict(data)
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a verdict; give a file written by --json.")
+    return data

@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "replay": "Replay a golden trace under another engine, and name the first operator that differs.",
     "compare": "Compare two traces and give the verdict; no engine is started.",
     "calibrate": "Measure the noise between runs that should agree with GOLDEN, and write it as a policy.",
+    "invariance": "Check that an engine computes the same bits for the same row, however requests are served.",
     "logprobs": "Show how the logprobs of two traces differ, as importance ratios; no engine is started.",
     "repro": "Write one recorded call as inputs, expected outputs and a script that needs only torch (or the "
     "engine).",

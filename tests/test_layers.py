@@ -22,7 +22,7 @@ ROOTS = {"tracereplay": PACKAGE, "tracereplay.cli": PACKAGE.parent / "cli"}
 LAYERS = (
     ("cli",),
     ("report",),
-    ("bisector", "calibrator"),
+    ("bisector", "calibrator", "invariance"),
     ("environments",),
     ("alone",),
     ("launch",),
@@ -70,9 +70,9 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "report", "bisector", "calibrator", "environments", "alone", "launch", "comparator", "sitemap", "gate",
-    "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes",
-    "jsondata", "schemas", "passes", "census", "lazily",
+    "cli", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch", "comparator",
+    "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling", "checked",
+    "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 
@@ -87,7 +87,16 @@ SAYS_VLLM = {
     "cli/record.py": "a command of its is the example of what to record",
 }
 VLLM_ROOM = "tracereplay/engines/vllm/"
-NEVER = ("comparator", "bisector", "calibrator", "replayer", "recorder", "report", "trace")  # whatever the reason
+NEVER = (
+    "comparator",
+    "bisector",
+    "calibrator",
+    "invariance",
+    "replayer",
+    "recorder",
+    "report",
+    "trace",
+)  # whatever the reason
 
 
 def modules() -> dict[str, ast.Module]:

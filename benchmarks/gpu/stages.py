@@ -335,12 +335,14 @@ def register(box):
     }
     engines = {"gpu": box.env, "gpu-fault": faulty}
     engines["gpu-v2"] = {**box.env, "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    engines["gpu-invariant"] = {**box.env, "VLLM_BATCH_INVARIANT": "1"}
     if box.cpu:  # there the runner needs a stand-in for Triton's back end
         stand_in = box.tree / "tests" / "engine" / "stand_in"
         path = os.pathsep.join(filter(None, (str(stand_in), box.env.get("PYTHONPATH"))))
         engines["gpu-v2"] |= {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
     elif (box.kit / "site" / f"v-{box.second}").is_dir():
         engines["gpu-second"] = {**box.env, "PYTHONPATH": box.site(box.second)}
+        engines["gpu-second-invariant"] = {**engines["gpu-second"], "VLLM_BATCH_INVARIANT": "1"}
     for name, env in engines.items():
         pairs = [x for k, v in env.items() for x in ("--env", f"{k}={v}")]
         box.cli(
@@ -541,6 +543,59 @@ def other_version(box):
     return {"ok": found["verdict"] is not None, **found}
 
 
+def invariance(box, engine="gpu", name="invariance"):
+    """I0: without the mode: which operators depend on the batch at all. Any answer is one; no answer is a failure."""
+    path, out = box.work / f"{name}.jsonl", box.logs / f"{name}.json"
+    # Prompts on both sides of 256 rows, at which vLLM's norm with a residual changed its reduction (issue 48271).
+    path.write_text(
+        "".join(
+            json.dumps({"prompt_token_ids": [(7 * i + 13 * n) % 251 for i in range(n)], "ignore_eos": True}) + "\n"
+            for n in (255, 256, 257)
+        )
+    )
+    code, _, seconds = box.cli(
+        name,
+        "invariance",
+        box.model(),
+        "--engine",
+        engine,
+        "--prompts",
+        path,
+        "--max-tokens",
+        4,
+        "--vary",
+        "batch,order,chunks,cache",
+        "--json",
+        out,
+        "--log",
+        box.logs / f"{name}-engine.log",
+        limit=150,
+        codes=(0, 1, 2, 3, 4),
+    )
+    if not out.exists():  # such as a version that cannot run the mode: its own words are the finding
+        return {"ok": False, "code": code, "seconds": seconds, "said": box.tail(name)}
+    found = json.loads(out.read_text())
+    return {
+        "ok": True,
+        "code": code,
+        "seconds": seconds,
+        "invariant": found["invariant"],
+        "held": {v["what"]: v["held"] if v["held"] is not None else v["reason"] for v in found["varied"]},
+        "first": found["first"],
+        "operators": found["operators"][:12],
+    }
+
+
+def invariance_mode(box):
+    """I1: VLLM_BATCH_INVARIANT=1. Before vLLM's mend of its issue 48271: RMSNorm, flips at 256 rows."""
+    return invariance(box, "gpu-invariant", "invariance-mode")
+
+
+def invariance_mode_second(box):
+    """I2: the same in the other version."""
+    return invariance(box, "gpu-second-invariant", "invariance-mode-second")
+
+
 def product(box):
     """Makes the product importable here."""
     if str(box.kit / "tr") not in sys.path:
@@ -651,6 +706,7 @@ def overhead(box):
                         "golden": None,
                         "feed": None,
                         "options": RECORD_BLOCKS if kind == "blocks" else {"codec": 0} if kind == "raw" else {},
+                        "serving": {"groups": None, "cleared": "pass"},
                     }
                 profile_at = 6 if (number == len(order) - 1 and batch == 8) or (box.cpu and number == 7) else None
                 bare = kind == "bare"
@@ -721,6 +777,9 @@ STAGES = {
     "B6": (record_kernels, ("A", "B0"), 150, False),
     "B7": (record_triton, ("A", "B0"), 150, False),
     "B1": (doctor, ("B0",), 120, False),
+    "I1": (invariance_mode, ("A", "B0"), 150, False),
+    "I2": (invariance_mode_second, ("A", "B0"), 150, False),
+    "I0": (invariance, ("A", "B0"), 150, False),
 }
 
 
@@ -845,9 +904,9 @@ def main():
         for name in [n for n in reversed(STAGES) if n in only]:
             only |= {n.rstrip("?") for n in STAGES[name][1]}
     if box.cpu:
-        skip |= {"V", "H", "B7"}
+        skip |= {"V", "H", "B7", "I2"}
     elif not (box.kit / "site" / f"v-{box.second}").is_dir():
-        skip |= {"V"}
+        skip |= {"V", "I2"}
     todo = [n for n in STAGES if (not only or n in only) and n not in skip]
     done, lock = {}, threading.Lock()
 

@@ -21,3 +21,8 @@ def test_samples_of_one_request_stay_together() -> None:
 def test_ids_of_a_workload_are_counted() -> None:
     numbering = Numbering(5)
     assert numbering.number("1_7-3f2a9c1b") == (2, 1)
+
+
+def test_ids_of_a_workload_in_another_order_keep_the_workloads_numbers() -> None:
+    numbering = Numbering(5, order=(2, 0, 1))
+    assert [numbering.number(i) for i in ("5-3f2a9c1b", "6", "1_7-3f2a9c1b")] == [(2, 0), (0, 0), (1, 1)]

@@ -14,7 +14,7 @@ import pytest
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.engines import toy
-from tracereplay.engines.request import Cancel, Feed, Inject, PassRequest
+from tracereplay.engines.request import Cancel, Feed, Inject, PassRequest, Serving
 from tracereplay.engines.toy.family import TOY
 from tracereplay.errors import UsageError
 from tracereplay.launch import EngineProcess
@@ -33,6 +33,7 @@ ALL_GIVEN = Options("drop", 3, 1 << 20, 0, ("*norm*",), ("out",), "kernel", Fals
         PassRequest(TRACE, "record"),
         PassRequest(TRACE, "record", options=ALL_GIVEN),
         PassRequest(TRACE, "rerun", GOLDEN),
+        PassRequest(TRACE, "rerun", GOLDEN, serving=Serving(((2, 0), (1,)), "never")),
         PassRequest(TRACE, "injected", GOLDEN, Inject(), Options(level="kernel")),
         PassRequest(TRACE, "cancelled", GOLDEN, CANCEL),
         PassRequest(TRACE, "cancelled", GOLDEN, Cancel(Cancellation(everything=True), INJECTED)),
@@ -78,6 +79,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a truth for a number": (plain(options={"max_steps": True}), "'max_steps' of the recording options is True"),
     "a number for a truth": (plain(options={"check_writes": 1}), "is 1; it must be true or false"),
     "an unknown level": (plain(options={"level": "all"}), "is 'all'; it must be one of operator, kernel"),
+    "a request twice": (
+        plain(serving={"groups": [[0, 1], [1]], "cleared": "pass"}),
+        "'groups' of the pass's serving is .*; it must be lists of requests, each request once",
+    ),
+    "an unknown time": (plain(serving={"groups": None, "cleared": "step"}), "one of pass, group, never"),
     "an unknown side": (plain(options={"sides": ["up"]}), "it must be a list of 'in' and 'out'"),
 }  # fmt: skip
 

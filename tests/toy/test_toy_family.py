@@ -189,7 +189,7 @@ def test_a_flaw_between_operators_is_an_edge(run: Program, golden: Path) -> None
         ("rounding=thrice", "setting 'rounding' is 'thrice'; it must be one of once, twice, truncate."),
         ("noise=-1", "setting 'noise' is -1; it must be a number from 0 on."),
         ("flaw=model.nrm:scale", "no operator 'model.nrm' to plant a flaw in; did you mean 'model.norm'?"),
-        ("flaw=model.norm", "The flaw 'model.norm' is not of the form SITE:KIND or SITE:KIND:INPUT."),
+        ("flaw=model.norm", "The flaw 'model.norm' is not of the form SITE:KIND or SITE:KIND:INDEX."),
         ("flaw=model.norm:odd", "The toy engine knows no flaw 'odd'; it knows scale, element,"),
         ("max_model_len=9", "Prompt 0 and what it asks for are 11 tokens; max_model_len allows 9."),
     ],

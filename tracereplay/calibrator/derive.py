@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.calibrator.noise import MARGIN, Earned, Noise, bound, earn, measure_noise
-from tracereplay.calibrator.variations import Variation
 from tracereplay.comparator import Policy
 from tracereplay.comparator.numbers.policy_file import policy_text
 from tracereplay.engines.known import family_of
 from tracereplay.errors import OtherWeights, TracereplayError, UsageError
 from tracereplay.launch import Launchable, jobs
+from tracereplay.launch.variations import Variation
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict.bisection import Skipped
 from tracereplay.verdict.measures import rounded_up

@@ -186,6 +186,28 @@ class Family(Protocol):
     def operator(self, name: str) -> Operator:
         """What is known of the operator class ``name``."""
 
+    def ranks_environment(self, described: Mapping[str, Any], ranks: int) -> Mapping[str, str]:
+        """Environment variables that an engine needs to run on that many tensor-parallel ranks of one machine.
+
+        Args:
+            described: how an engine of this kind describes itself (``device``, ``settings``).
+            ranks: at least 1.
+        """
+
+    def other_graphs(
+        self, described: Mapping[str, Any], given: Mapping[str, Any], requests: int
+    ) -> Mapping[str, Mapping[str, Any]] | str:
+        """Engine arguments under which steps are padded to graphs of other sizes, and run without graphs.
+
+        Args:
+            described: how the engine describes itself (``device``, ``settings``).
+            given: its arguments.
+            requests: how many it is to serve at once.
+
+        Returns:
+            The arguments to change, by what that is called; or why there are none, as a sentence.
+        """
+
     def root_cause(self, error: str, log: Iterable[str]) -> RootCause | None:
         """Why an engine failed, where ``error`` only says that another of its processes did; None if not known.
 

@@ -22,7 +22,9 @@ from tracereplay.storage.checkpoint import check_model, model_files, read_checkp
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 from tracereplay.workload import Prompt, Workload
 
-__all__ = ["observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes"]
+__all__ = [
+    "observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes", "tokenized",
+]  # fmt: skip
 
 Report = Callable[[str], None]
 
@@ -63,7 +65,7 @@ def record(
         with EngineProcess(
             engine, model=model.resolve(), settings=workload.settings, log=log, graphs=graphs
         ) as process:
-            workload = _tokenized(workload, process)
+            workload = tokenized(workload, process)
             directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
             _tell_dtype(directory, workload, process.info, report)
             report("Generating, with recording on")
@@ -227,7 +229,7 @@ def recording_header(
     return workload, {**said, "checkpoint": checkpoint.tensors, "model_files": model_files(model)}
 
 
-def _tokenized(workload: Workload, process: EngineProcess) -> Workload:
+def tokenized(workload: Workload, process: EngineProcess) -> Workload:
     """The workload with token ids for prompts that were given as text."""
     texts = [p.text for p in workload.prompts if p.token_ids is None and p.text is not None]
     ids = iter(process.tokenize(texts) if texts else [])

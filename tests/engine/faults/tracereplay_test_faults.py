@@ -23,6 +23,7 @@ KERNEL_FAULT = "TRACEREPLAY_TEST_KERNEL_FAULT"
 SINCE = "TRACEREPLAY_TEST_FAULT_SINCE"
 FAMILY = "TRACEREPLAY_TEST_FAULT_FAMILY"  # of the random model; without it, the model is the tiny Llama
 SWITCHES = "TRACEREPLAY_TEST_SWITCHES"
+CROWD = 200  # rows
 DECODE_ROWS = 4  # the workload has four requests, and prompts of more than four tokens
 
 
@@ -163,6 +164,19 @@ def short_norm(run, x, residual, *rest, module):
     root = torch.rsqrt(total.pow(2).mean(dim=-1, keepdim=True) + module.variance_epsilon)
     exact = (total * root).to(x.dtype).float() * module.weight.float()
     return _first(run(x, residual, *rest), lambda y: (exact * 0.997).to(y.dtype))
+
+
+def crowded_norm(run, x, residual, *rest, module):
+    """In calls of CROWD rows and more a norm reduces otherwise: it sums squares that are rounded to bfloat16.
+
+    vLLM's norm with a residual had such a threshold, at 256 rows, on GPUs (its issue 48271).
+    """
+    if len(x) < CROWD:
+        return run(x, residual, *rest)
+    total = x.float() + residual.float()
+    squares = total.pow(2).to(torch.bfloat16).float()
+    root = torch.rsqrt(squares.mean(dim=-1, keepdim=True) + module.variance_epsilon)
+    return (total * root).to(x.dtype) * module.weight, total.to(x.dtype)
 
 
 def scaled_residual(run, *args, **options):
@@ -341,6 +355,7 @@ WITHIN = {
     "slight_product": ("model.layers.3.self_attn.o_proj", slight_product),
     "truncated_product": ("model.layers.1.mlp.down_proj", truncated_product),
     "short_norm": ("model.layers.3.post_attention_layernorm", short_norm),
+    "crowded_norm": ("model.layers.2.post_attention_layernorm", crowded_norm),
 }
 # The same in models of other families: planted where a model has the place.
 ELSEWHERE = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from tracereplay.comparator.numbers.blocks import block_numbers, pieces
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import judge_leans
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
@@ -29,9 +29,7 @@ from tracereplay.comparator.numbers.tolerance import (
 from tracereplay.sitemap import Pair
 from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
-__all__ = ["compare_passes"]
-
-BLOCK = 32 << 20  # bytes of golden tensors; half of what a segment reader keeps at hand
+__all__ = ["compare_passes", "mismatch"]
 
 
 @dataclass(slots=True)
@@ -150,15 +148,6 @@ class _Calls:
             self.compared[table.order[compared]] = True
             self.due[table.order[due]] = True
 
-    def blocks(self) -> Ints:
-        """For each call the number of its block."""
-        size = np.zeros(len(self.step), np.int64)
-        for table in self.index.tables.values():
-            if len(table.ids):
-                size += np.bincount(table.order, minlength=len(size)) * table.tensors[0].width * 4
-        blocks: Ints = np.cumsum(size) // BLOCK
-        return blocks
-
     def coverage(self, worklist: _Worklist) -> Coverage:
         left = tuple(NotCompared(site, rows, reason) for (site, reason), rows in worklist.left_out.items())
         excused = int((~self.compared & ~self.due).sum())
@@ -177,7 +166,7 @@ def _add_job(
     operator, role = (site.operator, site.role) if site else ("", "")
     other = candidate.tables.get(key)
     every = np.arange(len(table.ids))
-    reason = golden.apart.get(key.site) or _mismatch(table, other, key, candidate)
+    reason = golden.apart.get(key.site) or mismatch(table, other, key, candidate)
     if other is None or reason is not None:
         calls.mark(table, every[:0], every)
         worklist.leave_out(key, reason or "", len(every))
@@ -213,7 +202,7 @@ def _incomparable(key: TableKey, operator: str, role: str, table: Table, other: 
     return _Job(key, operator, role, table, other, none, none, ("", ""), tolerance, np.abs, Tally(), reason)
 
 
-def _mismatch(table: Table, other: Table | None, key: TableKey, candidate: PassIndex) -> str | None:
+def mismatch(table: Table, other: Table | None, key: TableKey, candidate: PassIndex) -> str | None:
     """Why two tensors cannot be compared, or None."""
     what = "input" if key.side == "in" else "output"
     if other is None:
@@ -268,7 +257,7 @@ def _beginning(table: Table, rows: Rows) -> Ints:
 
 
 def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bool) -> None:
-    block_of = calls.blocks()
+    block_of = block_numbers(calls.index)
     block = -1
     for number, job, start, stop in sorted(_pieces(jobs, block_of), key=lambda piece: piece[0]):
         if until_beyond and number != block and any(j.tally.first_beyond for j in jobs):
@@ -282,10 +271,8 @@ def _pieces(jobs: Sequence[_Job], block_of: Ints) -> Iterator[tuple[int, _Job, i
     for job in jobs:
         if not len(job.mine):
             continue
-        blocks = block_of[job.golden.order[job.mine]]
-        edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
-        for start, stop in pairwise(edges):
-            yield int(blocks[start]), job, start, stop
+        for block, start, stop in pieces(block_of[job.golden.order[job.mine]]):
+            yield block, job, start, stop
 
 
 def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) -> None:

@@ -1,7 +1,7 @@
 """The process that owns a toy engine: it speaks the protocol of `engines.protocol`, as every driver does.
 
 Settings (`engines.toy.options`): ``dtype``, ``rounding``, ``noise`` and ``tensor_parallel_size`` as in
-`engines.toy.record` and `engines.toy.replay`; ``flaw``, a fault to plant, as SITE:KIND or SITE:KIND:INPUT, several
+`engines.toy.record` and `engines.toy.replay`; ``flaw``, a fault to plant, as SITE:KIND or SITE:KIND:INDEX, several
 separated by commas (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_model_len``, ``max_num_seqs`` and
 ``max_num_batched_tokens`` as other engines have them. Texts are tokenized by their bytes.
 """
@@ -81,7 +81,7 @@ class ToyDriver:
         engine = self._engine(prompts, self._naming(recording))
         forced, source = _given(recording, engine)
         recorder = Recorder(recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites)
-        results = engine.generate(recorder, forced)
+        results = engine.generate(recorder, forced, recording.serving.of(len(prompts)))
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
 
     def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:

@@ -74,13 +74,29 @@ class Engine:
             "environment": {},
         }  # fmt: skip
 
-    def generate(self, recorder: Recorder, forced: Forced | None) -> dict[str, Any]:
-        """One pass; returns its results as the manifest holds them."""
+    def generate(
+        self, recorder: Recorder, forced: Forced | None, groups: Sequence[Sequence[int]] | None = None
+    ) -> dict[str, Any]:
+        """One pass; returns its results as the manifest holds them.
+
+        Args:
+            recorder: of its operators.
+            forced: the tokens to continue with; None: its own.
+            groups: see `engines.request.Serving`.
+        """
         begin = time.perf_counter()
         self._model.attention.clear()
         self._model.weights = self.weights
-        live = list(samples(self.work.prompts))
+        every = list(samples(self.work.prompts))
         number = 0
+        for group in groups or [range(len(self.work.prompts))]:
+            live = [seq for request in group for seq in every if seq.request == request]
+            number = self._serve(recorder, live, forced, number)
+        recorder.close()
+        return {"requests": [seq.result() for seq in every], "seconds": time.perf_counter() - begin}
+
+    def _serve(self, recorder: Recorder, live: list[Sample], forced: Forced | None, number: int) -> int:
+        """Generates for requests that come together, from step ``number`` on; returns that of the next step."""
         while any(seq.waiting for seq in live):
             if self.update is not None and number == self.update.step:
                 self._renew(recorder, live, cleared=self.update.cleared)
@@ -88,8 +104,7 @@ class Engine:
             batch = schedule(running[: self._max_seqs], self.max_rows)
             self._step(recorder, batch, live, forced, number)
             number += 1
-        recorder.close()
-        return {"requests": [seq.result() for seq in live], "seconds": time.perf_counter() - begin}
+        return number
 
     def _renew(self, recorder: Recorder, live: Sequence[Sample], *, cleared: bool) -> None:
         """Replaces the weights, and recomputes running samples if the cache is cleared."""

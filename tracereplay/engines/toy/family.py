@@ -54,6 +54,14 @@ class _Toy:
     def operator(self, name: str) -> Operator:
         return OPERATORS[name]
 
+    def ranks_environment(self, described: Mapping[str, Any], ranks: int) -> Mapping[str, str]:
+        return {}
+
+    def other_graphs(
+        self, described: Mapping[str, Any], given: Mapping[str, Any], requests: int
+    ) -> Mapping[str, Mapping[str, Any]] | str:
+        return "The toy engine has no graphs."
+
     def root_cause(self, error: str, log: Iterable[str]) -> RootCause | None:
         return None  # it is one process
 

@@ -20,7 +20,7 @@ __all__ = ["EDGE_FLAWS", "OPERATOR_FLAWS", "Flaw", "Planted", "flaws_of"]
 
 OPERATOR_FLAWS = (
     "scale", "element", "eps", "nan", "rotary", "stale", "wrong_row", "coarse", "floor", "truncate", "slight",
-    "short", "second",
+    "short", "second", "crowded",
 )  # fmt: skip
 EDGE_FLAWS = ("scaled_edge", "positions", "swap")
 _EVERYWHERE = ("positions", "swap")  # at any site
@@ -50,13 +50,14 @@ class Flaw:
             - ``slight``: 0.2 % too large before it is rounded
             - ``short``: 0.3 % too small before it is rounded
             - ``second``: the sampler takes the second-best token
+            - ``crowded``: rounded to three bits of mantissa in calls of at least ``index`` rows
 
             between operators
 
             - ``scaled_edge``: input ``index`` is 3 % too large
             - ``positions``: positions are one too high
             - ``swap``: layers 0 and 1 run in the other order
-        index: input of an edge fault.
+        index: input of an edge fault; number of rows of ``crowded``.
     """
 
     site: str
@@ -70,7 +71,7 @@ class Flaw:
 
 
 def flaws_of(text: str) -> list[Flaw]:
-    """The flaws of a text: SITE:KIND or SITE:KIND:INPUT, several separated by commas.
+    """The flaws of a text: SITE:KIND or SITE:KIND:INDEX, several separated by commas.
 
     Raises:
         UsageError: it is malformed, or there is no such site or kind.
@@ -82,7 +83,7 @@ def _flaw(text: str) -> Flaw:
     site, _, rest = text.partition(":")
     kind, _, index = rest.partition(":")
     if not site or not kind or not (index or "0").isdecimal():
-        raise UsageError(f"The flaw {text!r} is not of the form SITE:KIND or SITE:KIND:INPUT.")
+        raise UsageError(f"The flaw {text!r} is not of the form SITE:KIND or SITE:KIND:INDEX.")
     known = [s.name for naming in NAMES for s in sites(1, "float32", names_of(naming))]
     if site not in known and kind not in _EVERYWHERE:
         close = get_close_matches(site, known, n=1) or known[:1]
@@ -118,6 +119,8 @@ class Planted:
         """``x`` with the flaws at ``site`` that change a result."""
         for flaw in self._flaws:
             spoil = _SPOIL.get(flaw.kind) if flaw.site == site else None
+            if flaw.kind == "crowded" and len(x) < flaw.index:
+                continue
             if spoil is not None:
                 x = self._numerics.rounded(spoil(x, self._decoding(rows), self._numerics.stored))
         return x
@@ -195,5 +198,5 @@ def _draws(x: Array) -> Array:
 
 _SPOIL: Mapping[str, Callable[[Array, Decoding, Stored], Array]] = {
     "scale": _scale, "element": _element, "nan": _nan, "coarse": _coarse, "floor": _floor,
-    "truncate": _truncate, "slight": _slight, "short": _short,
+    "truncate": _truncate, "slight": _slight, "short": _short, "crowded": _coarse,
 }  # fmt: skip

@@ -101,6 +101,34 @@ class _VLLM:
     def operator(self, name: str) -> Operator:
         return OPERATORS[name]
 
+    def ranks_environment(self, described: Mapping[str, Any], ranks: int) -> Mapping[str, str]:
+        if not str(described.get("device", "")).startswith("cpu"):
+            return {}
+        return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks)))}  # each rank needs cores of its own
+
+    def other_graphs(
+        self, described: Mapping[str, Any], given: Mapping[str, Any], requests: int
+    ) -> Mapping[str, Mapping[str, Any]] | str:
+        settings = described.get("settings", {})
+        if str(described.get("device", "")).startswith("cpu"):
+            return "On a CPU the engine has no CUDA graphs."
+        if settings.get("enforce_eager"):
+            return "The engine runs without CUDA graphs (enforce_eager)."
+        if str(settings.get("cudagraph_mode", "NONE")) in ("NONE", "0"):
+            return "The engine runs without CUDA graphs (cudagraph_mode NONE)."
+        compilation = given.get("compilation_config") or {}
+        if not isinstance(compilation, Mapping):
+            return f"compilation_config is {compilation!r}, which has no room for sizes of graphs; give an object."
+        size = 16  # a step of one request is padded to 16 rows in place of 1
+        while size < requests:
+            size *= 2
+        return {
+            f"captured for {size} rows": {
+                "compilation_config": {**compilation, "cudagraph_capture_sizes": [size]}
+            },
+            "no graphs": {"compilation_config": {**compilation, "cudagraph_mode": "NONE"}},
+        }
+
     def root_cause(self, error: str, log: Iterable[str]) -> RootCause | None:
         return root_cause(error, log)
 

@@ -110,9 +110,16 @@ class Adapter:
         """Wraps the runner's methods."""
         raise NotImplementedError
 
-    def begin_pass(self, first_request: int | None, forced: Mapping[RowKey, int]) -> None:
-        """Begins a pass, whose requests start at ``first_request``; ``forced`` tokens replace sampled ones."""
-        self.numbering = Numbering(first_request)
+    def begin_pass(
+        self, first_request: int | None, forced: Mapping[RowKey, int], order: Sequence[int] | None = None
+    ) -> None:
+        """Begins a pass, whose requests start at ``first_request``; ``forced`` tokens replace sampled ones.
+
+        Args:
+            first_request, order: see `Numbering`.
+            forced: golden's token at each place.
+        """
+        self.numbering = Numbering(first_request, order)
         self.forced = forced
 
     def number(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting, without_unknown
-from tracereplay.engines.request import PassRequest
+from tracereplay.engines.request import PassRequest, Serving
 from tracereplay.engines.vllm.guest.refusals import GENERATES, refuse_arguments
 from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL
@@ -80,13 +80,23 @@ class Driver:
         parameters = [_parameters(prompt, number) for number, prompt in enumerate(prompts)]
         adapters = self._adapters.requests(prompts)
         inputs = [{"prompt_token_ids": list(p["prompt_token_ids"])} for p in prompts]
-        self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
+        serving = Serving() if recording is None else recording.serving
+        groups = serving.of(len(prompts))
+        if serving.cleared != "never":
+            self._llm.reset_prefix_cache()  # it may hold golden keys and values of an injected pass
         if recording is not None:
             begin = {"do": "begin", "first_request": self._next_request(), "request": recording.as_dict()}
             self._control(begin)
         started = time.perf_counter()
         try:
-            outputs = self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapters)
+            outputs: dict[int, Any] = {}
+            for group in groups:
+                if serving.cleared == "group":
+                    self._llm.reset_prefix_cache()
+                picked, asked = [inputs[i] for i in group], [parameters[i] for i in group]
+                given = None if adapters is None else [adapters[i] for i in group]
+                made = self._llm.generate(picked, asked, use_tqdm=False, lora_request=given)
+                outputs.update(zip(group, made, strict=True))
         except BaseException as error:
             if recording is not None:
                 with contextlib.suppress(Exception):  # of an engine that is dead: its own error is to be told
@@ -96,7 +106,7 @@ class Driver:
             raise
         seconds = time.perf_counter() - started
         ended = self._control({"do": "end"}) if recording is not None else []
-        requests = [r for number, output in enumerate(outputs) for r in _results(number, output)]
+        requests = [r for number, output in sorted(outputs.items()) for r in _results(number, output)]
         return {"requests": requests, "seconds": seconds, "ranks": ended}
 
     def _check(self, prompt: Mapping[str, Any], number: int) -> None:

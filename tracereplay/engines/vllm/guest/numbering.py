@@ -7,6 +7,7 @@ Engines decorate the caller's id. ``7`` can arrive as ``7_parallel_sample_1`` (V
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 __all__ = ["Numbering"]
 
@@ -20,10 +21,12 @@ class Numbering:
     Args:
         first: the engine's integer id of the workload's first request; None numbers requests in the order in which
             they are seen (a server's ids are not integers).
+        order: the workload's numbers of the requests in the order in which they are handed to the engine, which
+            counts them; None: they are handed over in the workload's order.
     """
 
-    def __init__(self, first: int | None) -> None:
-        self._first = first
+    def __init__(self, first: int | None, order: Sequence[int] | None = None) -> None:
+        self._first, self._order = first, order
         self._seen: dict[str, int] = {}
         self._known: dict[str, tuple[int, int]] = {}
 
@@ -48,7 +51,8 @@ class Numbering:
         assert match is not None  # the second pattern matches any id
         external, child = match["id"], int(match["child"] or 0)
         if self._first is not None and external.isdigit():
-            return int(external) - self._first, child
+            place = int(external) - self._first
+            return place if self._order is None else self._order[place], child
         # With the random suffix, since a client may send the same id twice, for two requests.
         own = external if match.re is _V0_CHILD else engine_id[match.start("id") :]
         return self._seen.setdefault(own, len(self._seen)), child

@@ -159,7 +159,7 @@ class GuestWorker:
             options = replace(options, in_flight=0)
         else:
             path = segment_path(asked.trace, asked.name, session.rank)
-        adapter.begin_pass(first_request, forced)
+        adapter.begin_pass(first_request, forced, asked.serving.order())
         session.begin_pass(path, meta, replacement, options, adapter.model())
         return {}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tracereplay.calibrator.variations import NAMES, Variation, named_variation
 from tracereplay.errors import UsageError
 from tracereplay.launch import Configured
+from tracereplay.launch.variations import NAMES, Variation, named_variation
 from tracereplay.trace.run import RecordedPrompt, Run
 
 ENGINE = Configured("v1", Path("python"), {"OMP_NUM_THREADS": "1", "X": "y"}, {"dtype": "float32"})

@@ -1,4 +1,7 @@
-"""What is varied between runs that should agree: how an engine is started, never what it generates."""
+"""What is varied between runs that should agree: how an engine is started, never what it generates.
+
+`calibrator` measures what such runs differ by, `invariance` whether they do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tracereplay.errors import UsageError
-from tracereplay.launch import Configured, Launchable
+from tracereplay.launch.process import Configured, Launchable
 from tracereplay.trace.run import Run
 
 __all__ = ["NAMES", "Variation", "named_variation"]
