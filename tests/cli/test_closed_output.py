@@ -61,6 +61,7 @@ TELL = {
     "bisect settings": ("bisect", "settings", "{golden}", "--engine", "toy"),
     "bisect versions": ("bisect", "versions", "--help"),
     "calibrate": ("calibrate", "{golden}", "--engine", "toy", "--vary", "repeat"),
+    "invariance": ("invariance", "{golden}", "--engine", "toy", "--vary", "order"),
     "engine list": ("engine", "list"), "engine create": ("engine", "create", "--help"),
     "engine add": ("engine", "add", "-h"), "engine doctor": ("engine", "doctor", "-h"),
     "engine remove": ("engine", "remove", "-h"), "demo": ("demo", "--help"),

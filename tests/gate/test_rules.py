@@ -215,7 +215,10 @@ def test_a_workload_is_made_from_a_trace_by_the_gate_only() -> None:
     assert {file for file in made if not file.startswith(toy)} == {
         "tracereplay/gate/__init__.py",
         "tracereplay/workload.py",  # of the user's prompt file
-        "cli/record.py",  # of the user's arguments
+        "cli/workloads.py",  # of the user's arguments
+        "cli/invariance.py",  # of the user's arguments, with prompts of our own
+        "tracereplay/invariance/workload.py",  # those prompts
+        "tracereplay/invariance/search.py",  # prompts of a workload that the gate made, cut to other lengths
         "tracereplay/alone/replay.py",  # without prompts or settings: nothing is generated
         "tracereplay/trace/served.py",  # what a manifest lacks, for reading only
     }

@@ -20,7 +20,7 @@ from tracereplay.cancellation import Cancellation
 from tracereplay.event import RowMap
 from tracereplay.replayer.tables import BITS, Known, RowTables, laid_out
 
-__all__ = ["CancelledRows"]
+__all__ = ["CancelledRows", "cancelled"]
 
 
 class CancelledRows:
