@@ -381,6 +381,7 @@ class Step:
         weight_updates: how often the engine's weights had been updated before, within the pass.
         kernels: in the order in which they were called; none unless kernels were recorded.
         census: of the pass so far; of the first steps of an eager engine only.
+        padded: how many rows the CUDA graphs have that the step replayed, padding included; 0: it replayed none.
     """
 
     number: int
@@ -392,6 +393,7 @@ class Step:
     weight_updates: int = 0
     kernels: Sequence[Kernel] = ()
     census: Census | None = None
+    padded: int = 0
 
 
 Side: TypeAlias = Literal["in", "out"]

@@ -119,6 +119,7 @@ def test_a_model_of_transformers_is_fed_and_compared_row_by_row(
     ("model_type", "architecture", "said"),
     [("nosuch", "NoSuchForCausalLM", "vLLM cannot run the model"), ("bert", "BertModel", "generates no text")],
 )
+@pytest.mark.long
 def test_a_model_that_cannot_be_recorded_is_refused_in_a_sentence_before_it_is_loaded(
     tmp_path: Path, model_type: str, architecture: str, said: str
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_model_with_an_encoder_is_refused_in_a_sentence_before_it_is_loaded(tm
         ({"pipeline_parallel_size": 2}, "Pipeline parallelism"),
     ],
 )
+@pytest.mark.long
 def test_a_way_to_run_that_cannot_be_recorded_is_refused_before_the_model_is_loaded(
     settings: dict[str, object], said: str
 ) -> None:
@@ -170,6 +172,7 @@ def test_a_way_to_run_that_cannot_be_recorded_is_refused_before_the_model_is_loa
         EngineProcess(launch, model=Path("nowhere"), settings=settings).close()
 
 
+@pytest.mark.long
 def test_a_prompt_that_is_too_long_is_refused_in_a_sentence(
     engines: Engines, single_process: Mapping[str, str]
 ) -> None:
@@ -187,7 +190,7 @@ def test_a_logit_bias_is_kept_and_applied(engines: Engines, single_process: Mapp
     assert (verdict.verdict, verdict.tokens.differing) == ("match", 0)
 
 
-@pytest.mark.parametrize("name", ["v1", "v0"])
+@pytest.mark.parametrize("name", ["v1", pytest.param("v0", marks=pytest.mark.long)])
 def test_grammars_and_stop_texts_are_kept_and_applied(
     engines: Engines, single_process: Mapping[str, str], name: str
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_cached_prefix_gives_the_same_bits_on_a_cpu(
     assert "enable_prefix_caching" in {d.name for d in verdict.settings_diff}
 
 
+@pytest.mark.long
 def test_the_cpu_platform_switches_asynchronous_scheduling_off(engines: Engines, env: Mapping[str, str]) -> None:
     running = engines.start("v1", env=env, async_scheduling=True)
     if not running.process.info["device"].startswith("cpu"):
@@ -91,6 +92,7 @@ def test_a_prefix_that_older_weights_cached_makes_rows_stale(
     assert (found.golden, found.candidate) == ("before step 5; 0 stale rows", "before step 5; 40 stale rows")
 
 
+@pytest.mark.long
 def test_updated_weights_with_a_cache_that_was_kept(
     engines: Engines,
     env: Mapping[str, str],

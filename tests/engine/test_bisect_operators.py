@@ -58,6 +58,7 @@ def test_two_faults_between_equal_versions_are_the_minimal_set(
     assert by_role(verdict)["minimal"].explains == 1.0
 
 
+@pytest.mark.long
 def test_the_same_two_over_v0_are_in_it_and_the_largest_of_the_rest_is_rounding(
     v1: Running, golden_v0: Trace, plant: Callable[[str], None]
 ) -> None:

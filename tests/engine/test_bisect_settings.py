@@ -59,6 +59,7 @@ def test_one_rank_to_two_names_that_setting(golden_v1: Trace, bisect: Bisect) ->
     assert named(verdict) == ["tensor_parallel_size"]
 
 
+@pytest.mark.long
 def test_raw_against_processed_logprobs(engines: Engines, v1: Running, bisect: Bisect) -> None:
     drawn = {"max_tokens": 16, "temperature": 0.7, "top_p": 0.9, "seed": 1, "logprobs": 0, "ignore_eos": True}
     golden = v1.record(*(Prompt(token_ids(n, n), None, drawn) for n in (12, 20, 31, 9)))
@@ -74,6 +75,7 @@ def test_raw_against_processed_logprobs(engines: Engines, v1: Running, bisect: B
     )
 
 
+@pytest.mark.long
 def test_the_precision_of_the_head(engines: Engines, single_process: Mapping[str, str], bisect: Bisect) -> None:
     """Golden's engine computes logits in float32; the candidate is told nothing and uses bfloat16."""
     head = {"hf_overrides": {"head_dtype": "float32"}}

@@ -75,6 +75,7 @@ def test_threads_and_batches_in_float32(
         assert compare_traces(golden, run, policy).verdict == "match"
 
 
+@pytest.mark.long
 def test_batches_and_another_version_in_bfloat16(
     engines: Engines, golden_v1: Trace, v1_alone: Configured, tmp_path: Path
 ) -> None:

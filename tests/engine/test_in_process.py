@@ -41,7 +41,7 @@ def test_in_the_engines_process(engine: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("census_units.py"))
-@pytest.mark.parametrize("engine", ["v0", "v1"])
+@pytest.mark.parametrize("engine", [pytest.param("v0", marks=pytest.mark.long), "v1"])
 def test_what_computes_is_seen(engine: str, name: str) -> None:
     assert raised(engine, "census_units.py")[name] is None, raised(engine, "census_units.py")[name]
 

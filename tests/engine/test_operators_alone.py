@@ -84,6 +84,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("model", "operators", "dtype"),
     [("gemma", {"GemmaRMSNorm", "GeluAndMul"}, "bfloat16"), ("qwen", {"QKVParallelLinear"}, "float32")],
 )
+@pytest.mark.long
 def test_other_models(
     request: pytest.FixtureRequest, engines: Engines, model: str, operators: set[str], dtype: str, tmp_path: Path
 ) -> None:

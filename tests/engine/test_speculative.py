@@ -168,6 +168,7 @@ def test_a_draft_model_proposes_and_is_said_not_to_be_recorded(
         ("v0", NGRAM, "under vLLM's V1 engine only"),
     ],
 )
+@pytest.mark.long
 def test_other_ways_to_speculate_are_refused_in_a_sentence_before_the_model_is_loaded(
     engine: str, settings: dict[str, object], said: str
 ) -> None:

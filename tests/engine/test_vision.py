@@ -13,7 +13,7 @@ from engine_support import Engines, greedy, random_model
 
 from tracereplay.errors import WorkloadError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ class StepMessage(NamedTuple):
         sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
+        padded: see `event.Step`.
     """
 
     number: int
@@ -74,6 +75,7 @@ class StepMessage(NamedTuple):
     weight_updates: int
     kernels: dict[str, Any] | None = None
     census: dict[str, Any] | None = None
+    padded: int = 0
 
 
 def send(fd: int, message: list[Any]) -> None:

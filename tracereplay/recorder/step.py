@@ -303,5 +303,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels, self.census,
+            self._weight_updates, self.kernels, self.census, self.padded,
         )  # fmt: skip

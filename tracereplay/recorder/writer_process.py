@@ -126,8 +126,9 @@ class _Server:
         requests = [records.read_request(r) for r in step.requests]
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
         writer.commit(
-            step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census
-        )
+            step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census,
+            step.padded,
+        )  # fmt: skip
 
     def _at(self, side: Mapping[int, int]) -> dict[int, int]:
         """One side's tensors, by their places among the values of the segment's step."""

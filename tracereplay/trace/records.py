@@ -229,10 +229,10 @@ def read_call(data: list[Any], maps: list[RowMap], values: list[Value], names: M
 def write_step(
     number: int, maps: list[bytes], values: Sequence[Located], calls: list[CallRecord], sampled: Sequence[Sampled],
     notes: Sequence[str], requests: Sequence[Request], weight_updates: int,
-    kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
+    kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None, padded: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`,
-    ``census`` the contents of a `census.Census`."""
+    ``census`` the contents of a `census.Census`, ``padded`` as in `event.Step`."""
     record = {
         "number": number,
         "maps": maps,
@@ -247,6 +247,8 @@ def write_step(
         record["kernels"] = dict(kernels)
     if census is not None:
         record["census"] = dict(census)
+    if padded:
+        record["padded"] = padded
     return record
 
 
@@ -286,6 +288,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
             weight_updates=as_place(data["weights"]),
             kernels=kernels,
             census=read_census(data["census"]) if "census" in data else None,
+            padded=as_place(data.get("padded", 0)),
         )
     except WRONG as error:
         raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

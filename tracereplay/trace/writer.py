@@ -131,7 +131,7 @@ class SegmentWriter:
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
         notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
-        kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None,
+        kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None, padded: int = 0,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
 
@@ -142,6 +142,7 @@ class SegmentWriter:
             sampled, notes, requests, weight_updates: see `event.Step`.
             kernels: a record of `trace.kernels`; its tensors are such places too.
             census: see `census.Census`; None for a step of which none was taken.
+            padded: see `event.Step`.
 
         Raises:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
@@ -163,6 +164,7 @@ class SegmentWriter:
                 weight_updates,
                 kernels,
                 census,
+                padded,
             )
             place = self._to.record(Tag.STEP, record)
         except OSError:
