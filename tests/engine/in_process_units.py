@@ -107,7 +107,7 @@ def strides_are_kept_while_cancelling():
 
 def _config(**changes):
     parallel = SimpleNamespace(pipeline_parallel_size=1)
-    compilation = SimpleNamespace(cudagraph_mode=SimpleNamespace(name="FULL"))
+    compilation = SimpleNamespace(cudagraph_mode=SimpleNamespace(name="FULL"), cudagraph_capture_sizes=[])
     model = SimpleNamespace(enforce_eager=False)
     given = {"speculative_config": None, "parallel_config": parallel, "compilation_config": compilation}
     return SimpleNamespace(**{**given, "model_config": model, **changes})
@@ -155,7 +155,10 @@ def what_arguments_cannot_be_recorded_is_refused_together():
     ):  # fmt: skip
         assert not said(**arguments), arguments
     for given in (None, 3, {"mode": 3}, {"cudagraph_mode": "FULL_AND_PIECEWISE"}):
-        assert "CUDA graphs" in said(compilation_config=given), given
+        assert not said(compilation_config=given), given
+        assert "inside CUDA graphs" in said(compilation_config=given, speculative_config={"method": "ngram"}), (
+            given
+        )
 
 
 def the_second_model_runner_of_v1_is_told_from_the_first():
@@ -232,10 +235,17 @@ def goldens_tokens_come_out_of_a_verification_and_the_own_choices_are_kept():
 
 def graphs_pipelines_and_some_speculation_are_refused():
     first = "vllm.v1.worker.gpu_model_runner"
-    assert "cudagraph_mode" in _refusal(_runner(first, "cuda"), _config())
+    assert not _refusal(_runner(first, "cuda"), _config())
     drafts = SimpleNamespace(method="ngram")
     plain, ahead = SimpleNamespace(async_scheduling=False), SimpleNamespace(async_scheduling=True)
     assert not _refusal(_runner(first, "cpu"), _config(speculative_config=drafts, scheduler_config=plain))
+    mode = SimpleNamespace(name="FULL")
+    graphs = SimpleNamespace(cudagraph_mode=mode, cudagraph_capture_sizes=[1, 2])
+    said = _refusal(
+        _runner(first, "cuda"),
+        _config(speculative_config=drafts, scheduler_config=plain, compilation_config=graphs),
+    )
+    assert "inside CUDA graphs" in said, said
     said = _refusal(_runner(first, "cpu"), _config(speculative_config=drafts, scheduler_config=ahead))
     assert "async_scheduling=false" in said
     eagle = SimpleNamespace(method="eagle3")

@@ -11,7 +11,7 @@ would: it tells of tokens, logprobs and routers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracereplay.comparator.judging.evidence import Evidence
@@ -326,7 +326,22 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
             f"The engines composed their batches differently: {len(index.schedule)} steps in golden, "
             f"{len(other.schedule)} in the candidate. Rows are matched one by one."
         )
+    if padded := _padded_otherwise(index.padding, other.padding):
+        notes.append(
+            f"CUDA graphs pad batches otherwise: {padded}. Real rows are compared; a kernel that is given more "
+            "rows may sum in another order."
+        )
     return (*dict.fromkeys(notes), *note_of_sums(index, other, fed=sides.fed), *judged.comparison.notes)
+
+
+def _padded_otherwise(golden: Mapping[int, int], candidate: Mapping[int, int]) -> str:
+    """The first number of rows that is padded otherwise, in words; empty if none is."""
+    for rows in sorted({*golden, *candidate}):
+        one, other = golden.get(rows, rows), candidate.get(rows, rows)
+        if one != other:
+            real = "1 row" if rows == 1 else f"{rows} rows"
+            return f"a step of {real} computes {one} in golden, {other} in the candidate"
+    return ""
 
 
 def _exclusions(sides: _Sides, golden: PassIndex, candidate: PassIndex) -> list[Exclusion]:

@@ -89,7 +89,8 @@ class _Builder:
     def step(self, step: Step, others: Sequence[Step | None]) -> None:
         self._numbered.clear()  # row maps are shared within a step, and are known by their identity
         self._notes.update(dict.fromkeys(step.notes))
-        self._steps.append(StepInfo(step.number, step.rows.tobytes(), step.weight_updates, step.census))
+        padding = (len(step.rows), step.padded) if step.padded else None
+        self._steps.append(StepInfo(step.number, step.rows.tobytes(), step.weight_updates, step.census, padding))
         self._sampled.update((sampled.key, sampled) for sampled in step.sampled)
         elsewhere = [{(c.site, c.number): c for c in other.calls} if other else {} for other in others]
         taken: dict[str, list[Ints]] = {}

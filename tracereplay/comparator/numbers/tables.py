@@ -77,12 +77,14 @@ class StepInfo(NamedTuple):
         rows: its row map's bytes.
         weight_updates: how often the engine's weights had been updated before, within the pass.
         census: of the pass so far, if one was taken in it.
+        padding: real rows, and those of the CUDA graphs that it replayed; None if it replayed none.
     """
 
     number: int
     rows: bytes
     weight_updates: int
     census: Census | None = None
+    padding: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,11 @@ class PassIndex:
     def schedule(self) -> tuple[bytes, ...]:
         """For each step, its row map's bytes."""
         return tuple(step.rows for step in self.steps)
+
+    @property
+    def padding(self) -> Mapping[int, int]:
+        """By a step's number of rows, how many its CUDA graphs have; without steps that replayed none."""
+        return dict(sorted(step.padding for step in self.steps if step.padding))
 
 
 @dataclass(frozen=True, slots=True)
