@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,3 +66,24 @@ def test_a_norm_that_rounds_otherwise_from_some_number_of_rows_on_is_named(
     assert first.rows.flips_at == CROWD
     assert {own.site for own in found.operators} == {NORM}
     assert Invariance.from_dict(json.loads(json.dumps(found.as_dict(), default=str))).first == first
+
+
+@pytest.mark.long
+def test_graphs_of_other_sizes_hold(engines: Engines, single_process: Mapping[str, str]) -> None:
+    """Model Runner V2 on the stand-in for a GPU: a step of one request is padded to 16 rows, or to none."""
+    engines.stop()
+    engine, here = find_engine("v1"), Path(__file__).parent
+    stand_in = {
+        "PYTHONPATH": os.pathsep.join(map(str, (here / "stand_in", here))), "TRITON_INTERPRET": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_USE_BREAKABLE_CUDAGRAPH": "1", "STAND_IN_LATE": "5",
+        "STAND_IN_GRAPHS": "FULL_AND_PIECEWISE",
+    }  # fmt: skip
+    launched = Configured("v1", engine.python, {**engine.env, **single_process, **stand_in}, engine.settings)
+    compilation = {"mode": 0, "cudagraph_capture_sizes": [1, 2, 4, 8]}
+    settings = {**EAGER, "enforce_eager": False, "compilation_config": compilation}
+    found = check_invariance(
+        launched, Workload(str(TINY), tuple(greedy(7, 12, max_tokens=4)), settings), ["graphs"]
+    )
+    varied = by_name(found)
+    assert varied["graphs"].values == ("as given", "captured for 16 rows", "no graphs")
+    assert (varied["repeat"].held, varied["graphs"].held, found.exit_code) == (True, True, 0), found

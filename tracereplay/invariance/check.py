@@ -27,6 +27,7 @@ from tracereplay.launch.lengths import check_lengths
 from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.launch.variations import Variation
 from tracereplay.passes import RECORD, RERUN
+from tracereplay.recorder.options import GraphOptions
 from tracereplay.storage.checkpoint import check_model
 from tracereplay.trace import open_trace
 from tracereplay.verdict.invariance import REPEAT, FirstDifference, Invariance, OwnDifference, Varied
@@ -136,8 +137,9 @@ class _Check:
         self._report(" ".join([f"Starting the engine {self._engine.name}", *changed]))
         model = Path(self._workload.model).resolve()
         with EngineProcess(
-            launched, model=model, settings=settings, log=self._log, inherited=self._workload.inherited
-        ) as process:
+            launched, model=model, settings=settings, log=self._log, inherited=self._workload.inherited,
+            graphs=GraphOptions("nothing"),
+        ) as process:  # fmt: skip
             yield process
 
     @contextmanager

@@ -110,11 +110,12 @@ class _VLLM:
         self, described: Mapping[str, Any], given: Mapping[str, Any], requests: int
     ) -> Mapping[str, Mapping[str, Any]] | str:
         settings = described.get("settings", {})
-        if str(described.get("device", "")).startswith("cpu"):
+        none = str(settings.get("cudagraph_mode", "NONE")) in ("NONE", "0")
+        if str(described.get("device", "")).startswith("cpu") and (none or settings.get("enforce_eager")):
             return "On a CPU the engine has no CUDA graphs."
         if settings.get("enforce_eager"):
             return "The engine runs without CUDA graphs (enforce_eager)."
-        if str(settings.get("cudagraph_mode", "NONE")) in ("NONE", "0"):
+        if none:
             return "The engine runs without CUDA graphs (cudagraph_mode NONE)."
         compilation = given.get("compilation_config") or {}
         if not isinstance(compilation, Mapping):

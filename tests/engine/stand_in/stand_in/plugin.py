@@ -4,8 +4,8 @@ STAND_IN_ASYNC=1          asynchronous scheduling
 STAND_IN_GRAPHS=MODE      CUDA graphs of vLLM's mode of that name, captured by `stand_in.graphs`: PIECEWISE,
                           FULL_DECODE_ONLY, FULL_AND_PIECEWISE; Model Runner V2 only. Pieces are those of breakable
                           graphs (VLLM_USE_BREAKABLE_CUDAGRAPH=1) or, with STAND_IN_PIECES=compiled, of vLLM's
-                          compiler, which leaves each as it is
-STAND_IN_GRAPH_SIZES=1,2  of how many rows; 1, 2, 4 and 8 without
+                          compiler, which leaves each as it is. Of the sizes that compilation_config has; none, if
+                          its cudagraph_mode says so
 STAND_IN_LATE=SEED        tensors are copied to the host as late as allowed (`late_device`), as on a device that
                           computes by itself
 """
@@ -37,22 +37,23 @@ def _configure(platform, asynchronous, mode):
 
     @functools.wraps(check)
     def check_and_update_config(cls, config):
+        asked = config.compilation_config
+        sizes, none = asked.cudagraph_capture_sizes, asked.cudagraph_mode.name == "NONE"
         check(cls, config)
         if asynchronous:
             config.scheduler_config.async_scheduling = True
-        if mode:
-            _configure_graphs(config.compilation_config, mode)
+        if mode and not none:
+            _configure_graphs(config.compilation_config, mode, sizes)
 
     platform.check_and_update_config = classmethod(check_and_update_config)
 
 
-def _configure_graphs(compilation, mode):
+def _configure_graphs(compilation, mode, sizes):
     from vllm.config import CompilationMode, CUDAGraphMode
 
-    sizes = sorted(int(size) for size in os.environ.get("STAND_IN_GRAPH_SIZES", "1,2,4,8").split(","))
     compilation.cudagraph_mode = CUDAGraphMode[mode]
     compilation.cudagraph_capture_sizes = sizes
-    compilation.max_cudagraph_capture_size = sizes[-1]
+    compilation.max_cudagraph_capture_size = max(sizes)
     if os.environ.get("STAND_IN_PIECES") == "compiled":
         compilation.mode = CompilationMode.VLLM_COMPILE
         compilation.backend = "eager"  # Inductor's passes name operators that a CPU build lacks
