@@ -74,6 +74,7 @@ def test_the_same_two_over_v0_are_in_it_and_the_largest_of_the_rest_is_rounding(
     assert verdict.bisection.largest_left.error_class == "rounding"
 
 
+@pytest.mark.long
 def test_v0_to_0_18_closes_bit_for_bit(
     engines: Engines, golden_v0: Trace, single_process: Mapping[str, str]
 ) -> None:

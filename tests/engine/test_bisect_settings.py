@@ -53,6 +53,7 @@ def test_eager_to_compiled_names_that_setting(golden_v1: Trace, bisect: Bisect) 
     assert verdict.bisection.engine_starts == 2
 
 
+@pytest.mark.long
 def test_one_rank_to_two_names_that_setting(golden_v1: Trace, bisect: Bisect) -> None:
     bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
     verdict = bisect(golden_v1, Policy().made_strict(), bind, tensor_parallel_size=2)

@@ -46,7 +46,7 @@ def test_in_the_recording_engine_every_operator_gives_every_bit(golden_v0: Trace
     assert verdict.coverage.compared_calls == calls - 2 * len(golden_v0.steps("record"))
 
 
-@pytest.mark.parametrize("engine", ["v1", "v1-0.18"])
+@pytest.mark.parametrize("engine", ["v1", pytest.param("v1-0.18", marks=pytest.mark.long)])
 def test_in_a_newer_engine_they_err_as_they_do_in_its_injected_pass(
     golden_v0: Trace, engine: str, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_experts_are_fed_and_flips_are_counted_over_versions(
     assert all(o.metrics.allowance_ratio < 1 for o in experts)
 
 
+@pytest.mark.long
 def test_rounding_turns_rows_to_other_experts_and_cancelling_it_turns_them_back(
     engines: Engines, single_process: Mapping[str, str], mixtral: Path
 ) -> None:
