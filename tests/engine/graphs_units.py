@@ -15,9 +15,11 @@ from stand_in import graphs
 from tracereplay.errors import Unsupported
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks import captures, taps
+from tracereplay.recorder import arena
 from tracereplay.recorder import graphs as recorder
 from tracereplay.recorder.options import KERNEL, GraphOptions, Options
 from tracereplay.recorder.session import Session
+from tracereplay.recorder.written import DeclaredWrites
 from tracereplay.replayer.own_errors import cancelled
 from tracereplay.trace.reader import SegmentReader
 
@@ -268,8 +270,44 @@ def what_is_not_chosen_is_not_captured():
     assert {key[1:] for key in _contents(steps)} == {("norm", "out", 0), ("norm", "out", 1)}
     whole = Rig(options=GraphOptions("nothing"))
     assert rig.session.graphs.needed < whole.session.graphs.needed / 3
-    results, _ = whole.record(_batches(3), Rows({(taps.slot_of("first"), "out", 0): {0: torch.ones(WIDTH)}}))
-    assert torch.equal(results[0], Rig().record(_batches(3))[0][0]), "a graph that was not made to be fed was"
+    given = Rows({(taps.slot_of("first"), "out", 0): {0: torch.ones(WIDTH)}})
+    assert "captured its CUDA graphs to be recorded" in _error(
+        Unsupported, lambda: whole.record(_batches(3), given)
+    )
+
+
+def areas_are_no_larger_than_said_and_have_room_behind_graphs():
+    """The device has the graphs' area and two of the usual size, however large the graphs; a step is one copy."""
+    kept, arena.SIZE = arena.SIZE, 1 << 12
+    try:
+        rig = Rig()
+        sizes = []
+        area = rig.device.area
+        rig.device.area = lambda size: (sizes.append(size), area(size))[1]
+        rig.device.copies = 0
+        _, steps = rig.record(_batches(*[4] * 8))
+        assert len(steps) == 8
+        assert max(sizes, default=0) <= arena.SIZE, sizes
+        assert rig.device.copies == 8
+    finally:
+        arena.SIZE = kept
+
+
+def compiled_functions_within_a_graph_stay_compiled():
+    """What counts the writes of a captured call must not keep Dynamo from compiling what it calls."""
+    calls = []
+
+    def backend(module, inputs):
+        calls.append(len(calls))
+        return module.forward
+
+    @torch.compile(backend=backend)
+    def double(x):
+        return x * 2
+
+    with DeclaredWrites().collected():
+        double(torch.ones(3))
+    assert calls == [0], "it was run without its compiler"
 
 
 def memory_that_holds_some_graphs_only_is_said():

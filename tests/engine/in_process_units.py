@@ -148,6 +148,7 @@ def what_arguments_cannot_be_recorded_is_refused_together():
     found = said(pipeline_parallel_size=2, speculative_config={"method": "eagle3"})
     for words in ("pipeline_parallel_size=1", "eagle3", '{"cudagraph_mode":"NONE"}'):
         assert words in found, found
+    assert "enable_dbo=false" in said(enable_dbo=True)
     assert "enforce_eager=true" in said(v0=True, compilation_config={"cudagraph_mode": "NONE"})
     for arguments in (
         {"enforce_eager": True}, {"compilation_config": {"cudagraph_mode": "NONE"}},

@@ -18,7 +18,7 @@ import torch
 
 from tracereplay.device import DONE, Device, Mark
 
-__all__ = ["Area", "Arena", "Staging", "aligned", "place_in"]
+__all__ = ["BEHIND", "Area", "Arena", "Staging", "aligned", "place_in"]
 
 _ALIGN = 64
 _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
@@ -26,6 +26,7 @@ _memmove = ctypes.memmove
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 SIZE = 32 << 20  # bytes of a new arena; untouched pages take no memory
+BEHIND = 64 << 20  # bytes behind what graphs wrote, for what runs outside of them in the same step
 AREAS = 2  # one is filled while the other is on its way to the host
 
 
@@ -57,11 +58,12 @@ class Staging:
     def take(self, size: int) -> Area:
         """An area of at least ``size`` bytes; the device fills it after copying out its previous contents."""
         turn, self._turn = self._turn, (self._turn + 1) % AREAS
-        if turn == len(self._areas):
-            self._areas.append(Area(self._device.area(size)))
-        area = self._areas[turn]
-        if area.memory.numel() < size:
-            area = self._areas[turn] = Area(self._device.area(size))
+        with torch.inference_mode(False):
+            if turn == len(self._areas):
+                self._areas.append(Area(self._device.area(size)))
+            area = self._areas[turn]
+            if area.memory.numel() < size:
+                area = self._areas[turn] = Area(self._device.area(size))
         self._device.hold(area.mark)
         return area
 
@@ -89,13 +91,16 @@ class Arena:
     def begin(self) -> None:
         """Starts filling it from the beginning."""
         self.used = 0
-        self.room = self.size
+        self.room = self.size if self._staging is None else min(self.size, SIZE)
         self._mark = DONE
-        if self._staging is not None:
-            self._area = self._staging.take(self.size)
+        self._area = None
 
     def adopt(self, area: Area, used: int) -> None:
-        """Fills the empty arena from ``area``, whose first ``used`` bytes somebody else writes."""
+        """Fills the empty arena from ``area``, whose first ``used`` bytes somebody else writes.
+
+        What is copied from now on comes behind them, as far as the area has `BEHIND` bytes for it.
+        """
+        self._resize(min(aligned(used) + BEHIND, area.memory.numel()))
         self._area = area
         self.used = aligned(used)
         self.room = min(self.size, area.memory.numel())
@@ -106,10 +111,8 @@ class Arena:
 
     def grow(self, size: int) -> None:
         """Makes room for ``size`` bytes; only while the arena is empty."""
-        if size > self.size:
-            self._device.unlock(self._address)
-            self._map(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-            self.begin()
+        self._resize(size)
+        self.room = max(self.room, size)
 
     def copy(self, x: torch.Tensor, size: int) -> int:
         """Copies ``x`` contiguously and returns where its bytes will begin; they are there after `flush`.
@@ -121,6 +124,8 @@ class Arena:
         offset = self.used
         self.used = offset + aligned(size)
         area = self._area
+        if area is None and self._staging is not None:
+            area = self._area = self._staging.take(self.room)
         if area is not None:
             if size:
                 place_in(area.views, x, offset).copy_(x)
@@ -135,7 +140,7 @@ class Arena:
 
         Never waits for a device.
         """
-        return self._area is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
+        return self._staging is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
 
     def changed(self, x: torch.Tensor, offset: int, size: int) -> bool:
         """Whether ``x``, copied to ``offset`` since `begin`, has changed. Waits for the device."""
@@ -151,6 +156,11 @@ class Arena:
         area, self._area = self._area, None
         if area is not None and self.used:
             self._mark = area.mark = self._device.copy_out(area.memory[: self.used], self._tensor[: self.used])
+
+    def drop(self) -> None:
+        """Forgets what was staged, and waits for a copy that is under way."""
+        self._area = None
+        self.wait()
 
     def arrived(self) -> bool:
         """Whether the bytes are there."""
@@ -171,10 +181,16 @@ class Arena:
         memory = self._tensor if self._area is None else self._area.memory
         return memory[offset : offset + size]
 
+    def _resize(self, size: int) -> None:
+        if size > self.size:
+            self._device.unlock(self._address)
+            self._map(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+
     def _map(self, size: int) -> None:
         os.ftruncate(self.fd, size)
         self._memory = mmap.mmap(self.fd, size)
-        self._tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
+        with torch.inference_mode(False):  # an engine computes in that mode, and a step may end outside of it
+            self._tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._views = {torch.uint8: self._tensor}
         self._address = self._tensor.data_ptr()
         self.size = size

@@ -29,7 +29,7 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.event import RowMap, Site
-from tracereplay.recorder.arena import Area, aligned, place_in
+from tracereplay.recorder.arena import BEHIND, Area, aligned, place_in
 from tracereplay.recorder.options import GraphOptions
 from tracereplay.recorder.protocol import Descriptor
 from tracereplay.recorder.replacement import Replacement
@@ -40,10 +40,12 @@ __all__ = ["CancelledError", "Frame", "GraphRecorder"]
 
 _REGION = "_tracereplay_region"  # attribute of a graph
 _STORAGES = 1 << 40  # numbers of a graph's storages begin here; those of a step's other tensors are small
-_ROOM = 8 << 20  # bytes of the area beyond the largest frame's, for what runs outside of graphs in the same step
 
 CancelledError = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """An output without its own error: from the actual one, the injected pass's and golden's."""
+
+
+Tap = tuple[int, str, int]  # slot, side and number
 
 
 class Tapped(NamedTuple):
@@ -56,6 +58,7 @@ class Tapped(NamedTuple):
         inputs: how many tensors the call takes; None if it is not known.
         mask: where its rows' masks begin; -1: it is never fed.
         summed: where those of an input begin that is written over with golden's sum, too; -1: none.
+        per_row: how many of its rows each row of the model has; 0: it is not divided by rows.
     """
 
     slot: int
@@ -65,6 +68,7 @@ class Tapped(NamedTuple):
     inputs: int | None
     mask: int
     summed: int
+    per_row: int
 
 
 class Frame:
@@ -116,10 +120,12 @@ class _Meter:
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
+        self.per_row: dict[Tap, int] = {}
         self._by_row = self._fixed = self._float_taps = self._count = self.largest = 0
 
-    def see(self, x: torch.Tensor) -> None:
-        by_row = bool(x.dim()) and x.shape[0] == self.rows
+    def see(self, tap: Tap, x: torch.Tensor) -> None:
+        by_row = bool(x.dim()) and x.shape[0] > 0 and x.shape[0] % self.rows == 0
+        self.per_row[tap] = x.shape[0] // self.rows if by_row else 0
         size = -(-x.nbytes // self.rows) if by_row else x.nbytes
         self._count += 1
         self._float_taps += 2 * by_row * x.is_floating_point()
@@ -179,8 +185,12 @@ class GraphRecorder:
         # The only input of a norm may stand for the sum of golden's two.
         self._norms = frozenset(site.slot for site in sites if site.role == "norm")
         self._meter: _Meter | None = None
+        self._outside = Frame(0)  # of what is captured outside of a forward: nothing that has a place
         self._frame: Frame | None = None
         self._region: _Region | None = None
+        self._capacity = 0  # bytes of each area for the largest frame
+        self._per_row: dict[Tap, int] = {}  # as `Tapped.per_row`, of the first forward
+        self._unfed = 0  # tensors for which no mask was left
         self._areas: list[Area] = []  # staging, golden, injected, as far as `options.feeds` needs them
         self._masks: list[torch.Tensor] = []  # bool: which rows are fed, which are cancelled
         self._dirty = False  # whether a mask may be set
@@ -218,27 +228,46 @@ class GraphRecorder:
                 self._short[frame.rows] = max(self._short.get(frame.rows, 0), len(frame.missing))
             if self._meter is not None:
                 meter, self._meter = self._meter, None
-                self._allocate(meter)
+                try:
+                    with torch.inference_mode(False):
+                        self._allocate(meter)
+                except Exception as error:
+                    self._areas, self._masks = [], []
+                    self.refusal = (
+                        f"The memory for recording inside CUDA graphs, {self._options.memory} bytes "
+                        f"(TRACEREPLAY_GRAPH_MEMORY), could not be had: {error}"
+                    )
 
     def _allocate(self, meter: _Meter) -> None:
         """Takes the memory now: engines measure what is left for their cache after this forward."""
+        self._per_row = meter.per_row
         self.needed = meter.size(self._largest)
         areas = self._options.areas
         most = self._options.memory // areas
         if most < meter.largest + aligned(1):
             self.refusal = (
-                f"The memory for recording inside CUDA graphs, {self._options.memory} bytes for {areas} areas, "
+                f"The memory for recording inside CUDA graphs, {self._options.memory} bytes for "
+                f"{areas} {'area' if areas == 1 else 'areas'}, "
                 f"does not hold one row of the largest tensor ({meter.largest} bytes in each); give more of it "
                 "(TRACEREPLAY_GRAPH_MEMORY=4G), or set enforce_eager=true."
             )
             most = aligned(1)
         size = aligned(min(self.needed, most))
-        room = min(_ROOM, most - size) if most > size else 0
+        room = min(BEHIND, most - size) if most > size else 0
         self._areas = [Area(self._device.area(size + aligned(room)))]
         self._areas += [Area(self._device.area(size)) for _ in range(areas - 1)]
         self._capacity = size
         count = max(meter.masks(self._largest), 1)
         self._masks = [self._device.area(count).view(torch.bool).zero_() for _ in range(areas - 1)]
+
+    def can_feed(self, replacement: Replacement) -> bool:
+        """Whether graphs were captured so that they can be given this."""
+        return self._options.areas >= (2 if replacement.feeds else 3)
+
+    @property
+    def watching(self) -> bool:
+        """Whether a forward that begins now is to be seen by all taps."""
+        return self._region is not None or not (self._areas or self._capturing)
 
     def told(self) -> list[str]:
         """Notes for the reader of a trace on what is not recorded."""
@@ -248,6 +277,12 @@ class GraphRecorder:
             "(TRACEREPLAY_GRAPH_MEMORY)."
             for rows, count in sorted(self._short.items())
         ]
+        if self.refusal is not None:
+            notes.append(self.refusal)
+        if self._unfed:
+            notes.append(
+                f"{self._unfed} tensors inside CUDA graphs cannot be fed; the first forward did not have them."
+            )
         notes += [
             f"While CUDA graphs were captured: {text} ({count} times)." for text, count in self._trouble.items()
         ]
@@ -260,7 +295,7 @@ class GraphRecorder:
         self._capturing = True
         setattr(graph, _REGION, None)
         if self._host.pending is None and self._areas:
-            self._region = _Region(self._frame or Frame(0))
+            self._region = _Region(self._frame or self._outside)
             setattr(graph, _REGION, self._region)
 
     def ends(self, graph: Any) -> None:
@@ -290,9 +325,7 @@ class GraphRecorder:
 
     def observe(self, slot: int, index: int, x: torch.Tensor) -> None:
         """One output, which is written over."""
-        given = self._tap(slot, "out", index, x, None)
-        if given is not None:
-            x.copy_(given)
+        self._tap(slot, "out", index, x, None)
 
     def _tap(self, slot: int, side: str, index: int, x: torch.Tensor, inputs: int | None) -> torch.Tensor | None:
         try:
@@ -300,7 +333,7 @@ class GraphRecorder:
             if name is None or slot in self._left_out["out" if side == "out" else "in"]:
                 return None
             if self._meter is not None:
-                self._meter.see(x)
+                self._meter.see((slot, side, index), x)
             return (
                 None if self._region is None else self._captured(self._region, slot, side, index, x, name, inputs)
             )
@@ -312,28 +345,46 @@ class GraphRecorder:
     def _captured(
         self, region: _Region, slot: int, side: str, index: int, x: torch.Tensor, dtype: str, inputs: int | None
     ) -> torch.Tensor | None:
-        if not region.frame.rows and self._frame is not None:
-            region.frame = self._frame  # the capture began before the model's forward
+        if region.frame is self._outside:
+            if self._frame is None:
+                raise RuntimeError("a tap ran in a capture outside of the model's forward")
+            region.frame = self._frame  # the capture began before it
         frame, size = region.frame, x.nbytes
+        if x.device != self._areas[0].memory.device:
+            raise TypeError(f"a tensor on {x.device} cannot be copied there")
         if frame.used + size > self._capacity:
             frame.missing.add(slot)
             return None
-        staged = Descriptor(
-            dtype, tuple(x.shape), x.stride(), frame.used, size, frame.storage(x), x.storage_offset()
-        )
-        frame.used += aligned(size)
+        storage, start = frame.storage(x), x.storage_offset()
+        staged = Descriptor(dtype, tuple(x.shape), x.stride(), frame.used, size, storage, start)
         place_in(self._areas[0].views, x, staged.offset).copy_(x)
-        mask = summed = -1
-        if side != "after" and self._masks and x.is_floating_point() and x.dim() and x.shape[0] == frame.rows:
-            mask = self._next_mask(frame)
-            if side == "in" and inputs == 1 and slot in self._norms:
-                summed = self._next_mask(frame)
-        tapped = Tapped(slot, side, index, staged, inputs, mask, summed)
-        region.taps.append(tapped)
-        frame.taps.append(tapped)
-        return None if mask < 0 else self._fed_in_graph(frame, tapped, x)
+        frame.used += aligned(size)
+        length = x.shape[0] if x.dim() else 0
+        per_row = self._per_row.get((slot, "in" if side == "after" else side, index), int(length == frame.rows))
+        tapped = Tapped(
+            slot, side, index, staged, inputs, -1, -1, per_row if length == per_row * frame.rows else 0
+        )
+        given = None
+        try:
+            if side != "after" and self._masks and x.is_floating_point() and length and tapped.per_row == 1:
+                summed = side == "in" and inputs == 1 and slot in self._norms
+                mask, sum_mask = self._next_mask(frame), self._next_mask(frame) if summed else -1
+                if mask >= 0 and (sum_mask >= 0 or not summed):
+                    ready = tapped._replace(mask=mask, summed=sum_mask)
+                    given = self._fed_in_graph(frame, ready, x)
+                    if side == "out":
+                        x.copy_(given)
+                    tapped = ready
+        finally:  # what cannot be fed is recorded
+            region.taps.append(tapped)
+            frame.taps.append(tapped)
+        return given
 
     def _next_mask(self, frame: Frame) -> int:
+        """Where a mask for the frame's rows begins; -1: there is no room left."""
+        if frame.masks + frame.rows > self._masks[0].numel():
+            self._unfed += 1
+            return -1
         frame.masks += frame.rows
         return frame.masks - frame.rows
 
@@ -360,13 +411,13 @@ class GraphRecorder:
     def replays(self, graph: Any) -> None:
         """See `hooks.captures.Captures`: a step's rows are fed before its first graph."""
         step, region = self._host.pending, getattr(graph, _REGION, None)
-        if self._areas:
-            self._device.hold(self._areas[0].mark)
-        if step is None or region is None or not region.taps:
+        try:
+            if self._areas:
+                self._device.hold(self._areas[0].mark)
             if step is None:
                 self._feed_nothing()
-            return
-        try:
+            if step is None or region is None or not region.taps:
+                return
             frame = region.frame
             if step.frame is not frame or region in step.regions:
                 step.adopt(self._areas[0], frame.used)
@@ -377,6 +428,10 @@ class GraphRecorder:
             step.regions.append(region)
         except Exception as error:
             self._host.failed(error)
+            self._fed.clear()
+            with contextlib.suppress(Exception):  # what is half filled must not be fed
+                self._dirty = True
+                self._feed_nothing()
 
     def replayed(self, graph: Any) -> None:
         """See `hooks.captures.Captures`: the step has what the graph staged."""
@@ -408,8 +463,8 @@ class GraphRecorder:
         rows = self._host.rows_of(slot)
         shape, size = staged.shape, staged.size
         real = len(rows[1] if side == "out" else rows[0])
-        if len(shape) and shape[0] == frame.rows and real < frame.rows:
-            shape, size = (real, *shape[1:]), size // frame.rows * real
+        if tapped.per_row and real < frame.rows:
+            shape, size = (real * tapped.per_row, *shape[1:]), size // frame.rows * real
         place = step.place(staged._replace(shape=shape, size=size))
         step.put(place, slot, side, index, rows)
         if side == "in" and replacement is not None and tapped in self._fed:

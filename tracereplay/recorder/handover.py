@@ -54,7 +54,11 @@ class Handover:
     def add(self, step: PendingStep) -> None:
         """Adds a finished step."""
         with self._lock:
-            step.close()
+            try:
+                step.close()
+            except BaseException:
+                self.give_up(step)  # its arenas would be missing, and the engine would wait for them
+                raise
             self._waiting.append(step)
             self._hand_over(self._in_flight)
             if self._waiting and self._idle is not None:

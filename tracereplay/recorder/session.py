@@ -93,7 +93,7 @@ class Session:
             Unsupported: it cannot be recorded inside CUDA graphs.
         """
         self._options = options or Options()
-        self._refuse_in_graphs(self._options)
+        self._refuse_in_graphs(self._options, replacement)
         self._errors.clear()
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = 0
@@ -407,6 +407,10 @@ class Session:
         if self.graphs is None or self._step is not None:
             yield
             return
+        if not self.graphs.watching:
+            with self.graphs.forward(rows):
+                yield
+            return
         with self.graphs.forward(rows):
             self.watched, self.scope = frozenset(site.slot for site in self.sites), self.graphs.scope
             try:
@@ -414,9 +418,14 @@ class Session:
             finally:
                 self.watched, self.scope = frozenset(), None
 
-    def _refuse_in_graphs(self, options: Options) -> None:
+    def _refuse_in_graphs(self, options: Options, replacement: Replacement | None) -> None:
         if self.graphs is None:
             return
+        if replacement is not None and not self.graphs.can_feed(replacement):
+            raise Unsupported(
+                "This engine captured its CUDA graphs to be recorded, and not to be given what this pass feeds; "
+                "start it by replay or bisect, or set enforce_eager=true."
+            )
         if options.level == KERNEL:
             raise Unsupported(
                 "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; "

@@ -213,7 +213,6 @@ class PendingStep:
         """The device writes the first ``used`` bytes of ``area``; what is copied from now on comes behind them."""
         if self._arena.used:
             self._begin_another()
-        self._arena.grow(used)
         self._arena.adopt(area, used)
 
     def place(self, descriptor: tuple[Any, ...]) -> int:

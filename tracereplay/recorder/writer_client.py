@@ -103,8 +103,7 @@ class WriterClient:
     def give_back(self, arenas: Iterable[Arena]) -> None:
         """Takes back arenas of a step that was not handed over."""
         for arena in arenas:
-            arena.flush()
-            arena.wait()  # a copy still running must not overwrite the next step
+            arena.drop()  # a copy still running must not overwrite the next step
             self._free.append(arena)
 
     def hand(self, arena: Arena, tensors: list[tuple[Any, ...]], asides: list[tuple[int, int]]) -> None:

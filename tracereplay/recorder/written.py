@@ -53,18 +53,29 @@ class WrittenInputs:
 
 
 class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Finds them by what the kernels declare that an operator dispatches: where values cannot be compared."""
+    """Finds them by what the kernels declare that an operator dispatches: where values cannot be compared.
+
+    What a launch past PyTorch's dispatcher writes, which only its kernel knows, is not found.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
         self.written: set[int] = set()  # addresses of storages
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets compiled functions run compiled, as `hooks.kernels` does: a graph must hold what runs without."""
+        return True
+
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
-        """Collects what is written in this context."""
-        self.written.clear()
+        """Collects what is written in this context, and for an outer one too."""
+        outer, self.written = self.written, set()
         with self:
             yield
+        self.written |= outer
 
     def to(self, x: torch.Tensor) -> bool:
         """Whether the memory of ``x`` was written to."""
@@ -74,7 +85,8 @@ class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        for place, argument in enumerate(function._schema.arguments):
+        schema = getattr(function, "_schema", None)  # a higher-order operator has none
+        for place, argument in enumerate(schema.arguments if schema is not None else ()):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else kwargs.get(argument.name)
                 for x in tree_flatten(value)[0]:

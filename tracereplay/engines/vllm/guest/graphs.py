@@ -22,7 +22,7 @@ __all__ = ["watch_graphs"]
 
 
 def watch_graphs(adapter: Adapter, session: Session, options: GraphOptions) -> None:
-    """Has ``session`` record what graphs compute. Before the engine measures how much memory it has."""
+    """Has ``session`` record what graphs compute; before the engine measures how much memory it has."""
     largest = max(adapter.config.compilation_config.cudagraph_capture_sizes)
     session.graphs = GraphRecorder(session, session.device, largest, options, cancelled, session.sites)
     watch_captures(session.graphs)

@@ -35,6 +35,9 @@ _IN_GRAPHS = (
     '--set compilation_config={"cudagraph_mode":"NONE"} to keep compilation without graphs.'
 )
 _PIPELINE = "Pipeline parallelism cannot be recorded yet; set pipeline_parallel_size=1."
+_OVERLAP = (
+    "Dual-batch overlap, which runs a batch's halves in two threads, cannot be recorded; set enable_dbo=false."
+)
 _POOLING = "A model that embeds or classifies generates no tokens, and cannot be recorded."
 NO_GRAPHS_V0 = "CUDA graphs of vLLM's V0 engine cannot be recorded; give --set enforce_eager=true."
 GENERATES = ("generate", "draft")  # runners of models that generate
@@ -49,7 +52,11 @@ def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False, cuda: bo
         v0: whether the V0 engine would start.
         cuda: whether it would run on a device that has CUDA graphs.
     """
-    found = [_speculation_argument(arguments, v0), _pipeline(int(arguments.get("pipeline_parallel_size") or 1))]
+    found = [
+        _speculation_argument(arguments, v0),
+        _pipeline(int(arguments.get("pipeline_parallel_size") or 1)),
+        _OVERLAP if arguments.get("enable_dbo") else None,
+    ]
     if cuda and _captures_graphs(arguments, v0):
         found.append(NO_GRAPHS_V0 if v0 else _IN_GRAPHS if arguments.get("speculative_config") else None)
     _raise(found)
@@ -85,7 +92,9 @@ def refuse_configuration(config: Any) -> None:
     Args:
         config: the engine's ``VllmConfig``.
     """
-    _raise([_pipeline(config.parallel_config.pipeline_parallel_size)])
+    parallel = config.parallel_config
+    overlap = _OVERLAP if getattr(parallel, "enable_dbo", False) else None
+    _raise([_pipeline(parallel.pipeline_parallel_size), overlap])
     if getattr(config.model_config, "runner_type", "generate") not in GENERATES:
         raise Unsupported(_POOLING)
 
