@@ -303,8 +303,8 @@ class GraphRecorder:
         self._region = None
 
     def scope(self, call: Any) -> AbstractContextManager[None]:
-        """Around a call that is captured."""
-        return self._writes.collected() if self._region is not None else contextlib.nullcontext()
+        """Around a call that is captured, or measured: what it writes in place is copied a second time."""
+        return self._writes.collected() if self.listening else contextlib.nullcontext()
 
     def arrived(self, slot: int, inputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
         """The inputs of a call; returns what each is to be replaced by."""
@@ -312,7 +312,7 @@ class GraphRecorder:
 
     def returned(self, slot: int, taken: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
         """The outputs of the call, and its inputs as it left them."""
-        if self._region is not None:
+        if self.listening:
             for index in hidden(taken, outputs):
                 if self._writes.to(taken[index]):
                     self._tap(slot, "after", index, taken[index], None)
