@@ -313,7 +313,7 @@ def compiled_functions_within_a_graph_stay_compiled():
 def memory_that_holds_some_graphs_only_is_said():
     """The larger ones have as much as fits, and every recording says what is missing."""
     needed = Rig(options=GraphOptions("nothing")).session.graphs.needed
-    rig = Rig(options=GraphOptions("nothing", memory=needed * 2 // 3))
+    rig = Rig(options=GraphOptions("nothing", memory=needed // 2))
     _, steps = rig.record(_batches(4, 1))
     said = [note for step in steps for note in step.notes if "TRACEREPLAY_GRAPH_MEMORY" in note]
     assert len(said) == 1, said
