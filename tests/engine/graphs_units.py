@@ -269,7 +269,7 @@ def what_is_not_chosen_is_not_captured():
     _, steps = rig.record(_batches(3, 2))
     assert {key[1:] for key in _contents(steps)} == {("norm", "out", 0), ("norm", "out", 1)}
     whole = Rig(options=GraphOptions("nothing"))
-    assert rig.session.graphs.needed < whole.session.graphs.needed / 3
+    assert rig.session.graphs.memory.needed < whole.session.graphs.memory.needed / 3
     given = Rows({(taps.slot_of("first"), "out", 0): {0: torch.ones(WIDTH)}})
     assert "captured its CUDA graphs to be recorded" in _error(
         Unsupported, lambda: whole.record(_batches(3), given)
@@ -293,6 +293,20 @@ def areas_are_no_larger_than_said_and_have_room_behind_graphs():
         arena.SIZE = kept
 
 
+def what_a_call_wrote_is_its_own_and_that_of_the_calls_around_it():
+    """Not that of the call before it, nor that of a call within which it runs."""
+    writes, mine, theirs = DeclaredWrites(), torch.zeros(3), torch.zeros(3)
+    with writes.collected():
+        mine.add_(1)
+        with writes.collected():
+            theirs.add_(1)
+        assert (writes.to(mine), writes.to(theirs)) == (False, True)
+    assert (writes.to(mine), writes.to(theirs)) == (True, True)
+    with writes.collected():
+        mine + theirs
+    assert (writes.to(mine), writes.to(theirs)) == (False, False)
+
+
 def compiled_functions_within_a_graph_stay_compiled():
     """What counts the writes of a captured call must not keep Dynamo from compiling what it calls."""
     calls = []
@@ -312,7 +326,7 @@ def compiled_functions_within_a_graph_stay_compiled():
 
 def memory_that_holds_some_graphs_only_is_said():
     """The larger ones have as much as fits, and every recording says what is missing."""
-    needed = Rig(options=GraphOptions("nothing")).session.graphs.needed
+    needed = Rig(options=GraphOptions("nothing")).session.graphs.memory.needed
     rig = Rig(options=GraphOptions("nothing", memory=needed // 2))
     _, steps = rig.record(_batches(4, 1))
     said = [note for step in steps for note in step.notes if "TRACEREPLAY_GRAPH_MEMORY" in note]

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
+from tracereplay.hooks.computing import tensors
+from tracereplay.hooks.kernels import declared_writes
 from tracereplay.recorder.step import OpenCall, PendingStep
 
 __all__ = ["DeclaredWrites", "WrittenInputs", "hidden"]
@@ -62,7 +63,8 @@ class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()
-        self.written: set[int] = set()  # addresses of storages
+        self._under_way: list[set[int]] = []  # of the calls around, innermost last, addresses of storages
+        self._written: set[int] = set()  # of the call that has ended last
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -71,25 +73,26 @@ class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
-        """Collects what is written in this context, and for an outer one too."""
-        outer, self.written = self.written, set()
-        with self:
-            yield
-        self.written |= outer
+        """Collects what is written in this context, which counts for those around it, too."""
+        self._under_way.append(set())
+        try:
+            with self:
+                yield
+        finally:
+            self._written = self._under_way.pop()
+            if self._under_way:
+                self._under_way[-1] |= self._written
 
     def to(self, x: torch.Tensor) -> bool:
-        """Whether the memory of ``x`` was written to."""
-        return x.untyped_storage().data_ptr() in self.written
+        """Whether the memory of ``x`` was written to in the context that has ended last."""
+        return x.untyped_storage().data_ptr() in self._written
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        schema = getattr(function, "_schema", None)  # a higher-order operator has none
-        for place, argument in enumerate(schema.arguments if schema is not None else ()):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                value = args[place] if place < len(args) else kwargs.get(argument.name)
-                for x in tree_flatten(value)[0]:
-                    if _has_memory(x):
-                        self.written.add(x.untyped_storage().data_ptr())
+        if hasattr(function, "_schema"):  # a higher-order operator has none
+            places, names = declared_writes(function)
+            given = [args[i] for i in places if i < len(args)] + [kwargs[name] for name in names & kwargs.keys()]
+            self._under_way[-1].update(x.untyped_storage().data_ptr() for x in tensors(given) if _has_memory(x))
         return function(*args, **kwargs)
