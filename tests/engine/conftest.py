@@ -105,6 +105,16 @@ def golden_v1(request: pytest.FixtureRequest, committed: Trace, recordings: dict
     return recordings["v1"]
 
 
+@pytest.fixture(scope="session")
+def by_the_v1_runner(
+    engines: Engines, committed: Trace, recordings: dict[str, Trace], single_process: Mapping[str, str]
+) -> Trace:
+    """The committed workload, recorded eagerly by the V1 runner of vLLM 0.32.0."""
+    if "v1" not in recordings:
+        recordings["v1"] = engines.start("v1", env=single_process).record(*prompts_of(committed))
+    return recordings["v1"]
+
+
 Results = list[dict[str, Any]]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import FAULTS, Engines, Running, greedy, prompts_of
+from engine_support import FAULTS, Engines, Running, greedy
 from scheduling import check_repeats, workloads
 
 from tracereplay.trace import Trace
@@ -52,14 +52,14 @@ FAULTY = {
 
 
 def start(
-    engines: Engines, mode: str, *, compiled: bool = False, switches: Path | None = None, **env: str
+    engines: Engines, mode: str, *, compiled: bool = False, switches: Path | None = None
 ) -> Running:  # fmt: skip
     """vLLM 0.32.0 with Model Runner V2 and graphs; chunks of 64 tokens."""
     given = {
         "PYTHONPATH": os.pathsep.join(map(str, (HERE / "stand_in", FAULTS, HERE))), "TRITON_INTERPRET": "1",
         "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "STAND_IN_GRAPHS": mode,
         "STAND_IN_LATE": "7", "STAND_IN_ASYNC": "1",
-        **({"TRACEREPLAY_TEST_SWITCHES": str(switches)} if switches else {}), **env,
+        **({"TRACEREPLAY_TEST_SWITCHES": str(switches)} if switches else {}),
     }  # fmt: skip
     if compiled:
         given |= {"STAND_IN_PIECES": "compiled", "VLLM_DISABLE_COMPILE_CACHE": "1"}
@@ -100,32 +100,18 @@ def engine(request: pytest.FixtureRequest, engines: Engines, switches: Path, by_
 
 
 @pytest.fixture(scope="module")
-def by_the_v1_runner(
-    engines: Engines, committed: Trace, recordings: dict[str, Trace], single_process: Mapping[str, str]
-) -> Trace:
-    """An eager recording of the committed workload."""
-    if "v1" not in recordings:
-        recordings["v1"] = engines.start("v1", env=single_process).record(*prompts_of(committed))
-    return recordings["v1"]
-
-
-@pytest.fixture(scope="module")
 def graph_goldens() -> dict[str, Trace]:
     """A recording of each engine, by its mode."""
     return {}
 
 
 @pytest.fixture
-def golden_of(graph_goldens: dict[str, Trace]) -> Callable[[Running], Trace]:
+def golden(engine: Running, graph_goldens: dict[str, Trace]) -> Trace:
     """Of three requests, which leave a row of padding in a graph of four; made once for each engine."""
-
-    def record(running: Running) -> Trace:
-        name = str(running.folder)
-        if name not in graph_goldens:
-            graph_goldens[name] = running.record(*greedy(20, 7, 33))
-        return graph_goldens[name]
-
-    return record
+    name = str(engine.folder)
+    if name not in graph_goldens:
+        graph_goldens[name] = engine.record(*greedy(20, 7, 33))
+    return graph_goldens[name]
 
 
 # What every mode is tried on; the first one of CI on all of it. (Tests by engine are grouped by the index of its
@@ -148,17 +134,17 @@ def test_so_with_caches_samples_and_prompt_logprobs(engine: Running, name: str) 
 
 @pytest.mark.parametrize("fault", FEW)
 def test_a_fault_in_a_graph_is_named_at_its_place(
-    engine: Running, golden_of: Callable[[Running], Trace], switch_on: Callable[[str], None], fault: str
+    engine: Running, golden: Trace, switch_on: Callable[[str], None], fault: str
 ) -> None:
-    check_fault(engine, golden_of(engine), switch_on, fault)
+    check_fault(engine, golden, switch_on, fault)
 
 
 @most
 @pytest.mark.parametrize("fault", [fault for fault in FAULTY if fault not in FEW])
 def test_other_faults_are_named_too(
-    engine: Running, golden_of: Callable[[Running], Trace], switch_on: Callable[[str], None], fault: str
+    engine: Running, golden: Trace, switch_on: Callable[[str], None], fault: str
 ) -> None:
-    check_fault(engine, golden_of(engine), switch_on, fault)
+    check_fault(engine, golden, switch_on, fault)
 
 
 def check_fault(running: Running, golden: Trace, switch_on: Callable[[str], None], fault: str) -> None:
@@ -174,9 +160,8 @@ def check_fault(running: Running, golden: Trace, switch_on: Callable[[str], None
 
 
 def test_what_differs_is_cancelled_within_graphs(
-    engine: Running, golden_of: Callable[[Running], Trace], switch_on: Callable[[str], None]
+    engine: Running, golden: Trace, switch_on: Callable[[str], None]
 ) -> None:
-    golden = golden_of(engine)
     switch_on("scale")
     verdict = engine.bisect_operators(golden, max_passes=4)
     assert verdict.closure is not None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import FAULTS, TINY, Engines, Running, find_engine, greedy, prompts_of, token_ids
+from engine_support import FAULTS, TINY, Engines, Running, find_engine, greedy, token_ids
 from rich.console import Console
 from scheduling import check_repeats, workloads
 
@@ -32,15 +32,6 @@ FAULTY = {
     "stale_key": "model.layers.2.self_attn.attn",
     "rounded_logits": "logits_processor",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def by_the_v1_runner(
-    engines: Engines, committed: Trace, recordings: dict[str, Trace], single_process: Mapping[str, str]
-) -> Trace:
-    if "v1" not in recordings:
-        recordings["v1"] = engines.start("v1", env=single_process).record(*prompts_of(committed))
-    return recordings["v1"]
 
 
 RUNNERS = {"V2 asynchronous": ("V2", True), "V1 asynchronous": ("V1", True)}

@@ -165,30 +165,26 @@ def _uninstall() -> None:
 # -- the ways to launch -------------------------------------------------------------------------------------
 
 
-def _jit(run: Any) -> Any:
-    @functools.wraps(run)
-    def launch(function: Any, *args: Any, **kwargs: Any) -> Any:
-        if _here.listener() is None or kwargs.get("warmup"):
-            return run(function, *args, **kwargs)
-        return _told(
-            lambda: _launch(function.fn, args, kwargs, kwargs.get("grid")),
-            functools.partial(run, function, *args, **kwargs),
-        )
+def _launcher(grid_of: Callable[[Any, Mapping[str, Any]], Any]) -> Callable[[Any], Any]:
+    """Wraps the method by which Triton launches a kernel, compiled or interpreted.
 
-    return launch
+    Args:
+        grid_of: finds the grid, in what has the method and in the launch's keyword arguments.
+    """
 
+    def wrap(run: Any) -> Any:
+        @functools.wraps(run)
+        def launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+            if _here.listener() is None or kwargs.get("warmup"):
+                return run(kernel, *args, **kwargs)
+            return _told(
+                lambda: _launch(kernel.fn, args, kwargs, grid_of(kernel, kwargs)),
+                functools.partial(run, kernel, *args, **kwargs),
+            )
 
-def _interpreted(call: Any) -> Any:
-    @functools.wraps(call)
-    def launch(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        if _here.listener() is None or kwargs.get("warmup"):
-            return call(executor, *args, **kwargs)
-        return _told(
-            lambda: _launch(executor.fn, args, kwargs, executor.grid),
-            functools.partial(call, executor, *args, **kwargs),
-        )
+        return launch
 
-    return launch
+    return wrap
 
 
 def _compiled_before(getitem: Any) -> Any:
@@ -270,8 +266,8 @@ class _Place(NamedTuple):
 
 
 _PLACES = (
-    _Place("triton.runtime.jit", "JITFunction", "run", _jit),
-    _Place("triton.runtime.interpreter", "GridExecutor", "__call__", _interpreted),
+    _Place("triton.runtime.jit", "JITFunction", "run", _launcher(lambda kernel, kwargs: kwargs.get("grid"))),
+    _Place("triton.runtime.interpreter", "GridExecutor", "__call__", _launcher(lambda kernel, _: kernel.grid)),
     _Place("triton.compiler.compiler", "CompiledKernel", "__getitem__", _compiled_before),
     _Place("triton.runtime.autotuner", "Autotuner", "_bench", _measured),
     _Place("torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "run", _by_inductor),

@@ -28,9 +28,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from tracereplay.device import Device
+from tracereplay.errors import Unsupported
 from tracereplay.event import RowMap, Site
-from tracereplay.recorder.arena import BEHIND, Area, aligned, place_in
-from tracereplay.recorder.options import GraphOptions
+from tracereplay.recorder.arena import Area, aligned, place_in
+from tracereplay.recorder.graph_memory import GraphMemory, Meter
+from tracereplay.recorder.options import KERNEL, GraphOptions, Options
 from tracereplay.recorder.protocol import Descriptor
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.step import PendingStep, dtype_name
@@ -43,9 +45,6 @@ _STORAGES = 1 << 40  # numbers of a graph's storages begin here; those of a step
 
 CancelledError = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """An output without its own error: from the actual one, the injected pass's and golden's."""
-
-
-Tap = tuple[int, str, int]  # slot, side and number
 
 
 class Tapped(NamedTuple):
@@ -111,37 +110,6 @@ class _Region:
         self.taps: list[Tapped] = []
 
 
-class _Meter:
-    """What the taps see of one run of the model's forward.
-
-    Args:
-        rows: how many the model was given.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.per_row: dict[Tap, int] = {}
-        self._by_row = self._fixed = self._float_taps = self._count = self.largest = 0
-
-    def see(self, tap: Tap, x: torch.Tensor) -> None:
-        by_row = bool(x.dim()) and x.shape[0] > 0 and x.shape[0] % self.rows == 0
-        self.per_row[tap] = x.shape[0] // self.rows if by_row else 0
-        size = -(-x.nbytes // self.rows) if by_row else x.nbytes
-        self._count += 1
-        self._float_taps += 2 * by_row * x.is_floating_point()
-        self._by_row += size * by_row
-        self._fixed += size * (not by_row)
-        self.largest = max(self.largest, size)
-
-    def size(self, rows: int) -> int:
-        """Bytes of the staging area for so many rows."""
-        return self._by_row * rows + self._fixed + aligned(1) * self._count
-
-    def masks(self, rows: int) -> int:
-        """Bytes of the masks for so many rows."""
-        return self._float_taps * rows
-
-
 class Host(Protocol):
     """The session, as far as this needs it."""
 
@@ -179,29 +147,24 @@ class GraphRecorder:
         self, host: Host, device: Device, largest: int, options: GraphOptions, cancelled: CancelledError,
         sites: Sequence[Site],
     ) -> None:  # fmt: skip
-        self._host, self._device, self._largest, self._options = host, device, largest, options
+        self._host, self._device, self._options = host, device, options
         self._cancelled = cancelled
         self._left_out = options.left_out(sites)
         # The only input of a norm may stand for the sum of golden's two.
         self._norms = frozenset(site.slot for site in sites if site.role == "norm")
-        self._meter: _Meter | None = None
+        self.memory = GraphMemory(device, options, largest)
+        self._meter: Meter | None = None
         self._outside = Frame(0)  # of what is captured outside of a forward: nothing that has a place
         self._frame: Frame | None = None
         self._region: _Region | None = None
-        self._capacity = 0  # bytes of each area for the largest frame
-        self._per_row: dict[Tap, int] = {}  # as `Tapped.per_row`, of the first forward
         self._unfed = 0  # tensors for which no mask was left
-        self._areas: list[Area] = []  # staging, golden, injected, as far as `options.feeds` needs them
-        self._masks: list[torch.Tensor] = []  # bool: which rows are fed, which are cancelled
         self._dirty = False  # whether a mask may be set
         self._fed: set[Tapped] = set()  # in the step that is being recorded
         self._capturing = False
         self._writes = DeclaredWrites()
         self._short: dict[int, int] = {}  # by rows of a frame, how many operators had no place
-        self.refusal: str | None = None
         self._trouble: dict[str, int] = {}  # what went wrong while graphs were captured, and how often
         self._strangers = False  # whether graphs were replayed that were captured before this was there
-        self.needed = 0  # bytes for the largest graph
 
     # -- the model's forward ----------------------------------------------------------------------------
 
@@ -212,12 +175,12 @@ class GraphRecorder:
 
     @contextlib.contextmanager
     def forward(self, rows: int) -> Iterator[None]:
-        """One run of the model's forward, over so many rows; the first one tells how much memory graphs take."""
-        if self._host.pending is not None or self._frame is not None or not rows:
+        """One run of the model's forward outside of a step; the first one tells how much memory graphs take."""
+        if self._frame is not None or not rows:
             yield
             return
-        if not self._areas and not self._capturing:
-            self._meter = _Meter(rows)
+        if not self.memory.areas and not self._capturing:
+            self._meter = Meter(rows)
         self._frame = frame = Frame(rows)
         try:
             yield
@@ -228,57 +191,33 @@ class GraphRecorder:
                 self._short[frame.rows] = max(self._short.get(frame.rows, 0), len(frame.missing))
             if self._meter is not None:
                 meter, self._meter = self._meter, None
-                try:
-                    with torch.inference_mode(False):
-                        self._allocate(meter)
-                except Exception as error:
-                    self._areas, self._masks = [], []
-                    self.refusal = (
-                        f"The memory for recording inside CUDA graphs, {self._options.memory} bytes "
-                        f"(TRACEREPLAY_GRAPH_MEMORY), could not be had: {error}"
-                    )
+                self.memory.take(meter)
 
-    def _allocate(self, meter: _Meter) -> None:
-        """Takes the memory now: engines measure what is left for their cache after this forward."""
-        self._per_row = meter.per_row
-        self.needed = meter.size(self._largest)
-        areas = self._options.areas
-        most = self._options.memory // areas
-        if most < meter.largest + aligned(1):
-            self.refusal = (
-                f"The memory for recording inside CUDA graphs, {self._options.memory} bytes for "
-                f"{areas} {'area' if areas == 1 else 'areas'}, "
-                f"does not hold one row of the largest tensor ({meter.largest} bytes in each); give more of it "
-                "(TRACEREPLAY_GRAPH_MEMORY=4G), or set enforce_eager=true."
+    def refuse(self, options: Options, replacement: Replacement | None) -> None:
+        """Raises Unsupported for a pass that these graphs cannot be recorded in, or fed."""
+        if replacement is not None and self._options.areas < (2 if replacement.feeds else 3):
+            raise Unsupported(
+                "This engine captured its CUDA graphs to be recorded, and not to be given what this pass feeds; "
+                "start it by replay or bisect, or set enforce_eager=true."
             )
-            most = aligned(1)
-        size = aligned(min(self.needed, most))
-        room = min(BEHIND, most - size) if most > size else 0
-        self._areas = [Area(self._device.area(size + aligned(room)))]
-        self._areas += [Area(self._device.area(size)) for _ in range(areas - 1)]
-        self._capacity = size
-        count = max(meter.masks(self._largest), 1)
-        self._masks = [self._device.area(count).view(torch.bool).zero_() for _ in range(areas - 1)]
-
-    def can_feed(self, replacement: Replacement) -> bool:
-        """Whether graphs were captured so that they can be given this."""
-        return self._options.areas >= (2 if replacement.feeds else 3)
+        if options.level == KERNEL:
+            raise Unsupported(
+                "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; "
+                "set enforce_eager=true, or record operators only (--level operator)."
+            )
+        if self.memory.refusal is not None:
+            raise Unsupported(self.memory.refusal)
 
     @property
     def watching(self) -> bool:
         """Whether a forward that begins now is to be seen by all taps."""
-        return self._region is not None or not (self._areas or self._capturing)
+        return self._region is not None or not (self.memory.areas or self._capturing)
 
     def told(self) -> list[str]:
         """Notes for the reader of a trace on what is not recorded."""
-        notes = [
-            f"Of graphs of {rows} rows, {count} operators are not recorded: the memory for recording inside CUDA "
-            f"graphs, {self._options.memory} bytes, is too small; {self.needed * self._options.areas} would do "
-            "(TRACEREPLAY_GRAPH_MEMORY)."
-            for rows, count in sorted(self._short.items())
-        ]
-        if self.refusal is not None:
-            notes.append(self.refusal)
+        notes = [self.memory.said(rows, count) for rows, count in sorted(self._short.items())]
+        if self.memory.refusal is not None:
+            notes.append(self.memory.refusal)
         if self._unfed:
             notes.append(
                 f"{self._unfed} tensors inside CUDA graphs cannot be fed; the first forward did not have them."
@@ -294,7 +233,7 @@ class GraphRecorder:
         """See `hooks.captures.Captures`."""
         self._capturing = True
         setattr(graph, _REGION, None)
-        if self._host.pending is None and self._areas:
+        if self._host.pending is None and self.memory.areas:
             self._region = _Region(self._frame or self._outside)
             setattr(graph, _REGION, self._region)
 
@@ -350,23 +289,25 @@ class GraphRecorder:
                 raise RuntimeError("a tap ran in a capture outside of the model's forward")
             region.frame = self._frame  # the capture began before it
         frame, size = region.frame, x.nbytes
-        if x.device != self._areas[0].memory.device:
+        if x.device != self.memory.areas[0].memory.device:
             raise TypeError(f"a tensor on {x.device} cannot be copied there")
-        if frame.used + size > self._capacity:
+        if frame.used + size > self.memory.capacity:
             frame.missing.add(slot)
             return None
         storage, start = frame.storage(x), x.storage_offset()
         staged = Descriptor(dtype, tuple(x.shape), x.stride(), frame.used, size, storage, start)
-        place_in(self._areas[0].views, x, staged.offset).copy_(x)
+        place_in(self.memory.areas[0].views, x, staged.offset).copy_(x)
         frame.used += aligned(size)
         length = x.shape[0] if x.dim() else 0
-        per_row = self._per_row.get((slot, "in" if side == "after" else side, index), int(length == frame.rows))
+        per_row = self.memory.per_row.get(
+            (slot, "in" if side == "after" else side, index), int(length == frame.rows)
+        )
         tapped = Tapped(
             slot, side, index, staged, inputs, -1, -1, per_row if length == per_row * frame.rows else 0
         )
         given = None
         try:
-            if side != "after" and self._masks and x.is_floating_point() and length and tapped.per_row == 1:
+            if side != "after" and self.memory.masks and x.is_floating_point() and length and tapped.per_row == 1:
                 summed = side == "in" and inputs == 1 and slot in self._norms
                 mask, sum_mask = self._next_mask(frame), self._next_mask(frame) if summed else -1
                 if mask >= 0 and (sum_mask >= 0 or not summed):
@@ -382,7 +323,7 @@ class GraphRecorder:
 
     def _next_mask(self, frame: Frame) -> int:
         """Where a mask for the frame's rows begins; -1: there is no room left."""
-        if frame.masks + frame.rows > self._masks[0].numel():
+        if frame.masks + frame.rows > self.memory.masks[0].numel():
             self._unfed += 1
             return -1
         frame.masks += frame.rows
@@ -390,13 +331,13 @@ class GraphRecorder:
 
     def _fed_in_graph(self, frame: Frame, tapped: Tapped, x: torch.Tensor) -> torch.Tensor:
         """``x`` with the rows that a replay is given, in memory of its own."""
-        golden = place_in(self._areas[1].views, x, tapped.staged.offset)
+        golden = place_in(self.memory.areas[1].views, x, tapped.staged.offset)
         if tapped.summed >= 0:
             # The caller keeps x, which golden's operator hands on as a sum (see `session.Session.arrived`).
             x.copy_(torch.where(self._mask(0, frame, tapped.summed, x), golden, x))
         given = torch.where(self._mask(0, frame, tapped.mask, x), golden, x)
-        if len(self._areas) > 2:
-            injected = place_in(self._areas[2].views, x, tapped.staged.offset)
+        if len(self.memory.areas) > 2:
+            injected = place_in(self.memory.areas[2].views, x, tapped.staged.offset)
             without = self._cancelled(x, injected, golden)
             given = torch.where(self._mask(1, frame, tapped.mask, x), without, given)
         if given.stride() == x.stride():
@@ -404,7 +345,7 @@ class GraphRecorder:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(given)
 
     def _mask(self, which: int, frame: Frame, offset: int, x: torch.Tensor) -> torch.Tensor:
-        return self._masks[which][offset : offset + frame.rows].view(-1, *[1] * (x.dim() - 1))
+        return self.memory.masks[which][offset : offset + frame.rows].view(-1, *[1] * (x.dim() - 1))
 
     # -- replaying --------------------------------------------------------------------------------------
 
@@ -412,16 +353,16 @@ class GraphRecorder:
         """See `hooks.captures.Captures`: a step's rows are fed before its first graph."""
         step, region = self._host.pending, getattr(graph, _REGION, None)
         try:
-            if self._areas:
-                self._device.hold(self._areas[0].mark)
+            if self.memory.areas:
+                self._device.hold(self.memory.areas[0].mark)
             if step is None:
                 self._feed_nothing()
             if step is None or region is None or not region.taps:
                 return
             frame = region.frame
             if step.frame is not frame or region in step.regions:
-                step.adopt(self._areas[0], frame.used)
-                self._device.hold(self._areas[0].mark)
+                step.adopt(self.memory.areas[0], frame.used)
+                self._device.hold(self.memory.areas[0].mark)
                 step.frame, step.padded = frame, frame.rows
                 step.regions.clear()
                 self._feed(frame)
@@ -476,12 +417,12 @@ class GraphRecorder:
         """Gathers the step's rows in page-locked memory, and sends them ahead of the graph in one copy an area."""
         self._fed.clear()
         replacement = self._host.replacement
-        if replacement is None or not self._masks:
+        if replacement is None or not self.memory.masks:
             self._feed_nothing()
             return
         device, count = self._device, 1 if replacement.feeds else 2
         hosts = [Area(device.pinned((frame.used,), torch.uint8)) for _ in range(count)]
-        masks = [torch.zeros(frame.masks, dtype=torch.bool) for _ in self._masks]
+        masks = [device.pinned((frame.masks,), torch.bool).zero_() for _ in self.memory.masks]
         which = masks[0 if replacement.feeds else -1].numpy()
         for tapped in frame.taps:
             if tapped.mask < 0:
@@ -496,16 +437,14 @@ class GraphRecorder:
             which[tapped.mask : tapped.mask + len(known)] = known
             if tapped.summed >= 0 and len(replacement.stands_for(tapped.slot, tapped.number, tapped.inputs)) > 1:
                 which[tapped.summed : tapped.summed + len(known)] = known
-        for area, host in zip(self._areas[1:], hosts, strict=False):
+        for area, host in zip(self.memory.areas[1:], hosts, strict=False):
             device.fill(area.memory[: frame.used], host.memory)
-        for mask, values in zip(self._masks, masks, strict=True):
-            host = device.pinned((frame.masks,), torch.bool)
-            host.copy_(values)
-            device.fill(mask[: frame.masks], host)
+        for mask, values in zip(self.memory.masks, masks, strict=True):
+            device.fill(mask[: frame.masks], values)
         self._dirty = True
 
     def _feed_nothing(self) -> None:
         if self._dirty:
-            for mask in self._masks:
+            for mask in self.memory.masks:
                 mask.zero_()
             self._dirty = False

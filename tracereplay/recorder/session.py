@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from tracereplay.device import Device
-from tracereplay.errors import Unsupported
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
@@ -93,7 +92,8 @@ class Session:
             Unsupported: it cannot be recorded inside CUDA graphs.
         """
         self._options = options or Options()
-        self._refuse_in_graphs(self._options, replacement)
+        if self.graphs is not None:
+            self.graphs.refuse(self._options, replacement)
         self._errors.clear()
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = 0
@@ -103,7 +103,7 @@ class Session:
         )
         self._errors.update(self._writer.errors)
         self._handover = Handover(
-            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self._failed
+            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
         )
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
@@ -111,7 +111,7 @@ class Session:
         if replacement is None and model is not None:
             self._census = self._new_census(model)
         if self._options.level == KERNEL and model is not None:
-            self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self._failed)
+            self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
             self.scope = self._watch_kernels
         self._writer.sites(self.sites)
 
@@ -183,7 +183,7 @@ class Session:
                 if self._kernels is not None:
                     self._kernels.begin_step(self._step)
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
 
     def _begin_census(self, census: Census) -> None:
         """All taps say that they are called, those too of which nothing is kept."""
@@ -286,14 +286,14 @@ class Session:
             return self._captured(slot, inputs)
         if self._census is not None:
             self._census.entered()
-        call = step.begin_call(slot, self._rows.get(slot) or step.both)
+        call = step.begin_call(slot, self.rows_of(slot))
         rows_first = self.rows_first.all(slot, "in", inputs)
         if slot not in self._left_out["in"]:
             for index, x in enumerate(rows_first):
                 try:
                     call.inputs[index] = step.copy(x, arrived=True)
                 except Exception as error:
-                    self._failed(error)
+                    self.failed(error)
         if self._replacement is None:
             return call, inputs
         count = len(inputs)
@@ -335,7 +335,7 @@ class Session:
                 try:
                     call.outputs[index] = step.copy(x)
                 except Exception as error:
-                    self._failed(error)
+                    self.failed(error)
         if self._replacement is not None:
             for index, x in enumerate(outputs):
                 self._lay_over(slot, index, call.rows[1], x)
@@ -356,7 +356,7 @@ class Session:
                 return None
             found = self.graphs.feed(slot, index, x)
             return None if found is None else found.reshape(shape)
-        rows = self._rows.get(slot) or step.both
+        rows = self.rows_of(slot)
         if slot not in self._left_out["in"]:
             with self._guarded():
                 step.add(x, slot, "in", index, rows)
@@ -376,7 +376,7 @@ class Session:
             if self.graphs is not None and self.graphs.listening:
                 self.graphs.observe(slot, index, x)
             return
-        rows = self._rows.get(slot) or step.both
+        rows = self.rows_of(slot)
         if slot not in self._left_out["out"]:
             with self._guarded():
                 step.add(x, slot, "out", index, rows)
@@ -390,7 +390,7 @@ class Session:
             if self._replacement is not None and x.is_floating_point():
                 return self._replacement.rows(slot, side, index, rows, x, inputs)
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
         return None
 
     def _lay_over(self, slot: int, index: int, rows: RowMap, x: torch.Tensor) -> None:
@@ -407,32 +407,13 @@ class Session:
         if self.graphs is None or self._step is not None:
             yield
             return
-        if not self.graphs.watching:
-            with self.graphs.forward(rows):
-                yield
-            return
         with self.graphs.forward(rows):
-            self.watched, self.scope = frozenset(site.slot for site in self.sites), self.graphs.scope
+            if self.graphs.watching:
+                self.watched, self.scope = frozenset(site.slot for site in self.sites), self.graphs.scope
             try:
                 yield
             finally:
                 self.watched, self.scope = frozenset(), None
-
-    def _refuse_in_graphs(self, options: Options, replacement: Replacement | None) -> None:
-        if self.graphs is None:
-            return
-        if replacement is not None and not self.graphs.can_feed(replacement):
-            raise Unsupported(
-                "This engine captured its CUDA graphs to be recorded, and not to be given what this pass feeds; "
-                "start it by replay or bisect, or set enforce_eager=true."
-            )
-        if options.level == KERNEL:
-            raise Unsupported(
-                "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; "
-                "set enforce_eager=true, or record operators only (--level operator)."
-            )
-        if self.graphs.refusal is not None:
-            raise Unsupported(self.graphs.refusal)
 
     @property
     def pending(self) -> PendingStep | None:
@@ -448,9 +429,6 @@ class Session:
 
     def keeps(self, slot: int, side: str) -> bool:
         return slot not in self._left_out[side]
-
-    def failed(self, error: BaseException) -> None:
-        self._failed(error)
 
     # -- kernels ----------------------------------------------------------------------------------------
 
@@ -468,7 +446,8 @@ class Session:
 
     # -- failures ---------------------------------------------------------------------------------------
 
-    def _failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
+        """Counts an error; the engine goes on."""
         if isinstance(error, WriterGone):
             text = str(error)
             self._ended = "the writer process ended"
@@ -483,4 +462,4 @@ class Session:
         try:
             yield
         except Exception as error:
-            self._failed(error)
+            self.failed(error)

@@ -8,7 +8,7 @@ import torch
 
 from tracereplay.event import RowKey, RowMap
 from tracereplay.passes import RECORD
-from tracereplay.replayer.tables import Known, RowTables, laid_out
+from tracereplay.replayer.tables import Ints, Known, RowTables, laid_out
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import Tokens
 
@@ -56,13 +56,10 @@ class GoldenRows:
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:
-        found = self._golden.find(slot, side, index, rows, like, inputs)
+        found = self._known(slot, side, index, rows, like, inputs)
         if found is None:
             return None
-        data, at = found
-        known = at >= 0
-        if not known.any():
-            return None
+        data, at, known = found
         if known.all() and len(at) == len(like):
             return laid_out(self._golden.picked(data, at, like.dtype), like)
         given = laid_out(like, like)
@@ -72,15 +69,20 @@ class GoldenRows:
     def lay_in(
         self, slot: int, side: str, index: int, rows: RowMap, hosts: Sequence[torch.Tensor], inputs: int | None
     ) -> Known | None:
-        found = self._golden.find(slot, side, index, rows, hosts[0], inputs)
+        found = self._known(slot, side, index, rows, hosts[0], inputs)
         if found is None:
             return None
-        data, at = found
-        known: Known = at >= 0
-        if not known.any():
-            return None
+        data, at, known = found
         self._golden.lay_in(data, at, known, hosts[0])
         return known
+
+    def _known(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None
+    ) -> tuple[torch.Tensor, Ints, Known] | None:
+        """`RowTables.find`, and which rows are known; None if no row is."""
+        found = self._golden.find(slot, side, index, rows, like, inputs)
+        known = None if found is None else found[1] >= 0
+        return None if found is None or known is None or not known.any() else (*found, known)
 
 
 def forced_tokens(tokens: Tokens, prompts: Sequence[int]) -> Mapping[RowKey, int]:

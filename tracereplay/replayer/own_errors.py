@@ -18,7 +18,7 @@ import torch
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.event import RowMap
-from tracereplay.replayer.tables import BITS, Known, RowTables, laid_out
+from tracereplay.replayer.tables import BITS, Found, Known, RowTables, laid_out
 
 __all__ = ["CancelledRows", "cancelled"]
 
@@ -47,15 +47,10 @@ class CancelledRows:
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:
-        if not self._selection.takes(self._names.get(slot, ""), side, index):
+        found = self._known(slot, side, index, rows, like, inputs)
+        if found is None:
             return None
-        golden = self._golden.find(slot, side, index, rows, like, inputs)
-        injected = self._injected.find(slot, side, index, rows, like)
-        if golden is None or injected is None:
-            return None
-        known = (golden[1] >= 0) & (injected[1] >= 0)
-        if not known.any():
-            return None
+        golden, injected, known = found
         at = self._golden.targets(known)
         g, b = (
             tables.picked(data, places[known], like.dtype)
@@ -67,20 +62,28 @@ class CancelledRows:
     def lay_in(
         self, slot: int, side: str, index: int, rows: RowMap, hosts: Sequence[torch.Tensor], inputs: int | None
     ) -> Known | None:
-        if not self._selection.takes(self._names.get(slot, ""), side, index):
+        found = self._known(slot, side, index, rows, hosts[0], inputs)
+        if found is None:
             return None
-        golden = self._golden.find(slot, side, index, rows, hosts[0], inputs)
-        injected = self._injected.find(slot, side, index, rows, hosts[1])
-        if golden is None or injected is None:
-            return None
-        known: Known = (golden[1] >= 0) & (injected[1] >= 0)
-        if not known.any():
-            return None
+        golden, injected, known = found
         for tables, (data, places), host in zip(
             (self._golden, self._injected), (golden, injected), hosts, strict=True
         ):
             tables.lay_in(data, places, known, host)
         return known
+
+    def _known(
+        self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None
+    ) -> tuple[Found, Found, Known] | None:
+        """Both passes' rows of a tap that is chosen, and which are known in both; None if no row is."""
+        if not self._selection.takes(self._names.get(slot, ""), side, index):
+            return None
+        golden = self._golden.find(slot, side, index, rows, like, inputs)
+        injected = self._injected.find(slot, side, index, rows, like)
+        if golden is None or injected is None:
+            return None
+        known: Known = (golden[1] >= 0) & (injected[1] >= 0)
+        return (golden, injected, known) if known.any() else None
 
 
 def cancelled(actual: torch.Tensor, injected: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
