@@ -46,6 +46,10 @@ class Limits:
         """The step at ``place`` was read; whoever wants its values reads these bytes."""
         self._take("values", place, _size(step.calls))
 
+    def form(self, place: int, size: int) -> None:
+        """The step at ``place`` was read by its form, whose calls name values of ``size`` bytes."""
+        self._take("values", place, size)
+
     def kernels(self, place: int, values: Iterable[Value]) -> None:
         """The kernels of the step at ``place`` were read, which name these values."""
         self._take("kernels", place, sum(nbytes(v.dtype, v.shape) for v in values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from tracereplay.trace import records
 from tracereplay.trace.chunk import Entry
 from tracereplay.trace.codec import Base, Bytes, decode_chunk
 from tracereplay.trace.dedup import strided_bytes
+from tracereplay.trace.forms import Forms, StepRecord
 from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch
 from tracereplay.trace.index import Index, indexed, scanned
 from tracereplay.trace.limits import Limits
@@ -49,6 +51,7 @@ class SegmentReader:
         self._cache: OrderedDict[int, tuple[memoryview, list[Entry]]] = OrderedDict()
         self._cached = 0
         self._names: dict[int, str] = {}
+        self._forms = Forms(self._names)
         self.meta: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
@@ -114,6 +117,27 @@ class SegmentReader:
         step = records.read_step(record, self._names, self._load, check)
         self._limits.step(place, step)
         return step
+
+    def record(self, place: int) -> StepRecord:
+        """The step at ``place`` by its form, without its kernels: a hundredth of the work."""
+        _, offset, length = self.index.steps[place]
+        found = self._forms.read(place, self._record(offset, length, Tag.STEP, dict), self._first_chunk(place))
+        self._limits.form(place, found.form.size)
+        return found
+
+    def _first_chunk(self, place: int) -> int:
+        """How many chunks stand before the STEP frame of the step before."""
+        if not place:
+            return 0
+        return bisect(self.index.chunks, (self.index.steps[place - 1][1],))
+
+    def load(self, located: records.Located) -> bytes:
+        """A value's contiguous bytes.
+
+        Args:
+            located: as a `StepRecord` says, with the number of its chunk in the segment.
+        """
+        return self._load(located)
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""

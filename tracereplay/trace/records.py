@@ -24,6 +24,7 @@ from tracereplay.trace.plain import as_place, as_text
 __all__ = [
     "CallRecord",
     "Located",
+    "check_located",
     "located_of",
     "read_site",
     "read_step",
@@ -171,16 +172,21 @@ def read_request(data: list[Any]) -> Request:
 def read_value(data: list[Any], load: Loader) -> Value:
     dtype, shape, strides, *rest = data
     located = Located(dtype, tuple(shape), tuple(strides), *rest[:8])
-    numbers = (*located.shape, *located.strides, located.start, located.version, located.tensor, located.skip)
-    more = (located.storage + 1, located.chunk + 1, located.pieces)  # -1 says that there is none
-    if dtype not in DTYPES or len(located.shape) != len(located.strides) or not _whole((*numbers, *more)):
-        raise ValueError("a tensor with an invalid dtype, shape or strides")
-    if len(located.shape) > MAX_DIMENSIONS or type(located.strided) is not bool or not _holdable(located):
-        raise ValueError("a tensor of a shape that fits no memory")
+    check_located(located)
     return Value(
         dtype, located.shape, located.strides, partial(load, located), located.storage, located.start,
         located.version
     )  # fmt: skip
+
+
+def check_located(located: Located) -> None:
+    """Raises ValueError or TypeError unless it can be a tensor, wherever its bytes are."""
+    numbers = (*located.shape, *located.strides, located.start, located.version, located.tensor, located.skip)
+    more = (located.storage + 1, located.chunk + 1, located.pieces)  # -1 says that there is none
+    if located.dtype not in DTYPES or len(located.shape) != len(located.strides) or not _whole((*numbers, *more)):
+        raise ValueError("a tensor with an invalid dtype, shape or strides")
+    if len(located.shape) > MAX_DIMENSIONS or type(located.strided) is not bool or not _holdable(located):
+        raise ValueError("a tensor of a shape that fits no memory")
 
 
 def located_of(value: Value) -> Located:
