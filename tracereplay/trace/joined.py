@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Call, Site, Step
+from tracereplay.event import Call, RowMap, Site, Step
+from tracereplay.trace.forms import StepRecord
 from tracereplay.trace.reader import SegmentReader
 
 __all__ = ["JoinedSegments", "Start", "starts"]
@@ -79,11 +80,32 @@ class JoinedSegments:
 
     def step(self, place: int) -> Step:
         """The step at ``place``, the first engine's steps first."""
+        segment, start, there = self._at(place)
+        return _renumbered(segment.step(there), start)
+
+    def _at(self, place: int) -> tuple[SegmentReader, Start, int]:
         for segment, start in zip(self._segments, self._begins, strict=True):
             if place < len(segment):
-                return _renumbered(segment.step(place), start)
+                return segment, start, place
             place -= len(segment)
         raise IndexError(place)
+
+    def record(self, place: int) -> StepRecord:
+        """The step at ``place`` by its form."""
+        segment, start, there = self._at(place)
+        found, (first, steps) = segment.record(there), start
+        return replace(
+            found,
+            place=place,
+            number=found.number + steps,
+            maps=[_shifted(rows, first) for rows in found.maps],
+            sampled=tuple(replace(s, key=s.key._replace(request=s.key.request + first)) for s in found.sampled),
+            requests=tuple(replace(r, request=r.request + first) for r in found.requests),
+        )
+
+    def source(self, place: int) -> SegmentReader:
+        """The segment that the step at ``place`` is in."""
+        return self._at(place)[0]
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
@@ -96,8 +118,7 @@ def _renumbered(step: Step, start: Start) -> Step:
 
     def rows(given: Any) -> Any:
         if id(given) not in maps:
-            found = maps[id(given)] = np.array(given)
-            found[found[:, 0] >= 0, 0] += first
+            maps[id(given)] = _shifted(given, first)
         return maps[id(given)]
 
     def call(given: Call) -> Call:
@@ -111,3 +132,10 @@ def _renumbered(step: Step, start: Start) -> Step:
         sampled=tuple(replace(s, key=s.key._replace(request=s.key.request + first)) for s in step.sampled),
         requests=tuple(replace(r, request=r.request + first) for r in step.requests),
     )
+
+
+def _shifted(rows: RowMap, first: int) -> RowMap:
+    """The rows with the numbers that their requests have in the whole trace."""
+    found: RowMap = np.array(rows)
+    found[found[:, 0] >= 0, 0] += first
+    return found

@@ -162,6 +162,14 @@ class SegmentReader:
                 self._cached -= self._cache.popitem(last=False)[1][0].nbytes
         return data
 
+    def read_chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
+        """As `chunk`, for a reader who keeps what it needs of it."""
+        return self._decoded(number)
+
+    def source(self, place: int) -> SegmentReader:
+        """The segment that the step at ``place`` is in: this one."""
+        return self
+
     def decoded(self, frame: Frame) -> bytes:
         """A record's msgpack bytes; nothing for kinds that this version does not know."""
         if frame.kind not in (Tag.META, Tag.SITES, Tag.STEP, Tag.INDEX, Tag.END):

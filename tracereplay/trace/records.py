@@ -22,6 +22,7 @@ from tracereplay.trace.kernels import Check, Kernels
 from tracereplay.trace.plain import as_place, as_text
 
 __all__ = [
+    "WRONG",
     "CallRecord",
     "Located",
     "check_located",

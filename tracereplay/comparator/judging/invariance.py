@@ -104,9 +104,7 @@ class _Sites:
         self._at: dict[str, dict[TableKey, PairedRows]] = {}
         for key in sorted(paired, key=lambda key: key.rank):
             self._at.setdefault(key.site, {})[key] = paired[key]
-        self._place: dict[str, int] = {}
-        for call in base.calls:
-            self._place.setdefault(call.site, call.order)
+        self._place = base.calls.first
         # For each sequence the first position at which something before differs.
         self._tainted: dict[tuple[int, int], int] = {}
         self._inputs: dict[str, list[TableKey]] = {}

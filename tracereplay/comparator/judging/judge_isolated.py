@@ -116,12 +116,12 @@ def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameter
     index, other = index_pass(golden, RECORD, finder.add), index_pass(candidate, ISOLATED, finder.find)
     rows = Rows(finder, {})
     comparison = compare_passes(_outputs(index, other), other, rows, policy)
-    ran = {call.site for call in other.calls}
+    ran = other.calls.first.keys()
     explained = {site for site, _, _, _ in told}
     of_those = [n for n in comparison.coverage.not_compared if n.site not in explained]
     coverage = replace(
         comparison.coverage,
-        golden_calls=sum(call.site in ran or call.site in explained for call in index.calls),
+        golden_calls=sum(n for site, n in index.calls.counts().items() if site in ran or site in explained),
         not_compared=(*of_those, *(NotCompared(site, rows, why) for site, _, rows, why in told)),
     )
     if weights is not None:
@@ -132,7 +132,7 @@ def _compare(golden: Trace, candidate: Trace, policy: Policy, weights: Parameter
 
 def _of_sites(golden: PassIndex, candidate: PassIndex) -> PassIndex:
     """Golden's pass without the sites of which the candidate has no call."""
-    ran = {call.site for call in candidate.calls}
+    ran = candidate.calls.first.keys()
     tables = {key: table for key, table in golden.tables.items() if key.site in ran}
     sites = {name: site for name, site in golden.sites.items() if name in ran}
     return replace(golden, tables=tables, sites=sites)

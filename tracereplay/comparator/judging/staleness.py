@@ -147,12 +147,11 @@ def computed_again(golden: Versions, index: PassIndex, rows: Rows) -> Exclusion:
 
     What is fed is the later computation, and nobody takes logits of it.
     """
-    step_of = np.array([call.step for call in index.calls], np.int64)
 
     def again(table: Table) -> tuple[str, Mask] | None:
         if not golden.changes:
             return None
-        then = golden.at(step_of[table.order])
+        then = golden.at(index.calls.steps(table.order(np.arange(len(table.ids)))))
         return "recomputed with different weights, and fed from there", _apart(then, golden.of(rows.of(table)))
 
     return again

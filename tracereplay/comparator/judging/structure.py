@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,16 @@ class Unshared:
 def unshared_before(golden: PassIndex, candidate: PassIndex, site: str) -> Unshared:
     """What runs right before ``site`` on one side only, and so produced what arrives there."""
     return Unshared(
-        _before(golden, site, {call.site for call in candidate.calls}),
-        _before(candidate, site, {call.site for call in golden.calls}),
+        _before(golden, site, candidate.calls.first),
+        _before(candidate, site, golden.calls.first),
     )
 
 
-def _before(index: PassIndex, site: str, shared: Collection[str]) -> tuple[str, ...]:
-    at = next((i for i, call in enumerate(index.calls) if call.site == site), 0)
+def _before(index: PassIndex, site: str, shared: Container[str]) -> tuple[str, ...]:
+    at = index.calls.first.get(site, 0)
     found: list[str] = []
-    for call in reversed(index.calls[:at]):
+    for order in range(at - 1, -1, -1):
+        call = index.calls[order]
         if call.site in shared or call.step != index.calls[at].step:
             break
         found.append(call.site)

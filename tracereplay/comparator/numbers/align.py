@@ -1,7 +1,7 @@
 """Which golden row is which candidate row: every tensor of a pass as a table of rows.
 
-    steps, calls, ranks  ──index_pass──▶  PassIndex: one Table for each (site, side, index)
-    two Tables           ──pair_rows──▶   Pairs: golden row i is candidate row j
+    records of steps  ──index_pass──▶  PassIndex: one Table for each (site, side, index)
+    two Tables        ──pair_rows──▶   Pairs: golden row i is candidate row j
 
 Only row maps are read here; tensors stay in their files until `gather` asks for rows. Rows are numbered by a
 `RowFinder` (golden's added, candidate's looked up), so that batches may be composed differently, prompts
@@ -15,23 +15,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from tracereplay.comparator.numbers.tables import (
-    CallInfo,
-    Ints,
-    Numbered,
-    PassIndex,
-    StepInfo,
-    Table,
-    TableKey,
-    Tensor,
-)
+from tracereplay.comparator.numbers.columns import Calls, Columns, Pattern, Places, TensorColumn, make_pattern
+from tracereplay.comparator.numbers.kinds import Kind, Occurrence, describe
+from tracereplay.comparator.numbers.tables import Ints, PassIndex, StepInfo, Table, TableKey
 from tracereplay.engines.known import family_of
 from tracereplay.engines.roles import with_roles
-from tracereplay.event import Call, Layout, RowKey, RowMap, Sampled, Site, Step, Value, rejected
+from tracereplay.event import Call, RowKey, RowMap, Sampled, Site, rejected
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace
+from tracereplay.trace.forms import StepRecord
+from tracereplay.trace.joined import JoinedSegments
+from tracereplay.trace.reader import SegmentReader
 
 __all__ = ["index_pass", "sites_of"]
+
+Segment = SegmentReader | JoinedSegments
 
 
 def sites_of(trace: Trace, name: str) -> dict[str, Site]:
@@ -50,27 +48,50 @@ def index_pass(
         number_rows: ``RowFinder.add`` for golden, ``RowFinder.find`` (or a part of it) for a candidate.
         site_map: for golden, whose index is in the candidate's naming then.
     """
-    builder = _Builder(sites_of(trace, name) if site_map is None else site_map.sites, number_rows)
-    ranks = trace.ranks(name)
-    others = [{step.number: step for step in _steps(trace, name, rank, site_map)} for rank in ranks[1:]]
-    for step in _steps(trace, name, ranks[0], site_map):
-        builder.step(step, [steps.get(step.number) for steps in others])
+    segments = [trace.segment(name, rank) for rank in trace.ranks(name)]
+    sites = sites_of(trace, name) if site_map is None else site_map.sites
+    builder = _Builder(sites, number_rows, site_map, segments)
+    for records in _together(segments):
+        builder.step(records)
     index = builder.build()
     return index if site_map is None else replace(index, pairs=site_map.pairs, apart=site_map.apart)
 
 
-def _steps(trace: Trace, name: str, rank: int, site_map: SiteMap | None) -> Iterator[Step]:
-    steps = trace.steps(name, rank)
-    return iter(steps) if site_map is None else map(site_map.step, steps)
+def _together(segments: Sequence[Segment]) -> Iterator[list[StepRecord | None]]:
+    """Each step of the first rank with those of the same number of the others."""
+    others = [_ByNumber(segment) for segment in segments[1:]]
+    for place in range(len(segments[0])):
+        record = segments[0].record(place)
+        yield [record, *(other.find(record.number) for other in others)]
+
+
+class _ByNumber:
+    """A rank's records, asked for in the order of their numbers."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment, self._place = segment, 0
+        self._next: StepRecord | None = None
+
+    def find(self, number: int) -> StepRecord | None:
+        while self._next is None or self._next.number < number:
+            if self._place == len(self._segment):
+                return None
+            self._next = self._segment.record(self._place)
+            self._place += 1
+        return self._next if self._next.number == number else None
 
 
 class _Builder:
-    def __init__(self, sites: Mapping[str, Site], number_rows: Callable[[RowMap], Ints]) -> None:
+    def __init__(
+        self, sites: Mapping[str, Site], number_rows: Callable[[RowMap], Ints], site_map: SiteMap | None,
+        segments: Sequence[Segment],
+    ) -> None:  # fmt: skip
         self._sites = sites
         self._number_rows = number_rows
-        self._numbered: dict[int, Numbered] = {}
-        self._calls: list[CallInfo] = []
-        self._tables: dict[TableKey, Table] = {}
+        self._site_map = site_map
+        self._segments = segments
+        self._columns = Columns(len(segments))
+        self._kinds: dict[tuple[object, ...], Kind] = {}
         self._notes: dict[str, None] = {}
         self._unknown: dict[str, int] = {}
         self._rejected: dict[str, int] = {}
@@ -78,101 +99,102 @@ class _Builder:
         self._sampled: dict[RowKey, Sampled] = {}
 
     def build(self) -> PassIndex:
-        for table in self._tables.values():
-            _turn(table)
-            table.seal()
         return PassIndex(
-            tuple(self._calls), self._tables, self._sites, tuple(self._notes), self._unknown,
+            Calls(self._columns), dict(_tables(self._columns)), self._sites, tuple(self._notes), self._unknown,
             tuple(self._steps), self._sampled, rejected=self._rejected,
         )  # fmt: skip
 
-    def step(self, step: Step, others: Sequence[Step | None]) -> None:
-        self._numbered.clear()  # row maps are shared within a step, and are known by their identity
-        self._notes.update(dict.fromkeys(step.notes))
-        padding = (len(step.rows), step.padded) if step.padded else None
-        self._steps.append(StepInfo(step.number, step.rows.tobytes(), step.weight_updates, step.census, padding))
-        self._sampled.update((sampled.key, sampled) for sampled in step.sampled)
-        elsewhere = [{(c.site, c.number): c for c in other.calls} if other else {} for other in others]
-        taken: dict[str, list[Ints]] = {}
-        for call in step.calls:
-            calls = [call, *(c for found in elsewhere if (c := found.get((call.site, call.number))))]
-            lane = _lane(taken.setdefault(call.site, []), self._known(call.rows_out).ids)
-            self._add(step.number, calls, lane, whole=len(calls) == 1 + len(others))
+    def step(self, records: Sequence[StepRecord | None]) -> None:
+        first = records[0]
+        assert first is not None
+        self._notes.update(dict.fromkeys(first.notes))
+        padding = (len(first.rows), first.padded) if first.padded else None
+        rows = first.rows.tobytes()
+        self._steps.append(StepInfo(first.number, rows, first.weight_updates, first.census, padding))
+        self._sampled.update((sampled.key, sampled) for sampled in first.sampled)
+        contents = [m.tobytes() for m in first.maps]
+        alike = tuple(contents.index(content) for content in contents)
+        ids: list[Ints] = []
+        for place, rows_of in enumerate(first.maps):
+            ids.append(ids[alike[place]] if alike[place] < place else self._number_rows(rows_of))
+        key = (tuple(0 if r is None else id(r.form) for r in records), alike, self._lanes(first, ids))
+        kind, new = self._kinds.get(key), key not in self._kinds
+        if kind is None:
+            kind = self._kinds[key] = self._columns.new_kind([None if r is None else r.form for r in records])
+        self._columns.add(kind, records, self._readers(records), ids)
+        if new:
+            self._describe(kind, records, ids)
+        if min((int(numbers.min(initial=0)) for numbers in ids), default=0) < 0:
+            self._count_unnumbered(kind, first.maps, ids)
 
-    def _known(self, rows: RowMap) -> Numbered:
-        known = self._numbered.get(id(rows))
-        if known is None:
-            numbers = self._number_rows(rows)
-            at = np.flatnonzero(numbers >= 0)
-            known = self._numbered[id(rows)] = Numbered(rows, numbers[at], at)
-        return known
+    def _readers(self, records: Sequence[StepRecord | None]) -> list[SegmentReader | None]:
+        return [
+            None if record is None else segment.source(record.place)
+            for segment, record in zip(self._segments, records, strict=True)
+        ]
 
-    def _add(self, step: int, calls: Sequence[Call], lane: int, *, whole: bool) -> None:
-        call, order = calls[0], len(self._calls)
-        self._calls.append(CallInfo(order, step, call.site, call.number, call.fed))
-        away = max(int(rejected(rows).sum()) for rows in (call.rows_in, call.rows_out))
-        if away:
-            self._rejected[call.site] = self._rejected.get(call.site, 0) + away
-        unknown = int((~rejected(call.rows_out)).sum()) - len(self._known(call.rows_out).ids)
-        if unknown:
-            self._unknown[call.site] = self._unknown.get(call.site, 0) + unknown
-        for key, values, rows in _tensors(calls):
-            table = self._tables.setdefault(key, Table(key))
-            layout = self._layout(key)
-            if layout is not None and not (whole and len(values) == len(calls)):
-                table.broken = "a rank's part is missing"
-                continue
-            tensor = Tensor(values if layout else values[:1], layout, 0)
-            table.add(self._known(rows).in_lane(lane), order, tensor)
+    def _describe(self, kind: Kind, records: Sequence[StepRecord | None], ids: Sequence[Ints]) -> None:
+        """Says what steps of a new kind do, of which the last added step is the first."""
+        by_map = {id(rows): numbers for rows, numbers in zip(_first(records).maps, ids, strict=True)}
 
-    def _layout(self, key: TableKey) -> Layout | None:
-        site = self._sites.get(key.site)
-        return None if site is None else site.layouts.get(f"{key.side}{key.index}")
+        def lanes(calls: Sequence[Call]) -> list[int]:
+            return _lanes_of([(call.site, by_map[id(call.rows_out)]) for call in calls])
 
+        self._columns.cursor.step = len(self._steps) - 1
+        describe(kind, records, self._columns.cursor, self._sites, self._site_map, lanes)
 
-def _tensors(calls: Sequence[Call]) -> Iterator[tuple[TableKey, tuple[Value, ...], RowMap]]:
-    """The tensors of a call, each over all ranks, with rank 0's rows."""
-    call = calls[0]
-    for i in range(len(call.inputs)):
-        values = tuple(c.inputs[i] for c in calls if i < len(c.inputs))
-        yield TableKey(call.site, "in", i), values, call.rows_in
-    for i in range(len(call.outputs)):
-        values = tuple(c.outputs[i] for c in calls if i < len(c.outputs))
-        yield TableKey(call.site, "out", i), values, call.rows_out
-    for i in call.written:
-        values = tuple(c.written[i] for c in calls if i in c.written)
-        yield TableKey(call.site, "written", i), values, call.rows_in
+    def _lanes(self, record: StepRecord, ids: Sequence[Ints]) -> tuple[int, ...]:
+        """The lanes of the calls of sites that are called more than once."""
+        sites: dict[str, int] = {}
+        for call in record.form.calls:
+            sites[call.site] = sites.get(call.site, 0) + 1
+        several = [(c.site, ids[c.rows_out]) for c in record.form.calls if sites[c.site] > 1]
+        return tuple(_lanes_of(several))
 
-
-def _lane(taken: list[Ints], ids: Ints) -> int:
-    """The first lane of this step where none of the rows was computed yet."""
-    for lane, before in enumerate(taken):
-        if not np.isin(ids, before).any():
-            taken[lane] = np.concatenate([before, ids])
-            return lane
-    taken.append(ids)
-    return len(taken) - 1
+    def _count_unnumbered(self, kind: Kind, maps: Sequence[RowMap], ids: Sequence[Ints]) -> None:
+        """Rows of rejected drafts, and rows that golden never computed."""
+        away = [int(rejected(rows).sum()) for rows in maps]
+        unknown = [int((~rejected(rows)).sum()) - int((n >= 0).sum()) for rows, n in zip(maps, ids, strict=True)]
+        for call in kind.calls:
+            for counts, count in (
+                (self._rejected, max(away[call.rows_in], away[call.rows_out])),
+                (self._unknown, unknown[call.rows_out]),
+            ):
+                if count:
+                    counts[call.site] = counts.get(call.site, 0) + count
 
 
-def _turn(table: Table) -> None:
-    """Finds the dimension of the rows, and cuts off padding.
-
-    Rows are along dimension 1 where a tensor is too short for its row map in dimension 0 and not in 1. One
-    such call decides for the site: with three rows or fewer ``[3, rows]`` could be read both ways.
-    """
-    parts = list(zip(table.tensors, table._parts, strict=True))
-    if any(_rows(part) > _size(tensor, 0) for tensor, part in parts):
-        if all(_rows(part) <= _size(tensor, 1) for tensor, part in parts):
-            table.tensors = [Tensor(t.values, t.layout, 1) for t in table.tensors]
-            return
-        table.broken = "the tensor has fewer rows than its row map"
-        table.tensors, table._parts = [], []
+def _first(records: Sequence[StepRecord | None]) -> StepRecord:
+    assert records[0] is not None
+    return records[0]
 
 
-def _rows(part: tuple[Ints, Ints, int]) -> int:
-    return int(part[1][-1]) + 1 if len(part[1]) else 0
+def _lanes_of(calls: Sequence[tuple[str, Ints]]) -> list[int]:
+    """For each call the first lane of its site where none of its rows was computed yet in the step."""
+    taken: dict[str, list[Ints]] = {}
+    found: list[int] = []
+    for site, ids in calls:
+        lanes, known = taken.setdefault(site, []), ids[ids >= 0]
+        lane = next((i for i, before in enumerate(lanes) if not np.isin(known, before).any()), len(lanes))
+        lanes[lane : lane + 1] = [np.concatenate([*lanes[lane : lane + 1], known])]
+        found.append(lane)
+    return found
 
 
-def _size(tensor: Tensor, dim: int) -> int:
-    shape = tensor.values[0].shape
-    return shape[dim] if dim < len(shape) else 0
+def _tables(columns: Columns) -> Iterator[tuple[TableKey, Table]]:
+    """The tables of a pass, in order of their first calls."""
+    patterns: dict[Places, Pattern] = {}
+    keys = dict.fromkeys(key for kind in columns.kinds for key in (*kind.tensors, *kind.broken))
+    for key in keys:
+        broken = next((kind.broken[key] for kind in columns.kinds if key in kind.broken), None)
+        found: dict[int, Sequence[Occurrence]] = {
+            kind.number: kind.tensors[key] for kind in columns.kinds if key in kind.tensors
+        }
+        if not found:
+            yield key, Table(key, None, broken)
+            continue
+        places = tuple((n, tuple((o.rows, o.lane) for o in occurrences)) for n, occurrences in found.items())
+        if places not in patterns:
+            patterns[places] = make_pattern(columns, places)
+        turned = TensorColumn(columns, patterns[places], found).turned()
+        yield key, Table(key, turned, "the tensor has fewer rows than its row map" if turned is None else broken)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracereplay.comparator.numbers.blocks import block_numbers, pieces
+from tracereplay.comparator.numbers.blocks import pieces
 from tracereplay.comparator.numbers.blockwise import mismatch
 from tracereplay.comparator.numbers.results import Exclusion, Mask
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
@@ -62,17 +62,16 @@ def compare_bits(
         keep = ~out[pairs.golden]
         mine, theirs = pairs.golden[keep], pairs.candidate[keep]
         jobs.append((key, table, other, mine, theirs, np.zeros(len(mine), bool)))
-    blocks = block_numbers(base)
     due = (
         (number, start, stop, job)
         for job in jobs
         if len(job[3])
-        for number, start, stop in pieces(blocks[job[1].order[job[3]]])
+        for number, start, stop in pieces(base.calls.blocks(job[1].order(job[3])))
     )
     for _, start, stop, (_, table, other, mine, theirs, differs) in sorted(due, key=lambda piece: piece[0]):
         differs[start:stop] = _apart(gather(table, mine[start:stop]), gather(other, theirs[start:stop]))
     return {
-        key: PairedRows(table.ids[mine], table.order[mine], _sizes(table, mine), _sizes(other, theirs), differs)
+        key: PairedRows(table.ids[mine], table.order(mine), table.sizes[mine], other.sizes[theirs], differs)
         for key, table, other, mine, theirs, differs in jobs
     }, reasons
 
@@ -84,10 +83,3 @@ def _apart(x: Array, y: Array) -> Mask:
     bits = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in (x, y)]
     apart: Mask = (bits[0] != bits[1]).any(axis=1)
     return apart
-
-
-def _sizes(table: Table, picks: Ints) -> Ints:
-    """For each row the number of rows of the tensor it is in."""
-    sizes = np.array([tensor.values[0].shape[tensor.axis] for tensor in table.tensors], np.int64)
-    found: Ints = sizes[table.tensor[picks]] if len(picks) else np.empty(0, np.int64)
-    return found

@@ -6,19 +6,30 @@ files are read nearly in order; within a block each tensor's rows of many steps 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tracereplay.comparator.numbers.blocks import block_numbers, pieces
+from tracereplay.comparator.numbers.blocks import pieces
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import judge_leans
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
 from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
 from tracereplay.comparator.numbers.siblings import Group, Groups
-from tracereplay.comparator.numbers.tables import LANE, Array, Ints, PassIndex, Table, TableKey, gather, pair_rows
+from tracereplay.comparator.numbers.tables import (
+    LANE,
+    Array,
+    Ints,
+    PassIndex,
+    Table,
+    TableKey,
+    gather,
+    pair_rows,
+    surely_equal,
+)
 from tracereplay.comparator.numbers.tolerance import (
     Policy,
     allow_convention,
@@ -127,31 +138,42 @@ def _note_repeats(worklist: _Worklist, key: TableKey, table: Table) -> None:
 
 
 class _Calls:
-    """Golden's calls: their steps, their first appearances, and which were compared."""
+    """Golden's calls, of which those that were compared are counted, site by site."""
 
     def __init__(self, index: PassIndex) -> None:
-        count = len(index.calls)
         self.index = index
-        self.step = np.array([call.step for call in index.calls], np.int64)
-        self.compared = np.zeros(count, bool)
-        self.due = np.zeros(count, bool)
-        self._first: dict[str, int] = {}
-        for call in index.calls:
-            self._first.setdefault(call.site, call.order)
+        self._site = ""
+        self._compared, self._due = _NO_CALLS, _NO_CALLS
+        self._counts = [0, 0]  # calls with an output row that was compared, and those with none that should be
 
     def first(self, site: str) -> int:
-        return self._first.get(site, 1 << 60)
+        return self.index.calls.first.get(site, 1 << 60)
 
     def mark(self, table: Table, compared: Ints, due: Ints) -> None:
-        """Notes which calls had an output row compared, and which had one that should have been."""
+        """Notes which calls had an output row compared, and which had one that should have been.
+
+        A site's tables come one after the other.
+        """
         if table.key.side != "in":
-            self.compared[table.order[compared]] = True
-            self.due[table.order[due]] = True
+            if table.key.site != self._site:
+                self._count()
+                self._site = table.key.site
+            self._compared = np.union1d(self._compared, table.order(compared))
+            self._due = np.union1d(self._due, table.order(due))
+
+    def _count(self) -> None:
+        self._counts[0] += len(self._compared)
+        self._counts[1] += len(np.setdiff1d(self._due, self._compared, assume_unique=True))
+        self._compared, self._due = _NO_CALLS, _NO_CALLS
 
     def coverage(self, worklist: _Worklist) -> Coverage:
+        self._count()
         left = tuple(NotCompared(site, rows, reason) for (site, reason), rows in worklist.left_out.items())
-        excused = int((~self.compared & ~self.due).sum())
-        return Coverage(len(self.step), int(self.compared.sum()), left, excused)
+        calls, (compared, due) = len(self.index.calls), self._counts
+        return Coverage(calls, compared, left, calls - compared - due)
+
+
+_NO_CALLS: Ints = np.empty(0, np.int64)
 
 
 # Collecting jobs: structure before numbers.
@@ -257,31 +279,32 @@ def _beginning(table: Table, rows: Rows) -> Ints:
 
 
 def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bool) -> None:
-    block_of = block_numbers(calls.index)
+    """Compares block after block; within a block one tensor after the other."""
     block = -1
-    for number, job, start, stop in sorted(_pieces(jobs, block_of), key=lambda piece: piece[0]):
+    for number, at, start, stop in heapq.merge(*(_pieces(at, job, calls) for at, job in enumerate(jobs))):
         if until_beyond and number != block and any(j.tally.first_beyond for j in jobs):
             return
         block = number
-        _compare_piece(job, start, stop, calls, rows)
+        _compare_piece(jobs[at], start, stop, calls, rows)
 
 
-def _pieces(jobs: Sequence[_Job], block_of: Ints) -> Iterator[tuple[int, _Job, int, int]]:
-    """Each job's rows cut at block boundaries: (block, job, start, stop)."""
-    for job in jobs:
-        if not len(job.mine):
-            continue
-        for block, start, stop in pieces(block_of[job.golden.order[job.mine]]):
-            yield block, job, start, stop
+def _pieces(at: int, job: _Job, calls: _Calls) -> Iterator[tuple[int, int, int, int]]:
+    """A job's rows cut at block boundaries: (block, number of the job, start, stop)."""
+    if len(job.mine):
+        for block, start, stop in pieces(calls.index.calls.blocks(job.golden.order(job.mine))):
+            yield block, at, start, stop
 
 
 def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) -> None:
     mine, theirs = job.mine[start:stop], job.theirs[start:stop]
-    order = job.golden.order[mine]
+    if job.dtypes[0] == job.dtypes[1] and surely_equal(job.golden, mine, job.candidate, theirs):
+        job.tally.add_equal(len(mine), job.golden.tensors[0].width)
+        return
     keys = rows.keys[job.golden.ids[mine] % LANE]
+    order = job.golden.order(mine)
     compare_rows(
         job.tally, gather(job.golden, mine), gather(job.candidate, theirs), job.dtypes,
-        unit_factors(job.tolerance), job.magnitude, keys, order, calls.step[order],
+        unit_factors(job.tolerance), job.magnitude, keys, order, calls.index.calls.steps(order),
     )  # fmt: skip
 
 
@@ -302,7 +325,7 @@ def _allow_conventions(
 
 def _finding(job: _Job, pair: Pair | None) -> Finding:
     tally = job.tally
-    called = len(np.unique(job.golden.order[job.mine])) if len(job.mine) else 0
+    called = len(np.unique(job.golden.order(job.mine))) if len(job.mine) else 0
     found: dict[str, Any] = {"first_different": tally.first_different, "first_beyond": tally.first_beyond}
     return Finding(
         job.key, job.operator, job.role, tally.error_class, called, tally.rows, tally.metrics, job.tolerance,

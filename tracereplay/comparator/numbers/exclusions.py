@@ -84,16 +84,16 @@ def unfed_calls(golden: PassIndex, candidate: PassIndex, inside: Container[Table
     for key, table in golden.tables.items():
         if key.side == "in" and key not in inside and table.tensors and is_float(table.tensors[0].dtype):
             needed.setdefault(key.site, set()).add(key.index)
-    lacking: dict[str, list[int]] = {}
-    for call in candidate.calls:
-        if call.fed is not None and not needed.get(call.site, set()) <= set(call.fed):
-            lacking.setdefault(call.site, []).append(call.order)
+    lacking = candidate.calls.where(
+        lambda call: call.fed is not None and not needed.get(call.site, set()) <= set(call.fed)
+    )
 
     def unfed(table: Table) -> tuple[str, Mask] | None:
         other = candidate.tables.get(table.key)
         if table.key.side == "in" or table.key.site not in lacking or other is None:
             return None
-        ids = other.ids[np.isin(other.order, lacking[table.key.site])]
+        every = np.arange(len(other.ids))
+        ids = other.ids[np.isin(other.order(every), lacking[table.key.site])]
         return "unfed input: the candidate could not be given golden's", np.isin(table.ids, ids)
 
     return unfed

@@ -55,7 +55,7 @@ def gated_inside(golden: PassIndex, candidate: PassIndex) -> Mapping[TableKey, T
 def gate_of(golden: PassIndex, table: Table) -> str:
     """The site beside the experts whose output is as wide as their logits, ``table``; the last before them."""
     parent = table.key.site.rpartition(".")[0]
-    first: Mapping[str, int] = {call.site: call.order for call in reversed(golden.calls)}
+    first = golden.calls.first
     beside = [
         key.site
         for key, output in golden.tables.items()

@@ -77,7 +77,7 @@ def unfed_sums(golden: PassIndex, candidate: PassIndex) -> Exclusion:
     for site in _norms(golden):
         had, has = (TableKey(site, "in", ADDENDS[1]) in index.tables for index in (golden, candidate))
         other = candidate.sites.get(site)
-        said = any(call.fed is not None for call in candidate.calls if call.site == site)
+        said = site in candidate.calls.where(lambda call: call.fed is not None)
         if had and not has and other is not None and len(other.inputs) > 1 and not said:
             sites.add(site)
 
@@ -112,13 +112,12 @@ def _norms(index: PassIndex) -> Iterator[str]:
 
 def _added(x: Table, residual: Table) -> Table:
     """The sum of two inputs of the same calls; it cannot be told where they are not of the same calls."""
-    same = len(x.ids) == len(residual.ids) and len(x.tensors) == len(residual.tensors)
-    if not same or not all((a == b).all() for a, b in ((x.ids, residual.ids), (x.order, residual.order))):
+    both = None
+    if x.column is not None and residual.column is not None:
+        both = x.column.with_other(residual.column, lambda one, two: _Sum(one.values, one.layout, one.axis, two))
+    if both is None:
         return replace(x, broken="it was given with a residual in some calls and without in others")
-    sums: list[Tensor] = [
-        _Sum(one.values, one.layout, one.axis, two) for one, two in zip(x.tensors, residual.tensors, strict=True)
-    ]
-    return replace(x, tensors=sums, broken=x.broken or residual.broken)
+    return replace(x, column=both, broken=x.broken or residual.broken)
 
 
 def _in_order(tables: Mapping[TableKey, Table], before: Mapping[TableKey, Table]) -> dict[TableKey, Table]:

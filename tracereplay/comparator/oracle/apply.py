@@ -50,8 +50,7 @@ def consult(
 
 
 def _in_order(golden: PassIndex) -> list[Site]:
-    names = dict.fromkeys(call.site for call in golden.calls)
-    return [golden.sites[name] for name in names if name in golden.sites]
+    return [golden.sites[name] for name in golden.calls.first if name in golden.sites]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""Kinds of steps: what all ranks of a pass do in a step, known once for all steps that are alike.
+
+A kind is made of the forms of the ranks' records (`trace.forms`), in the candidate's naming. Its tensors have no
+bytes of their own: a `Cursor` says of which step they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from tracereplay.comparator.numbers.tensors import Ints, TableKey, Tensor
+from tracereplay.dtypes import nbytes
+from tracereplay.event import Call, RowMap, Site, Step, Value
+from tracereplay.sitemap import SiteMap
+from tracereplay.trace.forms import Form, StepRecord
+
+__all__ = ["BLOCK", "Cursor", "FormValue", "Kind", "KindCall", "Occurrence", "describe"]
+
+BLOCK = 24 << 20  # bytes of tensors that are compared at a time
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Reads the tensors of one step of a pass.
+
+    Args:
+        read: the bytes of a value, given the step's place in the pass, the rank and the value's place in its form.
+        step: which step.
+    """
+
+    read: Callable[[int, int, int], bytes]
+    step: int = 0
+
+    def load(self, rank: int, place: int) -> bytes:
+        return self.read(self.step, rank, place)
+
+
+@dataclass(frozen=True, slots=True)
+class FormValue(Value):
+    """A value of whichever step the cursor is at.
+
+    Args:
+        rank: place of the rank among the pass's.
+        place: of the value in the rank's form.
+    """
+
+    rank: int = 0
+    place: int = 0
+
+
+class KindCall(NamedTuple):
+    """A call; see `event.Call`. ``rows_in`` and ``rows_out`` are places among the first rank's row maps."""
+
+    site: str
+    number: int
+    rows_in: int
+    rows_out: int
+    fed: tuple[int, ...] | None
+
+
+class Occurrence(NamedTuple):
+    """A tensor of a table in each step of a kind.
+
+    Args:
+        call: place of its call in the step.
+        rows: place of its row map.
+        lane: see `tables.LANE`.
+        tensor: to be loaded where the cursor is.
+    """
+
+    call: int
+    rows: int
+    lane: int
+    tensor: Tensor
+
+
+@dataclass(eq=False)
+class Kind:
+    """What steps of a pass have in common.
+
+    Args:
+        number: counts the kinds of a pass.
+        forms: of each rank; None of a rank that has no such step.
+        calls: in order of execution.
+        tensors: by table, in order of the calls.
+        broken: tables whose rows cannot be told, and why.
+        size: bytes of the tensors that a step stores itself.
+        block: for each call the block of the step's, of at most `BLOCK` bytes, that it is in; ``int64 [calls]``.
+    """
+
+    number: int
+    forms: tuple[Form | None, ...]
+    calls: tuple[KindCall, ...] = ()
+    tensors: dict[TableKey, list[Occurrence]] = field(default_factory=dict)
+    broken: dict[TableKey, str] = field(default_factory=dict)
+    size: int = 0
+    block: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def describe(
+    kind: Kind, records: Sequence[StepRecord | None], cursor: Cursor, sites: Mapping[str, Site],
+    site_map: SiteMap | None, lanes: Callable[[Sequence[Call]], Sequence[int]],
+) -> None:  # fmt: skip
+    """Says of a kind what its steps do.
+
+    Args:
+        kind: of which only the forms are known.
+        records: of a step of it, of all ranks; the first is there.
+        cursor: at this step.
+        sites: of the pass, in the candidate's naming.
+        site_map: translates into it.
+        lanes: of calls.
+    """
+    steps = [None if record is None else _template(record, rank, cursor) for rank, record in enumerate(records)]
+    if site_map is not None:
+        steps = [None if step is None else site_map.step(step) for step in steps]
+    first = steps[0]
+    assert first is not None
+    maps = {id(rows): place for place, rows in enumerate(_maps(records))}
+    elsewhere = [{(c.site, c.number): c for c in step.calls} if step else {} for step in steps[1:]]
+    made: list[KindCall] = []
+    for call, lane in zip(first.calls, lanes(first.calls), strict=True):
+        calls = [call, *(c for found in elsewhere if (c := found.get((call.site, call.number))))]
+        whole = len(calls) == len(steps)
+        for key, values, rows in _tensors(calls):
+            site = sites.get(key.site)
+            layout = None if site is None else site.layouts.get(f"{key.side}{key.index}")
+            if layout is not None and not (whole and len(values) == len(calls)):
+                kind.broken[key] = "a rank's part is missing"
+                continue
+            tensor = Tensor(values if layout else values[:1], layout, 0)
+            kind.tensors.setdefault(key, []).append(Occurrence(len(made), maps[id(rows)], lane, tensor))
+        made.append(KindCall(call.site, call.number, maps[id(call.rows_in)], maps[id(call.rows_out)], call.fed))
+    kind.calls = tuple(made)
+    kind.block, kind.size = _blocks(kind)
+
+
+def _maps(records: Sequence[StepRecord | None]) -> Sequence[RowMap]:
+    assert records[0] is not None
+    return records[0].maps
+
+
+def _template(record: StepRecord, rank: int, cursor: Cursor) -> Step:
+    """The step with values that are read where the cursor is."""
+    values = [
+        FormValue(v.dtype, v.shape, v.strides, partial(cursor.load, rank, place), rank=rank, place=place)
+        for place, v in enumerate(record.form.values)
+    ]
+    calls = tuple(
+        Call(
+            call.site, call.number, tuple(values[v] for v in call.inputs), tuple(values[v] for v in call.outputs),
+            record.maps[call.rows_in], record.maps[call.rows_out], {i: values[v] for i, v in call.written},
+            call.fed,
+        )
+        for call in record.form.calls
+    )  # fmt: skip
+    return Step(record.number, record.rows, calls, ())
+
+
+def _tensors(calls: Sequence[Call]) -> list[tuple[TableKey, tuple[Value, ...], RowMap]]:
+    """The tensors of a call, each over all ranks, with rank 0's rows."""
+    call = calls[0]
+    found: list[tuple[TableKey, tuple[Value, ...], RowMap]] = []
+    for i in range(len(call.inputs)):
+        values = tuple(c.inputs[i] for c in calls if i < len(c.inputs))
+        found.append((TableKey(call.site, "in", i), values, call.rows_in))
+    for i in range(len(call.outputs)):
+        values = tuple(c.outputs[i] for c in calls if i < len(c.outputs))
+        found.append((TableKey(call.site, "out", i), values, call.rows_out))
+    for i in call.written:
+        values = tuple(c.written[i] for c in calls if i in c.written)
+        found.append((TableKey(call.site, "written", i), values, call.rows_in))
+    return found
+
+
+def _blocks(kind: Kind) -> tuple[Ints, int]:
+    """For each call its block in the step, and the bytes of all of them."""
+    sizes = np.zeros(len(kind.calls), np.int64)
+    seen: set[tuple[int, int, int] | None] = set()
+    for occurrences in kind.tensors.values():
+        for occurrence in occurrences:
+            for value in occurrence.tensor.values:
+                place = _stored(kind, value)
+                if place not in seen:
+                    sizes[occurrence.call] += nbytes(value.dtype, value.shape)
+                if place is not None:
+                    seen.add(place)
+    total = np.cumsum(sizes)
+    return (total - sizes) // BLOCK, int(total[-1]) if len(total) else 0
+
+
+def _stored(kind: Kind, value: Value) -> tuple[int, int, int] | None:
+    """Where a value lies in its step; None if that is not one place."""
+    form = kind.forms[value.rank] if isinstance(value, FormValue) else None
+    if form is None or not isinstance(value, FormValue):
+        return None
+    located = form.values[value.place]
+    return value.rank, located.chunk, located.tensor

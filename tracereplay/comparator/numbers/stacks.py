@@ -1,0 +1,147 @@
+"""A tensor of many steps as one array: the chunks of a window's steps, one above the other.
+
+Steps of one kind put the same tensors at the same bytes of their chunks. So one look at their headers finds a
+tensor in all of them, and what numpy does it does for all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tracereplay.comparator.numbers.kinds import BLOCK, FormValue
+from tracereplay.comparator.numbers.tensors import Array, Tensor
+from tracereplay.dtypes import itemsize, nbytes, numpy_dtype
+from tracereplay.trace.chunk import Entry
+from tracereplay.trace.codec import DELTA
+from tracereplay.trace.records import Located
+
+if TYPE_CHECKING:
+    from tracereplay.comparator.numbers.columns import Columns
+
+__all__ = ["Stacks", "same_bytes"]
+
+HELD = 2 * BLOCK  # bytes: a window, and the one that follows while pairs of steps do not begin together
+KEPT = 1024  # windows of which it is remembered whether their chunks are alike
+_ALIGN = 64
+
+Place = tuple[int, int, int]  # window, rank, chunk counted from the step's first
+
+Stack = tuple[npt.NDArray[np.uint8], list[Entry]]  # [steps, bytes of a chunk], and where its tensors lie
+
+
+class Stacks:
+    """Chunks of a pass, stacked; the last ones are kept.
+
+    Args:
+        columns: of the pass.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._stacks: OrderedDict[tuple[int, int, int], Stack | None] = OrderedDict()
+        self._held = 0
+        self._alike: OrderedDict[tuple[Place, int, Place], bool] = OrderedDict()
+
+    def tensor(self, window: int, tensor: Tensor) -> Array | None:
+        """A tensor in all steps of a window in its storage dtype, ``[steps, rows, width]``.
+
+        None where it is put together of several, or does not lie alike in all steps: it is read step by step then.
+        """
+        value, located = self.plain(window, tensor)
+        if value is None or located is None:
+            return None
+        stack = self._stack(window, value.rank, located.chunk)
+        if stack is None or located.tensor >= len(stack[1]):
+            return None
+        entry = stack[1][located.tensor]
+        dtype, size = numpy_dtype(value.dtype), itemsize(value.dtype)
+        shape = tuple(value.shape)
+        if not located.strided:
+            if nbytes(value.dtype, shape) != entry.end - entry.start or located.skip:
+                return None
+            whole = stack[0][:, entry.start : entry.end].view(dtype).reshape(len(stack[0]), *shape)
+        else:
+            begin = entry.start + located.skip
+            extent = (1 + sum((n - 1) * s for n, s in zip(shape, located.strides, strict=True))) * size
+            if begin + extent > entry.end or nbytes(value.dtype, shape) > entry.end - entry.start or begin % size:
+                return None
+            flat = stack[0][:, begin : begin + extent].view(dtype)
+            whole = np.lib.stride_tricks.as_strided(
+                flat, (len(flat), *shape), (flat.strides[0], *(s * size for s in located.strides)), writeable=False
+            )
+        if tensor.axis:
+            whole = np.moveaxis(whole, 1 + tensor.axis, 1)
+        return whole.reshape(*whole.shape[:2], -1) if whole.ndim > 2 else whole.reshape(*whole.shape, 1)
+
+    def plain(self, window: int, tensor: Tensor) -> tuple[FormValue | None, Located | None]:
+        """The value that the tensor is, and where it lies in its step; None if it is not one such."""
+        value = tensor.values[0]
+        if type(tensor) is not Tensor or tensor.layout is not None or not isinstance(value, FormValue):
+            return None, None
+        kind = self._columns.kinds[int(self._columns.kind_of[self._columns.windows[window]])]
+        form = kind.forms[value.rank]
+        located = None if form is None else form.values[value.place]
+        if located is None or located.chunk < 0 or located.pieces != 1 or not value.shape or 0 in value.shape:
+            return None, None
+        return value, located
+
+    def alike(self, mine: Place, other: Stacks, theirs: Place) -> bool:
+        """Whether a chunk of all steps of a window is stored as another pass's, byte for byte."""
+        key = (mine, id(other), theirs)
+        if key not in self._alike:
+            self._alike[key] = same_bytes(self.frames(*mine), other.frames(*theirs))
+            while len(self._alike) > KEPT:
+                self._alike.popitem(last=False)
+        return self._alike[key]
+
+    def frames(self, window: int, rank: int, chunk: int) -> list[tuple[Any, int]]:
+        """Segments and numbers of a chunk of each of a window's steps."""
+        start, stop = self._columns.windows[window : window + 2].tolist()
+        firsts = self._columns.first_chunks(start, stop, rank)
+        return [(self._columns.reader(start + i, rank), first + chunk) for i, first in enumerate(firsts)]
+
+    def _stack(self, window: int, rank: int, chunk: int) -> Stack | None:
+        key = (window, rank, chunk)
+        if key in self._stacks:
+            self._stacks.move_to_end(key)
+            return self._stacks[key]
+        stack = self._stacks[key] = self._read(self.frames(window, rank, chunk))
+        self._held += 0 if stack is None else stack[0].nbytes
+        while self._held > HELD and len(self._stacks) > 1:
+            _, gone = self._stacks.popitem(last=False)
+            self._held -= 0 if gone is None else gone[0].nbytes
+        return stack
+
+    def _read(self, frames: list[tuple[Any, int]]) -> Stack | None:
+        stacked: npt.NDArray[np.uint8] | None = None
+        entries: list[Entry] = []
+        for i, (reader, number) in enumerate(frames):
+            data, found = reader.read_chunk(number)
+            if stacked is None:
+                pitch = -(-len(data) // _ALIGN) * _ALIGN
+                if pitch * len(frames) > HELD:
+                    return None
+                stacked, entries = np.empty((len(frames), pitch), np.uint8), found
+                size = len(data)
+            elif len(data) != size or (found is not entries and found != entries):
+                return None
+            stacked[i, :size] = np.frombuffer(data, np.uint8)
+        return None if stacked is None else (stacked, entries)
+
+
+def same_bytes(mine: list[tuple[Any, int]], theirs: list[tuple[Any, int]]) -> bool:
+    """Whether chunks are stored alike, byte for byte, so that nothing in them differs. They are not decoded."""
+    if len(mine) != len(theirs):
+        return False
+    for (reader, number), (other, second) in zip(mine, theirs, strict=True):
+        frame, payload = reader.chunk_frame(number)
+        if frame.codec == DELTA:
+            return False
+        again, stored = other.chunk_frame(second)
+        if again.codec != frame.codec or again.size != frame.size or payload != stored:
+            return False
+    return True
