@@ -212,8 +212,8 @@ class Server:
             if not line.startswith(b"data: "):
                 continue
             if line.strip() == b"data: [DONE]":
-                # vLLM sends nothing but this for a completion that it aborts before its first token, as it does when
-                # it is told to end: such an answer holds nothing that could be in the trace.
+                # vLLM sends nothing but this for a completion that it aborts before its first token, as when it is
+                # told to end: such an answer holds nothing that could be in the trace.
                 answer.finished = bool(answer.tokens) and not answer.aborted
                 return
             _take(json.loads(line[6:]), answer)

@@ -111,7 +111,7 @@ class Encoder:
 
 
 def decode_chunk(
-    data: bytes, codec: int, size: int, name: str, base: Base | None = None
+    data: bytes, codec: int, size: int, name: str, base: Base | None = None, only: int | None = None
 ) -> tuple[memoryview, list[Entry]]:
     """The chunk of ``size`` bytes that an `Encoder` stored, and its tensors in order of their numbers.
 
@@ -121,6 +121,7 @@ def decode_chunk(
         size: of the decoded chunk, from the frame's header.
         name: of the segment, for error messages.
         base: where tensors are found that this chunk holds only a difference from.
+        only: the one tensor that is wanted; the bytes of others need not be right then.
 
     Raises:
         DamagedTrace: the codec is unknown, or the data are not what an encoder makes.
@@ -142,7 +143,11 @@ def decode_chunk(
         raise DamagedTrace(f"{name} holds a chunk whose first stream is not its header.")
     chunk = np.empty(size, np.uint8)
     chunk[: len(start)] = np.frombuffer(start, np.uint8)
+    wanted = entries[only] if only is not None and only < len(entries) and codec != DELTA else None
     for width, begin, end in regions(entries, len(start), size):
+        if wanted is not None and not begin <= wanted.start < end:
+            streams.skip(width)
+            continue
         join([streams.next((end - begin) // width) for _ in range(width)], chunk[begin:end], width)
     streams.done()
     if references:
@@ -175,6 +180,12 @@ class _Streams:
         if expected is not None and size != expected:
             raise DamagedTrace(f"{self._name} holds a plane of {size} bytes where {expected} belong.")
         return data if stored == size else decompress(data, size, self._name)
+
+    def skip(self, count: int) -> None:
+        for _ in range(count):
+            if not self._lengths:
+                raise DamagedTrace(f"{self._name} holds a chunk that lacks a stream.")
+            self._at += self._lengths.pop()[0]
 
     def done(self) -> None:
         if self._lengths:

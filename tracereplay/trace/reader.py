@@ -188,16 +188,27 @@ class SegmentReader:
     def close(self) -> None:
         self.file.close()
 
-    def _decoded(self, number: int) -> tuple[memoryview, list[Entry]]:
+    def _decoded(self, number: int, only: int | None = None) -> tuple[memoryview, list[Entry]]:
         frame, payload = self.chunk_frame(number)
         if frame.size != self.index.chunks[number][2]:
             raise DamagedTrace(f"{self.name} is damaged: its index has another size of chunk {number}.")
-        return decode_chunk(payload, frame.codec, frame.size, self.name, self._base)
+        return decode_chunk(payload, frame.codec, frame.size, self.name, self._base, only)
 
     def tensor(self, chunk: int, number: int) -> memoryview:
         """The bytes of a chunk's tensor."""
         data, entries = self.chunk(chunk)
         if type(number) is not int or not 0 <= number < len(entries):
+            raise DamagedTrace(f"{self.name} names tensor {number} of a chunk that holds {len(entries)}.")
+        return data[entries[number].start : entries[number].end]
+
+    def tensor_alone(self, chunk: int, number: int) -> memoryview:
+        """As `tensor`, for a reader who wants nothing else of the chunk: only words of its size are decoded."""
+        with self._lock:
+            known = chunk in self._cache
+        if known:
+            return self.tensor(chunk, number)
+        data, entries = self._decoded(chunk, number)
+        if not 0 <= number < len(entries):
             raise DamagedTrace(f"{self.name} names tensor {number} of a chunk that holds {len(entries)}.")
         return data[entries[number].start : entries[number].end]
 

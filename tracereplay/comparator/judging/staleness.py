@@ -23,6 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from tracereplay.comparator.numbers.exclusions import by_rows
 from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
 from tracereplay.comparator.numbers.tables import Array, Ints, PassIndex, StepInfo, Table
 from tracereplay.comparator.tokens.generation import Generation
@@ -139,7 +140,7 @@ def of_other_weights(golden: Versions, candidate: Versions, rows: Rows) -> Exclu
             golden.sampled_of(keys), candidate.sampled_of(keys)
         )
 
-    return other
+    return by_rows(other)
 
 
 def computed_again(golden: Versions, index: PassIndex, rows: Rows) -> Exclusion:

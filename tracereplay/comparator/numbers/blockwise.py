@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from tracereplay.comparator.numbers.blocks import pieces
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import judge_leans
 from tracereplay.comparator.numbers.metrics import Tally, compare_rows
-from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Rows
+from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.siblings import Group, Groups
 from tracereplay.comparator.numbers.tables import (
     LANE,
     Array,
     Ints,
+    Pairs,
     PassIndex,
     Table,
     TableKey,
@@ -68,6 +70,22 @@ class _Worklist:
     jobs: list[_Job] = field(default_factory=list)
     left_out: dict[tuple[str, str], int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
+    _pairs: dict[tuple[object, object], Pairs] = field(default_factory=dict)
+    _kept: dict[tuple[int, bytes], tuple[Ints, Ints]] = field(default_factory=dict)
+
+    def pairs(self, golden: Table, candidate: Table) -> Pairs:
+        """The rows that both have; tables with the same rows share them, that memory does not grow with sites."""
+        key = golden.pattern, candidate.pattern
+        if key not in self._pairs:
+            self._pairs[key] = pair_rows(golden, candidate)
+        return self._pairs[key]
+
+    def kept(self, pairs: Pairs, keep: Mask) -> tuple[Ints, Ints]:
+        """Those of the pairs that are kept; shared, too."""
+        key = id(pairs), xxhash.xxh3_128_digest(np.packbits(keep).data)
+        if key not in self._kept:
+            self._kept[key] = pairs.golden[keep], pairs.candidate[keep]
+        return self._kept[key]
 
     def leave_out(self, key: TableKey, reason: str, rows: int) -> None:
         """Rows of an output, or of an input that is the only one to speak for its site."""
@@ -250,7 +268,7 @@ def _paired(
     worklist: _Worklist, calls: _Calls, table: Table, other: Table, rows: Rows, exclusions: Sequence[Exclusion]
 ) -> tuple[Ints, Ints]:
     """Indices of the rows to compare; says what is left out, and why."""
-    pairs = pair_rows(table, other)
+    pairs = worklist.pairs(table, other)
     out = np.zeros(len(table.ids), bool)
     for exclusion in exclusions:
         found = exclusion(table)
@@ -258,8 +276,7 @@ def _paired(
             reason, mask = found
             worklist.leave_out(table.key, reason, int((mask & ~out).sum()))
             out |= mask
-    keep = ~out[pairs.golden]
-    mine, theirs = pairs.golden[keep], pairs.candidate[keep]
+    mine, theirs = worklist.kept(pairs, ~out[pairs.golden])
     absent = ~out
     absent[mine] = False
     shared = absent & np.isin(_beginning(table, rows), _beginning(table, rows)[mine])

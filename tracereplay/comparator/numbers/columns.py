@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.kinds import BLOCK, Cursor, Kind, Occurrence
+from tracereplay.comparator.numbers.kinds import BLOCK, Cursor, FormValue, Kind, Occurrence
 from tracereplay.comparator.numbers.stacks import Stacks
-from tracereplay.comparator.numbers.tensors import LANE, Array, Ints, Tensor
+from tracereplay.comparator.numbers.tensors import LANE, Array, Ints, Tensor, as_rows
+from tracereplay.dtypes import nbytes, numpy_dtype
 from tracereplay.trace.forms import ELSEWHERE, Form, StepRecord
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located
@@ -462,9 +463,30 @@ class TensorColumn(Sequence[Tensor]):
         self.columns.cursor.step = int(self.pattern.steps[place])
         return tensor.load()
 
-    def rows(self, picks: Ints) -> Array:
-        """Rows of the table in their storage dtype, ``[len(picks), width]``."""
-        runs = [self._run(picks[a:b]) for a, b in self._runs(picks)]
+    def _load_alone(self, place: int) -> Array:
+        """As `load`, without decoding more of its chunk than need be."""
+        step = int(self.pattern.steps[place])
+        tensor: Tensor = self[place]
+        value, located = self.columns.stacks.plain(int(self.columns.blocks[1][step]), tensor)
+        if value is None or located is None or located.strided:
+            return self.load(place)
+        chunk = self.columns.first_chunks(step, step + 1, value.rank)[0] + located.chunk
+        data = self.columns.reader(step, value.rank).tensor_alone(chunk, located.tensor)
+        if len(data) != nbytes(value.dtype, value.shape):
+            return self.load(place)
+        return as_rows(np.frombuffer(data, numpy_dtype(value.dtype)).reshape(value.shape), tensor.axis)
+
+    def content(self) -> tuple[object, ...]:
+        """What equal columns share: the rows, and in each kind the values that are read."""
+        values = tuple(
+            (kind, tuple(_identity(occurrence.tensor) for occurrence in occurrences))
+            for kind, occurrences in self.occurrences.items()
+        )
+        return id(self.columns), id(self.pattern), values
+
+    def rows(self, picks: Ints, *, alone: bool = False) -> Array:
+        """Rows of the table in their storage dtype, ``[len(picks), width]``; see `tables.gather`."""
+        runs = [self._run(picks[a:b], alone) for a, b in self._runs(picks)]
         return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
     def stored_alike(self, picks: Ints, other: TensorColumn, others: Ints) -> bool:
@@ -506,18 +528,27 @@ class TensorColumn(Sequence[Tensor]):
         cuts = (window[1:] != window[:-1]) | (occurrence[1:] != occurrence[:-1])
         yield from pairwise([0, *(np.flatnonzero(cuts) + 1).tolist(), len(picks)])
 
-    def _run(self, picks: Ints) -> Array:
+    def _run(self, picks: Ints, alone: bool) -> Array:
         tensors, at = self.pattern.tensor[picks], self.pattern.at[picks]
         first = int(tensors[0])
         step = int(self.pattern.steps[first])
         window = int(self.columns.blocks[1][step])
-        stacked = self.columns.stacks.tensor(window, self[first])
+        stacked = None if alone else self.columns.stacks.tensor(window, self[first])
         if stacked is not None:
             places = self.pattern.steps[tensors] - self.columns.windows[window]
             return _take(stacked, places, at)
         bounds = [0, *(np.flatnonzero(tensors[1:] != tensors[:-1]) + 1).tolist(), len(at)]
-        found = [self.load(int(tensors[a]))[at[a:b]] for a, b in pairwise(bounds)]
+        load = self._load_alone if alone else self.load
+        found = [load(int(tensors[a]))[at[a:b]] for a, b in pairwise(bounds)]
         return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _identity(tensor: Tensor) -> object:
+    """Equal for tensors that read the same values in the same way; else for no two."""
+    values = [v for v in tensor.values if isinstance(v, FormValue)]
+    if type(tensor) is not Tensor or len(values) < len(tensor.values):
+        return id(tensor)
+    return tuple((v.rank, v.place) for v in values), tensor.layout, tensor.axis
 
 
 def _take(stack: Array, places: Ints, at: Ints) -> Array:

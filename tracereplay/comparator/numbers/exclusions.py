@@ -8,13 +8,26 @@ import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import is_float
 from tracereplay.comparator.numbers.results import Exclusion, Mask, Rows
-from tracereplay.comparator.numbers.tables import LANE, Array, PassIndex, Table, TableKey, gather, pair_rows
+from tracereplay.comparator.numbers.tables import (
+    LANE,
+    Array,
+    PassIndex,
+    Pattern,
+    Table,
+    TableKey,
+    gather,
+    pair_rows,
+    surely_equal,
+)
 from tracereplay.comparator.tokens.generation import Generation
 
 __all__ = [
-    "after_parting", "drawn_at_random", "other_integers", "past_the_end", "unfed_calls", "unfed_context",
-    "unfed_input",
+    "after_parting", "by_rows", "drawn_at_random", "other_integers", "past_the_end", "unfed_calls",
+    "unfed_context", "unfed_input",
 ]  # fmt: skip
+
+
+AT_ONCE = 1024  # rows whose integers are compared at a time
 
 
 def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusion:
@@ -25,7 +38,7 @@ def after_parting(parted: Mapping[tuple[int, int], int], rows: Rows) -> Exclusio
         limits = np.array([parted.get((r, s), 1 << 40) for r, s in keys[:, :2].tolist()], np.int64)
         return "after the request's first differing token", keys[:, 2] >= limits
 
-    return after
+    return by_rows(after)
 
 
 def past_the_end(mine: Generation, rows: Rows) -> Exclusion:
@@ -37,7 +50,7 @@ def past_the_end(mine: Generation, rows: Rows) -> Exclusion:
         limits = np.array([ends.get((r, s), 1 << 40) for r, s in keys[:, :2].tolist()], np.int64)
         return "past the end of the generation", keys[:, 2] >= limits
 
-    return behind
+    return by_rows(behind)
 
 
 def drawn_at_random(mine: Generation, index: PassIndex, rows: Rows) -> Exclusion:
@@ -66,7 +79,9 @@ def unfed_input(index: PassIndex, rows: Rows) -> Exclusion:
             return None
         mask = np.zeros(len(table.ids), bool)
         for given in inputs.get(table.key.site, ()):
-            if not (len(given.ids) == len(table.ids) and (given.ids == table.ids).all()):
+            if given.pattern is not table.pattern and not (
+                len(given.ids) == len(table.ids) and (given.ids == table.ids).all()
+            ):
                 mask |= ~np.isin(rows.beginning[table.ids % LANE], rows.beginning[given.ids % LANE])
         return "unfed input: golden lacks this row of an input", mask
 
@@ -106,13 +121,14 @@ def other_integers(golden: PassIndex, candidate: PassIndex) -> Exclusion:
         if key.side == "in" and table.tensors and not is_float(table.tensors[0].dtype):
             inputs.setdefault(key.site, []).append(table)
     known: dict[str, list[tuple[int, Array]]] = {}
+    integers = _Integers()
 
     def misled(table: Table) -> tuple[str, Mask] | None:
         site = table.key.site
         if table.key.side == "in" or site not in inputs:
             return None
         if site not in known:
-            found = ((t.key.index, _differing(t, candidate.tables.get(t.key))) for t in inputs[site])
+            found = ((t.key.index, integers.differing(t, candidate.tables.get(t.key))) for t in inputs[site])
             known[site] = [(index, ids) for index, ids in found if len(ids)]
         if not known[site]:
             return None
@@ -123,31 +139,65 @@ def other_integers(golden: PassIndex, candidate: PassIndex) -> Exclusion:
     return misled
 
 
-def _differing(golden: Table, candidate: Table | None) -> Array:
-    """Numbers of the rows whose integers differ; those of no row where the two cannot be compared."""
-    none = golden.ids[:0]
-    if candidate is None:
-        return none
-    mine, theirs, pairs = golden.signature(), candidate.signature(), pair_rows(golden, candidate)
-    if mine is None or theirs is None or mine[1] != theirs[1] or is_float(theirs[0]) or not len(pairs.golden):
-        return none
-    apart = gather(golden, pairs.golden) != gather(candidate, pairs.candidate)
-    found: Array = golden.ids[pairs.golden[apart.any(axis=1)]]
-    return found
+class _Integers:
+    """Compares integers, once where several operators are given the same tensor."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Array] = {}
+
+    def differing(self, golden: Table, candidate: Table | None) -> Array:
+        """Numbers of the rows whose integers differ; those of no row where the two cannot be compared."""
+        none = golden.ids[:0]
+        if candidate is None or golden.column is None or candidate.column is None:
+            return none
+        mine, theirs = golden.signature(), candidate.signature()
+        if mine is None or theirs is None or mine[1] != theirs[1] or is_float(theirs[0]):
+            return none
+        key = golden.column.content(), candidate.column.content()
+        if key not in self._known:
+            self._known[key] = _differing(golden, candidate)
+        return self._known[key]
+
+
+def _differing(golden: Table, candidate: Table) -> Array:
+    pairs = pair_rows(golden, candidate)
+    found = [golden.ids[:0]]
+    for start in range(0, len(pairs.golden), AT_ONCE):
+        mine, theirs = (x[start : start + AT_ONCE] for x in (pairs.golden, pairs.candidate))
+        if not surely_equal(golden, mine, candidate, theirs):
+            apart = gather(golden, mine, alone=True) != gather(candidate, theirs, alone=True)
+            found.append(golden.ids[mine[apart.any(axis=1)]])
+    return np.concatenate(found)
+
+
+def by_rows(exclusion: Exclusion) -> Exclusion:
+    """Asks once for all tables whose rows are the same."""
+    known: dict[Pattern, tuple[str, Mask] | None] = {}
+
+    def asked(table: Table) -> tuple[str, Mask] | None:
+        if table.pattern is None:
+            return exclusion(table)
+        if table.pattern not in known:
+            known[table.pattern] = exclusion(table)
+        return known[table.pattern]
+
+    return asked
 
 
 def unfed_context(index: PassIndex, rows: Rows) -> Exclusion:
     """A row of attention shows its own error only if each earlier row of its sequence was fed golden values."""
-    known: dict[bytes, Mask] = {}
+    known: dict[Pattern, Mask] = {}
 
     def unfed(table: Table) -> tuple[str, Mask] | None:
         site = index.sites.get(table.key.site)
         if table.key.side == "in" or site is None or site.role != "attention":
             return None
-        content = table.ids.tobytes()
-        if content not in known:
-            known[content] = _beyond_fed(table, rows)
-        return "unfed context: golden lacks earlier rows of the sequence", known[content]
+        pattern = table.pattern
+        if pattern is None:
+            return None
+        if pattern not in known:
+            known[pattern] = _beyond_fed(table, rows)
+        return "unfed context: golden lacks earlier rows of the sequence", known[pattern]
 
     return unfed
 

@@ -59,7 +59,7 @@ BIAS_Z = 5.0
 BIAS_ROWS = 12  # fewer distinct rows may all lean one way by chance
 LEANS_KEPT = 4096  # rows; enough to settle any lean, and bounds memory
 
-SLICE = 1 << 21  # elements widened at a time
+SLICE = 1 << 16  # elements widened at a time; what is made of them stays in a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,22 @@ class RowErrors:
 def trimmed_rms(x: Array) -> Floats:
     """Of each row's magnitudes ``[rows, width]`` (not negative), ``[rows]``."""
     squares = np.square(x, dtype=np.float64)
-    mean = squares.mean(axis=1)
+    return _trimmed(squares, squares.mean(axis=1))
+
+
+def _trimmed(squares: Floats, mean: Floats) -> Floats:
+    """The trimmed RMS of rows, given their squares and the means of these."""
+    mean = mean.copy()
+    rows = np.arange(len(mean))  # those with an outlier
     for _ in range(TRIM_ROUNDS):
-        kept = squares <= (TRIM_AT**2 * mean)[:, None]
-        if kept.all():
+        limit = TRIM_AT**2 * mean[rows]
+        outliers = squares.max(axis=1) > limit
+        if not outliers.any():
             break
-        mean = np.where(kept, squares, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+        if not outliers.all():
+            rows, squares, limit = rows[outliers], squares[outliers], limit[outliers]
+        kept = squares <= limit[:, None]
+        mean[rows] = np.where(kept, squares, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
     root: Floats = np.sqrt(mean)
     return root
 
@@ -130,18 +140,27 @@ def row_errors(
     g, c = widen(golden, golden_dtype), widen(candidate, candidate_dtype)
     wide = np.result_type(g, c)
     g, c, broken = _finite(g.astype(wide, copy=False), c.astype(wide, copy=False), same)
-    size = magnitude(g)
-    rms = trimmed_rms(size)
+    plain = magnitude is np.abs
+    size, other = magnitude(g), magnitude(c)
+    squares = np.square(size, dtype=np.float64)
+    rms = _trimmed(squares, squares.mean(axis=1))
+    norms = np.sqrt((squares if plain else np.square(g, dtype=np.float64)).sum(axis=1))
+    del squares
     a, b = tolerance
-    error = np.abs(c - g)
+    difference = c - g
+    error = np.abs(difference)
     allowance = eps(unit) * (a * size + (b * rms)[:, None].astype(wide)) + a * smallest(unit)
-    ratio = np.divide(error, allowance, out=np.where(error > 0, np.inf, 0).astype(wide), where=allowance > 0)
-    ratio[broken] = np.inf
+    if allowance.min(initial=1) > 0:
+        ratio = error / allowance
+    else:
+        ratio = np.divide(error, allowance, out=np.where(error > 0, np.inf, 0).astype(wide), where=allowance > 0)
+    if broken.any():
+        ratio[broken] = np.inf
     at = ratio.argmax(axis=1)
     rows = np.arange(len(at))
-    ulps = (c - g) / _ulp(np.maximum(np.abs(g), np.abs(c)), unit)
-    larger = np.maximum(size, magnitude(c))
-    counted = ulps if magnitude is np.abs else (c - g) / _ulp(larger, unit)
+    larger = np.maximum(size, other)
+    counted = difference / _ulp(larger, unit)
+    ulps = counted if plain else difference / _ulp(np.maximum(np.abs(g), np.abs(c)), unit)
     clipped = np.clip(counted, -LEAN_CLIP, LEAN_CLIP)
     signs = np.sign(g + c)
     along = clipped * signs
@@ -152,8 +171,8 @@ def row_errors(
         golden=_values(golden, golden_dtype, rows, at),
         candidate=_values(candidate, candidate_dtype, rows, at),
         max_abs=error.max(axis=1).astype(np.float64),
-        max_ulp=np.abs(ulps).max(axis=1).astype(np.float64),
-        relative_l2=_norm_ratio(error, g),
+        max_ulp=np.maximum(ulps.max(axis=1), -ulps.min(axis=1)).astype(np.float64),
+        relative_l2=_norm_ratio(error, norms),
         axis_lean=clipped.mean(axis=1, dtype=np.float64) - sign_lean * signs.mean(axis=1, dtype=np.float64),
         sign_lean=sign_lean,
         growth=_growth(along, larger),
@@ -188,16 +207,18 @@ def _bits_equal(golden: Array, candidate: Array) -> Array:
 
 def _finite(g: Array, c: Array, same: Array) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     """Both with zeros where either is not finite, and where such elements differ."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        top = np.maximum(np.abs(g).max(initial=0), np.abs(c).max(initial=0))  # NaN if there is one
+    if np.isfinite(top):
+        return g, c, np.zeros(g.shape, bool)
     bad = ~(np.isfinite(g) & np.isfinite(c))
-    if not bad.any():
-        return g, c, bad
     agree = same | (np.isnan(g) & np.isnan(c)) | (g == c)
     return np.where(bad, 0, g), np.where(bad, 0, c), bad & ~agree
 
 
-def _norm_ratio(above: Array, below: Array) -> Floats:
-    """L2 norm of each row of one over that of the other, summed in float64."""
-    over, under = (np.sqrt(np.square(x, dtype=np.float64).sum(axis=1)) for x in (above, below))
+def _norm_ratio(above: Array, under: Floats) -> Floats:
+    """L2 norm of each row, summed in float64, over another norm of it, ``[rows]``."""
+    over = np.sqrt(np.square(above, dtype=np.float64).sum(axis=1))
     ratio: Floats = np.divide(over, under, out=np.where(over > 0, np.inf, 0.0), where=under > 0)
     return ratio
 
@@ -236,8 +257,11 @@ def _growth(along: Array, size: Array) -> Floats:
         size: magnitudes. Zeros have no mantissa: they dilute the growth as they do the lean.
     """
     middle = size.dtype.type(1.5)
-    above = (_mantissa(size) - middle) * (size > 0)
-    count = np.maximum((size > 0).sum(axis=1), 1)
+    if size.min(initial=1) > 0:
+        above, count = _mantissa(size) - middle, np.full(len(size), size.shape[1])
+    else:
+        there = size > 0
+        above, count = (_mantissa(size) - middle) * there, np.maximum(there.sum(axis=1), 1)
     mean = above.sum(axis=1, dtype=np.float64) / count
     squares = np.einsum("ij,ij->i", above, above) - count * mean**2
     products = np.einsum("ij,ij->i", along, above) - along.sum(axis=1, dtype=np.float64) * mean
@@ -469,6 +493,8 @@ def compare_rows(
     rows = np.flatnonzero(different)
     stride = max(1, SLICE // max(width, 1))
     for start in range(0, len(rows), stride):
-        part = rows[start : start + stride]
+        part: Array | slice = rows[start : start + stride]
+        if len(rows) == len(golden):
+            part = slice(start, start + stride)  # no copy
         errors = row_errors(golden[part], candidate[part], *dtypes, tolerance, magnitude, tally.peak)
         tally.add(errors, width, keys[part], order[part], step[part])

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tracereplay.census import Census
-from tracereplay.comparator.numbers.columns import CallInfo, Calls, TensorColumn
+from tracereplay.comparator.numbers.columns import CallInfo, Calls, Pattern, TensorColumn
 from tracereplay.comparator.numbers.tensors import LANE, Array, Ints, TableKey, TableSide, Tensor
 from tracereplay.event import RowKey, Sampled, Site
 from tracereplay.sitemap import Pair
 
 __all__ = [
-    "LANE", "Array", "CallInfo", "Calls", "Ints", "Pairs", "PassIndex", "StepInfo", "Table", "TableKey",
+    "LANE", "Array", "CallInfo", "Calls", "Ints", "Pairs", "PassIndex", "Pattern", "StepInfo", "Table", "TableKey",
     "TableSide", "Tensor", "gather", "pair_rows", "surely_equal",
 ]  # fmt: skip
 
@@ -71,6 +71,11 @@ class Table:
     def sizes(self) -> Ints:
         """How many rows the tensor has that each row is in, padding included, ``int64 [rows]``."""
         return _NONE if self.column is None else self.column.sizes[self.column.pattern.tensor]
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """Where its rows are; tables whose rows are the same share one."""
+        return None if self.column is None else self.column.pattern
 
     @property
     def repeats(self) -> int:
@@ -157,10 +162,16 @@ def pair_rows(golden: Table, candidate: Table) -> Pairs:
     return Pairs(mine[order], theirs[order])
 
 
-def gather(table: Table, picks: Ints) -> Array:
-    """Rows ``picks`` of the table in their storage dtype, ``[len(picks), width]``."""
+def gather(table: Table, picks: Ints, *, alone: bool = False) -> Array:
+    """Rows ``picks`` of the table in their storage dtype, ``[len(picks), width]``.
+
+    Args:
+        table: with a column.
+        picks: at least one.
+        alone: whether nothing else of these steps is read, so that chunks are decoded only as far as they must be.
+    """
     assert table.column is not None
-    return table.column.rows(picks)
+    return table.column.rows(picks, alone=alone)
 
 
 def surely_equal(golden: Table, mine: Ints, candidate: Table, theirs: Ints) -> bool:
