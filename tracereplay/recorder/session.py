@@ -289,7 +289,7 @@ class Session:
         call = step.begin_call(slot, self.rows_of(slot))
         rows_first = self.rows_first.all(slot, "in", inputs)
         if slot not in self._left_out["in"]:
-            for index, x in enumerate(rows_first):
+            for index, x in enumerate(self._real_rows(step, slot, "in", rows_first)):
                 try:
                     call.inputs[index] = step.copy(x, arrived=True)
                 except Exception as error:
@@ -327,11 +327,11 @@ class Session:
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None:
             with self._guarded():
-                self._written.keep(step, call, taken, outputs)
+                self._written.keep(step, call, self._real_rows(step, slot, "in", taken), outputs)
         if slot in self._rows:
             call.rows[1] = self._rows[slot][1]
         if slot not in self._left_out["out"]:
-            for index, x in enumerate(outputs):
+            for index, x in enumerate(self._real_rows(step, slot, "out", outputs)):
                 try:
                     call.outputs[index] = step.copy(x)
                 except Exception as error:
@@ -339,6 +339,15 @@ class Session:
         if self._replacement is not None:
             for index, x in enumerate(outputs):
                 self._lay_over(slot, index, call.rows[1], x)
+
+    def _real_rows(
+        self, step: PendingStep, slot: int, side: str, tensors: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """``tensors`` without the rows that graphs padded, which operators between graphs are given, too."""
+        if self.graphs is None or step.frame is None or slot in self._rows:
+            return tensors
+        graphs, rows = self.graphs, len(step.rows)
+        return [graphs.without_padding(step, (slot, side, i), x, rows) for i, x in enumerate(tensors)]
 
     def _captured(self, slot: int, inputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
         """A call while no step is recorded: it may be captured into a graph."""
