@@ -34,7 +34,7 @@ from tracereplay.hooks.writes import CAN_WATCH, watching_writes
 from tracereplay.recorder.arena import Area, aligned, place_in
 from tracereplay.recorder.frames import Frame, Region, Tapped
 from tracereplay.recorder.graph_memory import GraphMemory, Meter, Tap
-from tracereplay.recorder.options import KERNEL, GraphOptions, Options
+from tracereplay.recorder.options import KERNEL, NO_KERNELS, GraphOptions, Options
 from tracereplay.recorder.protocol import Descriptor
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.staged import NthTap, Rehearsals, Staged
@@ -160,10 +160,7 @@ class GraphRecorder:
                 "start it by replay or bisect, or set enforce_eager=true."
             )
         if options.level == KERNEL:
-            raise Unsupported(
-                "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; "
-                "set enforce_eager=true, or record operators only (--level operator)."
-            )
+            raise Unsupported(NO_KERNELS)
         if self.memory.refusal is not None:
             raise Unsupported(self.memory.refusal)
 
