@@ -166,10 +166,13 @@ class Rows:
     """A `Replacement` that has values by slot, side, number and row position."""
 
     def __init__(self, golden, injected=None):
-        self.golden, self.injected, self.feeds = golden, injected, injected is None
+        self.golden, self.injected, self.feeds, self.steps = golden, injected, injected is None, 0
 
     def stands_for(self, slot, index, inputs):
         return (index,)
+
+    def rows_for(self, rows_of):
+        self.steps += 1
 
     def _found(self, slot, side, index, rows):
         values = self.golden.get((slot, side, index), {})
@@ -278,8 +281,10 @@ def golden_rows_are_fed_within_a_graph_and_only_then():
         golden = _golden_of(steps, scale=1.5)
         for values in golden.values():
             del values[1], values[5]  # two rows that golden does not have
-        fed, injected = rig.record(xs, Rows(golden))
-        fed_eagerly, expected = rig.record(xs, Rows(golden), eager=True)
+        inside, outside = Rows(golden), Rows(golden)
+        fed, injected = rig.record(xs, inside)
+        fed_eagerly, expected = rig.record(xs, outside, eager=True)
+        assert inside.steps == outside.steps == len(xs), "once a step it is told which rows that has"
         _same(_contents(injected), _contents(expected))
         for one, other, without in zip(fed, fed_eagerly, plain, strict=True):
             assert torch.equal(one, other)

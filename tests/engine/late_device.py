@@ -41,7 +41,7 @@ class LateDevice:
         self._queue = []
         self.issued = self.done = 0
         self.locked = {}
-        self.copies = self.bytes = self.host_waits = self.held = 0
+        self.copies = self.bytes = self.uploads = self.host_waits = self.held = 0
 
     def whim(self):
         while self._queue and self._random.random() < self._eagerness:
@@ -81,7 +81,10 @@ class LateDevice:
             self.run_until(mark._number)
 
     def upload(self, host):
-        return host.clone()
+        self.uploads += 1
+        device = host.clone()
+        host.view(torch.uint8).fill_(0xEE)  # whoever reads it again is shown
+        return device
 
     def fill(self, area, host):
         area.copy_(host)

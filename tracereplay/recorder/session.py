@@ -396,8 +396,9 @@ class Session:
         self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:
         try:
-            if self._replacement is not None and x.is_floating_point():
-                return self._replacement.rows(slot, side, index, rows, x, inputs)
+            replacement = self.replacement
+            if replacement is not None and x.is_floating_point():
+                return replacement.rows(slot, side, index, rows, x, inputs)
         except Exception as error:
             self.failed(error)
         return None
@@ -430,7 +431,13 @@ class Session:
 
     @property
     def replacement(self) -> Replacement | None:
-        return self._replacement
+        """What the step feeds; whoever asks first has told the step's rows, those of logits and sampler too."""
+        step, found = self._step, self._replacement
+        if found is not None and step is not None and not step.rows_told:
+            step.rows_told = True
+            with self._guarded():
+                found.rows_for(self.rows_of)
+        return found
 
     def rows_of(self, slot: int) -> tuple[RowMap, RowMap]:
         assert self._step is not None
