@@ -1,7 +1,7 @@
 """A step's recorded rows, sent to the device ahead of it in one copy.
 
-The taps that asked for rows in one step are those that will in the next. What a step asks for besides is sent when it
-does: in the first step of a pass, everything.
+The taps that asked for rows in one step are those that will in the next. What a step asks for besides is sent when
+it does: in the first step of a pass, everything.
 """
 
 from __future__ import annotations
