@@ -1,16 +1,21 @@
 """Taps inside CUDA graphs, on `stand_in.graphs` and a device whose copies are late."""
 
+import contextlib
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+sys.path.insert(0, str(Path(__file__).parent / "stand_in"))
+
 import numpy as np
 import torch
+import triton
+import triton.language as tl
 from late_device import LateDevice
-from unit_runner import run
-
-sys.path.insert(0, str(Path(__file__).parent / "stand_in"))
 from stand_in import graphs
+from unit_runner import run
 
 from tracereplay.errors import Unsupported
 from tracereplay.event import Site, make_rows
@@ -19,6 +24,7 @@ from tracereplay.recorder import arena
 from tracereplay.recorder import graphs as recorder
 from tracereplay.recorder.options import KERNEL, GraphOptions, Options
 from tracereplay.recorder.session import Session
+from tracereplay.recorder.staged import Rehearsals
 from tracereplay.recorder.written import DeclaredWrites
 from tracereplay.replayer.own_errors import cancelled
 from tracereplay.trace.reader import SegmentReader
@@ -61,11 +67,42 @@ class Model(torch.nn.Module):
         return self.halve(y, scratch) + residual
 
 
+class Chain(torch.nn.Module):
+    """Operators each of which takes what the one before it returned, once ``change`` has seen that."""
+
+    def __init__(self, change=None, length=2):
+        super().__init__()
+        torch.manual_seed(3)
+        self.change = change
+        for number in range(length):
+            self.add_module(f"link{number}", torch.nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        for link in self.children():
+            x = link(x)
+            if self.change is not None:
+                self.change(x)
+        return x
+
+
+@triton.jit
+def _add_one(x_ptr, n, BLOCK: tl.constexpr = 32):  # noqa: N803
+    at = tl.arange(0, BLOCK)
+    tl.store(x_ptr + at, tl.load(x_ptr + at, mask=at < n) + 1, mask=at < n)
+
+
+LIBRARY = torch.library.Library("units", "DEF")  # whose schemas declare no write
+LIBRARY.define("launch(Tensor x) -> ()")
+LIBRARY.impl("launch", lambda x: _add_one[(1,)](x, x.numel()), "CPU")
+LIBRARY.define("quietly(Tensor x) -> ()")
+LIBRARY.impl("quietly", lambda x: x.numpy().__iadd__(1) is None or None, "CPU")
+
+
 class Rig:
     """A tapped model, its graphs by their number of rows, and the session that records them."""
 
-    def __init__(self, seed=0, sizes=(1, 2, 4), options=None, leave=(), tapped=True):
-        self.model = Model().eval()
+    def __init__(self, seed=0, sizes=(1, 2, 4), options=None, leave=(), tapped=True, model=Model):
+        self.model = model().eval()
         self.device = LateDevice(seed)
         self.session = session = Session(0, self.device)
         for name, module in self.model.named_children():
@@ -81,17 +118,22 @@ class Rig:
         self.graphs = {}
         with torch.inference_mode():
             self.static = torch.zeros(max(sizes), WIDTH)
+            self.forward(max(sizes))  # tells how much memory there must be
             for rows in sorted(sizes, reverse=True):
                 self.forward(rows)  # warm-up
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    out = self.forward(rows)
-                self.graphs[rows] = graph, out
+                self.graphs[rows] = self.capture(rows)
         captures.watch_captures(session.graphs)
 
     def forward(self, rows):
         with self.session.forward(rows):
             return self.model(self.static[:rows])
+
+    def capture(self, rows):
+        """What replays a forward of so many rows, and where its result is."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self.forward(rows)
+        return graph.replay, out
 
     def step(self, x, *, first=0, eager=False):
         """One step of as many real rows as ``x`` has; padding is what an earlier batch left there."""
@@ -103,8 +145,8 @@ class Rig:
             if eager:
                 result = self.model(self.static[:real].clone())
             else:
-                graph, out = self.graphs[padded]
-                graph.replay()
+                replay, out = self.graphs[padded]
+                replay()
                 result = out[:real].clone()
         self.session.end_step()
         return result
@@ -124,10 +166,13 @@ class Rows:
     """A `Replacement` that has values by slot, side, number and row position."""
 
     def __init__(self, golden, injected=None):
-        self.golden, self.injected, self.feeds = golden, injected, injected is None
+        self.golden, self.injected, self.feeds, self.steps = golden, injected, injected is None, 0
 
     def stands_for(self, slot, index, inputs):
         return (index,)
+
+    def rows_for(self, rows_of):
+        self.steps += 1
 
     def _found(self, slot, side, index, rows):
         values = self.golden.get((slot, side, index), {})
@@ -236,8 +281,10 @@ def golden_rows_are_fed_within_a_graph_and_only_then():
         golden = _golden_of(steps, scale=1.5)
         for values in golden.values():
             del values[1], values[5]  # two rows that golden does not have
-        fed, injected = rig.record(xs, Rows(golden))
-        fed_eagerly, expected = rig.record(xs, Rows(golden), eager=True)
+        inside, outside = Rows(golden), Rows(golden)
+        fed, injected = rig.record(xs, inside)
+        fed_eagerly, expected = rig.record(xs, outside, eager=True)
+        assert inside.steps == outside.steps == len(xs), "once a step it is told which rows that has"
         _same(_contents(injected), _contents(expected))
         for one, other, without in zip(fed, fed_eagerly, plain, strict=True):
             assert torch.equal(one, other)
@@ -260,6 +307,102 @@ def own_errors_are_cancelled_within_a_graph():
     outside, expected = rig.record(xs, rows, eager=True)
     _same(_contents(traced), _contents(expected))
     for one, other in zip(inside, outside, strict=True):
+        assert torch.equal(one, other)
+
+
+RECORDED = GraphOptions("nothing")
+
+
+def _staged_bytes(rig, rows):
+    """How many bytes go to the host in a step of so many rows."""
+    before = rig.device.bytes
+    rig.record(_batches(rows))
+    return rig.device.bytes - before
+
+
+def what_arrives_as_it_was_returned_is_staged_once():
+    """Eight operators have sixteen tensors, nine of which differ; without a warm-up all are copied."""
+    tensor = arena.aligned(4 * WIDTH * 4)
+    rig = Rig(options=RECORDED, model=lambda: Chain(length=8))
+    assert _staged_bytes(rig, 4) == 9 * tensor, _staged_bytes(rig, 4) / tensor
+    xs = _batches(3, 4, 1, 2)
+    _same(_contents(rig.record(xs)[1]), _contents(rig.record(xs, eager=True)[1]))
+    with _broken(Rehearsals, "keep", lambda *_: None):
+        rig = Rig(options=RECORDED, model=lambda: Chain(length=8))
+        assert _staged_bytes(rig, 4) == 16 * tensor, _staged_bytes(rig, 4) / tensor
+
+
+def what_is_fed_is_staged_as_often_as_it_is_seen():
+    """What golden gives is not what was returned."""
+    rig = Rig(model=lambda: Chain(length=8))
+    assert _staged_bytes(rig, 4) == 16 * arena.aligned(4 * WIDTH * 4)
+
+
+def what_changed_on_the_way_is_staged_again():
+    """By a schema, by a launch, and by what nobody declares, which the warm-up shows."""
+
+    def check(change):
+        rig, xs = Rig(options=RECORDED, model=lambda: Chain(change)), _batches(3, 1)
+        _same(_contents(rig.record(xs)[1]), _contents(rig.record(xs, eager=True)[1]))
+
+    trusting = _broken(Rehearsals, "same", lambda *_: True)
+    unseeing = _broken(recorder, "watching_writes", lambda writes: contextlib.nullcontext())
+    for change in (lambda x: x.add_(1), torch.ops.units.launch, lambda x: x[1:].add_(1)):
+        with trusting:
+            check(change)  # writes are seen
+        with unseeing:
+            check(change)  # bytes are compared
+        with trusting, unseeing:
+            assert _error(AssertionError, lambda change=change: check(change))
+    check(torch.ops.units.quietly)
+    with trusting:
+        assert _error(AssertionError, lambda: check(torch.ops.units.quietly))
+
+
+class Broken(Rig):
+    """Its norm runs between two graphs, on memory that stays, as engines run attention."""
+
+    def capture(self, rows):
+        first, last, model = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), self.model
+        y, normed = torch.zeros(rows, WIDTH), torch.zeros(rows, WIDTH)
+        residual, scratch = torch.zeros(rows, WIDTH), torch.ones(rows, WIDTH)
+        x = self.static[:rows]
+
+        def between():
+            for place, x in zip((normed, residual), model.norm(y, residual), strict=True):
+                place.copy_(x)
+
+        with self.session.forward(rows):
+            with torch.cuda.graph(first):
+                y.copy_(model.first(x))
+                residual.copy_(x * 2)
+            between()
+            with torch.cuda.graph(last):
+                scratch.fill_(1)
+                out = model.halve(normed, scratch) + residual
+
+        def replay():
+            first.replay()
+            between()
+            last.replay()
+
+        return replay, out
+
+
+def operators_between_graphs_are_recorded_without_padding():
+    """They run on what graphs padded; what they are fed, and what they write, too."""
+    for options in (RECORDED, None):
+        rig, xs = Broken(options=options), _batches(3, 4, 1)
+        results, steps = rig.record(xs)
+        expected, plain = rig.record(xs, eager=True)
+        _same(_contents(steps), _contents(plain))
+        for one, other in zip(results, expected, strict=True):
+            assert torch.equal(one, other)
+    golden = _golden_of(steps, scale=1.5)
+    fed, injected = rig.record(xs, Rows(golden))
+    fed_eagerly, expected = rig.record(xs, Rows(golden), eager=True)
+    _same(_contents(injected), _contents(expected))
+    for one, other in zip(fed, fed_eagerly, strict=True):
         assert torch.equal(one, other)
 
 
@@ -368,10 +511,10 @@ def a_padded_row_that_is_recorded_is_caught():
     """By the check that the other units make: with the trimming taken away it fails."""
     kept = recorder.GraphRecorder._record
 
-    def untrimmed(self, step, frame, tapped):
+    def untrimmed(self, step, frame, *rest):
         frame.rows, rows = -1, frame.rows
         try:
-            kept(self, step, frame, tapped)
+            kept(self, step, frame, *rest)
         finally:
             frame.rows = rows
 
@@ -447,15 +590,27 @@ def _compare_with_eager():
 def _fails(check, owner, name, broken):
     """``check`` holds, and fails with ``owner.name`` replaced."""
     check()
-    kept = getattr(owner, name)
-    setattr(owner, name, broken)
-    try:
-        check()
-    except AssertionError:
-        return
-    finally:
-        setattr(owner, name, kept)
+    with _broken(owner, name, broken):
+        try:
+            check()
+        except AssertionError:
+            return
     raise AssertionError(f"with a broken {name}, {check.__name__} still holds")
+
+
+class _broken:  # noqa: N801 - a context, to be entered more than once
+    """``owner.name`` is replaced."""
+
+    def __init__(self, owner, name, broken):
+        self._owner, self._name, self._other = owner, name, broken
+
+    def __enter__(self):
+        kept = getattr(self._owner, self._name)
+        setattr(self._owner, self._name, self._other)
+        self._other = kept
+
+    def __exit__(self, *error):
+        self.__enter__()
 
 
 if __name__ == "__main__":

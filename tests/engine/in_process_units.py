@@ -5,12 +5,14 @@ function below raised (null: nothing).
 """
 
 import dataclasses
+import json
 import os
 import select
 import signal
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from unit_runner import run
@@ -18,7 +20,9 @@ from unit_runner import run
 from tracereplay.cancellation import Cancellation
 from tracereplay.device import Cpu
 from tracereplay.engines.naming import map_of
+from tracereplay.engines.variables import GRAPHS
 from tracereplay.engines.vllm.guest.choose import generation, is_v2
+from tracereplay.engines.vllm.guest.graphs import asked_of_graphs
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
 from tracereplay.engines.vllm.guest.refusals import refuse_arguments
@@ -30,7 +34,7 @@ from tracereplay.event import Layout, Parameter, RowKey, Site, make_rows
 from tracereplay.hooks.kernels import returnable
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, writer_client
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.recorder.session import Session
 from tracereplay.replayer.golden import GoldenRows
 from tracereplay.replayer.own_errors import CancelledRows
@@ -138,9 +142,9 @@ def older_batches_of_model_runner_v2_are_refused_with_the_way_out():
 
 
 def what_arguments_cannot_be_recorded_is_refused_together():
-    def said(v0=False, cuda=True, **arguments):
+    def said(v0=False, cuda=True, level="operator", **arguments):
         try:
-            refuse_arguments(arguments, v0=v0, cuda=cuda)
+            refuse_arguments(arguments, v0=v0, cuda=cuda, level=level)
         except Unsupported as error:
             return str(error)
         return ""
@@ -149,12 +153,17 @@ def what_arguments_cannot_be_recorded_is_refused_together():
     for words in ("pipeline_parallel_size=1", "eagle3", '{"cudagraph_mode":"NONE"}'):
         assert words in found, found
     assert "enable_dbo=false" in said(enable_dbo=True)
+    both = said(level="kernel", pipeline_parallel_size=2)
+    assert "enforce_eager=true" in both, both
+    assert "pipeline_parallel_size=1" in both, both
+    with mock.patch.dict(os.environ, {GRAPHS: json.dumps(GraphOptions(level="kernel").as_dict())}):
+        assert asked_of_graphs().level == "kernel"
     assert "enforce_eager=true" in said(v0=True, compilation_config={"cudagraph_mode": "NONE"})
     for arguments in (
         {"enforce_eager": True}, {"compilation_config": {"cudagraph_mode": "NONE"}},
         {"compilation_config": {"use_cudagraph": False}}, {"optimization_level": 0}, {"cuda": False},
     ):  # fmt: skip
-        assert not said(**arguments), arguments
+        assert not said(**arguments, level="kernel"), arguments
     for given in (None, 3, {"mode": 3}, {"cudagraph_mode": "FULL_AND_PIECEWISE"}):
         assert not said(compilation_config=given), given
         assert "inside CUDA graphs" in said(compilation_config=given, speculative_config={"method": "ngram"}), (

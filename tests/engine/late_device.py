@@ -41,7 +41,7 @@ class LateDevice:
         self._queue = []
         self.issued = self.done = 0
         self.locked = {}
-        self.copies = self.host_waits = self.held = 0
+        self.copies = self.bytes = self.uploads = self.host_waits = self.held = 0
 
     def whim(self):
         while self._queue and self._random.random() < self._eagerness:
@@ -72,6 +72,7 @@ class LateDevice:
         self._queue.append((host.data_ptr(), lambda: host.copy_(staged)))
         self.issued += 1
         self.copies += 1
+        self.bytes += staged.numel()
         return LateMark(self, self.issued)
 
     def hold(self, mark):
@@ -80,7 +81,10 @@ class LateDevice:
             self.run_until(mark._number)
 
     def upload(self, host):
-        return host.clone()
+        self.uploads += 1
+        device = host.clone()
+        host.view(torch.uint8).fill_(0xEE)  # whoever reads it again is shown
+        return device
 
     def fill(self, area, host):
         area.copy_(host)

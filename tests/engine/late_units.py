@@ -9,11 +9,15 @@ import torch
 from late_device import LateDevice
 from unit_runner import run
 
+from tracereplay.device import Cpu
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder import arena, idle
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.session import Session
+from tracereplay.replayer.golden import GoldenRows
+from tracereplay.replayer.tables import RowTables
+from tracereplay.trace import TraceDirectory, open_trace, segment_path
 from tracereplay.trace.reader import SegmentReader
 
 SEEDS = range(12)
@@ -227,6 +231,75 @@ def an_idle_engine_has_handed_everything_over():
     assert session._handover.waiting == 0
     session.end_pass()
     assert threading.active_count() == 1, threading.enumerate()
+
+
+TAPS = 3 * 4  # of four operators, each with two inputs and an output
+
+
+def _injected(device, sizes, unknown=()):
+    """Feeds what another session recorded; returns what was computed in each step, and the device's work for it.
+
+    Args:
+        device: where it is fed.
+        sizes: rows of each step.
+        unknown: steps of which the last row is none of golden's.
+    """
+    golden, modules = TraceDirectory(Path(tempfile.mkdtemp()) / "golden.trace", {}), [Keeper() for _ in range(4)]
+    session = _session(LateDevice(6), *modules)
+    firsts = [sum(sizes[:step]) for step in range(len(sizes))]
+
+    def steps(values, places):
+        for first, size, last in zip(firsts, sizes, places, strict=True):
+            session.begin_step(make_rows([(0, 0, first + i) for i in range(size - 1)] + [(0, 0, last)]))
+            uploads, waits = device.uploads, device.host_waits
+            x = values[first : first + size].clone()
+            for module in modules:
+                x = module(x, torch.ones(size, 8))
+            yield x, device.uploads - uploads, device.host_waits - waits
+            session.end_step()
+
+    given = torch.arange(sum(sizes) * 8.0).view(-1, 8)
+    known = [first + size - 1 for first, size in zip(firsts, sizes, strict=True)]
+    session.begin_pass(segment_path(golden.path, "record", 0), {}, None, Options(codec=0))
+    list(steps(given, known))
+    assert session.end_pass()["errors"] == {}
+    golden.complete()
+    session.device = device
+    tables = RowTables(open_trace(golden.path), "record", {}, session.sites, 0, 1, device)
+    session.begin_pass(_path(), {}, GoldenRows(tables), Options(codec=0))
+    places = [place + 1000 * (step in unknown) for step, place in enumerate(known)]
+    found = list(steps(torch.zeros_like(given), places))
+    assert session.end_pass()["errors"] == {}
+    for (x, _, _), first, size, step in zip(found, firsts, sizes, range(len(sizes)), strict=True):
+        real = size - (step in unknown)
+        assert torch.equal(x[:real], given[first : first + real] + 4), step
+        assert torch.equal(x[real:], torch.full((size - real, 8), 4.0)), step
+    return found
+
+
+def golden_rows_go_to_the_device_in_one_copy_a_step():
+    """From the second step on, when it is known who asks; nobody waits. What is asked for besides is sent, too."""
+    found = _injected(LateDevice(7, 0.0), [5, 1, 1, 3, 2, 2])
+    assert [uploads for _, uploads, _ in found] == [TAPS, 1, 1, 1, 1, 1], found
+    assert not any(waits for _, _, waits in found), found
+    found = _injected(LateDevice(8), [3, 2, 2, 2], unknown=(2, 3))  # which row is none of golden's, once
+    assert [uploads for _, uploads, _ in found] == [TAPS, 1, 2, 1], found
+
+
+def golden_rows_are_copied_once_where_computing_waits_for_them():
+    """On a CPU: a tap's rows are gathered when it asks, and what is gathered is what the operator takes."""
+
+    class Counting(Cpu):
+        uploads = host_waits = 0
+        pieces = ()
+
+        def pinned(self, shape, dtype):
+            self.pieces += (shape,)
+            return super().pinned(shape, dtype)
+
+    device = Counting()
+    _injected(device, [5, 1, 2])
+    assert device.pieces == tuple((size, 8) for size in (5, 1, 2) for _ in range(TAPS)), device.pieces
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 
 from tracereplay.hooks.kernels import declared_writes
 
-__all__ = ["computes", "tensors"]
+__all__ = ["computes", "tensors", "written_by"]
 
 # What moves values and computes none. A cast that changes the dtype is no such move.
 _MOVES = frozenset(
@@ -38,9 +38,15 @@ def computes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: 
         return name == "_to_copy" and any(x.dtype not in given for x in made)
     if made:
         return True
+    return any(x.is_floating_point() for x in written_by(func, args, kwargs) or ())
+
+
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor] | None:
+    """The tensors that a call writes to by its schema; None: a higher-order operator has none."""
+    if not hasattr(func, "_schema"):
+        return None
     places, names = declared_writes(func)
-    written = [args[i] for i in places if i < len(args)] + [kwargs[name] for name in names if name in kwargs]
-    return any(x.is_floating_point() for x in tensors(written))
+    return list(tensors([args[i] for i in places if i < len(args)] + [kwargs[n] for n in names & kwargs.keys()]))
 
 
 def _listed(value: Any) -> Sequence[Any]:

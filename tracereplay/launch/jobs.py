@@ -61,7 +61,7 @@ def record(
             report("Copying the weights")
             store_weights(model, directory)
         report(f"Starting the engine {engine.name}")
-        graphs = GraphOptions("nothing", options.sites, options.sides)
+        graphs = GraphOptions("nothing", options.sites, options.sides, options.level)
         with EngineProcess(
             engine, model=model.resolve(), settings=workload.settings, log=log, graphs=graphs
         ) as process:
@@ -112,7 +112,7 @@ def replay(
         report(f"Starting the engine {engine.name}")
         with EngineProcess(
             engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited,
-            graphs=GraphOptions("golden"),
+            graphs=GraphOptions("golden", level=_injected_level(source) if injected else OPERATOR),
         ) as process:  # fmt: skip
             directory.update_run(engine=engine_header(engine, process.info))
             _tell_dtype(directory, workload, process.info, report)
@@ -142,9 +142,13 @@ def replay_passes(
     record_pass(process, directory, workload, rerun)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        # Golden may be a stranger's, and say anything.
-        options = Options(level=KERNEL if golden.run.level == KERNEL else OPERATOR)
+        options = Options(level=_injected_level(golden))
         record_pass(process, directory, workload, replace(rerun, name=INJECTED, feed=Inject(), options=options))
+
+
+def _injected_level(golden: Trace) -> str:
+    """At which the injected pass is recorded; golden may be a stranger's, and say anything."""
+    return KERNEL if golden.run.level == KERNEL else OPERATOR
 
 
 def record_pass(

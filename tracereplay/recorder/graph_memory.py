@@ -62,6 +62,10 @@ class GraphMemory:
         self.per_row: dict[Tap, int] = {}  # how many rows of a tap's tensor each row of the model has; 0: none
         self.refusal: str | None = None  # why nothing can be recorded
 
+    def holds(self, rows: int) -> bool:
+        """Whether it was taken, and for graphs of so many rows."""
+        return bool(self.areas) and rows <= self._largest
+
     def take(self, meter: Meter) -> None:
         """Takes the memory; engines measure what is left for their cache after the forward that was metered."""
         try:

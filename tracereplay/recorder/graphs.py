@@ -30,84 +30,23 @@ import torch
 from tracereplay.device import Device
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowMap, Site
+from tracereplay.hooks.writes import CAN_WATCH, watching_writes
 from tracereplay.recorder.arena import Area, aligned, place_in
-from tracereplay.recorder.graph_memory import GraphMemory, Meter
-from tracereplay.recorder.options import KERNEL, GraphOptions, Options
+from tracereplay.recorder.frames import Frame, Region, Tapped
+from tracereplay.recorder.graph_memory import GraphMemory, Meter, Tap
+from tracereplay.recorder.options import KERNEL, NO_KERNELS, GraphOptions, Options
 from tracereplay.recorder.protocol import Descriptor
 from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.staged import NthTap, Rehearsals, Staged
 from tracereplay.recorder.step import PendingStep, dtype_name
 from tracereplay.recorder.written import DeclaredWrites, hidden
 
-__all__ = ["CancelledError", "Frame", "GraphRecorder"]
+__all__ = ["CancelledError", "GraphRecorder"]
 
 _REGION = "_tracereplay_region"  # attribute of a graph
-_STORAGES = 1 << 40  # numbers of a graph's storages begin here; those of a step's other tensors are small
 
 CancelledError = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """An output without its own error: from the actual one, the injected pass's and golden's."""
-
-
-class Tapped(NamedTuple):
-    """What one tap does in every replay.
-
-    Args:
-        side: ``in``, ``out``, or ``after`` for an input as the call left it.
-        number: of the input or output.
-        staged: where its tensor lies in the staging area, in the shape that the graph has.
-        inputs: how many tensors the call takes; None if it is not known.
-        mask: where its rows' masks begin; -1: it is never fed.
-        summed: where those of an input begin that is written over with golden's sum, too; -1: none.
-        per_row: how many of its rows each row of the model has; 0: it is not divided by rows.
-    """
-
-    slot: int
-    side: str
-    number: int
-    staged: Descriptor
-    inputs: int | None
-    mask: int
-    summed: int
-    per_row: int
-
-
-class Frame:
-    """One run of the model's forward during which graphs were captured.
-
-    Args:
-        rows: how many the model was given, padding included.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.used = self.masks = 0  # of the areas
-        self.taps: list[Tapped] = []
-        self.missing: set[int] = set()  # slots for which the area was too small
-        self._storages: dict[int, int] = {}
-        self._weak: list[int] = []
-
-    def storage(self, x: torch.Tensor) -> int:
-        """The number of the storage of ``x``; equal numbers mean the same storage, until `close`."""
-        storage = x.untyped_storage()
-        number = self._storages.get(storage._cdata)
-        if number is None:
-            number = self._storages[storage._cdata] = _STORAGES + len(self._storages)
-            self._weak.append(storage._weak_ref())  # keeps its record from being reused, not its memory
-        return number
-
-    def close(self) -> None:
-        """The forward has returned."""
-        for reference in self._weak:
-            torch.UntypedStorage._free_weak_ref(reference)
-        self._weak.clear()
-        self._storages.clear()
-
-
-class _Region:
-    """What one graph does in a frame."""
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-        self.taps: list[Tapped] = []
 
 
 class Host(Protocol):
@@ -129,6 +68,13 @@ class Host(Protocol):
 
     def failed(self, error: BaseException) -> None:
         """Counts an error."""
+
+
+class _Rehearsal(NamedTuple):
+    """A warm-up; see `Rehearsals.keep`."""
+
+    first: dict[NthTap, NthTap]
+    changed: set[NthTap]
 
 
 class GraphRecorder:
@@ -156,7 +102,7 @@ class GraphRecorder:
         self._meter: Meter | None = None
         self._outside = Frame(0)  # of what is captured outside of a forward: nothing that has a place
         self._frame: Frame | None = None
-        self._region: _Region | None = None
+        self._region: Region | None = None
         self._unfed = 0  # tensors for which no mask was left
         self._dirty = False  # whether a mask may be set
         self._fed: set[Tapped] = set()  # in the step that is being recorded
@@ -165,13 +111,18 @@ class GraphRecorder:
         self._short: dict[int, int] = {}  # by rows of a frame, how many operators had no place
         self._trouble: dict[str, int] = {}  # what went wrong while graphs were captured, and how often
         self._strangers = False  # whether graphs were replayed that were captured before this was there
+        # Where outputs may be fed, they are written over as soon as they are staged.
+        self._refers = CAN_WATCH and options.areas == 1  # whether graphs refer to what is staged already
+        self._warm_up = True  # no graph has been replayed yet
+        self._rehearsing: _Rehearsal | None = None
+        self._rehearsals = Rehearsals()
 
     # -- the model's forward ----------------------------------------------------------------------------
 
     @property
     def listening(self) -> bool:
         """Whether taps are to be told of tensors although no step is recorded."""
-        return self._meter is not None or self._region is not None
+        return self._meter is not None or self._region is not None or self._rehearsing is not None
 
     @contextlib.contextmanager
     def forward(self, rows: int) -> Iterator[None]:
@@ -182,10 +133,18 @@ class GraphRecorder:
         if not self.memory.areas and not self._capturing:
             self._meter = Meter(rows)
         self._frame = frame = Frame(rows)
+        watch = self._refers and self._warm_up and self._meter is None and self.memory.holds(rows)
+        if watch and self._region is None:
+            self._rehearsing = _Rehearsal({}, set())
+            self._device.hold(self.memory.areas[0].mark)
         try:
-            yield
+            with watching_writes(frame.staged) if watch else contextlib.nullcontext():
+                yield
         finally:
             self._frame = None
+            if self._rehearsing is not None:
+                self._rehearsals.keep(rows, *self._rehearsing)
+                self._rehearsing = None
             frame.close()
             if frame.missing:
                 self._short[frame.rows] = max(self._short.get(frame.rows, 0), len(frame.missing))
@@ -201,17 +160,14 @@ class GraphRecorder:
                 "start it by replay or bisect, or set enforce_eager=true."
             )
         if options.level == KERNEL:
-            raise Unsupported(
-                "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; "
-                "set enforce_eager=true, or record operators only (--level operator)."
-            )
+            raise Unsupported(NO_KERNELS)
         if self.memory.refusal is not None:
             raise Unsupported(self.memory.refusal)
 
     @property
     def watching(self) -> bool:
         """Whether a forward that begins now is to be seen by all taps."""
-        return self._region is not None or not (self.memory.areas or self._capturing)
+        return self.listening or self._warm_up
 
     def told(self) -> list[str]:
         """Notes for the reader of a trace on what is not recorded."""
@@ -234,8 +190,13 @@ class GraphRecorder:
         self._capturing = True
         setattr(graph, _REGION, None)
         if self._host.pending is None and self.memory.areas:
-            self._region = _Region(self._frame or self._outside)
+            self._region = Region(self._frame or self._outside)
             setattr(graph, _REGION, self._region)
+            if self._frame is not None:
+                self._frame.staged.unknown()  # another graph's copies, which need not run with this one's
+                if self._rehearsing is not None:
+                    self._rehearsing = None
+                    self._frame.used = 0
 
     def ends(self, graph: Any) -> None:
         """See `hooks.captures.Captures`."""
@@ -273,41 +234,38 @@ class GraphRecorder:
                 return None
             if self._meter is not None:
                 self._meter.see((slot, side, index), x)
-            return (
-                None if self._region is None else self._captured(self._region, slot, side, index, x, name, inputs)
-            )
+            nth = (slot, side, index, -1) if self._frame is None else self._frame.nth((slot, side, index))
+            if self._region is not None:
+                return self._captured(self._region, nth, x, name, inputs)
+            if self._rehearsing is not None and self._frame is not None:
+                self._rehearse(self._frame, self._rehearsing, nth, x, name)
+            return None
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self._trouble[text] = self._trouble.get(text, 0) + 1
             return None
 
     def _captured(
-        self, region: _Region, slot: int, side: str, index: int, x: torch.Tensor, dtype: str, inputs: int | None
+        self, region: Region, nth: NthTap, x: torch.Tensor, dtype: str, inputs: int | None
     ) -> torch.Tensor | None:
         if region.frame is self._outside:
             if self._frame is None:
                 raise RuntimeError("a tap ran in a capture outside of the model's forward")
             region.frame = self._frame  # the capture began before it
-        frame, size = region.frame, x.nbytes
-        if x.device != self.memory.areas[0].memory.device:
-            raise TypeError(f"a tensor on {x.device} cannot be copied there")
-        if frame.used + size > self.memory.capacity:
+        frame = region.frame
+        slot, side, index, _ = nth
+        staged = self._placed(frame, x, dtype)
+        known = frame.staged.find(x, staged)
+        if known is not None and self._rehearsals.same(frame.rows, nth, known.tap):
+            staged = known.place
+        elif not self._stage(frame, nth, x, staged):
             frame.missing.add(slot)
             return None
-        storage, start = frame.storage(x), x.storage_offset()
-        staged = Descriptor(dtype, tuple(x.shape), x.stride(), frame.used, size, storage, start)
-        place_in(self.memory.areas[0].views, x, staged.offset).copy_(x)
-        frame.used += aligned(size)
-        length = x.shape[0] if x.dim() else 0
-        per_row = self.memory.per_row.get(
-            (slot, "in" if side == "after" else side, index), int(length == frame.rows)
-        )
-        tapped = Tapped(
-            slot, side, index, staged, inputs, -1, -1, per_row if length == per_row * frame.rows else 0
-        )
+        per_row = self._per_row(frame, (slot, "in" if side == "after" else side, index), x)
+        tapped = Tapped(slot, side, index, staged, inputs, -1, -1, per_row)
         given = None
         try:
-            if side != "after" and self.memory.masks and x.is_floating_point() and length and tapped.per_row == 1:
+            if side != "after" and self.memory.masks and x.is_floating_point() and len(x) and per_row == 1:
                 summed = side == "in" and inputs == 1 and slot in self._norms
                 mask, sum_mask = self._next_mask(frame), self._next_mask(frame) if summed else -1
                 if mask >= 0 and (sum_mask >= 0 or not summed):
@@ -320,6 +278,43 @@ class GraphRecorder:
             region.taps.append(tapped)
             frame.taps.append(tapped)
         return given
+
+    def _rehearse(self, frame: Frame, rehearsal: _Rehearsal, nth: NthTap, x: torch.Tensor, dtype: str) -> None:
+        """Stages ``x`` as a graph would, or compares it with what it would refer to. Waits for the device."""
+        staged = self._placed(frame, x, dtype)
+        known = frame.staged.find(x, staged)
+        if known is not None:
+            there = self.memory.areas[0].memory[known.place.offset :][: known.place.size]
+            if torch.equal(there, x.detach().contiguous().flatten().view(torch.uint8)):
+                rehearsal.first[nth] = rehearsal.first[known.tap]
+                return
+            rehearsal.changed.add(nth)
+        if self._stage(frame, nth, x, staged):
+            rehearsal.first[nth] = nth
+
+    def _placed(self, frame: Frame, x: torch.Tensor, dtype: str) -> Descriptor:
+        """``x`` at the next free place of the staging area."""
+        if x.device != self.memory.areas[0].memory.device:
+            raise TypeError(f"a tensor on {x.device} cannot be copied there")
+        return Descriptor(
+            dtype, tuple(x.shape), x.stride(), frame.used, x.nbytes, frame.storage(x), x.storage_offset()
+        )
+
+    def _stage(self, frame: Frame, nth: NthTap, x: torch.Tensor, staged: Descriptor) -> bool:
+        """Copies ``x`` there; False: there is no room left."""
+        if frame.used + staged.size > self.memory.capacity:
+            return False
+        place_in(self.memory.areas[0].views, x, staged.offset).copy_(x)
+        frame.used += aligned(staged.size)
+        if self._refers:
+            frame.staged.add(x, Staged(staged, nth))
+        return True
+
+    def _per_row(self, frame: Frame, tap: Tap, x: torch.Tensor) -> int:
+        """How many of its rows each of the frame's has; 0: it is not divided by rows."""
+        length = x.shape[0] if x.dim() else 0
+        found = self.memory.per_row.get(tap, int(length == frame.rows))
+        return found if length == found * frame.rows else 0
 
     def _next_mask(self, frame: Frame) -> int:
         """Where a mask for the frame's rows begins; -1: there is no room left."""
@@ -352,6 +347,7 @@ class GraphRecorder:
     def replays(self, graph: Any) -> None:
         """See `hooks.captures.Captures`: a step's rows are fed before its first graph."""
         step, region = self._host.pending, getattr(graph, _REGION, None)
+        self._warm_up = False
         try:
             if self.memory.areas:
                 self._device.hold(self.memory.areas[0].mark)
@@ -389,12 +385,23 @@ class GraphRecorder:
         if region is None or not step.regions or step.regions[-1] is not region:
             return
         try:
+            places: dict[tuple[int, int], int] = {}
             for tapped in region.taps:
-                self._record(step, region.frame, tapped)
+                self._record(step, region.frame, tapped, places)
         except Exception as error:
             self._host.failed(error)
 
-    def _record(self, step: PendingStep, frame: Frame, tapped: Tapped) -> None:
+    def without_padding(self, step: PendingStep, tap: Tap, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """Of a tensor of an operator that runs between graphs, on what they padded, the real rows."""
+        per_row = self._per_row(step.frame, tap, x)
+        return x[: rows * per_row] if per_row and rows < step.frame.rows else x
+
+    def _record(self, step: PendingStep, frame: Frame, tapped: Tapped, places: dict[tuple[int, int], int]) -> None:
+        """Adds to the step what one tap staged, or refers to.
+
+        Args:
+            places: the numbers of the region's tensors in the step, by offset and size.
+        """
         slot, side, index, staged = tapped[:4]
         replacement = self._host.replacement
         if not self._host.keeps(slot, "out" if side == "out" else "in"):
@@ -406,7 +413,9 @@ class GraphRecorder:
         real = len(rows[1] if side == "out" else rows[0])
         if tapped.per_row and real < frame.rows:
             shape, size = (real * tapped.per_row, *shape[1:]), size // frame.rows * real
-        place = step.place(staged._replace(shape=shape, size=size))
+        place = places.get((staged.offset, size))
+        if place is None:
+            place = places[staged.offset, size] = step.place(staged._replace(shape=shape, size=size))
         step.put(place, slot, side, index, rows)
         if side == "in" and replacement is not None and tapped in self._fed:
             fed = step.latest[slot].fed

@@ -16,10 +16,14 @@ from tracereplay.errors import UsageError
 from tracereplay.event import Site
 from tracereplay.trace import codec
 
-__all__ = ["KERNEL", "OPERATOR", "GraphOptions", "Options"]
+__all__ = ["KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
 
 # Levels of a recording; the first is that of one that says nothing.
 OPERATOR, KERNEL = "operator", "kernel"
+NO_KERNELS = (
+    "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; set "
+    "enforce_eager=true, or record operators only (--level operator)."
+)
 
 
 _TAKES: Mapping[str, Check] = {
@@ -98,7 +102,9 @@ def _left_out(options: Options | GraphOptions, sites: Sequence[Site]) -> dict[st
 
 # What graphs can be given when they are replayed, and how many areas of memory that takes.
 _FEEDS = {"nothing": 1, "golden": 2, "errors": 3}
-_GRAPHS_TAKE: Mapping[str, Check] = {"feeds": among(*_FEEDS), "sites": _TAKES["sites"], "sides": _TAKES["sides"]}
+_GRAPHS_TAKE: Mapping[str, Check] = {
+    "feeds": among(*_FEEDS), **{name: _TAKES[name] for name in ("sites", "sides", "level")},
+}  # fmt: skip
 MEMORY = 2 << 30
 
 
@@ -110,6 +116,7 @@ class GraphOptions:
         feeds: ``nothing`` (graphs are recorded only), ``golden`` (they can be fed golden rows), or ``errors`` (and
             own errors be cancelled).
         sites, sides: what is captured, as in `Options`; a pass can keep no more than that.
+        level: of what will be recorded; ``kernel`` cannot be, so that the engine is refused before it starts.
         memory: bytes on the device for all areas together. The largest graph's tensors of every operator, inputs
             and outputs, need some 10 MiB a row for 7 billion parameters in bfloat16, once for each area. The
             user's, who gives it to the engine (`engines.variables.GRAPH_MEMORY`).
@@ -118,6 +125,7 @@ class GraphOptions:
     feeds: str = "errors"
     sites: tuple[str, ...] = ("*",)
     sides: tuple[str, ...] = ("in", "out")
+    level: str = OPERATOR
     memory: int = MEMORY
 
     @property
@@ -126,7 +134,8 @@ class GraphOptions:
         return _FEEDS[self.feeds]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"feeds": self.feeds, "sites": list(self.sites), "sides": list(self.sides)}
+        lists = {"sites": list(self.sites), "sides": list(self.sides)}
+        return {"feeds": self.feeds, "level": self.level, **lists}
 
     @classmethod
     def from_dict(cls, data: Any, memory: str | None = None) -> GraphOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,15 @@ class Replacement(Protocol):
     """Replaces values by recorded ones."""
 
     feeds: bool  # whether it shall give every call what the recorded one was given
+
+    def rows_for(self, rows_of: Callable[[int], tuple[RowMap, RowMap]]) -> None:
+        """A step's rows are known: what it will be given may be read, and sent to the device, ahead.
+
+        Called once a step, before anything else is asked for it, whether its operators run in graphs or not.
+
+        Args:
+            rows_of: rows of the inputs and of the outputs of a slot's calls.
+        """
 
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None

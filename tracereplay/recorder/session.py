@@ -289,7 +289,7 @@ class Session:
         call = step.begin_call(slot, self.rows_of(slot))
         rows_first = self.rows_first.all(slot, "in", inputs)
         if slot not in self._left_out["in"]:
-            for index, x in enumerate(rows_first):
+            for index, x in enumerate(self._real_rows(step, slot, "in", rows_first)):
                 try:
                     call.inputs[index] = step.copy(x, arrived=True)
                 except Exception as error:
@@ -327,11 +327,11 @@ class Session:
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None:
             with self._guarded():
-                self._written.keep(step, call, taken, outputs)
+                self._written.keep(step, call, self._real_rows(step, slot, "in", taken), outputs)
         if slot in self._rows:
             call.rows[1] = self._rows[slot][1]
         if slot not in self._left_out["out"]:
-            for index, x in enumerate(outputs):
+            for index, x in enumerate(self._real_rows(step, slot, "out", outputs)):
                 try:
                     call.outputs[index] = step.copy(x)
                 except Exception as error:
@@ -339,6 +339,15 @@ class Session:
         if self._replacement is not None:
             for index, x in enumerate(outputs):
                 self._lay_over(slot, index, call.rows[1], x)
+
+    def _real_rows(
+        self, step: PendingStep, slot: int, side: str, tensors: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """``tensors`` without the rows that graphs padded, which operators between graphs are given, too."""
+        if self.graphs is None or step.frame is None or slot in self._rows:
+            return tensors
+        graphs, rows = self.graphs, len(step.rows)
+        return [graphs.without_padding(step, (slot, side, i), x, rows) for i, x in enumerate(tensors)]
 
     def _captured(self, slot: int, inputs: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
         """A call while no step is recorded: it may be captured into a graph."""
@@ -387,8 +396,9 @@ class Session:
         self, slot: int, side: str, index: int, rows: RowMap, x: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:
         try:
-            if self._replacement is not None and x.is_floating_point():
-                return self._replacement.rows(slot, side, index, rows, x, inputs)
+            replacement = self.replacement
+            if replacement is not None and x.is_floating_point():
+                return replacement.rows(slot, side, index, rows, x, inputs)
         except Exception as error:
             self.failed(error)
         return None
@@ -421,7 +431,13 @@ class Session:
 
     @property
     def replacement(self) -> Replacement | None:
-        return self._replacement
+        """What the step feeds; whoever asks first has told the step's rows, those of logits and sampler too."""
+        step, found = self._step, self._replacement
+        if found is not None and step is not None and not step.rows_told:
+            step.rows_told = True
+            with self._guarded():
+                found.rows_for(self.rows_of)
+        return found
 
     def rows_of(self, slot: int) -> tuple[RowMap, RowMap]:
         assert self._step is not None

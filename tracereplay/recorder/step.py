@@ -62,6 +62,7 @@ class PendingStep:
         self.requests: list[Request] = []
         self.kernels: dict[str, Any] | None = None  # a record of `trace.kernels`
         self.feeds = False  # whether recorded values are fed in it
+        self.rows_told = False  # to what feeds it
         self.census: dict[str, Any] | None = None  # of `hooks.census`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self.frame: Any = None  # of `recorder.graphs`: whose graphs are being replayed

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracereplay.hooks.computing import tensors
-from tracereplay.hooks.kernels import declared_writes
+from tracereplay.hooks.computing import written_by
+from tracereplay.hooks.kernels import returnable
 from tracereplay.recorder.step import OpenCall, PendingStep
 
 __all__ = ["DeclaredWrites", "WrittenInputs", "hidden"]
@@ -91,8 +91,6 @@ class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if hasattr(function, "_schema"):  # a higher-order operator has none
-            places, names = declared_writes(function)
-            given = [args[i] for i in places if i < len(args)] + [kwargs[name] for name in names & kwargs.keys()]
-            self._under_way[-1].update(x.untyped_storage().data_ptr() for x in tensors(given) if _has_memory(x))
-        return function(*args, **kwargs)
+        given = written_by(function, args, kwargs) or ()
+        self._under_way[-1].update(x.untyped_storage().data_ptr() for x in given if _has_memory(x))
+        return returnable(function(*args, **kwargs))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from tracereplay.event import RowKey, RowMap
 from tracereplay.passes import RECORD
+from tracereplay.replayer.ahead import Ask
 from tracereplay.replayer.tables import Ints, Known, RowTables, laid_out
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import Tokens
@@ -53,6 +54,10 @@ class GoldenRows:
         """See `recorder.replacement.Replacement`."""
         return (0, 1) if self._golden.is_sum(slot, inputs) else (index,)
 
+    def rows_for(self, rows_of: Callable[[int], tuple[RowMap, RowMap]]) -> None:
+        """See `recorder.replacement.Replacement`."""
+        self._golden.rows_for(rows_of)
+
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:
@@ -60,11 +65,10 @@ class GoldenRows:
         if found is None:
             return None
         data, at, known = found
-        if known.all() and len(at) == len(like):
-            return laid_out(self._golden.picked(data, at, like.dtype), like)
-        given = laid_out(like, like)
-        given.index_copy_(0, self._golden.targets(known), self._golden.picked(data, at[known], like.dtype))
-        return given
+        picked = self._golden.picked(Ask(slot, side, index, inputs), data, at[known], like.dtype)
+        if len(picked) == len(like):
+            return laid_out(picked, like)
+        return laid_out(like, like).index_copy_(0, self._golden.targets(known), picked)
 
     def lay_in(
         self, slot: int, side: str, index: int, rows: RowMap, hosts: Sequence[torch.Tensor], inputs: int | None

@@ -12,13 +12,14 @@ its injected output, and passes on golden bits. Doing the same to an input cance
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from tracereplay.cancellation import Cancellation
 from tracereplay.event import RowMap
-from tracereplay.replayer.tables import BITS, Found, Known, RowTables, laid_out
+from tracereplay.replayer.ahead import BITS, Ask
+from tracereplay.replayer.tables import Found, Known, RowTables, laid_out
 
 __all__ = ["CancelledRows", "cancelled"]
 
@@ -44,6 +45,11 @@ class CancelledRows:
         """See `recorder.replacement.Replacement`."""
         return (index,)
 
+    def rows_for(self, rows_of: Callable[[int], tuple[RowMap, RowMap]]) -> None:
+        """See `recorder.replacement.Replacement`."""
+        for tables in (self._golden, self._injected):
+            tables.rows_for(rows_of)
+
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:
@@ -53,7 +59,7 @@ class CancelledRows:
         golden, injected, known = found
         at = self._golden.targets(known)
         g, b = (
-            tables.picked(data, places[known], like.dtype)
+            tables.picked(Ask(slot, side, index, inputs), data, places[known], like.dtype)
             for tables, (data, places) in ((self._golden, golden), (self._injected, injected))
         )
         given = laid_out(like, like)

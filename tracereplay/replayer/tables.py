@@ -6,7 +6,7 @@ only the rows of one step: a whole golden trace does not fit beside a key/value 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,13 @@ import torch
 
 from tracereplay.device import Device
 from tracereplay.event import Call, Layout, RowMap, Site, Value
+from tracereplay.replayer.ahead import BITS, Ahead, Ask
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace, shards
 from tracereplay.trace.rows import RowFinder, Tokens
 
-__all__ = ["BITS", "Found", "Ints", "Known", "RowTables", "laid_out"]
+__all__ = ["Found", "Ints", "Known", "RowTables", "laid_out"]
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 Key = tuple[int, str, int]  # slot, "in" or "out", index
 Array = npt.NDArray[np.generic]
@@ -87,6 +87,17 @@ class RowTables:
             self._sum_up(site_map.given_sums if site_map else frozenset())
         self._last: tuple[RowMap, Ints] | None = None
         self._places: dict[bytes, torch.Tensor] = {}
+        self._ahead = Ahead(device)
+
+    def rows_for(self, rows_of: Callable[[int], tuple[RowMap, RowMap]]) -> None:
+        """See `recorder.replacement.Replacement`. The device holds one step's rows only."""
+
+        def wanted(ask: Ask) -> Found | None:
+            rows = rows_of(ask.slot)[ask.side == "out"]
+            found = self._located(ask, rows) if len(rows) else None
+            return None if found is None else (found[0], found[1][found[1] >= 0])
+
+        self._ahead.send(wanted)
 
     def find(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
@@ -96,23 +107,24 @@ class RowTables:
         Args:
             inputs: how many tensors the call was given, where that is known: a norm with one is given the sum.
         """
-        found = self._tables.get((slot, side, index))
-        if side == "in" and inputs == 1 and slot in self._sums:
-            found = self._sums[slot]
-        if found is None or not len(rows) or len(rows) > len(like):
+        if not len(rows) or len(rows) > len(like):
+            return None
+        found = self._located(Ask(slot, side, index, inputs), rows)
+        return None if found is None or found[0].shape[1:] != like.shape[1:] else found
+
+    def _located(self, ask: Ask, rows: RowMap) -> Found | None:
+        found = self._tables.get((ask.slot, ask.side, ask.number))
+        if ask.side == "in" and ask.inputs == 1 and ask.slot in self._sums:
+            found = self._sums[ask.slot]
+        if found is None:
             return None
         data, places = found
-        if data.shape[1:] != like.shape[1:]:
-            return None
         numbers = self._numbers(rows)
         return data, np.where(numbers >= 0, places[numbers], -1)
 
-    def picked(self, data: torch.Tensor, places: Ints, dtype: torch.dtype) -> torch.Tensor:
+    def picked(self, ask: Ask, data: torch.Tensor, places: Ints, dtype: torch.dtype) -> torch.Tensor:
         """Rows of ``data`` (see `find`) as a new tensor of ``dtype`` on the device. Does not synchronize."""
-        bits = BITS[data.element_size()]
-        rows = self._device.pinned((len(places), *data.shape[1:]), data.dtype)
-        torch.index_select(data.view(bits), 0, torch.from_numpy(places), out=rows.view(bits))
-        return self._device.upload(rows).to(dtype)
+        return self._ahead.rows(ask, data, places).to(dtype)
 
     def lay_in(self, data: torch.Tensor, places: Ints, known: Known, host: torch.Tensor) -> None:
         """Writes the known rows of ``data`` (see `find`) to their places in ``host``, which has its own dtype."""

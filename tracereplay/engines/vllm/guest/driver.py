@@ -14,6 +14,7 @@ from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting, without_unknown
 from tracereplay.engines.request import PassRequest, Serving
+from tracereplay.engines.vllm.guest.graphs import asked_of_graphs
 from tracereplay.engines.vllm.guest.refusals import GENERATES, refuse_arguments
 from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL
@@ -48,7 +49,7 @@ class Driver:
         arguments: dict[str, Any] = {"model": model, "disable_log_stats": True, **settings}
         if not any((Path(model) / name).exists() for name in _TOKENIZERS):
             arguments.setdefault("skip_tokenizer_init", True)
-        refuse_arguments(arguments, v0=_is_v0(), cuda=_has_graphs())
+        refuse_arguments(arguments, v0=_is_v0(), cuda=_has_graphs(), level=asked_of_graphs().level)
         _check_generates(EngineArgs, arguments)
         try:
             self._llm = LLM(**arguments)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tracereplay.errors import Unsupported
+from tracereplay.recorder.options import KERNEL, NO_KERNELS, OPERATOR
 
 __all__ = [
     "GENERATES", "NO_GRAPHS_V0", "captures_graphs", "refuse_arguments", "refuse_configuration",
@@ -44,13 +45,16 @@ GENERATES = ("generate", "draft")  # runners of models that generate
 _METHODS = ("ngram", "[ngram]", "draft_model")
 
 
-def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False, cuda: bool = False) -> None:
+def refuse_arguments(
+    arguments: Mapping[str, Any], *, v0: bool = False, cuda: bool = False, level: str = OPERATOR
+) -> None:
     """Raises Unsupported for engine arguments that say so already, with all remedies at once.
 
     Args:
         arguments: of ``vllm.LLM``.
         v0: whether the V0 engine would start.
         cuda: whether it would run on a device that has CUDA graphs.
+        level: at which it will be recorded.
     """
     found = [
         _speculation_argument(arguments, v0),
@@ -59,6 +63,7 @@ def refuse_arguments(arguments: Mapping[str, Any], *, v0: bool = False, cuda: bo
     ]
     if cuda and _captures_graphs(arguments, v0):
         found.append(NO_GRAPHS_V0 if v0 else _IN_GRAPHS if arguments.get("speculative_config") else None)
+        found.append(NO_KERNELS if level == KERNEL else None)
     _raise(found)
 
 

@@ -58,6 +58,7 @@ class SampledSteps(Adapter):
         """Begins the step that was settled."""
         self.begin_step(self._rows)
         self.set_logits_rows(self._last_rows, self._last_rows)
+        self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
 
     def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

@@ -21,20 +21,20 @@ from tracereplay.device import device_of
 from tracereplay.engines.naming import map_of
 from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.roles import with_roles
-from tracereplay.engines.variables import GRAPH_MEMORY, GRAPHS, NO_TAPS, OPTIONS, RECORD_TO
+from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
 from tracereplay.engines.vllm.guest.choose import adapt
 from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.engines.vllm.guest.describe import describe
-from tracereplay.engines.vllm.guest.graphs import watch_graphs
+from tracereplay.engines.vllm.guest.graphs import asked_of_graphs, watch_graphs
 from tracereplay.engines.vllm.guest.refusals import captures_graphs
 from tracereplay.errors import TracereplayError
 from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen
 from tracereplay.passes import INJECTED, RECORD
-from tracereplay.recorder.options import GraphOptions, Options
+from tracereplay.recorder.options import Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.session import Session
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
@@ -81,9 +81,7 @@ class GuestWorker:
             self._adapter = adapt(worker.model_runner, session, worker.vllm_config)
             _watch_weights(self._adapter.model(), session)
             if captures_graphs(worker.vllm_config):
-                asked = json.loads(os.environ.get(GRAPHS, "{}"))
-                options = GraphOptions.from_dict(asked, os.environ.get(GRAPH_MEMORY))
-                watch_graphs(self._adapter, session, options)
+                watch_graphs(self._adapter, session, asked_of_graphs())
             self._session = session
             look_into("vllm")
             listen(session)
