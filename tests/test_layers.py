@@ -30,6 +30,7 @@ LAYERS = (
     ("engines",),
     ("alone.child",),
     ("replayer", "recorder"),
+    ("columns",),
     ("sitemap",),
     ("gate",),
     ("hooks", "trace"),
@@ -49,6 +50,7 @@ ENGINE_SIDE = (
     "storage",
     "recorder",
     "replayer",
+    "columns",
     "sitemap",
     "engines",
     "alone.child",
@@ -71,8 +73,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch", "comparator",
-    "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling", "checked",
-    "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
+    "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling",
+    "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 

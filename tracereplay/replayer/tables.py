@@ -1,56 +1,36 @@
 """Looks up rows of a recorded pass in the candidate's process.
 
-The rows of each tap are one tensor in host memory, so that a step's rows are one indexed read. The device holds
-only the rows of one step: a whole golden trace does not fit beside a key/value cache.
+What is held of a pass is what its steps have in common and a few bytes a step; of its tensors a few windows are in
+host memory, and the rows of one step on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from tracereplay.columns.read import PassReader, columns_of
+from tracereplay.columns.store import Columns, Pattern, TensorColumn
+from tracereplay.columns.tensors import LANE
 from tracereplay.device import Device
-from tracereplay.event import Call, Layout, RowMap, Site, Value
+from tracereplay.event import RowMap, Site
 from tracereplay.replayer.ahead import BITS, Ahead, Ask
+from tracereplay.replayer.recorded import Added, Found, Ints, Nothing, Recorded, Tap, Wanted, Windows, wanted_rows
 from tracereplay.sitemap import SiteMap
-from tracereplay.trace import Trace, shards
+from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder, Tokens
 
 __all__ = ["Found", "Ints", "Known", "RowTables", "laid_out"]
 
-_RAW = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 Key = tuple[int, str, int]  # slot, "in" or "out", index
-Array = npt.NDArray[np.generic]
-Ints = npt.NDArray[np.int64]
 Known = npt.NDArray[np.bool_]
-Found = tuple[torch.Tensor, Ints]  # all rows of a tap, and for each requested row its index in them (-1: none)
-
-
-class _Table:
-    """All rows of one tap."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Array] = []
-        self.numbers: list[Ints] = []
-        self.dtype = ""
-
-    def freeze(self, alike: Ints) -> Found:
-        """The rows as one tensor, and for each row number its index in it (-1: none).
-
-        Args:
-            alike: see `RowFinder.alike`. A row that this tap never saw is replaced by one with the same prefix:
-                golden's sampler may have a row that was computed as part of another sample's prompt.
-        """
-        numbers = np.concatenate(self.numbers)
-        places = np.full(len(alike), -1, dtype=np.int64)
-        places[alike[numbers]] = np.arange(len(numbers))
-        places = places[alike]
-        places[numbers] = np.arange(len(numbers))
-        data = torch.from_numpy(np.concatenate(self.pieces)).view(getattr(torch, self.dtype))
-        return data, places
+BLOCK = 8 << 20  # bytes of tensors that are read at a time
+KEPT = 16  # windows: as many steps of golden's may make up one of the candidate's without reading any again
+HELD = 8 * BLOCK  # bytes of chunks, until all taps have read their part
 
 
 class RowTables:
@@ -78,14 +58,16 @@ class RowTables:
         self._own = own
         self._sites = {site.name: site for site in sites}
         self._finder = RowFinder(tokens)
-        tables = self._read(trace, name)
-        alike = self._finder.alike()
-        self._tables = {key: table.freeze(alike) for key, table in tables.items()}
-        self._sums: dict[int, Found] = {}  # of norms, what x and residual add up to
+        self._windows = Windows(KEPT)
+        self._taps: dict[Key, Tap] = dict(self._read(trace, name))
+        self._alike = self._finder.alike()
+        self._where: dict[Pattern, Ints] = {}
+        self._sums: dict[int, Tap] = {}  # of norms, what x and residual add up to
         self._only_sums: set[int] = set()  # those that take nothing else
         if not own:
             self._sum_up(site_map.given_sums if site_map else frozenset())
         self._last: tuple[RowMap, Ints] | None = None
+        self._wanted: dict[Pattern, Wanted] = {}  # of the rows that were last asked for
         self._places: dict[bytes, torch.Tensor] = {}
         self._ahead = Ahead(device)
 
@@ -113,14 +95,10 @@ class RowTables:
         return None if found is None or found[0].shape[1:] != like.shape[1:] else found
 
     def _located(self, ask: Ask, rows: RowMap) -> Found | None:
-        found = self._tables.get((ask.slot, ask.side, ask.number))
+        tap = self._taps.get((ask.slot, ask.side, ask.number))
         if ask.side == "in" and ask.inputs == 1 and ask.slot in self._sums:
-            found = self._sums[ask.slot]
-        if found is None:
-            return None
-        data, places = found
-        numbers = self._numbers(rows)
-        return data, np.where(numbers >= 0, places[numbers], -1)
+            tap = self._sums[ask.slot]
+        return None if tap is None else tap.find(self._wanted_of(rows, tap.pattern))
 
     def picked(self, ask: Ask, data: torch.Tensor, places: Ints, dtype: torch.dtype) -> torch.Tensor:
         """Rows of ``data`` (see `find`) as a new tensor of ``dtype`` on the device. Does not synchronize."""
@@ -146,71 +124,95 @@ class RowTables:
             found = self._places[key] = self._device.upload(torch.from_numpy(np.flatnonzero(known)))
         return found
 
-    def _numbers(self, rows: RowMap) -> Ints:
+    def _wanted_of(self, rows: RowMap, pattern: Pattern) -> Wanted:
+        """Where the taps of a pattern have these rows; most taps of a step ask for the same."""
         if self._last is None or self._last[0] is not rows:
             self._last = (rows, self._finder.find(rows))
-        return self._last[1]
+            self._wanted.clear()
+        found = self._wanted.get(pattern)
+        if found is None:
+            numbers = self._last[1]
+            places = np.where(numbers >= 0, self._places_in(pattern)[numbers], -1)
+            found = self._wanted[pattern] = wanted_rows(self._columns, pattern, places)
+        return found
+
+    def _places_in(self, pattern: Pattern) -> Ints:
+        """For each row number its index in a pattern (-1: none).
+
+        A row that taps never saw is replaced by one with the same prefix: golden's sampler may have a row that was
+        computed as part of another sample's prompt.
+        """
+        found = self._where.get(pattern)
+        if found is None:
+            numbers = pattern.ids % LANE  # of an operator that is called twice with the same rows, the last call
+            found = np.full(len(self._alike), -1, np.int64)
+            found[self._alike[numbers]] = np.arange(len(numbers))
+            found = found[self._alike]
+            found[numbers] = np.arange(len(numbers))
+            self._where[pattern] = found
+        return found
 
     def _sum_up(self, given_sums: Collection[str]) -> None:
-        """Makes the tables of norms that take x and residual where golden has their sum, or vice versa.
+        """Makes the taps of norms that take x and residual where golden has their sum, or vice versa.
 
         A sum cannot be split again: it is fed as the sum and -0.0, which leaves every number unchanged, even -0.0.
         """
+        taps = self._taps
         for site in self._sites.values():
             x, residual, handed_on = (site.slot, "in", 0), (site.slot, "in", 1), (site.slot, "out", 1)
-            found = self._tables.get(x)
+            found = taps.get(x)
             if site.role != "norm" or found is None:
                 continue
-            if site.name in given_sums and residual in self._tables:
-                total = self._tables.pop(handed_on, None) or _added(found, self._tables.pop(residual))
-                del self._tables[x]
+            if site.name in given_sums and residual in taps:
+                total = taps.pop(handed_on, None) or self._added(found, taps.pop(residual))
+                del taps[x]
                 if total is not None:
-                    self._tables[x] = total
+                    taps[x] = total
                     self._only_sums.add(site.slot)
-            elif residual in self._tables:
-                total = self._tables.get(handed_on) or _added(found, self._tables[residual])
+            elif residual in taps:
+                total = taps.get(handed_on) or self._added(found, taps[residual])
                 if total is not None:
                     self._sums[site.slot] = total
             else:
-                nothing = torch.full_like(found[0][:1], -0.0)
-                self._tables[residual] = nothing, np.where(found[1] >= 0, 0, -1)
-                self._tables.setdefault(handed_on, found)
+                taps[residual] = Nothing(found)
+                taps.setdefault(handed_on, found)
 
-    def _read(self, trace: Trace, name: str) -> dict[Key, _Table]:
-        tables: dict[Key, _Table] = {}
+    def _added(self, x: Tap, residual: Tap) -> Tap | None:
+        """What two taps add up to; None if their rows differ."""
+        if not isinstance(x, Recorded) or not isinstance(residual, Recorded):
+            return None
+        if x.pattern is not residual.pattern or x.tails != residual.tails:
+            return None
+        return Added(x, residual, self._windows)
+
+    def _read(self, trace: Trace, name: str) -> Mapping[Key, Recorded]:
+        """The taps of this engine's sites that golden has floats for."""
         ranks = (self._shard[0],) if self._own else trace.ranks(name)
-        theirs = trace.sites(name, ranks[0]) if self._map is None else self._map.sites
-        for calls in _calls(trace, name, ranks, self._map):
-            site = self._sites.get(calls[0].site)
-            if site is not None:
-                self._add_call(tables, site, theirs[site.name], calls)
-        return tables
-
-    def _add_call(self, tables: dict[Key, _Table], site: Site, theirs: Site, calls: Sequence[Call]) -> None:
-        first = calls[0]
-        for side, rows, values in (
-            ("in", first.rows_in, [c.inputs for c in calls]),
-            ("out", first.rows_out, [c.outputs for c in calls]),
-        ):
-            numbers = self._finder.add(rows)
-            kept = np.flatnonzero(numbers >= 0)  # without drafts that were rejected
-            for index, pieces in enumerate(zip(*values, strict=False)):
-                array = self._array(pieces, f"{side}{index}", site.layouts, theirs.layouts)
-                if not pieces[0].dtype.startswith(("float", "bfloat")) or len(rows) > len(array):
-                    continue
-                table = tables.setdefault((site.slot, side, index), _Table())
-                table.dtype = pieces[0].dtype
-                table.pieces.append(array[: len(rows)] if len(kept) == len(rows) else array[kept])
-                table.numbers.append(numbers[kept])
-
-    def _array(
-        self, pieces: Sequence[Value], name: str, mine: Mapping[str, Layout], theirs: Mapping[str, Layout]
-    ) -> Array:
+        sites = trace.sites(name, ranks[0]) if self._map is None else self._map.sites
         if self._own:
-            return _raw(pieces[0])
-        whole = _joined(pieces, theirs.get(name))
-        layout = mine.get(name)
-        return whole if layout is None else shards.cut(whole, layout, *self._shard)
+            sites = {key: replace(site, layouts={}) for key, site in sites.items()}
+        self._columns = Columns(len(ranks), BLOCK, HELD, bits=True)
+        segments = [trace.segment(name, rank) for rank in ranks]
+        for _ in PassReader(segments, self._finder.add, sites, self._map, self._columns).steps():
+            pass
+        found: dict[Key, Recorded] = {}
+        for key, column, _ in columns_of(self._columns):
+            site = self._sites.get(key.site)
+            if site is None or key.side == "written" or column is None or not _feedable(column):
+                continue
+            layout = None if self._own else site.layouts.get(f"{key.side}{key.index}")
+            found[site.slot, key.side, key.index] = Recorded(column, layout, self._shard, self._windows)
+        return found
+
+
+def _feedable(column: TensorColumn) -> bool:
+    """Whether it holds floats, of one dtype, with its rows along the first dimension."""
+    dtypes = {tensor.dtype for tensor in column.kinds}
+    return (
+        len(dtypes) == 1
+        and dtypes.pop().startswith(("float", "bfloat"))
+        and all(not tensor.axis for tensor in column.kinds)
+    )
 
 
 def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -219,33 +221,3 @@ def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x
     given = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
     return given.copy_(x)
-
-
-def _added(x: Found, residual: Found) -> Found | None:
-    """The sum of two taps, rounded once; None if their rows differ."""
-    (one, places), (two, others) = x, residual
-    if one.shape != two.shape or not np.array_equal(places, others):
-        return None
-    return (one.double() + two.double()).to(one.dtype), places
-
-
-def _calls(trace: Trace, name: str, ranks: Sequence[int], site_map: SiteMap | None) -> Iterator[list[Call]]:
-    """Each call of the first rank, with the same call of the other ranks."""
-    every = [trace.steps(name, rank) for rank in ranks]
-    for found in zip(*every, strict=False):
-        steps = found if site_map is None else tuple(map(site_map.step, found))
-        others = [{(c.site, c.number): c for c in step.calls} for step in steps[1:]]
-        for call in steps[0].calls:
-            yield [call, *(found[key] for found in others if (key := (call.site, call.number)) in found)]
-
-
-def _joined(pieces: Sequence[Value], layout: Layout | None) -> Array:
-    arrays = [_raw(piece) for piece in pieces]
-    return arrays[0] if layout is None or len(arrays) == 1 else shards.join(arrays, layout)
-
-
-def _raw(value: Value) -> Array:
-    """The value's bits as integers of its element size; numpy has no bfloat16."""
-    data = value.load()
-    itemsize = getattr(torch, value.dtype).itemsize
-    return np.frombuffer(data, dtype=_RAW[itemsize]).reshape(value.shape)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracereplay.comparator.numbers.tensors import Ints
+from tracereplay.columns.tensors import Ints
 
 __all__ = ["pieces"]
 

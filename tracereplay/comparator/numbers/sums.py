@@ -31,7 +31,7 @@ class _Sum(Tensor):
 
     other: Tensor
 
-    def load(self) -> Array:
+    def load(self, *, bits: bool = False) -> Array:
         # Not super(): a dataclass with slots is another class than the one that the body closes over.
         one, two = Tensor.load(self), self.other.load()
         with np.errstate(invalid="ignore", over="ignore"):

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tracereplay.census import Census
-from tracereplay.comparator.numbers.columns import CallInfo, Calls, Pattern, TensorColumn
-from tracereplay.comparator.numbers.tensors import LANE, Array, Ints, TableKey, TableSide, Tensor
+from tracereplay.columns.store import CallInfo, Calls, Pattern, TensorColumn
+from tracereplay.columns.tensors import LANE, Array, Ints, TableKey, TableSide, Tensor
 from tracereplay.event import RowKey, Sampled, Site
 from tracereplay.sitemap import Pair
 

@@ -61,6 +61,7 @@ class GuestWorker:
         self._refusal = "The engine has not loaded its model."
         self._golden: tuple[Path, Trace] | None = None
         self._tables: dict[tuple[str, str], RowTables] = {}  # by trace and pass; for many passes over the same two
+        self._injected: Trace | None = None  # that they are read from
         load = worker.load_model
 
         @functools.wraps(load)
@@ -187,12 +188,13 @@ class GuestWorker:
         keys = (str(golden.path), RECORD), (str(cancel.injected), INJECTED)
         if set(self._tables) != set(keys):
             tokens = golden_tokens(golden)
-            injected = open_trace(cancel.injected)
+            if self._injected is not None:
+                self._injected.close()
+            self._injected = injected = open_trace(cancel.injected)  # read as passes go on
             self._tables = {
                 keys[0]: self._rows_of(golden, RECORD, tokens),
                 keys[1]: self._rows_of(injected, INJECTED, tokens, own=True),
             }
-            injected.close()
         names = {site.slot: site.name for site in self._session.sites}
         rows, measured = (self._tables[key] for key in keys)
         return CancelledRows(rows, measured, names, cancel.selection)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracereplay.comparator.numbers.tensors import Ints, TableKey, Tensor
+from tracereplay.columns.tensors import Ints, TableKey, Tensor
 from tracereplay.dtypes import nbytes
 from tracereplay.event import Call, RowMap, Site, Step, Value
 from tracereplay.sitemap import SiteMap
@@ -133,7 +133,7 @@ def describe(
             if layout is not None and not (whole and len(values) == len(calls)):
                 kind.broken[key] = "a rank's part is missing"
                 continue
-            tensor = Tensor(values if layout else values[:1], layout, 0)
+            tensor = Tensor(values if layout else values[:1], layout if len(values) > 1 else None, 0)
             kind.tensors.setdefault(key, []).append(Occurrence(len(made), maps[id(rows)], lane, tensor))
         made.append(KindCall(call.site, call.number, maps[id(call.rows_in)], maps[id(call.rows_out)], call.fed))
     kind.calls = tuple(made)

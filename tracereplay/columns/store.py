@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.kinds import BLOCK, Cursor, FormValue, Kind, Occurrence
-from tracereplay.comparator.numbers.stacks import Stacks
-from tracereplay.comparator.numbers.tensors import LANE, Array, Ints, Tensor, as_rows
+from tracereplay.columns.kinds import BLOCK, Cursor, FormValue, Kind, Occurrence
+from tracereplay.columns.stacks import Stacks
+from tracereplay.columns.tensors import LANE, Array, Ints, Tensor, as_rows
 from tracereplay.dtypes import nbytes, numpy_dtype
 from tracereplay.trace.forms import ELSEWHERE, Form, StepRecord
 from tracereplay.trace.reader import SegmentReader
@@ -55,9 +55,14 @@ class Columns:
 
     Args:
         ranks: how many there are.
+        block: bytes of tensors that are read at a time.
+        held: bytes of chunks that are kept.
+        bits: whether tensors are read as integers of their element size; for others than numpy's own dtypes,
+            ml_dtypes must be installed otherwise.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, block: int = BLOCK, held: int = 2 * BLOCK, *, bits: bool = False) -> None:
+        self.block, self.held, self.bits = block, held, bits
         self.kinds: list[Kind] = []
         self.cursor = Cursor(self.read)
         self._ranks = ranks
@@ -132,7 +137,7 @@ class Columns:
     def blocks(self) -> tuple[Ints, Ints]:
         """For each step its (first) block and its window, ``int64 [steps]`` each.
 
-        Blocks are consecutive steps with at most `BLOCK` bytes, or parts of a larger step. A window is the steps
+        Blocks are consecutive steps with at most `block` bytes, or parts of a larger step. A window is the steps
         of one kind that follow each other in a block.
         """
         sizes = np.array([kind.size for kind in self.kinds], np.int64)
@@ -144,7 +149,7 @@ class Columns:
             size = int(sizes[kind])
             if number < 0 or size > room:
                 at = at + 1 if number >= 0 else 0
-                room, last = BLOCK, -1
+                room, last = self.block, -1
             room -= size
             if kind != last:
                 number, last = number + 1, kind
@@ -461,7 +466,7 @@ class TensorColumn(Sequence[Tensor]):
         """A tensor in its storage dtype, ``[rows, width]``."""
         tensor: Tensor = self[place]
         self.columns.cursor.step = int(self.pattern.steps[place])
-        return tensor.load()
+        return tensor.load(bits=self.columns.bits)
 
     def _load_alone(self, place: int) -> Array:
         """As `load`, without decoding more of its chunk than need be."""

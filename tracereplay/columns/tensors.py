@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tracereplay.dtypes import itemsize
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Layout, Value
 from tracereplay.trace.shards import join
@@ -86,14 +87,21 @@ class Tensor:
         shape = self.values[0].shape
         return shape[1:] if self.axis == 0 else (*shape[:1], *shape[2:])
 
-    def load(self) -> Array:
-        """The tensor in its storage dtype, ``[rows, width]``."""
-        pieces = [_read(value) for value in self.values]
+    def load(self, *, bits: bool = False) -> Array:
+        """The tensor in its storage dtype, ``[rows, width]``; see `whole`."""
+        return as_rows(self.whole(bits=bits), self.axis)
+
+    def whole(self, *, bits: bool = False) -> Array:
+        """The tensor in its own shape, all ranks' parts joined.
+
+        Args:
+            bits: as integers of the size of its elements.
+        """
+        pieces = [_bits(value) if bits else value.numpy() for value in self.values]
         try:
-            whole = pieces[0] if self.layout is None else join(pieces, self.layout)
+            return pieces[0] if self.layout is None else join(pieces, self.layout)
         except (ValueError, IndexError) as error:
             raise DamagedTrace(f"The ranks' parts of a tensor do not fit together: {error}.") from error
-        return as_rows(whole, self.axis)
 
 
 def as_rows(x: Array, axis: int) -> Array:
@@ -108,5 +116,5 @@ def _whole_size(layout: Layout, size: int, ranks: int) -> int:
     return sum(unit * part * -(-ranks // copies) for part, copies in pairs)
 
 
-def _read(value: Value) -> Array:
-    return value.numpy()
+def _bits(value: Value) -> Array:
+    return np.frombuffer(value.load(), np.dtype(f"i{itemsize(value.dtype)}")).reshape(value.shape)

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.kinds import BLOCK, FormValue
-from tracereplay.comparator.numbers.tensors import Array, Tensor
+from tracereplay.columns.kinds import FormValue
+from tracereplay.columns.tensors import Array, Tensor
 from tracereplay.dtypes import itemsize, nbytes, numpy_dtype
 from tracereplay.trace.chunk import Entry
 from tracereplay.trace.codec import DELTA
 from tracereplay.trace.records import Located
 
 if TYPE_CHECKING:
-    from tracereplay.comparator.numbers.columns import Columns
+    from tracereplay.columns.store import Columns
 
 __all__ = ["Stacks", "same_bytes"]
 
-HELD = 2 * BLOCK  # bytes: a window, and the one that follows while pairs of steps do not begin together
 KEPT = 1024  # windows of which it is remembered whether their chunks are alike
 _ALIGN = 64
 
@@ -47,7 +46,16 @@ class Stacks:
         self._alike: OrderedDict[tuple[Place, int, Place], bool] = OrderedDict()
 
     def tensor(self, window: int, tensor: Tensor) -> Array | None:
-        """A tensor in all steps of a window in its storage dtype, ``[steps, rows, width]``.
+        """A tensor in all steps of a window in its storage dtype, ``[steps, rows, width]``; see `whole`."""
+        whole = self.whole(window, tensor)
+        if whole is None:
+            return None
+        if tensor.axis:
+            whole = np.moveaxis(whole, 1 + tensor.axis, 1)
+        return whole.reshape(*whole.shape[:2], -1) if whole.ndim > 2 else whole.reshape(*whole.shape, 1)
+
+    def whole(self, window: int, tensor: Tensor) -> Array | None:
+        """A tensor in all steps of a window, ``[steps, ...]``.
 
         None where it is put together of several, or does not lie alike in all steps: it is read step by step then.
         """
@@ -58,12 +66,13 @@ class Stacks:
         if stack is None or located.tensor >= len(stack[1]):
             return None
         entry = stack[1][located.tensor]
-        dtype, size = numpy_dtype(value.dtype), itemsize(value.dtype)
+        size = itemsize(value.dtype)
+        dtype = np.dtype(f"i{size}") if self._columns.bits else numpy_dtype(value.dtype)
         shape = tuple(value.shape)
         if not located.strided:
             if nbytes(value.dtype, shape) != entry.end - entry.start or located.skip:
                 return None
-            whole = stack[0][:, entry.start : entry.end].view(dtype).reshape(len(stack[0]), *shape)
+            whole: Array = stack[0][:, entry.start : entry.end].view(dtype).reshape(len(stack[0]), *shape)
         else:
             begin = entry.start + located.skip
             extent = (1 + sum((n - 1) * s for n, s in zip(shape, located.strides, strict=True))) * size
@@ -73,9 +82,7 @@ class Stacks:
             whole = np.lib.stride_tricks.as_strided(
                 flat, (len(flat), *shape), (flat.strides[0], *(s * size for s in located.strides)), writeable=False
             )
-        if tensor.axis:
-            whole = np.moveaxis(whole, 1 + tensor.axis, 1)
-        return whole.reshape(*whole.shape[:2], -1) if whole.ndim > 2 else whole.reshape(*whole.shape, 1)
+        return whole
 
     def plain(self, window: int, tensor: Tensor) -> tuple[FormValue | None, Located | None]:
         """The value that the tensor is, and where it lies in its step; None if it is not one such."""
@@ -111,7 +118,7 @@ class Stacks:
             return self._stacks[key]
         stack = self._stacks[key] = self._read(self.frames(window, rank, chunk))
         self._held += 0 if stack is None else stack[0].nbytes
-        while self._held > HELD and len(self._stacks) > 1:
+        while self._held > self._columns.held and len(self._stacks) > 1:
             _, gone = self._stacks.popitem(last=False)
             self._held -= 0 if gone is None else gone[0].nbytes
         return stack
@@ -123,7 +130,7 @@ class Stacks:
             data, found = reader.read_chunk(number)
             if stacked is None:
                 pitch = -(-len(data) // _ALIGN) * _ALIGN
-                if pitch * len(frames) > HELD:
+                if pitch * len(frames) > self._columns.held:
                     return None
                 stacked, entries = np.empty((len(frames), pitch), np.uint8), found
                 size = len(data)
