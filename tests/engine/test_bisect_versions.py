@@ -18,6 +18,7 @@ FAULT, SITE, SINCE = "other_activation", "model.layers.3.mlp.act_fn", "0.31.0"
 VERSIONS = ["0.27.1", "0.31.0", "0.32.0"]
 
 
+@pytest.mark.long
 def test_the_release_from_which_on_a_fault_is_there_is_named(
     engines: Engines, golden_v1: Trace, plant: Callable[[str], None], fault_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

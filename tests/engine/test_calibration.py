@@ -51,6 +51,7 @@ def check_earned(found: Calibration, tmp_path: Path) -> Policy:
     return found.policy
 
 
+@pytest.mark.long
 def test_threads_and_batches_in_float32(
     engines: Engines, wide: Path, v1_alone: Configured, single_process: Mapping[str, str], tmp_path: Path
 ) -> None:

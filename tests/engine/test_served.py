@@ -44,7 +44,7 @@ def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
         server.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
 def test_a_server_that_is_asked_to_end_loses_nothing_that_a_client_has(
     serve: Callable[[], Server], engines: Engines, single_process: Mapping[str, str], number: int
 ) -> None:
@@ -133,7 +133,9 @@ def test_requests_are_replayed_as_they_were(
     assert verdict.coverage.share == 1.0
 
 
-@pytest.mark.parametrize("kind", ["parent", "worker", "writer"])
+@pytest.mark.parametrize(
+    "kind", ["parent", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("worker", "writer"))]
+)
 def test_what_a_client_has_is_in_the_trace_of_a_server_that_was_killed(
     tmp_path: Path, engines: Engines, kind: str
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_golden_with_drafts_is_replayed_without(plain: Running, goldens: dict[
     assert_matches(plain.verdict(goldens["ngram"]), {"drafts that golden rejected"})
 
 
+@pytest.mark.long
 def test_a_draft_model_proposes_and_is_said_not_to_be_recorded(
     engines: Engines, single_process: Mapping[str, str], goldens: dict[str, Trace], tmp_path: Path
 ) -> None:

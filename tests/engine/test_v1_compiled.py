@@ -124,7 +124,7 @@ def test_a_reproducer_of_a_compiled_call_says_why_that_alone_differs(
     assert any("Golden's model was compiled" in reason for reason in verdict.reasons)
 
 
-@pytest.mark.parametrize("family", ["tiny", "gemma"])
+@pytest.mark.parametrize("family", ["tiny", pytest.param("gemma", marks=pytest.mark.long)])
 def test_the_observer_effect_of_a_compiled_engine_is_stated(
     engines: Engines, single_process: Mapping[str, str], tmp_path: Path, family: str, gemma: Path
 ) -> None:
