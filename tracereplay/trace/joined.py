@@ -6,15 +6,19 @@ that a number says one thing in the whole trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Call, Site, Step
+from tracereplay.event import Call, Request, RowMap, Sampled, Site, Step
+from tracereplay.trace.chunk import Entry
+from tracereplay.trace.forms import StepRecord
+from tracereplay.trace.outline import Outline, joined
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.records import Located
 
 __all__ = ["JoinedSegments", "Start", "starts"]
 
@@ -32,7 +36,7 @@ def starts(engines: Sequence[Sequence[SegmentReader]]) -> list[Start]:
         found.append(at)
         requests = steps = 0
         for segment in segments:
-            for step in segment.steps():
+            for step in segment.records():
                 requests = max([requests, *(r.request + 1 for r in step.requests)])
                 steps = max(steps, step.number + 1)
         at = at[0] + requests, at[1] + steps
@@ -79,25 +83,60 @@ class JoinedSegments:
 
     def step(self, place: int) -> Step:
         """The step at ``place``, the first engine's steps first."""
-        for segment, start in zip(self._segments, self._begins, strict=True):
-            if place < len(segment):
-                return _renumbered(segment.step(place), start)
-            place -= len(segment)
-        raise IndexError(place)
+        number, within = self._found(place, [len(segment) for segment in self._segments])
+        return _renumbered(self._segments[number].step(within), self._begins[number])
+
+    def record(self, place: int) -> StepRecord:
+        """The step at ``place`` by its form; its chunks are numbered as `chunk` numbers them."""
+        number, within = self._found(place, [len(segment) for segment in self._segments])
+        found = self._segments[number].record(within)
+        return _record_renumbered(found, self._begins[number], place, sum(self._chunks[:number]))
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
         return (self.step(place) for place in range(len(self)))
 
+    def records(self) -> Iterator[StepRecord]:
+        """All committed steps in order, by their forms."""
+        return (self.record(place) for place in range(len(self)))
+
+    def outline(self) -> Outline:
+        """Its steps in short."""
+        return joined((segment.outline() for segment in self._segments), self._begins)
+
+    def chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
+        """See `SegmentReader.chunk`; the second engine's chunks are numbered from where the first one's end."""
+        of, within = self._found(number, self._chunks)
+        return self._segments[of].chunk(within)
+
+    def load(self, located: Located) -> bytes:
+        """See `SegmentReader.load`."""
+        if located.chunk == -1:
+            return self._segments[0].load(located)
+        of, within = self._found(located.chunk, self._chunks)
+        return self._segments[of].load(located._replace(chunk=within))
+
+    @property
+    def _chunks(self) -> list[int]:
+        return [len(segment.index.chunks) for segment in self._segments]
+
+    @staticmethod
+    def _found(place: int, sizes: Sequence[int]) -> tuple[int, int]:
+        """In which segment a place is, and where in it."""
+        for number, size in enumerate(sizes):
+            if place < size:
+                return number, place
+            place -= size
+        raise IndexError(place)
+
 
 def _renumbered(step: Step, start: Start) -> Step:
     first, steps = start
-    maps: dict[int, Any] = {}
+    maps: dict[int, RowMap] = {}
 
-    def rows(given: Any) -> Any:
+    def rows(given: RowMap) -> RowMap:
         if id(given) not in maps:
-            found = maps[id(given)] = np.array(given)
-            found[found[:, 0] >= 0, 0] += first
+            maps[id(given)] = _rows(given, first)
         return maps[id(given)]
 
     def call(given: Call) -> Call:
@@ -108,6 +147,34 @@ def _renumbered(step: Step, start: Start) -> Step:
         number=step.number + steps,
         rows=rows(step.rows),
         calls=tuple(map(call, step.calls)),
-        sampled=tuple(replace(s, key=s.key._replace(request=s.key.request + first)) for s in step.sampled),
-        requests=tuple(replace(r, request=r.request + first) for r in step.requests),
+        sampled=_sampled(step.sampled, first),
+        requests=_requests(step.requests, first),
     )
+
+
+def _record_renumbered(step: StepRecord, start: Start, place: int, chunks: int) -> StepRecord:
+    first, steps = start
+    return replace(
+        step,
+        place=place,
+        number=step.number + steps,
+        chunk=step.chunk + chunks,
+        elsewhere={value: (told[0] + chunks, *told[1:]) for value, told in step.elsewhere.items()},
+        maps=[_rows(rows, first) for rows in step.maps],
+        sampled=_sampled(step.sampled, first),
+        requests=_requests(step.requests, first),
+    )
+
+
+def _rows(rows: RowMap, first: int) -> RowMap:
+    found = np.array(rows)
+    found[found[:, 0] >= 0, 0] += first
+    return found
+
+
+def _sampled(sampled: Iterable[Sampled], first: int) -> tuple[Sampled, ...]:
+    return tuple([replace(s, key=s.key._replace(request=s.key.request + first)) for s in sampled])
+
+
+def _requests(requests: Iterable[Request], first: int) -> tuple[Request, ...]:
+    return tuple([replace(r, request=r.request + first) for r in requests])
