@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Annotated, Any
@@ -19,15 +18,14 @@ from tracereplay.cli.summary import observer_words, summary
 from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
-from tracereplay.event import Step
 from tracereplay.report.clean import clean
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
+from tracereplay.trace.outline import line_of
 from tracereplay.trace.select import PASSES, Chosen, choose, pass_of
 
 __all__ = ["show"]
 
-STEPS = 6  # listed where not all are asked for
 VALUES = 4
 
 
@@ -88,14 +86,14 @@ def _show_run(trace: Trace, passes: Sequence[str], console: Console, everything:
     for rows, names in kinds.items():
         _print_table(console, f"pass {' and '.join(names)}", ("operator", "sites", "calls", "first site"), rows)
     for name in sorted(passes, key=_order):
-        listed = _steps(trace.steps(name, trace.ranks(name)[0]), everything)
+        listed = _steps(trace, name, everything)
         _print_table(console, f"steps of {name}", ("step", "rows", "requests", "calls", "tokens"), listed)
 
 
 def _operators(trace: Trace, name: str, everything: bool) -> tuple[tuple[str, ...], ...]:
     """For each operator class (or each site): the number of sites and of calls, and the first site."""
     rank = trace.ranks(name)[0]
-    calls = Counter(call.site for step in trace.steps(name, rank) for call in step.calls)
+    calls = trace.outline(name).calls
     sites: dict[str, list[str]] = {}
     for site in trace.sites(name, rank).values():
         sites.setdefault(f"{site.operator} {site.name}" if everything else site.operator, []).append(site.name)
@@ -104,14 +102,17 @@ def _operators(trace: Trace, name: str, everything: bool) -> tuple[tuple[str, ..
     )
 
 
-def _steps(steps: Sequence[Step], everything: bool) -> Iterator[tuple[str, ...]]:
-    shown = steps if everything else steps[:STEPS]
-    for step in shown:
-        requests = sorted({int(r) for r in step.rows[:, 0]})
-        some = ", ".join(map(str, requests[:8])) + (" ..." if len(requests) > 8 else "")
-        yield str(step.number), str(len(step.rows)), some, str(len(step.calls)), str(len(step.sampled))
-    if len(shown) < len(steps):
-        yield f"and {len(steps) - len(shown)} more", "", "", "", ""
+def _steps(trace: Trace, name: str, everything: bool) -> Iterator[tuple[str, ...]]:
+    outline = trace.outline(name)
+    every = (
+        line_of(step.number, step.rows, len(step.form.calls), len(step.sampled))
+        for step in trace.records(name, trace.ranks(name)[0])
+    )
+    for line in every if everything else outline.first:
+        some = ", ".join(map(str, line.requests[:8])) + (" ..." if len(line.requests) > 8 else "")
+        yield str(line.number), str(line.rows), some, str(line.calls), str(line.sampled)
+    if not everything and len(outline.first) < outline.steps:
+        yield f"and {outline.steps - len(outline.first)} more", "", "", "", ""
 
 
 def _order(name: str) -> int:
@@ -135,9 +136,8 @@ def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
     for note in run.notes:
         yield "note", note
     for name in sorted(passes, key=_order):
-        steps = trace.steps(name, trace.ranks(name)[0])
-        rows = sum(len(step.rows) for step in steps)
-        yield f"pass {name}", f"{len(steps)} steps, {rows} rows, {len(trace.ranks(name))} rank(s)"
+        outline = trace.outline(name)
+        yield f"pass {name}", f"{outline.steps} steps, {outline.rows} rows, {len(trace.ranks(name))} rank(s)"
 
 
 def _print_table(console: Console, title: str, headers: Sequence[str], rows: Iterable[tuple[str, ...]]) -> None:

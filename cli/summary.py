@@ -13,10 +13,10 @@ __all__ = ["observer_words", "size_words", "summary"]
 
 def summary(trace: Trace) -> str:
     """A trace in one line."""
-    steps = [step for name in trace.passes for step in trace.steps(name, trace.ranks(name)[0])]
+    passes = [trace.outline(name) for name in trace.passes]
     sites = {site for name in trace.passes for site in trace.sites(name, trace.ranks(name)[0])}
-    tokens = sum(len(step.sampled) for step in steps)
-    words = f"{len(steps)} steps, {tokens} tokens, {len(sites)} sites, {size_words(trace.size)}"
+    steps, tokens = sum(one.steps for one in passes), sum(one.sampled for one in passes)
+    words = f"{steps} steps, {tokens} tokens, {len(sites)} sites, {size_words(trace.size)}"
     return words if trace.complete else f"{words}, INCOMPLETE"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tracereplay.engines.toy.runs import record, workload
 from tracereplay.trace import SegmentReader, codec, open_trace
-from tracereplay.trace.frames import MAGIC, TAIL_SIZE, Tag, scan
+from tracereplay.trace.frames import MAGIC, TAIL_SIZE, Tag
 from tracereplay.trace.plain import pack, unpack
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -55,11 +55,11 @@ def plainly(path: Path) -> bytes:
     reader = SegmentReader(path)
     copy = make_hostile.Segment(site=None)
     copy.data[:] = MAGIC
-    for frame in scan(reader.file):
+    for frame, _, decoded in reader.frames():
         if frame.kind == Tag.DATA:
-            copy.chunk(bytes(reader.chunk(len(copy.chunks))[0]))
+            copy.chunk(bytes(decoded))
         elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
-            place = copy.record(frame.kind, reader.decoded(frame))
+            place = copy.record(frame.kind, bytes(decoded))
             copy.sites += [place] if frame.kind == Tag.SITES else []
             copy.steps += [[0, *place]] if frame.kind == Tag.STEP else []
         if copy.steps:
@@ -85,9 +85,9 @@ def _chunks(toy: Path) -> Iterator[bytes]:
 
 def _records(toy: Path) -> Iterator[bytes]:
     reader = open_trace(toy).segment("record")
-    for frame in scan(reader.file):
+    for frame, _, decoded in reader.frames():
         if frame.kind != Tag.DATA:
-            yield reader.decoded(frame)
+            yield bytes(decoded)
     yield (toy / "manifest.json").read_bytes()
     for path in sorted(HOSTILE.glob("*/manifest-*/manifest.json")):
         yield path.read_bytes()

@@ -83,6 +83,9 @@ def read_all(file: File) -> None:
                 for found in values:
                     assert len(found.load()) == found.numpy().nbytes
                 restore(values)
+        for record in segment.records():
+            assert len(record.form.calls) == len(record.form.sites)
+        assert segment.outline().steps == len(segment)
         content_digest(segment)
     except TraceError:
         return

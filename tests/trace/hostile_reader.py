@@ -77,6 +77,16 @@ def every_array(path: Path) -> None:
         restore(call.outputs)
 
 
+def every_record(path: Path) -> None:
+    trace = open_trace(path)
+    for segment in segments(trace):
+        for record in segment.records():
+            record.rows.sum()
+            for located in record.form.values:
+                if located.chunk >= 0:
+                    segment.load(located._replace(chunk=record.chunk + located.chunk))
+
+
 def verified(path: Path) -> list[str]:
     return [report.state for report in verify(open_trace(path))]
 
@@ -93,6 +103,7 @@ def packed(path: Path) -> None:
 STAGES: dict[str, Callable[[Path], Any]] = {
     "open": lambda path: open_trace(path).close(),
     "digest": digest,
+    "records": every_record,
     "values": every_value,
     "restore": every_array,
     "kernels": kernels,

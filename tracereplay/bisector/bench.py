@@ -36,7 +36,7 @@ def golden_workload(golden: Trace, settings: Mapping[str, Any], model: Path | No
     """
     golden.require_recording()
     work = workload_of(golden, settings, model)
-    sampled = (s for step in golden.steps(RECORD) for s in step.sampled)
+    sampled = (s for step in golden.records(RECORD) for s in step.sampled)
     if all(s.logprob is None for s in sampled):
         raise UsageError(
             f"{golden.path} has no logprobs, which a bisection needs; record it again with --logprobs 0."

@@ -8,17 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tracereplay.columns.kinds import Kind, Occurrence, describe
-from tracereplay.columns.store import Columns, Pattern, Places, TensorColumn, make_pattern
+from tracereplay.columns.store import Columns, Pattern, Places, Segment, TensorColumn, make_pattern
 from tracereplay.columns.tensors import Ints, TableKey
 from tracereplay.event import Call, RowMap, Site
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace.forms import StepRecord
-from tracereplay.trace.joined import JoinedSegments
-from tracereplay.trace.reader import SegmentReader
 
 __all__ = ["Added", "PassReader", "columns_of"]
-
-Segment = SegmentReader | JoinedSegments
 
 
 class Added(NamedTuple):
@@ -39,26 +35,25 @@ class PassReader:
     """Reads a pass into columns.
 
     Args:
-        segments: of its ranks.
         number_rows: ``RowFinder.add`` for golden, ``RowFinder.find`` (or a part of it) for a candidate.
         sites: of the pass, by name, in the naming that ``site_map`` translates into.
         site_map: for golden, whose columns are in the candidate's naming then.
-        columns: where they are put.
+        columns: where they are put; they have the segments.
     """
 
     def __init__(
-        self, segments: Sequence[Segment], number_rows: Callable[[RowMap], Ints], sites: Mapping[str, Site],
+        self, number_rows: Callable[[RowMap], Ints], sites: Mapping[str, Site],
         site_map: SiteMap | None, columns: Columns,
     ) -> None:  # fmt: skip
         self.columns = columns
-        self._segments, self._number_rows = segments, number_rows
+        self._number_rows = number_rows
         self._sites, self._site_map = sites, site_map
         self._kinds: dict[tuple[object, ...], Kind] = {}
         self._count = 0
 
     def steps(self) -> Iterator[Added]:
         """Reads all steps in order; each is added before it is given."""
-        for records in _together(self._segments):
+        for records in _together(self.columns.segments):
             yield self._add(records)
 
     def _add(self, records: Sequence[StepRecord | None]) -> Added:
@@ -72,17 +67,11 @@ class PassReader:
         kind, new = self._kinds.get(key), key not in self._kinds
         if kind is None:
             kind = self._kinds[key] = self.columns.new_kind([None if r is None else r.form for r in records])
-        self.columns.add(kind, records, self._readers(records), ids)
+        self.columns.add(kind, records, ids)
         if new:
             self._describe(kind, records, ids)
         self._count += 1
         return Added(first, kind, ids)
-
-    def _readers(self, records: Sequence[StepRecord | None]) -> list[SegmentReader | None]:
-        return [
-            None if record is None else segment.source(record.place)
-            for segment, record in zip(self._segments, records, strict=True)
-        ]
 
     def _describe(self, kind: Kind, records: Sequence[StepRecord | None], ids: Sequence[Ints]) -> None:
         """Says what steps of a new kind do, of which the last added step is the first."""

@@ -109,7 +109,7 @@ class Stacks:
         """Segments and numbers of a chunk of each of a window's steps."""
         start, stop = self._columns.windows[window : window + 2].tolist()
         firsts = self._columns.first_chunks(start, stop, rank)
-        return [(self._columns.reader(start + i, rank), first + chunk) for i, first in enumerate(firsts)]
+        return [(self._columns.segments[rank], first + chunk) for first in firsts]
 
     def _stack(self, window: int, rank: int, chunk: int) -> Stack | None:
         key = (window, rank, chunk)

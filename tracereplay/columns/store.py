@@ -25,10 +25,11 @@ from tracereplay.columns.stacks import Stacks
 from tracereplay.columns.tensors import LANE, Array, Ints, Tensor, as_rows
 from tracereplay.dtypes import nbytes, numpy_dtype
 from tracereplay.trace.forms import ELSEWHERE, Form, StepRecord
+from tracereplay.trace.joined import JoinedSegments
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located
 
-__all__ = ["CallInfo", "Calls", "Columns", "Pattern", "Places", "TensorColumn", "make_pattern"]
+__all__ = ["CallInfo", "Calls", "Columns", "Pattern", "Places", "Segment", "TensorColumn", "make_pattern"]
 
 
 class CallInfo(NamedTuple):
@@ -46,6 +47,9 @@ class CallInfo(NamedTuple):
     fed: tuple[int, ...] | None = None
 
 
+Segment = SegmentReader | JoinedSegments
+
+
 def _ints(numbers: array[int]) -> Ints:
     return np.frombuffer(numbers, np.int64) if numbers else np.empty(0, np.int64)
 
@@ -54,44 +58,40 @@ class Columns:
     """The steps of a pass, added one after the other.
 
     Args:
-        ranks: how many there are.
+        segments: of the pass's ranks.
         block: bytes of tensors that are read at a time.
         held: bytes of chunks that are kept.
         bits: whether tensors are read as integers of their element size; for others than numpy's own dtypes,
             ml_dtypes must be installed otherwise.
     """
 
-    def __init__(self, ranks: int, block: int = BLOCK, held: int = 2 * BLOCK, *, bits: bool = False) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], block: int = BLOCK, held: int = 2 * BLOCK, *, bits: bool = False
+    ) -> None:
         self.block, self.held, self.bits = block, held, bits
         self.kinds: list[Kind] = []
         self.cursor = Cursor(self.read)
-        self._ranks = ranks
+        self.segments = segments
         self._kind = array("q")
         self._number = array("q")
         self._ids = array("q")  # numbers of rows, map after map
         self._maps = array("q", [0])  # where each map's numbers begin
         self._first_map = array("q")  # of each step
-        self._chunk = [array("q") for _ in range(ranks)]
-        self._reader = [array("q") for _ in range(ranks)]
-        self._readers: list[SegmentReader] = []
-        self._elsewhere = [array("q") for _ in range(ranks)]  # place, chunk, tensor, pieces, skip, strided
-        self._elsewhere_at = [array("q", [0]) for _ in range(ranks)]
+        self._chunk = [array("q") for _ in segments]
+        self._elsewhere = [array("q") for _ in segments]  # place, chunk, tensor, pieces, skip, strided
+        self._elsewhere_at = [array("q", [0]) for _ in segments]
 
     def new_kind(self, forms: Sequence[Form | None]) -> Kind:
         """A kind of steps, of which nothing is known yet but the ranks' forms."""
         self.kinds.append(Kind(len(self.kinds), tuple(forms)))
         return self.kinds[-1]
 
-    def add(
-        self, kind: Kind, records: Sequence[StepRecord | None], readers: Sequence[SegmentReader | None],
-        ids: Sequence[Ints],
-    ) -> None:  # fmt: skip
+    def add(self, kind: Kind, records: Sequence[StepRecord | None], ids: Sequence[Ints]) -> None:
         """Adds a step.
 
         Args:
             kind: of it.
             records: of all ranks.
-            readers: of which segments they are.
             ids: numbers of the rows of each of the first rank's maps, -1 where they have none.
         """
         first = records[0]
@@ -102,17 +102,10 @@ class Columns:
         for numbers in ids:
             self._ids.frombytes(np.ascontiguousarray(numbers, np.int64).tobytes())
             self._maps.append(len(self._ids))
-        for rank, (record, reader) in enumerate(zip(records, readers, strict=True)):
-            if record is None or reader is None:
-                self._chunk[rank].append(-1)
-                self._reader[rank].append(-1)
-            else:
-                if reader not in self._readers:
-                    self._readers.append(reader)
-                self._chunk[rank].append(record.chunk)
-                self._reader[rank].append(self._readers.index(reader))
-                for place, told in record.elsewhere.items():
-                    self._elsewhere[rank].extend((place, *map(int, told)))
+        for rank, record in enumerate(records):
+            self._chunk[rank].append(-1 if record is None else record.chunk)
+            for place, told in ({} if record is None else record.elsewhere).items():
+                self._elsewhere[rank].extend((place, *map(int, told)))
             self._elsewhere_at[rank].append(len(self._elsewhere[rank]))
 
     # -- what the steps say -----------------------------------------------------------------------------
@@ -187,10 +180,6 @@ class Columns:
 
     # -- bytes ------------------------------------------------------------------------------------------
 
-    def reader(self, step: int, rank: int) -> SegmentReader:
-        """The segment that a rank's step is in."""
-        return self._readers[self._reader[rank][step]]
-
     def first_chunks(self, start: int, stop: int, rank: int) -> Sequence[int]:
         """The first own chunk of each of these steps."""
         return self._chunk[rank][start:stop]
@@ -199,7 +188,7 @@ class Columns:
         """The bytes of a value; ``place`` is its place in the form."""
         form = self.kinds[self._kind[step]].forms[rank]
         assert form is not None
-        return self.reader(step, rank).load(self._located(step, rank, form.values[place], place))
+        return self.segments[rank].load(self._located(step, rank, form.values[place], place))
 
     def _located(self, step: int, rank: int, value: Located, place: int) -> Located:
         if value.chunk >= 0:
@@ -476,7 +465,7 @@ class TensorColumn(Sequence[Tensor]):
         if value is None or located is None or located.strided:
             return self.load(place)
         chunk = self.columns.first_chunks(step, step + 1, value.rank)[0] + located.chunk
-        data = self.columns.reader(step, value.rank).tensor_alone(chunk, located.tensor)
+        data = self.columns.segments[value.rank].tensor_alone(chunk, located.tensor)
         if len(data) != nbytes(value.dtype, value.shape):
             return self.load(place)
         return as_rows(np.frombuffer(data, numpy_dtype(value.dtype)).reshape(value.shape), tensor.axis)

@@ -191,9 +191,8 @@ class RowTables:
         sites = trace.sites(name, ranks[0]) if self._map is None else self._map.sites
         if self._own:
             sites = {key: replace(site, layouts={}) for key, site in sites.items()}
-        self._columns = Columns(len(ranks), BLOCK, HELD, bits=True)
-        segments = [trace.segment(name, rank) for rank in ranks]
-        for _ in PassReader(segments, self._finder.add, sites, self._map, self._columns).steps():
+        self._columns = Columns([trace.segment(name, rank) for rank in ranks], BLOCK, HELD, bits=True)
+        for _ in PassReader(self._finder.add, sites, self._map, self._columns).steps():
             pass
         found: dict[Key, Recorded] = {}
         for key, column, _ in columns_of(self._columns):

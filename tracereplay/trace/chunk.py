@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -36,6 +38,7 @@ __all__ = [
 
 WIDTHS = (8, 4, 2, 1)  # bytes of a word, in the order of their regions
 MAX_HEADER = 2 << 20
+KEPT = 1 << 20  # bytes of headers that are remembered; what was read of them takes some five times as much
 MAX_TENSORS = 8192  # of a chunk as it is written, so that its header stays far below that
 MAX_DIMENSIONS = 32  # numpy's limit before 2.0
 _LENGTH = struct.Struct("<Q")
@@ -102,8 +105,35 @@ def _described(
     return {"dtype": known.safetensors, "shape": list(shape), "data_offsets": [begin, begin + size]}
 
 
+class _Headers:
+    """Headers that were read lately, by their bytes: they repeat from step to step."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[bytes, int], list[Entry]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[bytes, int]) -> list[Entry] | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def keep(self, key: tuple[bytes, int], entries: list[Entry]) -> None:
+        with self._lock:
+            if key not in self._known:
+                self._bytes += len(key[0])
+            self._known[key] = entries
+            while self._bytes > KEPT:
+                (text, _), _ = self._known.popitem(last=False)
+                self._bytes -= len(text)
+
+
+_headers = _Headers()
+
+
 def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
-    """The tensors of a chunk, in order of their numbers.
+    """The tensors of a chunk, in order of their numbers; chunks with equal headers share one list.
 
     Args:
         start: the chunk's beginning, at least its length and header.
@@ -116,8 +146,17 @@ def read_header(start: bytes | memoryview, size: int, name: str) -> list[Entry]:
     if len(start) < _LENGTH.size or (length := _LENGTH.unpack_from(start)[0]) > min(MAX_HEADER, size):
         raise DamagedTrace(f"{name} holds a chunk whose header is longer than the chunk.")
     base = _LENGTH.size + length
+    text = bytes(start[_LENGTH.size : base])
+    entries = _headers.get((text, size))
+    if entries is None:
+        entries = _parsed(text, base, size, name)
+        _headers.keep((text, size), entries)
+    return entries
+
+
+def _parsed(text: bytes, base: int, size: int, name: str) -> list[Entry]:
     try:
-        header = json.loads(bytes(start[_LENGTH.size : base]), object_pairs_hook=unique)
+        header = json.loads(text, object_pairs_hook=unique)
         entries = [_entry(header[str(i)], base) for i in range(len(header))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedTrace(f"{name} holds a chunk whose header cannot be read: {error!r}.") from error

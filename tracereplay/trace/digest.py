@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xxhash
 
-from tracereplay.trace.frames import Tag, scan
+from tracereplay.trace.frames import Tag
 from tracereplay.trace.reader import SegmentReader
 
 __all__ = ["content_digest", "count_content"]
@@ -21,10 +21,6 @@ def count_content(state: xxhash.xxh3_128, kind: int, decoded: bytes | bytearray 
 def content_digest(segment: SegmentReader) -> str:
     """Computed from the frames; a closed segment has it in its end mark too."""
     state = xxhash.xxh3_128()
-    chunk = 0
-    for frame in scan(segment.file):
-        count_content(
-            state, frame.kind, segment.chunk(chunk)[0] if frame.kind == Tag.DATA else segment.decoded(frame)
-        )
-        chunk += frame.kind == Tag.DATA
+    for frame, _, decoded in segment.frames():
+        count_content(state, frame.kind, decoded)
     return state.hexdigest()

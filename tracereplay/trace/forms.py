@@ -10,9 +10,12 @@ single steps.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import xxhash
 
@@ -22,10 +25,11 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.event import Request, RowMap, Sampled
 from tracereplay.trace import records
 from tracereplay.trace.plain import as_place, as_text, pack
-from tracereplay.trace.records import WRONG, Located
+from tracereplay.trace.records import Located
 
 __all__ = ["ELSEWHERE", "CallForm", "Form", "Forms", "StepRecord"]
 
+KEPT = 100_000  # values and calls of the forms that a segment keeps; some 40 MB
 ELSEWHERE = -2  # the chunk of a value whose bytes an earlier step has; each step says where
 
 
@@ -42,9 +46,10 @@ class CallForm(NamedTuple):
     fed: tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Form:
-    """What steps have in common. Two steps of a segment have one form if, and only if, it is one object.
+    """What steps have in common. Two steps of a segment have one form if, and only if, it is one object, as long
+    as somebody holds it.
 
     Args:
         values: where their bytes lie; chunks are counted from the step's first own one. A value that an earlier
@@ -52,12 +57,19 @@ class Form:
         calls: in order of execution.
         maps: number of row maps.
         size: bytes of all values, each as often as calls name it.
+        uses: how often calls name each row map.
     """
 
     values: tuple[Located, ...]
     calls: tuple[CallForm, ...]
     maps: int
     size: int
+    uses: tuple[int, ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Of the calls."""
+        return tuple([call.site for call in self.calls])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +103,16 @@ class StepRecord:
         """Row map of the model's forward."""
         return self.maps[0]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the calls' values and rows, each as often as it is named."""
+        return self.form.size + sum(
+            rows.nbytes * uses for rows, uses in zip(self.maps, self.form.uses, strict=True)
+        )
+
 
 class Forms:
-    """The forms of a segment, each once.
+    """The forms of a segment, each once; of those that nobody holds, the ones used lately (`KEPT`).
 
     Args:
         names: the sites' names by slot; may grow.
@@ -101,7 +120,10 @@ class Forms:
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self._names = names
-        self._known: dict[bytes, Form] = {}
+        self._known: WeakValueDictionary[bytes, Form] = WeakValueDictionary()
+        self._lately: OrderedDict[bytes, Form] = OrderedDict()
+        self._parts = 0
+        self._lock = threading.Lock()
 
     def read(self, place: int, data: Mapping[str, Any], first: int) -> StepRecord:
         """A step's record.
@@ -118,9 +140,8 @@ class Forms:
             maps = [records.read_rows(m) for m in data["maps"]]
             values, elsewhere = _apart(data["values"], first)
             key = xxhash.xxh3_128_digest(pack([values, data["calls"], len(maps)]))
-            form = self._known.get(key)
-            if form is None:
-                form = self._known[key] = _form(values, data["calls"], len(maps), self._names)
+            form = self._known.get(key) or _form(values, data["calls"], len(maps), self._names)
+            form = self._used(key, form)
             for place_of, told in elsewhere.items():
                 records.check_located(form.values[place_of]._replace(**_LEFT(*told)._asdict()))
             return StepRecord(
@@ -132,8 +153,24 @@ class Forms:
                 records.read_census(data["census"]) if "census" in data else None,
                 as_place(data.get("padded", 0)),
             )  # fmt: skip
-        except WRONG as error:
+        except records.WRONG as error:
             raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error
+
+    def _used(self, key: bytes, form: Form) -> Form:
+        """The form of that key, which is kept for now."""
+        with self._lock:
+            form = self._known.setdefault(key, form)
+            if key not in self._lately:
+                self._parts += _parts(form)
+            self._lately[key] = form
+            self._lately.move_to_end(key)
+            while self._parts > KEPT and len(self._lately) > 1:
+                self._parts -= _parts(self._lately.popitem(last=False)[1])
+        return form
+
+
+def _parts(form: Form) -> int:
+    return len(form.values) + len(form.calls)
 
 
 class _LEFT(NamedTuple):
@@ -170,13 +207,15 @@ def _form(
     located = tuple(_located(*value) for value in values)
     made = tuple(_call(call, names) for call in calls)
     sizes = [nbytes(value.dtype, value.shape) for value in located]
-    total = 0
+    total, uses = 0, [0] * maps
     for call in made:
         places = _places(call)
-        if max(places, default=0) >= len(sizes) or max(call.rows_in, call.rows_out) >= maps:
+        if max(places, default=-1) >= len(sizes) or max(call.rows_in, call.rows_out) >= maps:
             raise IndexError("a call names a value or a row map that the step has not")
         total += sum(sizes[place] for place in places)
-    return Form(located, made, maps, total)
+        uses[call.rows_in] += 1
+        uses[call.rows_out] += 1
+    return Form(located, made, maps, total, tuple(uses))
 
 
 def _places(call: CallForm) -> list[int]:

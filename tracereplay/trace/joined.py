@@ -6,16 +6,20 @@ that a number says one thing in the whole trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Call, RowMap, Site, Step
+from tracereplay.event import Call, Request, RowMap, Sampled, Site, Step
+from tracereplay.trace.chunk import Entry
 from tracereplay.trace.forms import StepRecord
+from tracereplay.trace.frames import Frame
+from tracereplay.trace.outline import Outline, joined
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.records import Located
 
 __all__ = ["JoinedSegments", "Start", "starts"]
 
@@ -33,7 +37,7 @@ def starts(engines: Sequence[Sequence[SegmentReader]]) -> list[Start]:
         found.append(at)
         requests = steps = 0
         for segment in segments:
-            for step in segment.steps():
+            for step in segment.records():
                 requests = max([requests, *(r.request + 1 for r in step.requests)])
                 steps = max(steps, step.number + 1)
         at = at[0] + requests, at[1] + steps
@@ -80,45 +84,75 @@ class JoinedSegments:
 
     def step(self, place: int) -> Step:
         """The step at ``place``, the first engine's steps first."""
-        segment, start, there = self._at(place)
-        return _renumbered(segment.step(there), start)
-
-    def _at(self, place: int) -> tuple[SegmentReader, Start, int]:
-        for segment, start in zip(self._segments, self._begins, strict=True):
-            if place < len(segment):
-                return segment, start, place
-            place -= len(segment)
-        raise IndexError(place)
+        number, within = self._found(place, [len(segment) for segment in self._segments])
+        return _renumbered(self._segments[number].step(within), self._begins[number])
 
     def record(self, place: int) -> StepRecord:
-        """The step at ``place`` by its form."""
-        segment, start, there = self._at(place)
-        found, (first, steps) = segment.record(there), start
-        return replace(
-            found,
-            place=place,
-            number=found.number + steps,
-            maps=[_shifted(rows, first) for rows in found.maps],
-            sampled=tuple(replace(s, key=s.key._replace(request=s.key.request + first)) for s in found.sampled),
-            requests=tuple(replace(r, request=r.request + first) for r in found.requests),
-        )
-
-    def source(self, place: int) -> SegmentReader:
-        """The segment that the step at ``place`` is in."""
-        return self._at(place)[0]
+        """The step at ``place`` by its form; its chunks are numbered as `chunk` numbers them."""
+        number, within = self._found(place, [len(segment) for segment in self._segments])
+        found = self._segments[number].record(within)
+        return _record_renumbered(found, self._begins[number], place, sum(self._chunks[:number]))
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
         return (self.step(place) for place in range(len(self)))
 
+    def records(self) -> Iterator[StepRecord]:
+        """All committed steps in order, by their forms."""
+        return (self.record(place) for place in range(len(self)))
+
+    def outline(self) -> Outline:
+        """Its steps in short."""
+        return joined((segment.outline() for segment in self._segments), self._begins)
+
+    def chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
+        """See `SegmentReader.chunk`; the second engine's chunks are numbered from where the first one's end."""
+        of, within = self._found(number, self._chunks)
+        return self._segments[of].chunk(within)
+
+    def read_chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
+        """See `SegmentReader.read_chunk`."""
+        of, within = self._found(number, self._chunks)
+        return self._segments[of].read_chunk(within)
+
+    def chunk_frame(self, number: int) -> tuple[Frame, bytes]:
+        """See `SegmentReader.chunk_frame`."""
+        of, within = self._found(number, self._chunks)
+        return self._segments[of].chunk_frame(within)
+
+    def tensor_alone(self, chunk: int, number: int) -> memoryview:
+        """See `SegmentReader.tensor_alone`."""
+        of, within = self._found(chunk, self._chunks)
+        return self._segments[of].tensor_alone(within, number)
+
+    def load(self, located: Located) -> bytes:
+        """See `SegmentReader.load`."""
+        if located.chunk == -1:
+            return self._segments[0].load(located)
+        of, within = self._found(located.chunk, self._chunks)
+        return self._segments[of].load(located._replace(chunk=within))
+
+    @property
+    def _chunks(self) -> list[int]:
+        return [len(segment.index.chunks) for segment in self._segments]
+
+    @staticmethod
+    def _found(place: int, sizes: Sequence[int]) -> tuple[int, int]:
+        """In which segment a place is, and where in it."""
+        for number, size in enumerate(sizes):
+            if place < size:
+                return number, place
+            place -= size
+        raise IndexError(place)
+
 
 def _renumbered(step: Step, start: Start) -> Step:
     first, steps = start
-    maps: dict[int, Any] = {}
+    maps: dict[int, RowMap] = {}
 
-    def rows(given: Any) -> Any:
+    def rows(given: RowMap) -> RowMap:
         if id(given) not in maps:
-            maps[id(given)] = _shifted(given, first)
+            maps[id(given)] = _rows(given, first)
         return maps[id(given)]
 
     def call(given: Call) -> Call:
@@ -129,13 +163,34 @@ def _renumbered(step: Step, start: Start) -> Step:
         number=step.number + steps,
         rows=rows(step.rows),
         calls=tuple(map(call, step.calls)),
-        sampled=tuple(replace(s, key=s.key._replace(request=s.key.request + first)) for s in step.sampled),
-        requests=tuple(replace(r, request=r.request + first) for r in step.requests),
+        sampled=_sampled(step.sampled, first),
+        requests=_requests(step.requests, first),
     )
 
 
-def _shifted(rows: RowMap, first: int) -> RowMap:
-    """The rows with the numbers that their requests have in the whole trace."""
-    found: RowMap = np.array(rows)
+def _record_renumbered(step: StepRecord, start: Start, place: int, chunks: int) -> StepRecord:
+    first, steps = start
+    return replace(
+        step,
+        place=place,
+        number=step.number + steps,
+        chunk=step.chunk + chunks,
+        elsewhere={value: (told[0] + chunks, *told[1:]) for value, told in step.elsewhere.items()},
+        maps=[_rows(rows, first) for rows in step.maps],
+        sampled=_sampled(step.sampled, first),
+        requests=_requests(step.requests, first),
+    )
+
+
+def _rows(rows: RowMap, first: int) -> RowMap:
+    found = np.array(rows)
     found[found[:, 0] >= 0, 0] += first
     return found
+
+
+def _sampled(sampled: Iterable[Sampled], first: int) -> tuple[Sampled, ...]:
+    return tuple([replace(s, key=s.key._replace(request=s.key.request + first)) for s in sampled])
+
+
+def _requests(requests: Iterable[Request], first: int) -> tuple[Request, ...]:
+    return tuple([replace(r, request=r.request + first) for r in requests])

@@ -32,32 +32,45 @@ class Limits:
     def __init__(self, file: File) -> None:
         self._file = file
         self._left = {what: base + factor * file.size for what, (base, factor) in _ALLOWED.items()}
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: set[int] = set()  # of frames that are no steps: there are few
+        self._seen_steps = {what: bytearray() for what in ("records", "values", "kernels")}
 
     def record(self, offset: int, size: int) -> None:
-        """A record of ``size`` bytes, decoded, is about to be read; its frame is at ``offset``."""
-        self._take("records", offset, size)
+        """A record, not a step's, is about to be read: ``size`` bytes, decoded, in the frame at ``offset``."""
+        if offset not in self._seen:
+            self._seen.add(offset)
+            self._take("records", size)
 
-    def chunks(self, sizes: Iterable[int]) -> None:
-        """The segment has chunks of these sizes, decoded."""
-        self._take("chunks", 0, sum(sizes))
+    def chunks(self, size: int) -> None:
+        """The segment has chunks of ``size`` bytes, decoded, in all; once for a segment."""
+        self._take("chunks", size)
+
+    def step_record(self, place: int, size: int) -> None:
+        """The record of the step at ``place``, of ``size`` bytes, decoded, is about to be read."""
+        self._once("records", place, size)
 
     def step(self, place: int, step: Step) -> None:
         """The step at ``place`` was read; whoever wants its values reads these bytes."""
-        self._take("values", place, _size(step.calls))
+        self._once("values", place, _size(step.calls))
 
     def form(self, place: int, size: int) -> None:
-        """The step at ``place`` was read by its form, whose calls name values of ``size`` bytes."""
-        self._take("values", place, size)
+        """The step at ``place`` was read by its form; its calls name values and rows of ``size`` bytes."""
+        self._once("values", place, size)
 
     def kernels(self, place: int, values: Iterable[Value]) -> None:
         """The kernels of the step at ``place`` were read, which name these values."""
-        self._take("kernels", place, sum(nbytes(v.dtype, v.shape) for v in values))
+        self._once("kernels", place, sum(nbytes(v.dtype, v.shape) for v in values))
 
-    def _take(self, what: str, where: int, size: int) -> None:
-        if (what, where) in self._seen:
-            return
-        self._seen.add((what, where))
+    def _once(self, what: str, place: int, size: int) -> None:
+        """Takes ``size`` unless the step at ``place`` was counted; a byte a step, since traces may be long."""
+        seen = self._seen_steps[what]
+        if len(seen) <= place:
+            seen.extend(bytes(place + 1 - len(seen)))
+        if not seen[place]:
+            seen[place] = True
+            self._take(what, size)
+
+    def _take(self, what: str, size: int) -> None:
         self._left[what] -= size
         if size < 0 or self._left[what] < 0:
             raise DamagedTrace(

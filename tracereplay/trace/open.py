@@ -18,8 +18,10 @@ from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
 from tracereplay.trace.codec import Bytes
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
+from tracereplay.trace.forms import StepRecord
 from tracereplay.trace.joined import JoinedSegments, Start, starts
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
+from tracereplay.trace.outline import Outline
 from tracereplay.trace.packfile import packed_parts
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.run import Run, read_run
@@ -203,14 +205,20 @@ class Trace:
         """The committed steps of a pass; tensors are not read yet."""
         return list(self.segment(pass_name, rank).steps())
 
+    def outline(self, pass_name: str) -> Outline:
+        """The steps of a pass in short, by its first rank."""
+        return self.segment(pass_name, self.ranks(pass_name)[0]).outline()
+
+    def records(self, pass_name: str, rank: int = 0) -> Iterator[StepRecord]:
+        """The committed steps of a pass by their forms; see `SegmentReader.records`."""
+        return self.segment(pass_name, rank).records()
+
     def __iter__(self) -> Iterator[Step]:
-        if not self.passes:
-            return iter(())
-        return self.segment(self.passes[0], self.ranks(self.passes[0])[0]).steps()
+        return self.segment(self.passes[0], self.ranks(self.passes[0])[0]).steps() if self.passes else iter(())
 
     def __len__(self) -> int:
         """How many committed steps its first pass has."""
-        return sum(1 for _ in self)
+        return len(self.segment(self.passes[0], self.ranks(self.passes[0])[0])) if self.passes else 0
 
     def __bool__(self) -> bool:
         return True  # an open trace, even without a step

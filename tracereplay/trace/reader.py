@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from bisect import bisect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,12 @@ from tracereplay.trace.chunk import Entry
 from tracereplay.trace.codec import Base, Bytes, decode_chunk
 from tracereplay.trace.dedup import strided_bytes
 from tracereplay.trace.forms import Forms, StepRecord
-from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch
+from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch, scan
 from tracereplay.trace.index import Index, indexed, scanned
 from tracereplay.trace.limits import Limits
+from tracereplay.trace.outline import Outline
 from tracereplay.trace.plain import decode_record, unpack
+from tracereplay.trace.records import Located
 
 __all__ = ["SegmentReader"]
 
@@ -55,10 +56,11 @@ class SegmentReader:
         self.meta: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
+        self._outline: Outline | None = None
         self._limits = Limits(self.file)
         check_magic(self.file)
         self.index = self._find_index()
-        self._limits.chunks(size for _, _, size in self.index.chunks)
+        self._limits.chunks(sum(size for _, _, size in self.index.chunks))
         self._read_meta()
         for offset, length in self.index.sites:
             self._add_sites(self._record(offset, length, Tag.SITES, list))
@@ -96,10 +98,21 @@ class SegmentReader:
     def _record(self, offset: int, length: int, kind: Tag, expected: type) -> Any:
         frame, payload = fetch(self.file, offset, length, kind)
         self._limits.record(offset, frame.size)
+        return self._unpacked(frame, payload, expected)
+
+    def _unpacked(self, frame: Frame, payload: bytes, expected: type) -> Any:
         value = unpack(decode_record(payload, frame.codec, frame.size, self.name), self.name)
         if not isinstance(value, expected):
             raise DamagedTrace(f"{self.name} holds {type(value).__name__} where {expected.__name__} belongs.")
         return value
+
+    def _step_record(self, place: int) -> dict[str, Any]:
+        """The contents of a STEP frame."""
+        _, offset, length = self.index.steps[place]
+        frame, payload = fetch(self.file, offset, length, Tag.STEP)
+        self._limits.step_record(place, frame.size)
+        found: dict[str, Any] = self._unpacked(frame, payload, dict)
+        return found
 
     @property
     def complete(self) -> bool:
@@ -111,37 +124,37 @@ class SegmentReader:
 
     def step(self, place: int) -> Step:
         """The step at ``place`` in the file."""
-        _, offset, length = self.index.steps[place]
-        record = self._record(offset, length, Tag.STEP, dict)
         check = partial(self._limits.kernels, place)
-        step = records.read_step(record, self._names, self._load, check)
+        step = records.read_step(self._step_record(place), self._names, self.load, check)
         self._limits.step(place, step)
         return step
 
     def record(self, place: int) -> StepRecord:
         """The step at ``place`` by its form, without its kernels: a hundredth of the work."""
-        _, offset, length = self.index.steps[place]
-        found = self._forms.read(place, self._record(offset, length, Tag.STEP, dict), self._first_chunk(place))
-        self._limits.form(place, found.form.size)
+        found = self._forms.read(place, self._step_record(place), self._first_chunk(place))
+        self._limits.form(place, found.size)
         return found
 
     def _first_chunk(self, place: int) -> int:
         """How many chunks stand before the STEP frame of the step before."""
-        if not place:
-            return 0
-        return bisect(self.index.chunks, (self.index.steps[place - 1][1],))
-
-    def load(self, located: records.Located) -> bytes:
-        """A value's contiguous bytes.
-
-        Args:
-            located: as a `StepRecord` says, with the number of its chunk in the segment.
-        """
-        return self._load(located)
+        return self.index.chunks_before(self.index.steps[place - 1][1]) if place else 0
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
-        return (self.step(i) for i in range(len(self.index.steps)))
+        return (self.step(i) for i in range(len(self)))
+
+    def records(self) -> Iterator[StepRecord]:
+        """All committed steps in order, by their forms: for who wants rows and tokens, and few tensors or none."""
+        return (self.record(i) for i in range(len(self)))
+
+    def outline(self) -> Outline:
+        """Its steps in short."""
+        if self._outline is None:
+            found = Outline()
+            for step in self.records():
+                found.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites)
+            self._outline = found.done()
+        return self._outline
 
     def chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
         """A chunk's bytes and where its tensors lie in them.
@@ -166,16 +179,24 @@ class SegmentReader:
         """As `chunk`, for a reader who keeps what it needs of it."""
         return self._decoded(number)
 
-    def source(self, place: int) -> SegmentReader:
-        """The segment that the step at ``place`` is in: this one."""
-        return self
+    def frames(self) -> Iterator[tuple[Frame, int, bytes | memoryview]]:
+        """All frames from the first to the last: each with its number among those of its kind, and its decoded
+        payload (nothing for kinds that this version does not know)."""
+        numbers: Counter[int] = Counter()
+        for frame in scan(self.file):
+            number = numbers[frame.kind]
+            numbers[frame.kind] += 1
+            yield frame, number, self.chunk(number)[0] if frame.kind == Tag.DATA else self._told(frame, number)
 
-    def decoded(self, frame: Frame) -> bytes:
-        """A record's msgpack bytes; nothing for kinds that this version does not know."""
+    def _told(self, frame: Frame, number: int) -> bytes:
+        """A record's msgpack bytes."""
         if frame.kind not in (Tag.META, Tag.SITES, Tag.STEP, Tag.INDEX, Tag.END):
             return b""
         _, payload = fetch(self.file, frame.offset, frame.length, Tag(frame.kind))
-        self._limits.record(frame.offset, frame.size)
+        if frame.kind == Tag.STEP:
+            self._limits.step_record(number, frame.size)
+        else:
+            self._limits.record(frame.offset, frame.size)
         return decode_record(payload, frame.codec, frame.size, self.name)
 
     def chunk_frame(self, number: int) -> tuple[Frame, bytes]:
@@ -212,8 +233,12 @@ class SegmentReader:
             raise DamagedTrace(f"{self.name} names tensor {number} of a chunk that holds {len(entries)}.")
         return data[entries[number].start : entries[number].end]
 
-    def _load(self, located: records.Located) -> bytes:
-        """A value's contiguous bytes."""
+    def load(self, located: Located) -> bytes:
+        """A value's contiguous bytes.
+
+        Args:
+            located: as a `StepRecord` says, with the number of its chunk in the segment.
+        """
         size = nbytes(located.dtype, located.shape)
         if located.chunk == -1:
             self._check(located, size == 0, 0)
@@ -237,7 +262,7 @@ class SegmentReader:
         self._check(located, within, len(stored))
         return strided_bytes(stored, located.skip, located.shape, located.strides, width)
 
-    def _check(self, located: records.Located, fits: bool, stored: int) -> None:
+    def _check(self, located: Located, fits: bool, stored: int) -> None:
         if not fits:
             raise DamagedTrace(
                 f"{self.name} holds a {located.dtype} tensor of shape {located.shape} and strides "

@@ -13,7 +13,7 @@ from tracereplay.event import Call, Value
 from tracereplay.trace import codec
 from tracereplay.trace.append import Appender
 from tracereplay.trace.chunk import WIDTHS, Entry
-from tracereplay.trace.frames import Tag, scan
+from tracereplay.trace.frames import Tag
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located, located_of
@@ -51,18 +51,15 @@ def rewrite(
 
 def _copy(segment: SegmentReader, to: Appender, references: References, base: Trace | None) -> None:
     to.magic()
-    numbers = iter([number for number, _, _ in segment.index.steps])
-    chunk = 0
-    for frame in scan(segment.file):
+    for frame, number, decoded in segment.frames():
         if frame.kind == Tag.DATA:
-            _copy_chunk(segment, to, chunk, references, base)
-            chunk += 1
+            _copy_chunk(segment, to, number, references, base)
         elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
-            place = to.packed(Tag(frame.kind), segment.decoded(frame))
+            place = to.packed(Tag(frame.kind), bytes(decoded))
             if frame.kind == Tag.SITES:
                 to.index.sites.append(place)
             if frame.kind == Tag.STEP:
-                to.index.steps.append((next(numbers), *place))
+                to.index.steps.append((segment.index.steps[number][0], *place))
     if segment.summary is not None:
         to.end({k: v for k, v in segment.summary.items() if k not in ("steps", "index", "content")})
 

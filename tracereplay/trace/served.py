@@ -71,7 +71,7 @@ def _requests(trace: Trace) -> list[Request | None]:
     """The requests by their numbers; None: one that no step tells of."""
     begun, last = {}, -1
     for rank in trace.ranks(RECORD)[:1]:
-        for step in trace.segment(RECORD, rank).steps():
+        for step in trace.records(RECORD, rank):
             last = max([last, *(s.key.request for s in step.sampled)])
             begun.update({r.request: r for r in step.requests if r.sequence == 0 or r.request not in begun})
     last = max([last, *begun])

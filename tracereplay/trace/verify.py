@@ -23,7 +23,8 @@ from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.digest import count_content
 from tracereplay.trace.directory import MANIFEST, refuse_live, replace_manifest, segment_path
-from tracereplay.trace.frames import Frame, Tag, scan
+from tracereplay.trace.frames import MAGIC, Frame, Tag, scan
+from tracereplay.trace.index import Places
 from tracereplay.trace.kernels import Kernels
 from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.reader import SegmentReader
@@ -67,34 +68,43 @@ def verify(trace: Trace) -> Iterator[SegmentReport]:
 
 def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
     """Reads all of a segment: every checksum, every tensor, the index and the content digest."""
-    frames: list[Frame] = []
-    steps = 0
+    seen = _Seen()
     try:
-        frames += scan(file)
-        steps = sum(frame.kind == Tag.STEP for frame in frames)
+        for frame in scan(file):
+            seen.add(frame)
         segment = SegmentReader(file, trace.from_base)
-        _check(segment, frames)
+        _check(segment)
     except TraceError as error:
-        return SegmentReport(name, "damaged", steps, len(frames), file.size, _kept(frames), str(error))
+        return SegmentReport(name, "damaged", seen.steps, seen.frames, file.size, seen.end, str(error))
     closed = segment.summary is not None and not segment.summary.get("interrupted")
     return SegmentReport(
-        name, "complete" if closed else "recoverable", steps, len(frames), file.size, _kept(frames),
-        None if closed else _interrupted(segment, frames), _dropped(segment.summary),
+        name, "complete" if closed else "recoverable", seen.steps, seen.frames, file.size, seen.end,
+        None if closed else _interrupted(segment, seen.end), _dropped(segment.summary),
     )  # fmt: skip
 
 
-def _kept(frames: list[Frame]) -> int:
-    return frames[-1].end if frames else 0
+@dataclass(slots=True)
+class _Seen:
+    """How far the headers of a segment's frames can be followed: whole frames, steps among them, their end."""
+
+    frames: int = 0
+    steps: int = 0
+    end: int = 0
+
+    def add(self, frame: Frame) -> None:
+        self.frames += 1
+        self.steps += frame.kind == Tag.STEP
+        self.end = frame.end
 
 
-def _interrupted(segment: SegmentReader, frames: list[Frame]) -> str:
+def _interrupted(segment: SegmentReader, end: int) -> str:
     if segment.summary is not None and segment.summary.get("ended") == GONE:
         return "The recording was interrupted: its engine was gone before it reported its end."
     if segment.summary is not None:
         return "The recording was interrupted; its index was rebuilt."
-    torn = segment.file.size - _kept(frames)
+    torn = segment.file.size - end
     more = f"; {torn} bytes of an unfinished frame follow" if torn else ""
-    return f"The recording was interrupted: it has no end mark after byte {_kept(frames)}{more}."
+    return f"The recording was interrupted: it has no end mark after byte {end}{more}."
 
 
 def _dropped(summary: dict[str, Any] | None) -> int:
@@ -102,34 +112,28 @@ def _dropped(summary: dict[str, Any] | None) -> int:
     return found if type(found) is int else 0
 
 
-def _check(segment: SegmentReader, frames: list[Frame]) -> None:
+def _check(segment: SegmentReader) -> None:
     """Raises DamagedTrace at the first thing that is not as it was written."""
-    state, chunk, place = xxhash.xxh3_128(), 0, 0
-    for frame in frames:
-        decoded = _decoded(segment, frame, chunk)
+    state = xxhash.xxh3_128()
+    found = {Tag.DATA: 0, Tag.STEP: 0}
+    for frame, number, decoded in segment.frames():
         count_content(state, frame.kind, decoded)
         if frame.kind == Tag.DATA:
-            _expect(segment, "chunk", chunk, frame, segment.index.chunks)
-            chunk += 1
+            _expect(segment, "chunk", number, frame, segment.index.chunks)
         if frame.kind == Tag.STEP:
-            _expect(segment, "step", place, frame, segment.index.steps)
-            for value in {id(value): value for value in values_of(segment.step(place))}.values():
+            _expect(segment, "step", number, frame, segment.index.steps)
+            for value in {id(value): value for value in values_of(segment.step(number))}.values():
                 value.load()
-            place += 1
+        if frame.kind in found:
+            found[Tag(frame.kind)] += 1
     stated = None if segment.summary is None else segment.summary.get("content")
     if stated is not None and stated != state.hexdigest():
         raise DamagedTrace(f"{segment.name} is damaged: its frames are not those that its end mark describes.")
-    if (len(segment.index.chunks), len(segment.index.steps)) != (chunk, place):
+    if (len(segment.index.chunks), len(segment.index.steps)) != (found[Tag.DATA], found[Tag.STEP]):
         raise DamagedTrace(f"{segment.name} is damaged: its index names frames that do not exist.")
 
 
-def _decoded(segment: SegmentReader, frame: Frame, chunk: int) -> Any:
-    return segment.chunk(chunk)[0] if frame.kind == Tag.DATA else segment.decoded(frame)
-
-
-def _expect(
-    segment: SegmentReader, what: str, number: int, frame: Frame, places: list[tuple[int, int, int]]
-) -> None:
+def _expect(segment: SegmentReader, what: str, number: int, frame: Frame, places: Places) -> None:
     known = number < len(places) and frame.offset in places[number]
     if not known:
         raise DamagedTrace(
@@ -200,15 +204,13 @@ def _close(path: Path, trace: Trace) -> None:
             refuse_live(path)
             raise
         segment = SegmentReader(path, trace.from_base)
-        frames = list(scan(segment.file))
         to = Appender(fd, Encoder(PLANES))
-        chunk = 0
-        for frame in frames:
-            count_content(to.content, frame.kind, _decoded(segment, frame, chunk))
-            chunk += frame.kind == Tag.DATA
-        to.index.sites, to.index.chunks = list(segment.index.sites), list(segment.index.chunks)
+        for frame, _, decoded in segment.frames():
+            count_content(to.content, frame.kind, decoded)
+        to.index.sites = [(o, n) for o, n in segment.index.sites]
+        to.index.chunks = [(o, n, size) for o, n, size in segment.index.chunks]
         to.index.steps = [(_step_number(segment, i), o, n) for i, (_, o, n) in enumerate(segment.index.steps)]
-        to.cut(max(_kept(frames), 8))
+        to.cut(max(segment.index.at, len(MAGIC)))
         to.end({"interrupted": True})
     except OSError as error:
         raise UsageError(f"{path} cannot be repaired: {error.strerror}.") from error

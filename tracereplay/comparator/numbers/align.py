@@ -44,7 +44,7 @@ def index_pass(
     """
     segments = [trace.segment(name, rank) for rank in trace.ranks(name)]
     sites = sites_of(trace, name) if site_map is None else site_map.sites
-    reader = PassReader(segments, number_rows, sites, site_map, Columns(len(segments)))
+    reader = PassReader(number_rows, sites, site_map, Columns(segments))
     builder = _Builder(sites)
     for added in reader.steps():
         builder.step(added)

@@ -72,7 +72,7 @@ def _from_results(results: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int],
 
 def _from_steps(trace: Trace, name: str) -> dict[tuple[int, int], list[int]]:
     """The tokens in order of their positions, as far as the steps go."""
-    places: dict[RowKey, int] = {s.key: s.token for step in trace.steps(name) for s in step.sampled}
+    places: dict[RowKey, int] = {s.key: s.token for step in trace.records(name) for s in step.sampled}
     found: dict[tuple[int, int], list[int]] = {}
     for key in sorted(places):
         found.setdefault((key.request, key.sequence), []).append(places[key])

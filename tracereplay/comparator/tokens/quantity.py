@@ -89,9 +89,9 @@ def _quantities_of(
     trace, name = side
     found: dict[RowKey, Floats] = {}
     samplers = {site.name for site in sites_of(trace, name).values() if site.role == "sampler"}
-    for step in trace.steps(name):
-        keys = [s.key for s in step.sampled if s.key in wanted]
-        rows = _logits(step, samplers) if keys else {}
+    for record in trace.records(name):
+        keys = [s.key for s in record.sampled if s.key in wanted]
+        rows = _logits(trace.segment(name).step(record.place), samplers) if keys else {}
         for key in keys:
             logits = rows.get((key.request, key.sequence, key.position - 1))
             if logits is not None:

@@ -66,7 +66,7 @@ def compare_rollouts(golden: Trace, candidate: Trace) -> Rollout:
 
 def sampled_tokens(trace: Trace, name: str) -> Sampling:
     """What was sampled at each place of a pass; the last sampling of a place stands."""
-    return {sampled.key: sampled for step in trace.steps(name) for sampled in step.sampled}
+    return {sampled.key: sampled for step in trace.records(name) for sampled in step.sampled}
 
 
 def rollout_numbers(
