@@ -98,11 +98,13 @@ class _Server:
         return memoryview(mapped)
 
     def _release(self) -> None:
-        if self._writer is not None:
-            self._writer.moved()
         held, self._held = self._held, []
-        for arena in held:
-            self._tell("free", arena)
+        try:
+            if self._writer is not None:
+                self._writer.moved()
+        finally:
+            for arena in held:
+                self._tell("free", arena)
 
     def _step(self, *fields: Any) -> None:
         step = StepMessage(*fields)
