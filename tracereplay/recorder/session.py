@@ -174,7 +174,7 @@ class Session:
                 self._dropped += 1
             else:
                 number = self._steps + self._dropped
-                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover.drain)
+                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
                 self._step.feeds = self._replacement is not None and self._replacement.feeds
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted

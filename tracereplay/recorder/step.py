@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from tracereplay.event import Request, RowKey, RowMap
 from tracereplay.recorder.arena import Area, Arena
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
-from tracereplay.recorder.writer_client import WriterClient
+from tracereplay.recorder.writer_client import ARENAS, WriterClient
 from tracereplay.trace import records
 
 __all__ = ["OpenCall", "PendingStep", "dtype_name"]
@@ -39,6 +39,12 @@ class OpenCall(NamedTuple):
     fed: list[int] | None = None  # see `event.Call`
 
 
+class Previous(Protocol):
+    """See `handover.Handover`."""
+
+    def drain(self, *, wait: bool) -> bool: ...
+
+
 class PendingStep:
     """A step being recorded.
 
@@ -48,12 +54,12 @@ class PendingStep:
         arena: an empty one; more are taken as needed.
         writer: provides them.
         weight_updates: how often the weights had been updated before, within the pass.
-        drain: hands over all previous steps, since the writer handles one step at a time.
+        previous: the steps before, which must be handed over first, since the writer handles one step at a time.
     """
 
     def __init__(
         self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weight_updates: int,
-        drain: Callable[[], None],
+        previous: Previous,
     ) -> None:  # fmt: skip
         self.number = number
         self.rows = rows
@@ -69,9 +75,10 @@ class PendingStep:
         self.padded = 0  # rows of the graphs that the step replayed; 0: it replayed none
         self._weight_updates = weight_updates
         self._writer = writer
-        self._drain = drain
+        self._previous = previous
         self._arena = arena
-        self._full: list[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = []
+        self._full: deque[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = deque()
+        self._handed = 0  # arenas that the writer has of this step and was not told to free
         self._tensors: list[tuple[Any, ...]] = []  # fields of `Descriptor`
         self._asides: list[tuple[int, int]] = []
         self._before = [0, 0]  # number of tensors and asides in the arenas filled before the current one
@@ -250,17 +257,34 @@ class PendingStep:
         self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
         self._tensors, self._asides = [], []
         self._at.clear()
+        self._hand_full()
         self._arena = self._another()
+
+    def _hand_full(self) -> None:
+        """Hands over full arenas whose copies are complete, so that the writer does not begin at the step's end."""
+        if not self._previous.drain(wait=False):
+            return
+        while self._full and self._full[0][0].arrived():
+            self._hand_next()
+        if self._handed >= ARENAS // 2:
+            self._release()  # at the step's end it would be too late for the next one, which would wait
+
+    def _hand_next(self) -> None:
+        self._writer.hand(*self._full.popleft())
+        self._handed += 1
+
+    def _release(self) -> None:
+        self._writer.release()
+        self._handed = 0
 
     def _another(self) -> Arena:
         if self._writer.starved():
             # All arenas hold steps that are not written yet. Hand over previous steps first; arenas of this step
             # must be released before it is complete, or the writer would never free one.
-            self._drain()
-            for piece in self._full:
-                self._writer.hand(*piece)
-            self._full.clear()
-            self._writer.release()
+            self._previous.drain(wait=True)
+            while self._full:
+                self._hand_next()
+            self._release()
         arena = self._writer.take(wait=True)
         assert arena is not None
         return arena
