@@ -2,9 +2,10 @@
 
     python benchmarks/recording.py [--prompt 128] [--decode 16] [--rounds 7] [WAY...]
 
-Needs a registered engine for its interpreter, which has torch; no engine starts. Each generation (a prefill, then decode
-steps) stands between two plain ones and is compared with their mean; figures are medians with quartiles over the rounds.
-The model has one thread, so that the writer has a core of its own where there are two. See `guest/recording.py`.
+Needs a registered engine for its interpreter, which has torch; no engine starts. Each generation (a prefill, then
+decode steps) stands between two plain ones and is compared with their mean; figures are medians with quartiles.
+The model has one thread, so that the writer has a core of its own where there are two. See
+`guest/recording.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,18 @@ def shown(found: Mapping[str, Any]) -> str:
     plain = [g for way, g in ran if way == "plain"]
 
     def ratios(way: str, figure: Callable[[Generation], float]) -> str:
-        return tables.spread([
-            2 * figure(g) / (figure(ran[i - 1][1]) + figure(ran[i + 1][1])) for i, (w, g) in enumerate(ran) if w == way
-        ], digits=3)  # fmt: skip
+        places = [i for i, (name, _) in enumerate(ran) if name == way]
+        around = [(figure(ran[i - 1][1]) + figure(ran[i + 1][1])) / 2 for i in places]
+        return tables.spread([figure(ran[i][1]) / p for i, p in zip(places, around, strict=True)], digits=3)
 
-    rows = [[name, tables.spread([1000 * figure(g) for g in plain], digits=1), *(ratios(way, figure) for way in ways)]
+    def milliseconds(seconds: Iterable[float]) -> str:
+        return tables.spread([1000 * s for s in seconds], digits=1)
+
+    rows = [[name, milliseconds(map(figure, plain)), *(ratios(way, figure) for way in ways)]
             for name, figure in FIGURES.items()]  # fmt: skip
-    sides = [[way, *(tables.spread([1000 * g[side] for w, g in ran if w == way], digits=1) for side in ("open", "close"))]
+    sides = [[way, *(milliseconds(g[side] for name, g in ran if name == way) for side in ("open", "close"))]
              for way in ways]  # fmt: skip
-    sides.append(["nothing, opened and closed", tables.spread([1000 * s for s in found["nothing"]], digits=1), ""])
+    sides.append(["nothing, opened and closed", milliseconds(found["nothing"]), ""])
     return "\n\n".join([
         tables.table(["ratio to plain (quartiles)", "plain, ms", *ways], rows),
         tables.table(["outside the generation, ms", "open", "close"], sides),

@@ -2,8 +2,8 @@
 
     python recording.py PROMPT DECODE ROUNDS SCRATCH WAY...      in an interpreter that has torch
 
-The model is made up, of the size and with the operators of the 200 M Llama: 147 calls a step, 439 tensors. It has no
-cache, so that a decode step attends to itself only; what an operator computes is of no matter here.
+The model is made up, of the size and with the operators of the 200 M Llama: 147 calls a step. It has no cache, so
+that a decode step attends to itself only; what an operator computes is of no matter here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.session import Session
+from tracereplay.trace import codec
 
 WIDTH, INNER, HEADS, LAYERS, VOCABULARY = 1024, 2816, 16, 16, 16384
 BLOCKS = Options(sites=("*norm*", "*.o_proj", "*.down_proj"), sides=("out",))
-WAYS = {"plain": None, "idle taps": None, "block outputs": BLOCKS, "record": Options(), "record, raw": Options(codec=0)}
+RAW = Options(codec=codec.RAW)
+WAYS = {"plain": None, "idle taps": None, "block outputs": BLOCKS, "record": Options(), "record, raw": RAW}
 
 
 class Norm(torch.nn.Module):
@@ -126,7 +128,7 @@ class Bench:
         ended = time.perf_counter()
         if options is not None:
             summary = session.end_pass()
-            assert not summary["errors"] and summary["steps"] == len(steps), summary
+            assert (summary["errors"], summary["steps"]) == ({}, len(steps)), summary
         found = {"open": opened - begun, "steps": steps, "close": time.perf_counter() - ended}
         shutil.rmtree(place)
         return found
@@ -144,11 +146,13 @@ class Bench:
 
 def main() -> None:
     prompt, decode, rounds = map(int, sys.argv[1:4])
+    ways = sys.argv[5:]
     torch.set_num_threads(1)
     bench = Bench(prompt, decode, Path(sys.argv[4]))
-    ran = [(way, bench.generate(way)) for _ in range(rounds + 1) for measured in sys.argv[5:] for way in ("plain", measured)]
-    ran.append(("plain", bench.generate("plain")))
-    print(json.dumps({"generations": ran[2 * len(sys.argv[5:]) :], "nothing": [bench.opened_and_closed() for _ in range(9)]}))
+    order = ["plain", *(way for measured in ways for way in (measured, "plain"))]
+    ran = [(way, bench.generate(way)) for number in range(rounds + 1) for way in order[number > 0 :]]
+    nothing = [bench.opened_and_closed() for _ in range(9)]
+    print(json.dumps({"generations": ran[2 * len(ways) :], "nothing": nothing}))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ class Staging:
         self._areas: list[Area] = []
         self._turn = 0
 
+    def clear(self) -> None:
+        """Frees the areas, whose copies are complete."""
+        self._areas.clear()
+        self._turn = 0
+
     def take(self, size: int) -> Area:
         """An area of at least ``size`` bytes; the device fills it after copying out its previous contents."""
         turn, self._turn = self._turn, (self._turn + 1) % AREAS
@@ -169,6 +174,13 @@ class Arena:
     def wait(self) -> None:
         """Waits until the bytes are there."""
         self._mark.wait()
+
+    def shrink(self) -> None:
+        """Gives back the memory by which it has grown."""
+        self.wait()
+        if self.size > SIZE:
+            self._device.unlock(self._address)
+            self._map(SIZE)
 
     def close(self) -> None:
         """Unmaps the memory; the writer may still have it mapped."""

@@ -65,7 +65,7 @@ class Handover:
                 self._idle.wake()
 
     def drain(self, *, wait: bool) -> bool:
-        """Hands over all steps, or without ``wait`` those whose copies are complete; returns whether none remains."""
+        """Hands over all steps, or only those whose copies are complete; returns whether none remains."""
         with self._lock:
             self._hand_over(0 if wait else len(self._waiting))
             return not self._waiting

@@ -10,7 +10,8 @@ import torch
 from tracereplay.event import Request, RowKey, RowMap
 from tracereplay.recorder.arena import Area, Arena
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
-from tracereplay.recorder.writer_client import ARENAS, WriterClient
+from tracereplay.recorder.writer_client import WriterClient
+from tracereplay.recorder.writer_handle import ARENAS
 from tracereplay.trace import records
 
 __all__ = ["OpenCall", "PendingStep", "dtype_name"]
@@ -257,37 +258,27 @@ class PendingStep:
         self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
         self._tensors, self._asides = [], []
         self._at.clear()
-        self._hand_full()
-        self._arena = self._another()
-
-    def _hand_full(self) -> None:
-        """Hands over full arenas whose copies are complete, so that the writer does not begin at the step's end."""
-        if not self._previous.drain(wait=False):
-            return
-        while self._full and self._full[0][0].arrived():
-            self._hand_next()
-        if self._handed >= ARENAS // 2:
-            self._release()  # at the step's end it would be too late for the next one, which would wait
-
-    def _hand_next(self) -> None:
-        self._writer.hand(*self._full.popleft())
-        self._handed += 1
-
-    def _release(self) -> None:
-        self._writer.release()
-        self._handed = 0
-
-    def _another(self) -> Arena:
-        if self._writer.starved():
-            # All arenas hold steps that are not written yet. Hand over previous steps first; arenas of this step
-            # must be released before it is complete, or the writer would never free one.
-            self._previous.drain(wait=True)
-            while self._full:
-                self._hand_next()
-            self._release()
+        # All arenas may hold steps that are not written yet; then the writer must get them, to free one.
+        self._hand_full(wait=self._writer.starved())
         arena = self._writer.take(wait=True)
         assert arena is not None
-        return arena
+        self._arena = arena
+
+    def _hand_full(self, *, wait: bool) -> None:
+        """Hands over full arenas after the previous steps, so that the writer need not begin at the step's end.
+
+        Args:
+            wait: for copies; otherwise what has not arrived stays.
+        """
+        if not self._previous.drain(wait=wait):
+            return
+        while self._full and (wait or self._full[0][0].arrived()):
+            self._writer.hand(*self._full.popleft())
+            self._handed += 1
+        if self._handed >= ARENAS // 2:
+            # At the step's end it would be too late for the next one, and for this one if it needs them all.
+            self._writer.release()
+            self._handed = 0
 
     def close(self) -> None:
         """Ends recording of the step."""
