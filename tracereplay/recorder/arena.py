@@ -119,11 +119,12 @@ class Arena:
         self._resize(size)
         self.room = max(self.room, size)
 
-    def copy(self, x: torch.Tensor, size: int) -> int:
+    def copy(self, x: torch.Tensor, address: int, size: int) -> int:
         """Copies ``x`` contiguously and returns where its bytes will begin; they are there after `flush`.
 
         Args:
             x: any tensor; ``size`` bytes must fit.
+            address: of its first element.
             size: of its elements.
         """
         offset = self.used
@@ -135,17 +136,17 @@ class Arena:
             if size:
                 place_in(area.views, x, offset).copy_(x)
         elif _plain(x):
-            _memmove(self._address + offset, x.data_ptr(), size)
+            _memmove(self._address + offset, address, size)
         else:
             place_in(self._views, x, offset).copy_(x)
         return offset
 
-    def holds(self, x: torch.Tensor, offset: int, size: int) -> bool:
-        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: unknown).
+    def holds(self, x: torch.Tensor, address: int, offset: int, size: int) -> bool:
+        """Whether ``x``, which begins at ``address``, is certain to have the bytes that were copied to ``offset`` (False: unknown).
 
         Never waits for a device.
         """
-        return self._staging is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
+        return self._staging is None and _plain(x) and not _memcmp(self._address + offset, address, size)
 
     def changed(self, x: torch.Tensor, offset: int, size: int) -> bool:
         """Whether ``x``, copied to ``offset`` since `begin`, has changed. Waits for the device."""

@@ -339,7 +339,7 @@ class Session:
             self._census.left()
         slot = call.slot
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
-        if self._replacement is None:
+        if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
                 self._written.keep(step, call, taken, outputs)
         if slot in self._rows:

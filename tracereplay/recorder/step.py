@@ -153,6 +153,8 @@ class PendingStep:
         if place < 0:
             return False
         d = Descriptor(*self._tensors[place])
+        if self._arena.holds(x, x.data_ptr(), d.offset, d.size):
+            return False  # that is seen in a tenth of the time
         return self._arena.changed(x, d.offset, d.size)
 
     def differ(self, one: int, other: int) -> bool:
@@ -197,13 +199,14 @@ class PendingStep:
         shape, strides, address, arena = x.shape, x.stride(), x.data_ptr(), self._arena
         if arrived and (place := self._at.get(address)) is not None:
             was, n, s, offset, size, same, _ = self._tensors[place]
-            if same == storage and n == shape and s == strides and was == dtype and arena.holds(x, offset, size):
+            alike = same == storage and n == shape and s == strides and was == dtype
+            if alike and arena.holds(x, address, offset, size):
                 return self._before[0] + place
         size = x.nbytes
         if arena.used + size > arena.room:
             self._make_room(size)
             arena = self._arena
-        offset = arena.copy(x, size)
+        offset = arena.copy(x, address, size)
         tensors = self._tensors
         place = self._at[address] = len(tensors)
         # Not a `Descriptor`: creating a named tuple takes as long as copying a small tensor.
@@ -214,7 +217,7 @@ class PendingStep:
         size = x.nbytes
         if not self._arena.fits(size):
             self._make_room(size)
-        self._asides.append((self._arena.copy(x, size), size))
+        self._asides.append((self._arena.copy(x, x.data_ptr(), size), size))
         return self._before[1] + len(self._asides) - 1
 
     def adopt(self, area: Area, used: int) -> None:
