@@ -142,9 +142,9 @@ class Arena:
         return offset
 
     def holds(self, x: torch.Tensor, address: int, offset: int, size: int) -> bool:
-        """Whether ``x``, which begins at ``address``, is certain to have the bytes that were copied to ``offset`` (False: unknown).
+        """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: unknown).
 
-        Never waits for a device.
+        Never waits for a device. ``address`` is that of its first element.
         """
         return self._staging is None and _plain(x) and not _memcmp(self._address + offset, address, size)
 
