@@ -111,21 +111,20 @@ MODES: Mapping[str | None, Callable[[], contextlib.AbstractContextManager[Any]]]
     "hashes": hashes,
 }
 
-tapped: list[tuple[Any, Any, Any]] = []  # of each tap: its module, the forward without it and with it
+tapped: list[tuple[Any, str, Any, Any]] = []  # of each tap: its module, the entry, that without it and with it
 
 
-def tap(module: Any, slot: int) -> tuple[str, ...]:
+def tap(module: Any, slot: int, entries: Mapping[str, Any], **options: Any) -> tuple[str, ...]:
     """`taps.tap`, remembered so that it can be taken off."""
-    inner = module.forward
-    inputs = TAP(module, slot)
-    tapped.append((module, inner, module.forward))
+    inputs = TAP(module, slot, entries, **options)
+    tapped.extend((module, name, entry, getattr(module, name)) for name, entry in entries.items())
     return inputs
 
 
 def show_taps(shown: bool) -> None:
     """Puts the taps on, or takes them off."""
-    for module, without, with_tap in tapped:
-        module.forward = with_tap if shown else without
+    for module, name, without, with_tap in tapped:
+        setattr(module, name, with_tap if shown else without)
 
 
 def now() -> Clock:

@@ -500,9 +500,7 @@ def a_writer_that_is_killed_costs_the_trace_and_not_the_operator():
     session, path = _recording(module)
     for i in range(6):
         if i == 3:
-            ended = os.pidfd_open(session._writer.pid)
-            os.kill(session._writer.pid, signal.SIGKILL)
-            select.select([ended], [], [], 30)
+            _end(session._writer.pid)
         session.begin_step(make_rows([(0, 0, 0), (0, 0, 1)]))
         assert torch.equal(module(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 2.0))
         session.end_step()
@@ -512,6 +510,60 @@ def a_writer_that_is_killed_costs_the_trace_and_not_the_operator():
     steps = list(SegmentReader(path).steps())
     assert [s.number for s in steps] == list(range(len(steps)))
     assert len(steps) <= 3
+
+
+def one_writer_serves_all_passes_and_a_killed_one_is_replaced():
+    module = Doubler()
+    session, path = _recording(module)
+    writers = []
+    for kill in ("", "in a pass", "", "between passes", ""):
+        writers.append(session._writer.pid)
+        for i in range(3):
+            session.begin_step(make_rows([(0, 0, 0), (0, 0, 1)]))
+            module(torch.full((2, 3), float(i)), torch.ones(2, 3))
+            session.end_step()
+        if kill == "in a pass":
+            _end(writers[-1])
+        summary = session.end_pass()
+        assert bool(summary["errors"]) == (kill == "in a pass"), summary
+        if not summary["errors"]:
+            steps = list(SegmentReader(path).steps())
+            assert [_tensor(s.calls[0].outputs[0])[0, 0].item() for s in steps] == [0.0, 2.0, 4.0]
+            assert SegmentReader(path).summary is not None
+        if kill == "between passes":
+            _end(writers[-1])
+        path = path.with_name(f"pass{len(writers)}-rank0.seg")
+        session.begin_pass(path, {}, None, Options(), module)
+    listen(None)
+    assert writers[0] == writers[1] != writers[2] == writers[3] != writers[4], writers
+    ended = os.pidfd_open(writers[4])
+    session._process.close()  # as if the engine had exited
+    assert select.select([ended], [], [], 30)[0]
+    assert SegmentReader(path).summary["ended"] == "engine_gone"
+
+
+def a_pass_that_cannot_be_opened_or_closed_takes_no_other_with_it():
+    module = Doubler()
+    session, path = _recording(module)
+    session.end_pass()
+    pid = session._process.pid
+    session.begin_pass(path, {}, None, Options(), module)  # the file exists
+    assert "File exists (while writing the trace)" in session.end_pass()["errors"]
+    other = path.with_name("other-rank0.seg")
+    session.begin_pass(other, {}, None, Options(), module)
+    session.begin_step(make_rows([(0, 0, 0)]))
+    module(torch.ones(1, 3), torch.ones(1, 3))
+    session.end_step()
+    assert session.end_pass()["errors"] == {}
+    listen(None)
+    assert session._process.pid == pid
+    assert len(list(SegmentReader(other).steps())) == 1
+
+
+def _end(pid):
+    ended = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([ended], [], [], 30)
 
 
 class Partly(torch.nn.Module):

@@ -30,7 +30,7 @@ from tracereplay.device import Cpu
 from tracereplay.event import Site, Step, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.session import Session
-from tracereplay.recorder.writer_client import WriterGone
+from tracereplay.recorder.writer_handle import WriterGone
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.verify import repair, verify
 

@@ -109,15 +109,43 @@ def many_calls_in_a_step_take_one_copy():
     assert session.end_pass()["errors"] == {}
 
 
-def a_pass_after_a_pass_finds_no_locked_memory():
-    """Bug 4: memory that stayed locked made the next pass read zeros."""
+def between_passes_the_memory_of_empty_arenas_is_locked_and_no_other():
+    """Bug 4: memory that stayed locked when it had been unmapped made the next pass read zeros."""
+    kept, arena.SIZE = arena.SIZE, SMALL
     module, device = Doubler(), LateDevice(2)
     session = _session(device, module)
     for number in range(3):
-        path = _path()
-        assert _pass(session, module, [3, 4, 5], path, first=10 * number)["errors"] == {}
-        _check(path, [3, 4, 5], first=10 * number)
-        assert device.locked == {}, number
+        path, sizes = _path(), [3, 9000, 5]  # the second is larger than an arena, which grows
+        assert _pass(session, module, sizes, path, first=10 * number)["errors"] == {}
+        _check(path, sizes, first=10 * number)
+        assert device.locked == {a._address: SMALL for a in session._process.arenas}, number
+        assert session._process._staging._areas == [], number
+    session._process.close()
+    assert device.locked == {}
+    arena.SIZE = kept
+
+
+def full_arenas_are_handed_over_while_the_step_goes_on():
+    """Those whose copies are complete, and nobody waits for that; half of the arenas are freed at once."""
+    kept, arena.SIZE = arena.SIZE, SMALL
+    for eagerness, handed, freed in ((1.0, 8, 4), (0.0, 0, 0)):
+        module, device, path = Keeper(), LateDevice(6, eagerness), _path()
+        session = _session(device, module)
+        session.begin_pass(path, {}, None, Options(codec=0))
+        writer, said = session._writer, []
+        send, writer._send = writer._send, lambda kind, *rest: (said.append(kind), send(kind, *rest))  # noqa: B023
+        session.begin_step(make_rows([(0, 0, i) for i in range(1000)]))
+        before = device.host_waits
+        for number in range(6 if eagerness else 1):  # a call's tensors take one arena and a half
+            module(torch.full((1000, 8), float(number)), torch.full((1000, 8), -1.0))
+        assert eagerness or device.host_waits == before  # where the writer has all arenas, it is waited for
+        assert (said.count("tensors"), said.count("release")) == (handed, freed), said
+        session.end_step()
+        assert session.end_pass()["errors"] == {}
+        (step,) = SegmentReader(path).steps()
+        for number, call in enumerate(step.calls):
+            assert torch.equal(_tensor(call.outputs[0]), torch.full((1000, 8), number - 1.0)), number
+    arena.SIZE = kept
 
 
 def what_cannot_be_locked_is_said():

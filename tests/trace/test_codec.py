@@ -18,11 +18,11 @@ from safetensors.numpy import load
 from tracereplay.dtypes import DTYPES, itemsize
 from tracereplay.errors import DamagedTrace
 from tracereplay.trace import codec, plain
-from tracereplay.trace.chunk import ChunkBuilder, read_header
+from tracereplay.trace.chunk import Bytes, ChunkBuilder, read_header
 from tracereplay.trace.codec import CHUNK_CODECS, DELTA, MAX_CHUNK, PLANES, RAW, STRONG, Encoder, decode_chunk
 
 
-def filled(tensors: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[int, bytearray]]]:
+def filled(tensors: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[int, Bytes]]]:
     builder = ChunkBuilder()
     for dtype, data in tensors:
         builder.add(dtype, (len(data) // itemsize(dtype),), data)

@@ -19,6 +19,7 @@ from tracereplay.event import Layout, Request, RowKey, Sampled, Site, Step, make
 from tracereplay.storage.files import LocalFile
 from tracereplay.trace import (
     BudgetSpent,
+    CallOfStep,
     PendingCall,
     SegmentReader,
     SegmentWriter,
@@ -27,6 +28,7 @@ from tracereplay.trace import (
     index,
 )
 from tracereplay.trace.arrays import restore
+from tracereplay.trace.codec import RAW
 from tracereplay.trace.dedup import PIECE
 
 SITE = Site("model.norm", "RMSNorm", 77, ("x", "residual"), {"out0": Layout(-1, (2, 1), (1, 2))}, {"eps": 1e-5})
@@ -69,6 +71,35 @@ def test_compression_threads_do_not_change_the_output(tmp_path: Path) -> None:
         written.append(path.read_bytes())
     assert len(written[0]) > 6 << 20
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_bytes_that_were_lent_may_change_once_they_have_moved(tmp_path: Path, workers: int) -> None:
+    random = np.random.default_rng(0)
+    path, rows = tmp_path / "a.seg", make_rows([(0, 0, 0)])
+    writer = SegmentWriter(path, {"rank": 0}, workers=workers)
+    writer.sites([SITE])
+    lent = [bytearray(random.standard_normal(size).astype(np.float32).tobytes()) for size in (700_000, 5_000)]
+    kept = [bytes(data) for data in lent]  # the first fills a chunk, the second begins one
+    places = [writer.add(TensorBytes("float32", (len(v) // 4,), (1,), memoryview(v))) for v in lent]
+    writer.moved()
+    for data in lent:
+        data[:] = bytes(len(data))
+    writer.commit(0, rows, [CallOfStep(77, 0, rows, rows, dict(enumerate(places)), {}, {})], [], [])
+    writer.close({})
+    assert read(path) == [kept]
+
+
+@pytest.mark.parametrize("size", [*range(1, 260, 7), 100_000])
+def test_a_raw_chunk_of_any_size_has_its_checksum(tmp_path: Path, size: int) -> None:
+    path, rows = tmp_path / "a.seg", make_rows([(0, 0, 0)])
+    writer = SegmentWriter(path, {"rank": 0}, RAW)
+    writer.sites([SITE])
+    values = [np.random.default_rng(size + i).bytes(size) for i in range(40)]  # more than are written apart
+    for number, inputs in enumerate(([values[0]], values)):
+        writer.step(number, rows, [PendingCall(77, 0, rows, rows, dict(enumerate(map(tensor, inputs))))], [], [])
+    writer.close({})
+    assert read(path) == [[values[0]], values]
 
 
 def contents(steps: list[Step]) -> list[list[bytes]]:

@@ -55,6 +55,11 @@ class Staging:
         self._areas: list[Area] = []
         self._turn = 0
 
+    def clear(self) -> None:
+        """Frees the areas, whose copies are complete."""
+        self._areas.clear()
+        self._turn = 0
+
     def take(self, size: int) -> Area:
         """An area of at least ``size`` bytes; the device fills it after copying out its previous contents."""
         turn, self._turn = self._turn, (self._turn + 1) % AREAS
@@ -114,11 +119,12 @@ class Arena:
         self._resize(size)
         self.room = max(self.room, size)
 
-    def copy(self, x: torch.Tensor, size: int) -> int:
+    def copy(self, x: torch.Tensor, address: int, size: int) -> int:
         """Copies ``x`` contiguously and returns where its bytes will begin; they are there after `flush`.
 
         Args:
             x: any tensor; ``size`` bytes must fit.
+            address: of its first element.
             size: of its elements.
         """
         offset = self.used
@@ -130,17 +136,17 @@ class Arena:
             if size:
                 place_in(area.views, x, offset).copy_(x)
         elif _plain(x):
-            _memmove(self._address + offset, x.data_ptr(), size)
+            _memmove(self._address + offset, address, size)
         else:
             place_in(self._views, x, offset).copy_(x)
         return offset
 
-    def holds(self, x: torch.Tensor, offset: int, size: int) -> bool:
+    def holds(self, x: torch.Tensor, address: int, offset: int, size: int) -> bool:
         """Whether ``x`` is certain to have the bytes that were copied to ``offset`` (False: unknown).
 
-        Never waits for a device.
+        Never waits for a device. ``address`` is that of its first element.
         """
-        return self._staging is None and _plain(x) and not _memcmp(self._address + offset, x.data_ptr(), size)
+        return self._staging is None and _plain(x) and not _memcmp(self._address + offset, address, size)
 
     def changed(self, x: torch.Tensor, offset: int, size: int) -> bool:
         """Whether ``x``, copied to ``offset`` since `begin`, has changed. Waits for the device."""
@@ -169,6 +175,13 @@ class Arena:
     def wait(self) -> None:
         """Waits until the bytes are there."""
         self._mark.wait()
+
+    def shrink(self) -> None:
+        """Gives back the memory by which it has grown."""
+        self.wait()
+        if self.size > SIZE:
+            self._device.unlock(self._address)
+            self._map(SIZE)
 
     def close(self) -> None:
         """Unmaps the memory; the writer may still have it mapped."""

@@ -64,9 +64,11 @@ class Handover:
             if self._waiting and self._idle is not None:
                 self._idle.wake()
 
-    def drain(self) -> None:
-        """Hands over all steps; waits for their copies."""
-        self._hand_over(0)
+    def drain(self, *, wait: bool) -> bool:
+        """Hands over all steps, or only those whose copies are complete; returns whether none remains."""
+        with self._lock:
+            self._hand_over(0 if wait else len(self._waiting))
+            return not self._waiting
 
     def give_up(self, step: PendingStep) -> None:
         """Abandons the step in progress."""
@@ -91,7 +93,7 @@ class Handover:
 
     def _hand_over_arrived(self) -> bool:
         """The idle thread's work; returns whether steps remain."""
-        # A step larger than all arenas is handed over in pieces, which must not be interleaved with other steps.
+        # A step larger than an arena is handed over in pieces, which must not be interleaved with other steps.
         # They are not: all previous steps were handed over before its first piece.
         try:
             with self._lock:

@@ -7,7 +7,8 @@ engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]
                    ["release"]                          free the arenas of the step in progress
                    ["step", ...]                        the step is complete: see `StepMessage`
                    ["discard"]                          the engine abandoned the step
-                   ["close", summary, whole]            end the segment; not whole: without an end mark
+                   ["close", summary, whole]            end the segment; not whole: without an end mark. Another
+                                                        "open" may follow
 writer ─▶ engine   ["here", pid]   ["free", arena]   ["wrote", steps, bytes]   ["spent"]
                      ["failed", text]   ["closed"]
 """

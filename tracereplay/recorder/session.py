@@ -28,7 +28,8 @@ from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
-from tracereplay.recorder.writer_client import WriterClient, WriterGone
+from tracereplay.recorder.writer_client import WriterClient
+from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
 
 __all__ = ["Session"]
@@ -55,6 +56,7 @@ class Session:
         self.device = device
         self.graphs: GraphRecorder | None = None  # of an engine that captures CUDA graphs
         self._options = Options()
+        self._process: WriterHandle | None = None  # serves all passes
         self._writer: WriterClient | None = None
         self._replacement: Replacement | None = None
         self._step: PendingStep | None = None
@@ -99,7 +101,7 @@ class Session:
         self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
         self._writer = WriterClient(
-            path, meta, self.device, codec_id=self._options.codec, max_bytes=self._options.max_bytes
+            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes
         )
         self._errors.update(self._writer.errors)
         self._handover = Handover(
@@ -114,6 +116,18 @@ class Session:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
             self.scope = self._watch_kernels
         self._writer.sites(self.sites)
+
+    def prepare(self) -> WriterHandle:
+        """Starts a writer process unless there is one that is ready; the next pass need not wait for it then.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if self._process is None or not self._process.ready:
+            if self._process is not None:
+                self._process.close()
+            self._process = WriterHandle(self.device)
+        return self._process
 
     def _new_census(self, model: torch.nn.Module) -> Census | None:
         """None: a compiler's graph could not be read, or CUDA graphs hide what computes."""
@@ -174,7 +188,7 @@ class Session:
                 self._dropped += 1
             else:
                 number = self._steps + self._dropped
-                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover.drain)
+                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
                 self._step.feeds = self._replacement is not None and self._replacement.feeds
                 self._step.notes += self._told(writer) if self._steps == 0 else []
                 self.watched = self._wanted
@@ -325,7 +339,7 @@ class Session:
             self._census.left()
         slot = call.slot
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
-        if self._replacement is None:
+        if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
                 self._written.keep(step, call, self._real_rows(step, slot, "in", taken), outputs)
         if slot in self._rows:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -11,6 +11,7 @@ from tracereplay.event import Request, RowKey, RowMap
 from tracereplay.recorder.arena import Area, Arena
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
 from tracereplay.recorder.writer_client import WriterClient
+from tracereplay.recorder.writer_handle import ARENAS
 from tracereplay.trace import records
 
 __all__ = ["OpenCall", "PendingStep", "dtype_name"]
@@ -39,6 +40,12 @@ class OpenCall(NamedTuple):
     fed: list[int] | None = None  # see `event.Call`
 
 
+class Previous(Protocol):
+    """See `handover.Handover`."""
+
+    def drain(self, *, wait: bool) -> bool: ...
+
+
 class PendingStep:
     """A step being recorded.
 
@@ -48,12 +55,12 @@ class PendingStep:
         arena: an empty one; more are taken as needed.
         writer: provides them.
         weight_updates: how often the weights had been updated before, within the pass.
-        drain: hands over all previous steps, since the writer handles one step at a time.
+        previous: the steps before, which must be handed over first, since the writer handles one step at a time.
     """
 
     def __init__(
         self, number: int, rows: RowMap, arena: Arena, writer: WriterClient, weight_updates: int,
-        drain: Callable[[], None],
+        previous: Previous,
     ) -> None:  # fmt: skip
         self.number = number
         self.rows = rows
@@ -70,9 +77,10 @@ class PendingStep:
         self.padded = 0  # rows of the graphs that the step replayed; 0: it replayed none
         self._weight_updates = weight_updates
         self._writer = writer
-        self._drain = drain
+        self._previous = previous
         self._arena = arena
-        self._full: list[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = []
+        self._full: deque[tuple[Arena, list[tuple[Any, ...]], list[tuple[int, int]]]] = deque()
+        self._handed = 0  # arenas that the writer has of this step and was not told to free
         self._tensors: list[tuple[Any, ...]] = []  # fields of `Descriptor`
         self._asides: list[tuple[int, int]] = []
         self._before = [0, 0]  # number of tensors and asides in the arenas filled before the current one
@@ -146,6 +154,8 @@ class PendingStep:
         if place < 0:
             return False
         d = Descriptor(*self._tensors[place])
+        if self._arena.holds(x, x.data_ptr(), d.offset, d.size):
+            return False  # that is seen in a tenth of the time
         return self._arena.changed(x, d.offset, d.size)
 
     def differ(self, one: int, other: int) -> bool:
@@ -190,13 +200,14 @@ class PendingStep:
         shape, strides, address, arena = x.shape, x.stride(), x.data_ptr(), self._arena
         if arrived and (place := self._at.get(address)) is not None:
             was, n, s, offset, size, same, _ = self._tensors[place]
-            if same == storage and n == shape and s == strides and was == dtype and arena.holds(x, offset, size):
+            alike = same == storage and n == shape and s == strides and was == dtype
+            if alike and arena.holds(x, address, offset, size):
                 return self._before[0] + place
         size = x.nbytes
         if arena.used + size > arena.room:
             self._make_room(size)
             arena = self._arena
-        offset = arena.copy(x, size)
+        offset = arena.copy(x, address, size)
         tensors = self._tensors
         place = self._at[address] = len(tensors)
         # Not a `Descriptor`: creating a named tuple takes as long as copying a small tensor.
@@ -207,7 +218,7 @@ class PendingStep:
         size = x.nbytes
         if not self._arena.fits(size):
             self._make_room(size)
-        self._asides.append((self._arena.copy(x, size), size))
+        self._asides.append((self._arena.copy(x, x.data_ptr(), size), size))
         return self._before[1] + len(self._asides) - 1
 
     def adopt(self, area: Area, used: int) -> None:
@@ -251,20 +262,27 @@ class PendingStep:
         self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
         self._tensors, self._asides = [], []
         self._at.clear()
-        self._arena = self._another()
-
-    def _another(self) -> Arena:
-        if self._writer.starved():
-            # All arenas hold steps that are not written yet. Hand over previous steps first; arenas of this step
-            # must be released before it is complete, or the writer would never free one.
-            self._drain()
-            for piece in self._full:
-                self._writer.hand(*piece)
-            self._full.clear()
-            self._writer.release()
+        # All arenas may hold steps that are not written yet; then the writer must get them, to free one.
+        self._hand_full(wait=self._writer.starved())
         arena = self._writer.take(wait=True)
         assert arena is not None
-        return arena
+        self._arena = arena
+
+    def _hand_full(self, *, wait: bool) -> None:
+        """Hands over full arenas after the previous steps, so that the writer need not begin at the step's end.
+
+        Args:
+            wait: for copies; otherwise what has not arrived stays.
+        """
+        if not self._previous.drain(wait=wait):
+            return
+        while self._full and (wait or self._full[0][0].arrived()):
+            self._writer.hand(*self._full.popleft())
+            self._handed += 1
+        if self._handed >= ARENAS // 2:
+            # At the step's end it would be too late for the next one, and for this one if it needs them all.
+            self._writer.release()
+            self._handed = 0
 
     def close(self) -> None:
         """Ends recording of the step."""

@@ -6,75 +6,50 @@ The engine waits for the writer only when the writer has all arenas, and at the 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracereplay.device import Device
 from tracereplay.event import Site
-from tracereplay.interpreter import module_command
-from tracereplay.recorder.arena import Arena, Staging
-from tracereplay.recorder.protocol import Inbox, StepMessage, send
+from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.protocol import StepMessage, send
+from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.trace import codec, records
 
-__all__ = ["ARENAS", "WriterClient", "WriterGone"]
-
-ARENAS = 4
-_PIPE = 1031  # F_SETPIPE_SZ
-_PIPE_SIZE = 1 << 20
-
-
-class WriterGone(Exception):
-    """The writer process exited unexpectedly."""
+__all__ = ["WriterClient"]
 
 
 class WriterClient:
-    """Starts a writer process for one segment.
+    """One pass of a writer process: opens a segment.
 
     Args:
+        handle: of the process, which is ready.
         path: of the segment; must not exist.
         meta: plain data about this process.
-        device: where the tensors come from.
         codec_id: how chunks are stored.
         max_bytes: of the segment.
 
     Raises:
-        OSError: the process cannot be started, or the segment cannot be created.
+        WriterGone: the process has exited.
     """
 
     def __init__(
-        self, path: Path, meta: Mapping[str, Any], device: Device, *,
+        self, handle: WriterHandle, path: Path, meta: Mapping[str, Any], *,
         codec_id: int = codec.PLANES, max_bytes: int | None = None,
     ) -> None:  # fmt: skip
-        staging = Staging(device) if device.asynchronous else None
-        self.arenas = [Arena(i, device, staging) for i in range(ARENAS)]
+        self._handle, self._to, self._inbox = handle, handle.to, handle.inbox
+        self.arenas = handle.arenas
         self._free = list(self.arenas)
         self.errors: dict[str, int] = {}
         self.spent = False
-        self.steps = self.size = self.pid = 0
+        self.steps = self.size = 0
         self._closed = False
-        theirs_in, self._to = os.pipe()
-        mine, theirs_out = os.pipe()
-        self._inbox = Inbox(mine)
-        fds = [arena.fd for arena in self.arenas]
-        _widen(self._to)
-        try:
-            # In its own session, and not a descendant of the engine: signals to the engine from a terminal or its
-            # parent must not stop the writer before it has written what was handed over.
-            subprocess.run(
-                module_command(sys.executable, "tracereplay.recorder.detached", str(theirs_in), str(theirs_out)),
-                pass_fds=[theirs_in, theirs_out, *fds], stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        finally:
-            os.close(theirs_in)
-            os.close(theirs_out)
-        self._send("open", str(path), dict(meta), codec_id, max_bytes, fds)
-        while not self.pid or not (self.size or self.errors):
-            self._wait()  # for "here", or for the reason why it failed
+        handle.begin()
+        self.pid = handle.pid
+        self._send("open", str(path), dict(meta), codec_id, max_bytes, [arena.fd for arena in self.arenas])
+        while not (self.size or self.errors):
+            self._wait()
 
     def sites(self, sites: Iterable[Site]) -> None:
         """See `SegmentWriter.sites`."""
@@ -142,12 +117,10 @@ class WriterClient:
             self._send("close", dict(summary), whole)
             while not self._closed:
                 self._wait()
-        os.close(self._to)
-        while self._inbox.next() is not None:
-            pass  # it closes its end of the pipe by exiting
-        os.close(self._inbox.fd)
-        for arena in self.arenas:
-            arena.close()
+        if self._closed:
+            self._handle.end()
+        else:
+            self._handle.close()
 
     def _send(self, *message: Any) -> None:
         try:
@@ -161,9 +134,7 @@ class WriterClient:
         if message is None:
             raise WriterGone(self._gone())
         kind, *rest = message
-        if kind == "here":
-            self.pid = rest[0]
-        elif kind == "free":
+        if kind == "free":
             self._free.append(self.arenas[rest[0]])
         elif kind == "wrote":
             self.steps, self.size = rest
@@ -178,11 +149,3 @@ class WriterClient:
         text = "the writer process ended prematurely"
         self.errors[text] = self.errors.get(text, 0) + 1
         return text
-
-
-def _widen(fd: int) -> None:
-    """Enlarges a pipe: a step's message has tens of kilobytes, and a pipe holds 64 by default."""
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, _PIPE, _PIPE_SIZE)

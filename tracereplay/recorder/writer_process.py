@@ -2,8 +2,8 @@
 
     python -m tracereplay.recorder.writer_process IN OUT      file descriptors of the two pipes
 
-It exits when its segment is closed. If the engine exits first, it writes what was handed over. It does not import
-torch.
+It writes one segment after the other. When the engine has exited, it writes what was handed over and exits. It
+does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["main"]
 
 
 class _Server:
-    """Writes one segment."""
+    """Writes segments."""
 
     def __init__(self, out: int) -> None:
         self._out = out
@@ -44,7 +44,7 @@ class _Server:
         self._failed = False
 
     def serve(self, inbox: Inbox) -> None:
-        """Handles messages until the segment is closed or the engine has exited."""
+        """Handles messages until the engine has exited."""
         while (message := inbox.next()) is not None:
             try:
                 getattr(self, f"_{message[0]}")(*message[1:])
@@ -55,8 +55,7 @@ class _Server:
                 self._given_up = self._failed = True
                 self._tell("failed", _words(error))
             if message[0] == "close":
-                self._tell("closed")  # the last message, even if closing failed
-                return
+                self._tell("closed")  # the last message of a segment, even if closing failed
         if self._writer is not None:
             self._writer.rollback()
             try:
@@ -70,6 +69,7 @@ class _Server:
 
     def _open(self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int]) -> None:
         self._fds = fds
+        self._steps, self._given_up, self._failed = 0, False, False
         self._writer = SegmentWriter(Path(path), meta, codec, max_bytes, workers=_spare_cores())
         # A held lock shows others that the segment is still being written.
         fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
@@ -98,11 +98,13 @@ class _Server:
         return memoryview(mapped)
 
     def _release(self) -> None:
-        if self._writer is not None:
-            self._writer.moved()
         held, self._held = self._held, []
-        for arena in held:
-            self._tell("free", arena)
+        try:
+            if self._writer is not None:
+                self._writer.moved()
+        finally:
+            for arena in held:
+                self._tell("free", arena)
 
     def _step(self, *fields: Any) -> None:
         step = StepMessage(*fields)
@@ -155,8 +157,15 @@ class _Server:
         self._release()
 
     def _close(self, summary: Mapping[str, Any], whole: bool) -> None:
-        if self._writer is not None:
-            self._writer.close(summary) if whole and not self._failed else self._writer.abandon()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.close(summary) if whole and not self._failed else writer.abandon()
+        except OSError:
+            with contextlib.suppress(OSError):
+                writer.abandon()
+            raise
 
 
 def _words(error: Exception) -> str:
@@ -173,7 +182,7 @@ def _spare_cores() -> int:
 
 
 def main() -> None:
-    """Serves one segment."""
+    """Serves one engine."""
     # Engines pin their workers to cores, which children inherit; the writer would compete with its engine.
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setaffinity(0, range(os.cpu_count() or 1))

@@ -36,11 +36,15 @@ class WrittenInputs:
         self._unsettled: dict[int, set[int]] = {}
         self._writes: dict[int, set[int]] = {}  # per slot that was checked, the inputs that it changes
 
+    def may_write(self, slot: int) -> bool:
+        """Whether the operator changes an input, as far as is known."""
+        return bool(self._writes.get(slot, True))
+
     def keep(
         self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
         """Records the inputs of ``call`` that it changed and did not return."""
-        if not self._writes.get(call.slot, True) or not call.inputs:
+        if not call.inputs:
             return
         checked = self._checked.get(call.slot, 0)
         found = self._unsettled.setdefault(call.slot, set())

@@ -11,7 +11,8 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.trace.codec import Bytes, Encoder, Reference
+from tracereplay.trace.chunk import Bytes
+from tracereplay.trace.codec import RAW, Encoder, Reference
 from tracereplay.trace.frames import MAGIC, Tag, write_header, write_tail
 from tracereplay.trace.index import IndexBuilder
 from tracereplay.trace.plain import encode_record, pack
@@ -77,6 +78,11 @@ class Appender:
             state.update(data)
         self.content.update(bytes([Tag.DATA]) + state.digest())
         size = len(start) + sum(memoryview(data).nbytes for _, data in buffers)
+        if self._encoder.codec == RAW:
+            # The same bytes are stored. Of more than 240 bytes, xxh3-64 is the lower half of xxh3-128.
+            digest = state.intdigest() & (1 << 64) - 1 if size > 240 else None
+            self._chunk([start, *(data for _, data in buffers)], size, digest)
+            return
         if self._pool is None:
             self._chunk(self._encoder.encode(start, buffers, references), size)
             return
@@ -99,8 +105,8 @@ class Appender:
             encoder = self._own.encoder = self._encoder.fellow()
         return encoder.encode(*chunk)
 
-    def _chunk(self, pieces: Sequence[Bytes], size: int) -> None:
-        self.index.chunks.append((*self._frame(Tag.DATA, self._encoder.codec, pieces, size), size))
+    def _chunk(self, pieces: Sequence[Bytes], size: int, digest: int | None = None) -> None:
+        self.index.chunks.append((*self._frame(Tag.DATA, self._encoder.codec, pieces, size, digest), size))
 
     def write_index(self) -> int:
         """Writes what the index lacks; returns where the last INDEX frame begins."""
@@ -127,13 +133,17 @@ class Appender:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _frame(self, kind: Tag, codec: int, pieces: Sequence[Bytes], size: int) -> tuple[int, int]:
-        state = xxhash.xxh3_64()
-        for piece in pieces:
-            state.update(piece)
+    def _frame(
+        self, kind: Tag, codec: int, pieces: Sequence[Bytes], size: int, digest: int | None = None
+    ) -> tuple[int, int]:
+        if digest is None:
+            state = xxhash.xxh3_64()
+            for piece in pieces:
+                state.update(piece)
+            digest = state.intdigest()
         length = sum(memoryview(piece).nbytes for piece in pieces)
         offset = self.size
-        self._write([write_header(kind, codec, length, size, state.intdigest()), *pieces])
+        self._write([write_header(kind, codec, length, size, digest), *pieces])
         return offset, length
 
     def _write(self, pieces: Sequence[Bytes]) -> None:

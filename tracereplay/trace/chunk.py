@@ -29,6 +29,7 @@ __all__ = [
     "MAX_HEADER",
     "MAX_TENSORS",
     "WIDTHS",
+    "Bytes",
     "ChunkBuilder",
     "Entry",
     "read_header",
@@ -41,7 +42,9 @@ MAX_HEADER = 2 << 20
 KEPT = 1 << 20  # bytes of headers that are remembered; what was read of them takes some five times as much
 MAX_TENSORS = 8192  # of a chunk as it is written, so that its header stays far below that
 MAX_DIMENSIONS = 32  # numpy's limit before 2.0
+FEW = 32  # tensors of a region that are not copied together; more of them are so small that copying costs less
 _LENGTH = struct.Struct("<Q")
+Bytes = bytes | bytearray | memoryview
 DTYPE_NAMES = {known.safetensors: name for name, known in DTYPES.items() if known.safetensors}
 
 
@@ -62,33 +65,44 @@ class Entry:
 
 
 class ChunkBuilder:
-    """A chunk that is being filled."""
+    """A chunk that is being filled with borrowed bytes."""
 
     def __init__(self) -> None:
-        self._regions = {width: bytearray() for width in WIDTHS}
+        self._regions: dict[int, list[Bytes]] = {width: [] for width in WIDTHS}
+        self._sizes = dict.fromkeys(WIDTHS, 0)  # of the regions, bytes
         self._entries: list[tuple[str, tuple[int, ...], int, int]] = []  # dtype, shape, width, start in its region
         self.size = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> int:
-        """Copies a tensor's contiguous bytes and returns its number in the chunk."""
+    def add(self, dtype: str, shape: tuple[int, ...], data: Bytes) -> int:
+        """Borrows a tensor's contiguous bytes until `take` or `own`, and returns its number in the chunk."""
         width = DTYPES[dtype].word
-        region = self._regions[width]
-        self._entries.append((dtype, shape, width, len(region)))
-        region += data
+        self._entries.append((dtype, shape, width, self._sizes[width]))
+        self._regions[width].append(data)
+        self._sizes[width] += len(data)
         self.size += len(data)
         return len(self._entries) - 1
 
-    def take(self) -> tuple[bytes, list[tuple[int, bytearray]]]:
-        """The chunk's beginning (length and header) and its regions with their widths; empties the builder."""
-        sizes = [len(self._regions[width]) for width in WIDTHS]
-        bases = dict(zip(WIDTHS, accumulate([0, *sizes[:-1]]), strict=True))
+    def own(self) -> None:
+        """Copies what is borrowed, whose lender is about to change it."""
+        for pieces in self._regions.values():
+            pieces[:] = [b"".join(pieces)]
+
+    def take(self) -> tuple[bytes, list[tuple[int, Bytes]]]:
+        """The chunk's beginning (length and header) and, one after the other, its bytes with their widths; empties
+        the builder. A region with few tensors is given piece by piece, as it was borrowed; another one joined."""
+        bases = dict(zip(WIDTHS, accumulate([0, *list(self._sizes.values())[:-1]]), strict=True))
         header = {str(i): _described(*entry, bases) for i, entry in enumerate(self._entries)}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + _LENGTH.size) % 8)
-        filled = [(width, region) for width, region in self._regions.items() if region]
+        filled = [
+            (width, piece)
+            for width, pieces in self._regions.items()
+            for piece in (pieces if len(pieces) <= FEW else [b"".join(pieces)])
+            if piece
+        ]
         self.__init__()  # type: ignore[misc]
         return _LENGTH.pack(len(text)) + text, filled
 

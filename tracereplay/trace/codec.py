@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ import zstandard
 
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
-from tracereplay.trace.chunk import MAX_HEADER, Entry, read_header, regions
+from tracereplay.trace.chunk import MAX_HEADER, Bytes, Entry, read_header, regions
 
 __all__ = [
     "CHUNK_CODECS", "DELTA", "MAX_CHUNK", "PLANES", "RAW", "STRONG", "ZSTD", "Base", "Bytes", "Encoder",
@@ -40,7 +42,6 @@ CHUNK_CODECS = (RAW, PLANES, STRONG, DELTA)
 # No writer makes larger ones; a header that declares more is refused before anything is allocated.
 MAX_CHUNK = 16 << 20
 
-Bytes = bytes | bytearray | memoryview
 Array = npt.NDArray[Any]
 # The contiguous bytes of a tensor of the base trace: segment, chunk, number in the chunk.
 Base = Callable[[str, int, int], Bytes]
@@ -84,7 +85,8 @@ class Encoder:
 
         Args:
             start: the chunk's length and header.
-            buffers: its regions with their widths (for DELTA already differences).
+            buffers: its regions with their widths (for DELTA already differences), each whole or in pieces that
+                follow each other.
             references: for DELTA, what each tensor is a difference from.
         """
         if self.codec == RAW:
@@ -92,7 +94,8 @@ class Encoder:
         streams: list[Bytes] = [start]
         if self.codec == DELTA:
             streams.append(_write_references(references))
-        streams += [plane.data for width, data in buffers for plane in split(data, width)]
+        for width, pieces in groupby(buffers, key=itemgetter(0)):
+            streams += [plane.data for plane in split([data for _, data in pieces], width)]
         stored = [self._stream(s) for s in streams]
         sizes = [len(s) for s in streams]
         head = [_COUNT.pack(len(stored))]
@@ -214,12 +217,19 @@ def decompress(data: Bytes, size: int, name: str) -> bytes:
 # Byte planes. Why shifts: a transpose of the bytes runs at a fifth of their speed.
 
 
-def split(data: Bytes, width: int) -> list[Array]:
-    """The planes of ``data``, the words' highest bytes first; each ``uint8 [len(data) / width]``."""
-    if width == 1:
-        return [np.frombuffer(data, np.uint8)]
-    words = np.frombuffer(data, f"<u{width}")
-    return [(words >> np.array(8 * i, words.dtype)).astype(np.uint8) for i in reversed(range(width))]
+def split(pieces: Sequence[Bytes], width: int) -> list[Array]:
+    """The planes of ``pieces``, which are whole words, the highest bytes first; each ``uint8 [all words]``."""
+    words = [np.frombuffer(piece, f"<u{width}") for piece in pieces]
+    if width == 1 and len(words) == 1:
+        return words
+    planes = [np.empty(sum(map(len, words)), np.uint8) for _ in range(width)]
+    begin = 0
+    for part in words:
+        end = begin + len(part)
+        for i, plane in enumerate(reversed(planes)):
+            np.right_shift(part, part.dtype.type(8 * i), out=plane[begin:end], casting="unsafe")
+        begin = end
+    return planes
 
 
 def join(planes: Sequence[bytes | memoryview], out: Array, width: int) -> None:

@@ -2,7 +2,7 @@
 
     tensor ─▶ seen lately?  ──────────────▶ reference
          └──▶ part of memory seen in this step, and unchanged? ─▶ reference into it, with strides
-                 └──▶ bytes into the chunk that is being filled
+                 └──▶ bytes into the chunk that is being filled, borrowed until it is written
 
 Memory is known by a number that the recorder gives it for the length of a step. That a number stands for the same
 memory says nothing of what is in it: operators write in place, and nobody is told. So a view is a reference only
@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from tracereplay.dtypes import itemsize
-from tracereplay.trace.chunk import MAX_TENSORS, ChunkBuilder
+from tracereplay.trace.chunk import MAX_TENSORS, Bytes, ChunkBuilder
 from tracereplay.trace.records import Located
 
 __all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous", "strided_bytes"]
@@ -29,7 +29,7 @@ CHUNK = 1 << 20  # bytes from which a chunk is written: large enough to compress
 PIECE = 4 << 20  # bytes that a chunk has at most: small enough to read one call without much else
 REMEMBERED = 65536  # digests; bounds memory at about 10 MB
 
-WriteChunk = Callable[[bytes, list[tuple[int, bytearray]]], None]
+WriteChunk = Callable[[bytes, list[tuple[int, Bytes]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Contents:
     """What a segment holds, and the values of the step that is under way.
 
     Args:
-        write_chunk: takes a full chunk's beginning and its regions.
+        write_chunk: takes a full chunk's beginning and its regions, whole or in pieces.
     """
 
     def __init__(self, write_chunk: WriteChunk) -> None:
@@ -102,8 +102,9 @@ class Contents:
             self.values.append(located)
         return place
 
-    def forget_bases(self) -> None:
-        """Lent bytes are about to go: later views cannot be compared with them."""
+    def moved(self) -> None:
+        """Lent bytes are about to go: the chunk keeps a copy, and later views cannot be compared with them."""
+        self._chunk.own()
         for memory in self._memories.values():
             memory.bases.clear()
 

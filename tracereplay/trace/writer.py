@@ -125,8 +125,17 @@ class SegmentWriter:
             raise
 
     def moved(self) -> None:
-        """The bytes that were lent to `add` are about to go; the step goes on."""
-        self._contents.forget_bases()
+        """The bytes that were lent to `add` are about to go; the step goes on.
+
+        Raises:
+            OSError: see `commit`.
+        """
+        self._contents.moved()
+        try:
+            self._to.settle()
+        except OSError:
+            self.rollback()
+            raise
 
     def commit(
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],

@@ -86,6 +86,8 @@ class GuestWorker:
             self._session = session
             look_into("vllm")
             listen(session)
+            with contextlib.suppress(OSError):  # then the first pass tries it again, and says why
+                session.prepare()
             if os.environ.get(RECORD_TO):
                 self._record_all(os.environ[RECORD_TO])
         except TracereplayError as error:
