@@ -32,7 +32,7 @@ def main():
     session = Session(0, device_of(device))
     for i, module in enumerate(modules):
         slot = slot_of(f"op{i}")
-        tap(module, slot)
+        tap(module, slot, {"forward": module.forward})
         session.sites.append(Site(f"op{i}", "Nothing", slot))
     listen(session)
     found = {"device": kind}
