@@ -78,6 +78,7 @@ class Box:
     def __init__(self, a):
         self.kit, self.tree, self.out = a.kit.resolve(), a.tree.resolve(), a.out.resolve()
         self.cpu = json.loads(a.cpu.read_text()) if a.cpu else None
+        self.cpu_second = json.loads(a.cpu_second.read_text()) if a.cpu_second else None
         self.logs, self.work, self.models = self.out / "logs", self.kit / "work", self.kit / "models"
         for path in (self.logs, self.work, self.models):
             path.mkdir(parents=True, exist_ok=True)
@@ -328,20 +329,26 @@ def plain_eager(box):
 
 def register(box):
     """B0: the engines get their names."""
-    pairs = [x for k, v in box.env.items() for x in ("--env", f"{k}={v}")]
     faulty = {
         **box.env,
         "PYTHONPATH": os.pathsep.join(p for p in (str(HERE / "fault"), box.env.get("PYTHONPATH")) if p),
     }
-    engines = {"gpu": box.env, "gpu-fault": faulty}
-    engines["gpu-v2"] = {**box.env, "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    v2 = {**box.env, "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    engines = {"gpu": box.env, "gpu-fault": faulty, "gpu-graphs": box.env, "gpu-v2": v2, "gpu-v2-graphs": v2}
     engines["gpu-invariant"] = {**box.env, "VLLM_BATCH_INVARIANT": "1"}
-    if box.cpu:  # there the runner needs a stand-in for Triton's back end
-        stand_in = box.tree / "tests" / "engine" / "stand_in"
-        path = os.pathsep.join(filter(None, (str(stand_in), box.env.get("PYTHONPATH"))))
-        engines["gpu-v2"] |= {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    pythons = {}
+    if box.cpu:  # there all but the V1 runner in step needs a stand-in for a GPU, whose graphs are those of V2
+        tests = box.tree / "tests" / "engine"
+        path = os.pathsep.join(filter(None, (str(tests / "stand_in"), str(tests), box.env.get("PYTHONPATH"))))
+        v2 |= {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "STAND_IN_ASYNC": "1"}
+        graphs = {**v2, "STAND_IN_GRAPHS": "FULL_AND_PIECEWISE", "VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}
+        engines["gpu-graphs"] = engines["gpu-v2-graphs"] = {**graphs, "STAND_IN_LATE": "7"}
+        if box.cpu_second:
+            pythons = dict.fromkeys(("gpu-second", "gpu-second-invariant"), box.cpu_second["python"])
+            engines["gpu-second"] = dict(box.cpu_second["env"])
     elif (box.kit / "site" / f"v-{box.second}").is_dir():
         engines["gpu-second"] = {**box.env, "PYTHONPATH": box.site(box.second)}
+    if "gpu-second" in engines:
         engines["gpu-second-invariant"] = {**engines["gpu-second"], "VLLM_BATCH_INVARIANT": "1"}
     for name, env in engines.items():
         pairs = [x for k, v in env.items() for x in ("--env", f"{k}={v}")]
@@ -351,7 +358,7 @@ def register(box):
             "add",
             name,
             "--python",
-            box.python,
+            pythons.get(name, box.python),
             *pairs,
             *box.sets(**box.settings),
             limit=60,
@@ -456,33 +463,35 @@ def changes_nothing(found):
     return seen.get("tokens_differ") == 0 and drift in (0, 0.0)
 
 
+def with_graphs(box, **compilation):
+    """Arguments of an engine that captures graphs. The stand-in for a GPU has none of a compiler's pieces."""
+    given = {**GRAPHS, **({"mode": 0} if box.cpu else {}), **compilation}
+    return {"enforce_eager": False, "compilation_config": given}
+
+
 def graphs_record(box):
     """D2: recording inside CUDA graphs, under the runner that is vLLM's default, changes no token and no logprob."""
-    found = box.record("graphs-recorded", observer=True, limit=240, enforce_eager=False, compilation_config=GRAPHS)
+    found = box.record("graphs-recorded", "gpu-graphs", observer=True, limit=240, **with_graphs(box))
     return {"ok": changes_nothing(found), **found}
 
 
 def graphs_replay(box):
     """D3: an engine with graphs replays its own recording: fed inside the graphs, every operator repeats itself."""
     golden = box.work / "graphs-recorded.trace"
-    found = box.replay("graphs-same", golden, limit=240, enforce_eager=False, compilation_config=GRAPHS)
+    found = box.replay("graphs-same", golden, "gpu-graphs", limit=240, **with_graphs(box))
     return {"ok": found["verdict"] == "match", **found}
 
 
 def eager_to_graphs(box):
     """D4: the eager golden recording under graphs without a compiler's pieces: padding is all that differs."""
-    settings = {**GRAPHS, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-    found = box.replay(
-        "eager-to-graphs", box.work / "eager.trace", limit=240, enforce_eager=False, compilation_config=settings
-    )
+    settings = with_graphs(box, mode=0, cudagraph_mode="FULL_DECODE_ONLY")
+    found = box.replay("eager-to-graphs", box.work / "eager.trace", "gpu-graphs", limit=240, **settings)
     return {"ok": found["verdict"] == "match", **found}
 
 
 def graphs_v2(box):
     """E6: the same as D2 under Model Runner V2."""
-    found = box.record(
-        "graphs-v2", "gpu-v2", observer=True, limit=240, enforce_eager=False, compilation_config=GRAPHS
-    )
+    found = box.record("graphs-v2", "gpu-v2-graphs", observer=True, limit=240, **with_graphs(box))
     return {"ok": changes_nothing(found), **found}
 
 
@@ -871,7 +880,7 @@ save_file(t, {str(path / "model.safetensors")!r})
         raise Failed(f"make-big: {box.tail('make-big')}")
 
 
-def lay_out(box):
+def lay_out(box, keep):
     """The product as a package that can be imported, without installing it; and a uv that has nothing to do."""
     target = box.kit / "tr"
     shutil.rmtree(target, ignore_errors=True)
@@ -883,7 +892,8 @@ def lay_out(box):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tracereplay\nVersion: 0.1.0\n")
     if not box.cpu:  # the engine finds msgpack, zstandard and xxhash where the analyst's side does
         (target / "uv.py").write_text("def find_uv_bin():\n    return '/bin/true'\n")
-    shutil.rmtree(box.kit / "home", ignore_errors=True)
+    if not keep:
+        shutil.rmtree(box.kit / "home", ignore_errors=True)
 
 
 def ready(name, done):
@@ -910,6 +920,10 @@ def main():
     ap.add_argument("--vllm", default="0.26.0")
     ap.add_argument("--second", default="0.22.1")
     ap.add_argument("--cpu", type=Path, help="registration (JSON) of a CPU engine: rehearse with it")
+    ap.add_argument("--cpu-second", type=Path, help="that of another version")
+    ap.add_argument(
+        "--keep", action="store_true", help="of what --only needs, run what the last run into OUT did not"
+    )
     ap.add_argument("--only", default="", help="stages, and what they need")
     ap.add_argument("--skip", default="")
     ap.add_argument("--deadline", type=float, default=540)
@@ -919,20 +933,27 @@ def main():
     a.out.mkdir(parents=True, exist_ok=True)
     a.kit.mkdir(parents=True, exist_ok=True)
     box = Box(a)
-    lay_out(box)
+    lay_out(box, a.keep)
     make_small(box)
     only, skip = set(filter(None, a.only.split(","))), set(filter(None, a.skip.split(",")))
+    done, asked = {}, set(only)
+    if a.keep and (box.out / "results.json").exists():
+        last = json.loads((box.out / "results.json").read_text())["stages"]
+        done = {name: found for name, found in last.items() if name not in asked}
     if only:
         for name in [n for n in reversed(STAGES) if n in only]:
             only |= {n.rstrip("?") for n in STAGES[name][1]}
         for name in [n for n in reversed(STAGES) if n in only]:
             only |= {n.rstrip("?") for n in STAGES[name][1]}
     if box.cpu:
-        skip |= {"V", "H", "B7", "I2"}
+        skip |= {"H", "B7"} | ({"V", "I2"} if not box.cpu_second else set())
     elif not (box.kit / "site" / f"v-{box.second}").is_dir():
         skip |= {"V", "I2"}
-    todo = [n for n in STAGES if (not only or n in only) and n not in skip]
-    done, lock = {}, threading.Lock()
+    usable = {name for name, found in done.items() if found.get("ok")}
+    todo = [n for n in STAGES if (not only or n in only) and n not in skip | usable]
+    for name in todo:
+        done.pop(name, None)
+    lock = threading.Lock()
 
     def save():
         text = json.dumps(

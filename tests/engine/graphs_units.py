@@ -1,6 +1,7 @@
 """Taps inside CUDA graphs, on `stand_in.graphs` and a device whose copies are late."""
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -22,9 +23,12 @@ from tracereplay.event import Site, make_rows
 from tracereplay.hooks import captures, taps
 from tracereplay.recorder import arena
 from tracereplay.recorder import graphs as recorder
+from tracereplay.recorder.frames import Frame
+from tracereplay.recorder.graph_feeding import GraphFeeding
 from tracereplay.recorder.options import KERNEL, GraphOptions, Options
+from tracereplay.recorder.protocol import Descriptor
 from tracereplay.recorder.session import Session
-from tracereplay.recorder.staged import Rehearsals
+from tracereplay.recorder.staged import Rehearsals, Staged
 from tracereplay.recorder.written import DeclaredWrites
 from tracereplay.replayer.own_errors import cancelled
 from tracereplay.trace.reader import SegmentReader
@@ -359,6 +363,29 @@ def what_changed_on_the_way_is_staged_again():
         assert _error(AssertionError, lambda: check(torch.ops.units.quietly))
 
 
+def what_is_written_under_another_name_is_forgotten():
+    """Engines make tensors of the same memory that do not keep it; what lies elsewhere is known as before."""
+    frame, x, y = Frame(4), torch.ones(4, WIDTH), torch.ones(4, WIDTH)
+    places = [Descriptor("float32", (4, WIDTH), (WIDTH, 1), 0, 128, frame.storage(z), 0) for z in (x, y)]
+
+    def known():
+        return [frame.staged.find(z, place) is not None for z, place in zip((x, y), places, strict=True)]
+
+    for z, place in zip((x, y), places, strict=True):
+        frame.staged.add(z, Staged(place, (1, "out", 0, 0)))
+    assert known() == [True, True]
+    frame.staged.written(torch.ones(1))
+    assert known() == [True, True]
+    frame.staged.written(
+        torch.frombuffer((ctypes.c_char * 4).from_address(x.data_ptr() + 64), dtype=torch.float32)
+    )
+    assert known() == [False, True]
+    other = graphs.weak(y)
+    assert frame.staged.find(other, places[1]._replace(storage=frame.storage(other))) is None
+    frame.staged.within = 1
+    assert known() == [False, False], "what is under way may be writing to it"
+
+
 class Broken(Rig):
     """Its norm runs between two graphs, on memory that stays, as engines run attention."""
 
@@ -523,20 +550,20 @@ def a_padded_row_that_is_recorded_is_caught():
 
 def a_mask_that_is_read_too_early_is_caught():
     """What golden gives must be there before the graph begins."""
-    kept = recorder.GraphRecorder._feed
+    kept = GraphFeeding.send
 
-    def late(self, frame):
-        self._late = frame
+    def late(self, *given):
+        self._late = given
 
     def replayed(self, graph, inner=recorder.GraphRecorder.replayed):
         inner(self, graph)
-        if frame := self.__dict__.pop("_late", None):
-            kept(self, frame)
+        if given := self._feeding.__dict__.pop("_late", None):
+            kept(self._feeding, *given)
 
     inner = recorder.GraphRecorder.replayed
     recorder.GraphRecorder.replayed = replayed
     try:
-        _fails(golden_rows_are_fed_within_a_graph_and_only_then, recorder.GraphRecorder, "_feed", late)
+        _fails(golden_rows_are_fed_within_a_graph_and_only_then, GraphFeeding, "send", late)
     finally:
         recorder.GraphRecorder.replayed = inner
 

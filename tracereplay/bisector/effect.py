@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator import Policy
-from tracereplay.comparator.tokens.generation import Generation, Sampling
+from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.comparator.tokens.rollout import log_ratio
+from tracereplay.comparator.tokens.sampled import Sampling
 from tracereplay.event import RowKey
 
 __all__ = ["ENOUGH", "Criterion", "Effect", "effect_of", "explains"]

@@ -43,7 +43,7 @@ def never_idle(reference: PassIndex, run: PassIndex) -> str | None:
 
 def same_schedule(reference: PassIndex, run: PassIndex) -> str | None:
     """Of passes that must compose their steps otherwise."""
-    if reference.schedule != run.schedule:
+    if not reference.steps.same_rows(run.steps):
         return None
     return "The engine composed its steps as before (max_num_seqs and max_num_batched_tokens bound them)."
 
@@ -57,7 +57,7 @@ def same_padding(reference: PassIndex, run: PassIndex) -> str | None:
 
 def nothing_cached(reference: PassIndex, run: PassIndex) -> str | None:
     """Of a pass that must find rows in the prefix cache."""
-    if sum(map(len, run.schedule)) < sum(map(len, reference.schedule)):
+    if run.steps.rows < reference.steps.rows:
         return None
     return (
         "No row was taken from the prefix cache; it keeps whole blocks only, so give longer prompts, or a smaller "

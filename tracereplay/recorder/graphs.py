@@ -21,7 +21,7 @@ recorded, and never fed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -31,8 +31,9 @@ from tracereplay.device import Device
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowMap, Site
 from tracereplay.hooks.writes import CAN_WATCH, watching_writes
-from tracereplay.recorder.arena import Area, aligned, place_in
+from tracereplay.recorder.arena import aligned, place_in
 from tracereplay.recorder.frames import Frame, Region, Tapped
+from tracereplay.recorder.graph_feeding import CancelledError, GraphFeeding
 from tracereplay.recorder.graph_memory import GraphMemory, Meter, Tap
 from tracereplay.recorder.options import KERNEL, NO_KERNELS, GraphOptions, Options
 from tracereplay.recorder.protocol import Descriptor
@@ -41,12 +42,9 @@ from tracereplay.recorder.staged import NthTap, Rehearsals, Staged
 from tracereplay.recorder.step import PendingStep, dtype_name
 from tracereplay.recorder.written import DeclaredWrites, hidden
 
-__all__ = ["CancelledError", "GraphRecorder"]
+__all__ = ["GraphRecorder"]
 
 _REGION = "_tracereplay_region"  # attribute of a graph
-
-CancelledError = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""An output without its own error: from the actual one, the injected pass's and golden's."""
 
 
 class Host(Protocol):
@@ -94,18 +92,13 @@ class GraphRecorder:
         sites: Sequence[Site],
     ) -> None:  # fmt: skip
         self._host, self._device, self._options = host, device, options
-        self._cancelled = cancelled
         self._left_out = options.left_out(sites)
-        # The only input of a norm may stand for the sum of golden's two.
-        self._norms = frozenset(site.slot for site in sites if site.role == "norm")
         self.memory = GraphMemory(device, options, largest)
+        self._feeding = GraphFeeding(self.memory, device, cancelled, sites)
         self._meter: Meter | None = None
         self._outside = Frame(0)  # of what is captured outside of a forward: nothing that has a place
         self._frame: Frame | None = None
         self._region: Region | None = None
-        self._unfed = 0  # tensors for which no mask was left
-        self._dirty = False  # whether a mask may be set
-        self._fed: set[Tapped] = set()  # in the step that is being recorded
         self._capturing = False
         self._writes = DeclaredWrites()
         self._short: dict[int, int] = {}  # by rows of a frame, how many operators had no place
@@ -174,10 +167,8 @@ class GraphRecorder:
         notes = [self.memory.said(rows, count) for rows, count in sorted(self._short.items())]
         if self.memory.refusal is not None:
             notes.append(self.memory.refusal)
-        if self._unfed:
-            notes.append(
-                f"{self._unfed} tensors inside CUDA graphs cannot be fed; the first forward did not have them."
-            )
+        if unfed := self._feeding.unfed:
+            notes.append(f"{unfed} tensors inside CUDA graphs cannot be fed; the first forward did not have them.")
         notes += [
             f"While CUDA graphs were captured: {text} ({count} times)." for text, count in self._trouble.items()
         ]
@@ -265,15 +256,7 @@ class GraphRecorder:
         tapped = Tapped(slot, side, index, staged, inputs, -1, -1, per_row)
         given = None
         try:
-            if side != "after" and self.memory.masks and x.is_floating_point() and len(x) and per_row == 1:
-                summed = side == "in" and inputs == 1 and slot in self._norms
-                mask, sum_mask = self._next_mask(frame), self._next_mask(frame) if summed else -1
-                if mask >= 0 and (sum_mask >= 0 or not summed):
-                    ready = tapped._replace(mask=mask, summed=sum_mask)
-                    given = self._fed_in_graph(frame, ready, x)
-                    if side == "out":
-                        x.copy_(given)
-                    tapped = ready
+            tapped, given = self._feeding.captured(frame, tapped, x)
         finally:  # what cannot be fed is recorded
             region.taps.append(tapped)
             frame.taps.append(tapped)
@@ -316,32 +299,6 @@ class GraphRecorder:
         found = self.memory.per_row.get(tap, int(length == frame.rows))
         return found if length == found * frame.rows else 0
 
-    def _next_mask(self, frame: Frame) -> int:
-        """Where a mask for the frame's rows begins; -1: there is no room left."""
-        if frame.masks + frame.rows > self.memory.masks[0].numel():
-            self._unfed += 1
-            return -1
-        frame.masks += frame.rows
-        return frame.masks - frame.rows
-
-    def _fed_in_graph(self, frame: Frame, tapped: Tapped, x: torch.Tensor) -> torch.Tensor:
-        """``x`` with the rows that a replay is given, in memory of its own."""
-        golden = place_in(self.memory.areas[1].views, x, tapped.staged.offset)
-        if tapped.summed >= 0:
-            # The caller keeps x, which golden's operator hands on as a sum (see `session.Session.arrived`).
-            x.copy_(torch.where(self._mask(0, frame, tapped.summed, x), golden, x))
-        given = torch.where(self._mask(0, frame, tapped.mask, x), golden, x)
-        if len(self.memory.areas) > 2:
-            injected = place_in(self.memory.areas[2].views, x, tapped.staged.offset)
-            without = self._cancelled(x, injected, golden)
-            given = torch.where(self._mask(1, frame, tapped.mask, x), without, given)
-        if given.stride() == x.stride():
-            return given
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(given)
-
-    def _mask(self, which: int, frame: Frame, offset: int, x: torch.Tensor) -> torch.Tensor:
-        return self.memory.masks[which][offset : offset + frame.rows].view(-1, *[1] * (x.dim() - 1))
-
     # -- replaying --------------------------------------------------------------------------------------
 
     def replays(self, graph: Any) -> None:
@@ -352,7 +309,7 @@ class GraphRecorder:
             if self.memory.areas:
                 self._device.hold(self.memory.areas[0].mark)
             if step is None:
-                self._feed_nothing()
+                self._feeding.nothing()
             if step is None or region is None or not region.taps:
                 return
             frame = region.frame
@@ -361,14 +318,12 @@ class GraphRecorder:
                 self._device.hold(self.memory.areas[0].mark)
                 step.frame, step.padded = frame, frame.rows
                 step.regions.clear()
-                self._feed(frame)
+                self._feeding.send(frame, self._host.replacement, self._host.rows_of)
             step.regions.append(region)
         except Exception as error:
             self._host.failed(error)
-            self._fed.clear()
             with contextlib.suppress(Exception):  # what is half filled must not be fed
-                self._dirty = True
-                self._feed_nothing()
+                self._feeding.nothing(after_failure=True)
 
     def replayed(self, graph: Any) -> None:
         """See `hooks.captures.Captures`: the step has what the graph staged."""
@@ -417,43 +372,7 @@ class GraphRecorder:
         if place is None:
             place = places[staged.offset, size] = step.place(staged._replace(shape=shape, size=size))
         step.put(place, slot, side, index, rows)
-        if side == "in" and replacement is not None and tapped in self._fed:
+        if side == "in" and replacement is not None and tapped in self._feeding.fed:
             fed = step.latest[slot].fed
             if fed is not None:
                 fed.extend(replacement.stands_for(slot, index, tapped.inputs))
-
-    def _feed(self, frame: Frame) -> None:
-        """Gathers the step's rows in page-locked memory, and sends them ahead of the graph in one copy an area."""
-        self._fed.clear()
-        replacement = self._host.replacement
-        if replacement is None or not self.memory.masks:
-            self._feed_nothing()
-            return
-        device, count = self._device, 1 if replacement.feeds else 2
-        hosts = [Area(device.pinned((frame.used,), torch.uint8)) for _ in range(count)]
-        masks = [device.pinned((frame.masks,), torch.bool).zero_() for _ in self.memory.masks]
-        which = masks[0 if replacement.feeds else -1].numpy()
-        for tapped in frame.taps:
-            if tapped.mask < 0:
-                continue
-            like = torch.empty(tapped.staged.shape, dtype=getattr(torch, tapped.staged.dtype), device="meta")
-            views = [place_in(host.views, like, tapped.staged.offset) for host in hosts]
-            rows = self._host.rows_of(tapped.slot)[tapped.side == "out"]
-            known = replacement.lay_in(tapped.slot, tapped.side, tapped.number, rows, views, tapped.inputs)
-            if known is None:
-                continue
-            self._fed.add(tapped)
-            which[tapped.mask : tapped.mask + len(known)] = known
-            if tapped.summed >= 0 and len(replacement.stands_for(tapped.slot, tapped.number, tapped.inputs)) > 1:
-                which[tapped.summed : tapped.summed + len(known)] = known
-        for area, host in zip(self.memory.areas[1:], hosts, strict=False):
-            device.fill(area.memory[: frame.used], host.memory)
-        for mask, values in zip(self.memory.masks, masks, strict=True):
-            device.fill(mask[: frame.masks], values)
-        self._dirty = True
-
-    def _feed_nothing(self) -> None:
-        if self._dirty:
-            for mask in self.memory.masks:
-                mask.zero_()
-            self._dirty = False

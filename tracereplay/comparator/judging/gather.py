@@ -321,10 +321,10 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
     index, other = judged.passes
     notes = [note for trace in (sides.golden, sides.candidate) for note in trace.run.notes]
     notes += [*index.notes, *other.notes]
-    if index.schedule != other.schedule:
+    if not index.steps.same_rows(other.steps):
         notes.append(
-            f"The engines composed their batches differently: {len(index.schedule)} steps in golden, "
-            f"{len(other.schedule)} in the candidate. Rows are matched one by one."
+            f"The engines composed their batches differently: {len(index.steps)} steps in golden, "
+            f"{len(other.steps)} in the candidate. Rows are matched one by one."
         )
     if padded := _padded_otherwise(index.padding, other.padding):
         notes.append(

@@ -16,10 +16,11 @@ from dataclasses import replace
 from tracereplay.columns.kinds import Kind
 from tracereplay.columns.read import Added, PassReader, columns_of
 from tracereplay.columns.store import Calls, Columns
-from tracereplay.comparator.numbers.tables import Ints, PassIndex, StepInfo, Table
+from tracereplay.comparator.numbers.tables import Ints, PassIndex, StepInfo, Steps, Table
+from tracereplay.comparator.tokens.sampled import SampledTokens
 from tracereplay.engines.known import family_of
 from tracereplay.engines.roles import with_roles
-from tracereplay.event import RowKey, RowMap, Sampled, Site, rejected
+from tracereplay.event import RowMap, Site, rejected
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace
 
@@ -58,13 +59,13 @@ class _Builder:
         self._notes: dict[str, None] = {}
         self._unknown: dict[str, int] = {}
         self._rejected: dict[str, int] = {}
-        self._steps: list[StepInfo] = []
-        self._sampled: dict[RowKey, Sampled] = {}
+        self._steps = Steps()
+        self._sampled = SampledTokens()
 
     def build(self, columns: Columns) -> PassIndex:
         tables = {key: Table(key, column, broken) for key, column, broken in columns_of(columns)}
         return PassIndex(
-            Calls(columns), tables, self._sites, tuple(self._notes), self._unknown, tuple(self._steps),
+            Calls(columns), tables, self._sites, tuple(self._notes), self._unknown, self._steps,
             self._sampled, rejected=self._rejected,
         )  # fmt: skip
 
@@ -72,9 +73,10 @@ class _Builder:
         record, ids = added.record, added.ids
         self._notes.update(dict.fromkeys(record.notes))
         padding = (len(record.rows), record.padded) if record.padded else None
-        rows = record.rows.tobytes()
-        self._steps.append(StepInfo(record.number, rows, record.weight_updates, record.census, padding))
-        self._sampled.update((sampled.key, sampled) for sampled in record.sampled)
+        self._steps.add(
+            StepInfo(record.number, record.rows.tobytes(), record.weight_updates, record.census, padding)
+        )
+        self._sampled.add(record.sampled)
         if min((int(numbers.min(initial=0)) for numbers in ids), default=0) < 0:
             self._count_unnumbered(added.kind, record.maps, ids)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from tracereplay.event import RowKey, Sampled, Site
 from tracereplay.sitemap import Pair
 
 __all__ = [
-    "LANE", "Array", "CallInfo", "Calls", "Ints", "Pairs", "PassIndex", "Pattern", "StepInfo", "Table", "TableKey",
-    "TableSide", "Tensor", "gather", "pair_rows", "surely_equal",
+    "LANE", "Array", "CallInfo", "Calls", "Ints", "Pairs", "PassIndex", "Pattern", "StepInfo", "Steps", "Table",
+    "TableKey", "TableSide", "Tensor", "gather", "pair_rows", "surely_equal",
 ]  # fmt: skip
 
 
@@ -36,6 +37,62 @@ class StepInfo(NamedTuple):
     weight_updates: int
     census: Census | None = None
     padding: tuple[int, int] | None = None
+
+
+ROW = 12  # bytes of a row in a row map
+
+
+class Steps(Sequence[StepInfo]):
+    """The steps of a pass in order, in a few bytes each."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+        self._updates = array("q")
+        self._rows = bytearray()
+        self._ends = array("q", [0])
+        self._censuses: dict[int, Census] = {}
+        self._paddings: dict[int, tuple[int, int]] = {}
+
+    def add(self, step: StepInfo) -> None:
+        """Adds a step."""
+        if step.census is not None:
+            self._censuses[len(self)] = step.census
+        if step.padding is not None:
+            self._paddings[len(self)] = step.padding
+        self._rows += step.rows
+        self._ends.append(len(self._rows))
+        self._updates.append(step.weight_updates)
+        self._numbers.append(step.number)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        rows = bytes(memoryview(self._rows)[self._ends[place] : self._ends[place + 1]])
+        census, padding = self._censuses.get(place), self._paddings.get(place)
+        return StepInfo(self._numbers[place], rows, self._updates[place], census, padding)
+
+    @property
+    def census(self) -> Census | None:
+        """The last one."""
+        return self._censuses[max(self._censuses)] if self._censuses else None
+
+    @property
+    def paddings(self) -> Iterable[tuple[int, int]]:
+        """Of the steps that have one."""
+        return self._paddings.values()
+
+    @property
+    def rows(self) -> int:
+        """How many there are, of all steps together."""
+        return len(self._rows) // ROW
+
+    def same_rows(self, other: Steps) -> bool:
+        """Whether both have the same rows, step by step."""
+        return self._ends == other._ends and self._rows == other._rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +173,7 @@ class PassIndex:
     sites: Mapping[str, Site]
     notes: tuple[str, ...]
     unknown: Mapping[str, int]
-    steps: tuple[StepInfo, ...]
+    steps: Steps
     sampled: Mapping[RowKey, Sampled]
     pairs: Mapping[str, Pair] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
@@ -130,17 +187,12 @@ class PassIndex:
     @property
     def census(self) -> Census | None:
         """What computes in its steps; None if no census was taken."""
-        return next((step.census for step in reversed(self.steps) if step.census is not None), None)
-
-    @property
-    def schedule(self) -> tuple[bytes, ...]:
-        """For each step, its row map's bytes."""
-        return tuple(step.rows for step in self.steps)
+        return self.steps.census
 
     @property
     def padding(self) -> Mapping[int, int]:
         """By a step's number of rows, how many its CUDA graphs have; without steps that replayed none."""
-        return dict(sorted(step.padding for step in self.steps if step.padding))
+        return dict(sorted(self.steps.paddings))
 
 
 @dataclass(frozen=True, slots=True)

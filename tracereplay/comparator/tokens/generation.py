@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from tracereplay.comparator.tokens.sampled import Places, Sampling, shared_places
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import RowKey, Sampled
+from tracereplay.event import RowKey
 from tracereplay.trace import Trace
 from tracereplay.verdict import TokenDivergence, TokenFinding
 
-__all__ = ["Generation", "Sampling", "compare_tokens", "first_differences", "read_generation"]
+__all__ = ["Generation", "compare_tokens", "first_differences", "read_generation"]
 
-Sampling: TypeAlias = Mapping[RowKey, Sampled]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -103,62 +104,45 @@ def compare_tokens(
             first token that differs.
     """
     parted = {} if forced else first_differences(generation, other)
-    places = [key for key in golden if key in candidate and _before(key, parted, slack=1)]
-    chosen = {request for request, greedy in enumerate(generation.greedy) if greedy}
-    greedy = [key for key in places if key.request in chosen]
-    apart = [key for key in greedy if golden[key].token != candidate[key].choice]
-    logprobs = _logprobs(golden, candidate, [key for key in places if _before(key, parted, slack=0)])
-    logprobs += _prompt_logprobs(generation, other, parted)
+    places = shared_places(golden, candidate)
+    chosen = [request for request, greedy in enumerate(generation.greedy) if greedy]
+    greedy = places.where(places.before(parted, slack=1) & np.isin(places.keys[:, 0], chosen))
+    apart = np.flatnonzero(greedy.tokens[0] != greedy.choices[1])
+    same = places.before(parted) & places.reported & (places.tokens[0] == places.tokens[1])
+    logprobs = np.concatenate([_apart(*places.where(same).logprobs), _prompt_logprobs(generation, other, parted)])
     return TokenFinding(
-        compared=len(greedy),
-        first_divergence=_divergence(golden, candidate, apart),
-        logprob_max=max(logprobs, default=None),
-        logprob_mean=float(np.mean(logprobs)) if logprobs else None,
+        compared=len(greedy.keys),
+        first_divergence=None if not len(apart) else _divergence(greedy, int(apart[0])),
+        logprob_max=float(logprobs.max()) if len(logprobs) else None,
+        logprob_mean=float(np.mean(logprobs)) if len(logprobs) else None,
         logprobs=len(logprobs),
         differing=len(apart),
         forced=forced,
     )
 
 
-def _before(key: RowKey, parted: Mapping[tuple[int, int], int], *, slack: int) -> bool:
-    limit = parted.get((key.request, key.sequence))
-    return limit is None or key.position < limit + slack
+def _divergence(places: Places, at: int) -> TokenDivergence:
+    request, sequence, position = places.keys[at].tolist()
+    return TokenDivergence(request, position, int(places.tokens[0][at]), int(places.choices[1][at]), sequence)
 
 
-def _divergence(golden: Sampling, candidate: Sampling, apart: Sequence[RowKey]) -> TokenDivergence | None:
-    """The first in golden's order of sampling."""
-    if not apart:
-        return None
-    key = apart[0]
-    return TokenDivergence(key.request, key.position, golden[key].token, candidate[key].choice, key.sequence)
-
-
-def _logprobs(golden: Sampling, candidate: Sampling, places: Sequence[RowKey]) -> list[float]:
-    """Absolute differences, where both have a logprob of the same token."""
-    pairs = ((golden[key], candidate[key]) for key in places)
-    return [
-        _apart(mine.logprob, theirs.logprob)
-        for mine, theirs in pairs
-        if mine.logprob is not None and theirs.logprob is not None and mine.token == theirs.token
-    ]
-
-
-def _prompt_logprobs(
-    generation: Generation, other: Generation, parted: Mapping[tuple[int, int], int]
-) -> list[float]:
-    found = []
+def _prompt_logprobs(generation: Generation, other: Generation, parted: Mapping[tuple[int, int], int]) -> Floats:
+    """Absolute differences of the prompts' logprobs, where both have one."""
+    found = [np.empty(0)]
     for key, mine in generation.prompt_logprobs.items():
         theirs = other.prompt_logprobs.get(key, ())
         limit = parted.get(key, len(mine))
-        for a, b in list(zip(mine, theirs, strict=False))[:limit]:
-            if a is not None and b is not None:
-                found.append(_apart(a, b))
-    return found
+        pairs = [
+            (a, b) for a, b in list(zip(mine, theirs, strict=False))[:limit] if a is not None and b is not None
+        ]
+        found.append(_apart(*np.array(pairs, np.float64).reshape(-1, 2).T))
+    return np.concatenate(found)
 
 
-def _apart(a: float, b: float) -> float:
-    """The absolute difference; infinite where only one is a number."""
-    if a == b or (math.isnan(a) and math.isnan(b)):
-        return 0.0
-    difference = abs(a - b)
-    return math.inf if math.isnan(difference) else difference
+def _apart(a: Floats, b: Floats) -> Floats:
+    """The absolute differences; infinite where only one is a number."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a - b)
+    difference[np.isnan(difference)] = np.inf
+    difference[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+    return difference

@@ -8,7 +8,7 @@ quantity is determined from the numbers themselves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tracereplay.comparator.numbers.align import sites_of
 from tracereplay.comparator.numbers.dtypes import widen
-from tracereplay.comparator.tokens.generation import Sampling
+from tracereplay.comparator.tokens.sampled import Sampling
 from tracereplay.event import Call, RowKey, Step
 from tracereplay.trace import Trace
 from tracereplay.verdict.rollout import Quantity, Reported
@@ -38,7 +38,7 @@ Side = tuple[Trace, str]
 
 
 def find_reported(
-    golden: Side, candidate: Side, sampled: Sampling, other: Sampling, places: Sequence[RowKey]
+    golden: Side, candidate: Side, sampled: Sampling, other: Sampling, places: Iterable[RowKey]
 ) -> Reported | None:
     """What each side reports, or None if no request can tell one quantity from another.
 

@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.tokens.generation import Generation, Sampling, first_differences, read_generation
+from tracereplay.comparator.tokens.generation import Generation, first_differences, read_generation
 from tracereplay.comparator.tokens.quantity import find_reported
+from tracereplay.comparator.tokens.sampled import Places, SampledTokens, Sampling, shared_places
 from tracereplay.errors import UsageError
 from tracereplay.passes import RECORD, RERUN
 from tracereplay.trace import Trace
 from tracereplay.verdict.rollout import LengthRow, PositionBin, Rollout, Spread
 
-__all__ = ["CLIP", "compare_rollouts", "log_ratio", "rollout_numbers", "sampled_tokens"]
+__all__ = ["CLIP", "compare_rollouts", "log_ratio", "log_ratios", "rollout_numbers", "sampled_tokens"]
 
 CLIP = 0.2  # the usual epsilon of PPO and GRPO
 PASSES = (RERUN, RECORD)  # of a candidate: nothing is injected there, so errors add up as they would
@@ -66,7 +67,10 @@ def compare_rollouts(golden: Trace, candidate: Trace) -> Rollout:
 
 def sampled_tokens(trace: Trace, name: str) -> Sampling:
     """What was sampled at each place of a pass; the last sampling of a place stands."""
-    return {sampled.key: sampled for step in trace.records(name) for sampled in step.sampled}
+    found = SampledTokens()
+    for step in trace.records(name):
+        found.add(step.sampled)
+    return found
 
 
 def rollout_numbers(
@@ -88,12 +92,12 @@ def rollout_numbers(
         sides: trace and pass of each, to find out what they report where that matters.
     """
     parted = {} if forced else first_differences(generation, other)
-    pairs = _pairs(golden, candidate, parted)
-    if not pairs:
+    places = _ordered(golden, candidate, parted)
+    if not len(places.keys):
         return None
-    ratios = [np.array([log_ratio(*pair) for pair in pairs[key]]) for key in sorted(pairs)]
-    every = np.concatenate(ratios)
-    drawn = sum(len(found) for key, found in pairs.items() if not generation.greedy[key[0]])
+    every = log_ratios(*places.logprobs)
+    ratios = np.split(every, np.flatnonzero((np.diff(places.keys[:, :2], axis=0) != 0).any(axis=1)) + 1)
+    drawn = int((~np.array(generation.greedy, bool)[places.keys[:, 0]]).sum())
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(every)
         return Rollout(
@@ -111,7 +115,7 @@ def rollout_numbers(
             effective_sequences=effective_share(np.array([r.sum() for r in ratios])),
             by_position=tuple(_by_position(ratios)),
             by_length=tuple(_by_length(ratios)),
-            reported=find_reported(*sides, golden, candidate, [k for k in golden if _kept(k, parted)])
+            reported=find_reported(*sides, golden, candidate, (k for k in golden if _kept(k, parted)))
             if np.any(every != 0)
             else None,
         )
@@ -121,29 +125,29 @@ def _kept(key: Any, parted: Mapping[tuple[int, int], int]) -> bool:
     return bool(key.position < parted.get((key.request, key.sequence), 1 << 60))
 
 
-def _pairs(
-    golden: Sampling, candidate: Sampling, parted: Mapping[tuple[int, int], int]
-) -> dict[tuple[int, int], list[tuple[float, float]]]:
-    """Logprobs of one and the same token on both sides, by sequence, in order of their positions."""
-    pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for key in sorted(golden):
-        mine, theirs = golden[key], candidate.get(key)
-        if theirs is None or not _kept(key, parted) or mine.token != theirs.token:
-            continue
-        if mine.logprob is not None and theirs.logprob is not None:
-            pairs.setdefault((key.request, key.sequence), []).append((mine.logprob, theirs.logprob))
-    return pairs
+def _ordered(golden: Sampling, candidate: Sampling, parted: Mapping[tuple[int, int], int]) -> Places:
+    """Where both have a logprob of one and the same token, by sequence, in order of their positions."""
+    places = shared_places(golden, candidate)
+    places = places.where(places.before(parted) & places.reported & (places.tokens[0] == places.tokens[1]))
+    order = np.lexsort(places.keys.T[::-1])
+    return places.where(order)
 
 
-def log_ratio(golden: float, candidate: float) -> float:
+def log_ratios(golden: Floats, candidate: Floats) -> Floats:
     """Candidate over golden in nats; zero where both are the same, infinities and NaN included.
 
     A NaN on one side only is no probability at all: it counts as infinitely far.
     """
-    if golden == candidate or (math.isnan(golden) and math.isnan(candidate)):
-        return 0.0
-    apart = candidate - golden
-    return -math.inf if math.isnan(apart) else apart
+    with np.errstate(invalid="ignore"):
+        apart = candidate - golden
+    apart[np.isnan(apart)] = -np.inf
+    apart[(golden == candidate) | (np.isnan(golden) & np.isnan(candidate))] = 0.0
+    return apart
+
+
+def log_ratio(golden: float, candidate: float) -> float:
+    """`log_ratios` of one token."""
+    return float(log_ratios(np.array([golden]), np.array([candidate]))[0])
 
 
 def _spread(sizes: Floats) -> Spread:
