@@ -307,6 +307,20 @@ class Pattern:
     repeats: int
     reach: Ints
 
+    def places(self, alike: Ints) -> Ints:
+        """For each row number its index in `ids` (-1: none), ``int64 [numbers]``.
+
+        Args:
+            alike: see `RowFinder.alike`. A row that was never seen here is replaced by one with the same prefix:
+                golden's sampler may have a row that was computed as part of another sample's prompt.
+        """
+        numbers = self.ids % LANE  # of an operator that is called twice with the same rows, the last call
+        found = np.full(len(alike), -1, np.int64)
+        found[alike[numbers]] = np.arange(len(numbers))
+        found = found[alike]
+        found[numbers] = np.arange(len(numbers))
+        return found
+
 
 Places = tuple[tuple[int, tuple[tuple[int, int], ...]], ...]  # of each kind: row map and lane of each occurrence
 

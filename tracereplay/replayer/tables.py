@@ -15,7 +15,6 @@ import torch
 
 from tracereplay.columns.read import PassReader, columns_of
 from tracereplay.columns.store import Columns, Pattern, TensorColumn
-from tracereplay.columns.tensors import LANE
 from tracereplay.device import Device
 from tracereplay.event import RowMap, Site
 from tracereplay.replayer.ahead import BITS, Ahead, Ask
@@ -131,25 +130,11 @@ class RowTables:
             self._wanted.clear()
         found = self._wanted.get(pattern)
         if found is None:
+            if pattern not in self._where:
+                self._where[pattern] = pattern.places(self._alike)
             numbers = self._last[1]
-            places = np.where(numbers >= 0, self._places_in(pattern)[numbers], -1)
+            places = np.where(numbers >= 0, self._where[pattern][numbers], -1)
             found = self._wanted[pattern] = wanted_rows(self._columns, pattern, places)
-        return found
-
-    def _places_in(self, pattern: Pattern) -> Ints:
-        """For each row number its index in a pattern (-1: none).
-
-        A row that taps never saw is replaced by one with the same prefix: golden's sampler may have a row that was
-        computed as part of another sample's prompt.
-        """
-        found = self._where.get(pattern)
-        if found is None:
-            numbers = pattern.ids % LANE  # of an operator that is called twice with the same rows, the last call
-            found = np.full(len(self._alike), -1, np.int64)
-            found[self._alike[numbers]] = np.arange(len(numbers))
-            found = found[self._alike]
-            found[numbers] = np.arange(len(numbers))
-            self._where[pattern] = found
         return found
 
     def _sum_up(self, given_sums: Collection[str]) -> None:

@@ -9,6 +9,7 @@ separated by commas (kinds: `engines.toy.Flaw`); ``logprobs_mode``, ``max_model_
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,12 @@ class ToyDriver:
             return {**engine.generate(recorder, None), "ranks": []}
         _check_options(recording.options)
         engine = self._engine(prompts, self._naming(recording))
-        forced, source = _given(recording, engine)
-        recorder = Recorder(recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites)
-        results = engine.generate(recorder, forced, recording.serving.of(len(prompts)))
+        with ExitStack() as traces:  # they are read as the generation goes on
+            forced, source = _given(recording, engine, traces)
+            recorder = Recorder(
+                recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites
+            )
+            results = engine.generate(recorder, forced, recording.serving.of(len(prompts)))
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
 
     def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
@@ -132,21 +136,23 @@ def _check_options(options: Options) -> None:
             raise UsageError(f"The toy engine records whatever it generates; leave out {option}.")
 
 
-def _given(request: PassRequest, engine: Engine) -> tuple[Forced | None, Source | None]:
-    """The tokens to force, and the source of replaced values."""
+def _given(
+    request: PassRequest, engine: Engine, traces: ExitStack
+) -> tuple[Forced | None, Source | None]:  # fmt: skip
+    """The tokens to force, and the source of replaced values, read from ``traces``."""
     if request.golden is None:
         return None, None
-    with open_trace(request.golden) as golden:
-        forced = golden_tokens(golden)
-        match request.feed:
-            case None:
-                return forced, None
-            case Inject():
-                return forced, golden_for(golden, engine)
-            case Cancel(selection, path):
-                with open_trace(path) as injected:
-                    values = golden_for(golden, engine), Golden(injected, INJECTED)
-                return forced, Cancelled(*values, selection, engine.numerics)
+    golden = traces.enter_context(open_trace(request.golden))
+    forced = golden_tokens(golden)
+    match request.feed:
+        case None:
+            return forced, None
+        case Inject():
+            return forced, golden_for(golden, engine)
+        case Cancel(selection, path):
+            injected = traces.enter_context(open_trace(path))
+            values = golden_for(golden, engine), Golden(injected, INJECTED)
+            return forced, Cancelled(*values, selection, engine.numerics)
 
 
 def main() -> None:

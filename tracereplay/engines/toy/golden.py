@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from tracereplay.cancellation import Cancellation
+from tracereplay.columns.read import PassReader, columns_of
+from tracereplay.columns.store import Columns, Pattern, TensorColumn
+from tracereplay.columns.tensors import Ints
 from tracereplay.engines.toy.numerics import Array, Numerics
-from tracereplay.event import RowMap, Step, Value
+from tracereplay.event import RowMap
 from tracereplay.passes import RECORD
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace import Trace
 from tracereplay.trace.rows import RowFinder
-from tracereplay.trace.shards import join
 
 __all__ = ["Cancelled", "Forced", "Golden", "Source", "golden_tokens"]
 
@@ -49,37 +51,32 @@ class Golden:
 
     def __init__(self, trace: Trace, name: str = RECORD, site_map: SiteMap | None = None) -> None:
         self._finder = RowFinder(_all_tokens(trace, name))
-        self._rows: dict[tuple[str, str, int], dict[int, Array]] = {}
-        joined = _joiner(trace, name, site_map)
-        for step in trace.steps(name):
-            self._add(step if site_map is None else site_map.step(step), joined)
+        sites = trace.sites(name) if site_map is None else site_map.sites
+        columns = Columns([trace.segment(name, rank) for rank in trace.ranks(name)])
+        for _ in PassReader(self._finder.add, sites, site_map, columns).steps():
+            pass
+        self._taps: dict[tuple[str, str, int], TensorColumn] = {
+            (key.site, key.side, key.index): column
+            for key, column, _ in columns_of(columns)
+            if column is not None and key.side != "written"
+        }
+        self._nothing: dict[tuple[str, str, int], TensorColumn] = {}  # -0.0 where these have a row
         if site_map is not None:
             self._sum_up(site_map)
-        self._alike = self._finder.alike().tolist()
-        for known in self._rows.values():
-            for number, x in list(known.items()):
-                known.setdefault(self._alike[number], x)
-
-    def _add(self, step: Step, joined: Callable[[Step, str, str, int], Array]) -> None:
-        for call in step.calls:
-            for side, values, rows in (("in", call.inputs, call.rows_in), ("out", call.outputs, call.rows_out)):
-                numbers = self._finder.add(rows).tolist()
-                for index, _ in enumerate(values):
-                    known = self._rows.setdefault((call.site, side, index), {})
-                    found = zip(numbers, joined(step, call.site, side, index), strict=False)
-                    known.update((number, row) for number, row in found if number >= 0)  # none of rejected drafts
+        self._alike = self._finder.alike()
+        self._places: dict[Pattern, Ints] = {}
 
     def _sum_up(self, site_map: SiteMap) -> None:
         """As in `replayer.tables`: a sum is fed as the sum and -0.0, and two addends as their sum."""
+        taps = self._taps
         for site in (site for site in site_map.sites.values() if site.role == "norm"):
             x, residual, handed_on = (site.name, "in", 0), (site.name, "in", 1), (site.name, "out", 1)
-            given = self._rows.get(x, {})
-            if site.name in site_map.given_sums and residual in self._rows:
-                self._rows[x] = self._rows.pop(handed_on)
-                del self._rows[residual]
-            elif residual not in self._rows:
-                self._rows[residual] = {number: np.full_like(row, -0.0) for number, row in given.items()}
-                self._rows.setdefault(handed_on, dict(given))
+            if site.name in site_map.given_sums and residual in taps:
+                taps[x] = taps.pop(handed_on)
+                del taps[residual]
+            elif residual not in taps and x in taps:
+                self._nothing[residual] = taps[x]
+                taps.setdefault(handed_on, taps[x])
 
     def replace(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> Array:
         """``x`` with the rows that golden has."""
@@ -90,10 +87,22 @@ class Golden:
 
     def known(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> dict[int, Array]:
         """The recorded values of known ``rows``, by index in ``x``; floats only."""
-        recorded = self._rows.get((site, side, index), {}) if x.dtype.kind == "f" else {}
-        numbers = enumerate(self._finder.find(rows).tolist())
-        found = {i: recorded.get(n, recorded.get(self._alike[n])) for i, n in numbers if n >= 0}
-        return {i: given for i, given in found.items() if given is not None}
+        key = (site, side, index)
+        tap = self._taps.get(key) or self._nothing.get(key)
+        if tap is None or x.dtype.kind != "f":
+            return {}
+        if tap.pattern not in self._places:
+            self._places[tap.pattern] = tap.pattern.places(self._alike)
+        numbers = self._finder.find(rows)
+        places = np.where(numbers >= 0, self._places[tap.pattern][numbers], -1)
+        there = np.flatnonzero(places >= 0)
+        if not len(there):
+            return {}
+        if key in self._nothing:
+            given = np.full((len(there), *x.shape[1:]), -0.0)
+        else:
+            given = tap.rows(places[there]).astype(np.float64).reshape(len(there), *x.shape[1:])
+        return dict(zip(there.tolist(), given, strict=True))
 
 
 class Cancelled:
@@ -134,26 +143,3 @@ def _same(x: Array, y: Array) -> Array:
 def _all_tokens(trace: Trace, name: str) -> dict[tuple[int, int], list[int]]:
     prompts = trace.run.prompts
     return {key: [*(prompts[key[0]].token_ids or ()), *ids] for key, ids in golden_tokens(trace, name).items()}
-
-
-def _joiner(trace: Trace, name: str, site_map: SiteMap | None) -> Callable[[Step, str, str, int], Array]:
-    """Reads a tensor of a golden step, the ranks' pieces joined."""
-    ranks = trace.ranks(name)
-    sites = trace.sites(name) if site_map is None else site_map.sites
-    named = site_map.step if site_map is not None else (lambda step: step)
-    steps = {rank: {step.number: named(step) for step in trace.steps(name, rank)} for rank in ranks}
-
-    def read(step: Step, site: str, side: str, index: int) -> Array:
-        layout = sites[site].layouts.get(f"{side}{index}")
-        pieces = []
-        for rank in ranks if layout else ranks[:1]:
-            call = next(c for c in steps[rank][step.number].calls if c.site == site)
-            pieces.append(_array((call.inputs if side == "in" else call.outputs)[index]))
-        return join(pieces, layout) if layout else pieces[0]
-
-    return read
-
-
-def _array(value: Value) -> Array:
-    array = value.numpy()
-    return array if array.dtype.kind == "i" else array.astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -117,25 +118,26 @@ def replay(
     engine = Engine(work, rounding, max_rows, tensor_parallel, flaw, noise, update, naming)
     directory = TraceDirectory(path, _run("replay", engine, trace.digest()))
     for name in passes:
-        source = _source(name, trace, engine, cancel)
-        recorder = Recorder(path, name, engine.numerics, engine.ranks, source, engine.sites)
-        directory.add_pass(name, engine.generate(recorder, golden_tokens(trace)))
+        with ExitStack() as traces:
+            source = _source(name, trace, engine, cancel, traces)
+            recorder = Recorder(path, name, engine.numerics, engine.ranks, source, engine.sites)
+            directory.add_pass(name, engine.generate(recorder, golden_tokens(trace)))
     directory.complete()
     trace.close()
     return path
 
 
-def _source(name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancellation] | None) -> Source | None:
+def _source(
+    name: str, trace: Trace, engine: Engine, cancel: tuple[Path, Cancellation] | None, traces: ExitStack
+) -> Source | None:
     if name == RERUN:
         return None
     golden = golden_for(trace, engine)
     if name != CANCELLED:
         return golden
     assert cancel is not None, "say what to cancel"
-    injected = open_trace(cancel[0])
-    found = Cancelled(golden, Golden(injected, INJECTED), cancel[1], engine.numerics)
-    injected.close()
-    return found
+    injected = traces.enter_context(open_trace(cancel[0]))
+    return Cancelled(golden, Golden(injected, INJECTED), cancel[1], engine.numerics)
 
 
 def golden_for(trace: Trace, engine: Engine) -> Golden:
