@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from tracereplay.dtypes import itemsize
@@ -242,9 +243,5 @@ def strided_bytes(
         shape, strides: of the view; strides in elements.
         width: bytes of an element.
     """
-    element = np.dtype(f"V{width}")
-    whole = np.frombuffer(base, np.uint8, offset=skip)
-    view = np.lib.stride_tricks.as_strided(
-        whole[: len(whole) // width * width].view(element), shape, tuple(s * width for s in strides)
-    )
+    view: npt.NDArray[np.void] = np.ndarray(shape, f"V{width}", base, skip, tuple(s * width for s in strides))
     return view.tobytes()

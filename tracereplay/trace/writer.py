@@ -158,13 +158,13 @@ class SegmentWriter:
             BudgetSpent: it would make the file too large. The segment keeps the steps before it.
         """
         self._begin()
-        maps: dict[bytes, int] = {records.write_rows(rows): 0}
+        maps = _Maps(rows)
         packed = [_packed(call, maps) for call in calls]
         try:
             self._contents.flush()
             record = records.write_step(
                 number,
-                list(maps),
+                maps.written,
                 self._contents.values,
                 packed,
                 sampled,
@@ -241,7 +241,26 @@ class SegmentWriter:
         os.close(self._fd)
 
 
-def _packed(call: CallOfStep, maps: dict[bytes, int]) -> records.CallRecord:
-    rows_in, rows_out = (maps.setdefault(records.write_rows(r), len(maps)) for r in (call.rows_in, call.rows_out))
+class _Maps:
+    """A step's row maps, each once; the first is the step's own."""
+
+    def __init__(self, rows: RowMap) -> None:
+        self._places: dict[bytes, int] = {}
+        self._known: dict[int, int] = {}  # most calls have the very same arrays
+        self.place(rows)
+
+    @property
+    def written(self) -> list[bytes]:
+        return list(self._places)
+
+    def place(self, rows: RowMap) -> int:
+        found = self._known.get(id(rows))
+        if found is None:
+            found = self._known[id(rows)] = self._places.setdefault(records.write_rows(rows), len(self._places))
+        return found
+
+
+def _packed(call: CallOfStep, maps: _Maps) -> records.CallRecord:
+    rows_in, rows_out = maps.place(call.rows_in), maps.place(call.rows_out)
     inputs, outputs = ([side[i] for i in sorted(side)] for side in (call.inputs, call.outputs))
     return records.write_call(call.slot, call.number, inputs, outputs, rows_in, rows_out, call.written, call.fed)
