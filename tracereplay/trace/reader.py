@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tracereplay.dtypes import itemsize, nbytes
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Site, Step
+from tracereplay.event import RowMap, Site, Step
 from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace import records
 from tracereplay.trace.chunk import Entry
-from tracereplay.trace.codec import Base, Bytes, decode_chunk
+from tracereplay.trace.codec import decode_chunk
 from tracereplay.trace.dedup import strided_bytes
+from tracereplay.trace.difference import Base, Bytes
 from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch
 from tracereplay.trace.index import Index, indexed, scanned
 from tracereplay.trace.limits import Limits
@@ -36,12 +37,15 @@ class SegmentReader:
     Args:
         source: the segment.
         base: where tensors are found that are stored as a difference from another trace.
+        base_size: gives the bytes of that trace, 0 if there is none.
 
     Raises:
         NotATrace, DamagedTrace: see `frames`.
     """
 
-    def __init__(self, source: Path | File, base: Base | None = None) -> None:
+    def __init__(
+        self, source: Path | File, base: Base | None = None, base_size: Callable[[], int] | None = None
+    ) -> None:
         self.file: File = LocalFile(source) if isinstance(source, Path) else source
         self.name = self.file.name
         self._base = base
@@ -52,7 +56,7 @@ class SegmentReader:
         self.meta: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
-        self._limits = Limits(self.file)
+        self._limits = Limits(self.file, base_size)
         check_magic(self.file)
         self.index = self._find_index()
         self._limits.chunks(size for _, _, size in self.index.chunks)
@@ -114,6 +118,14 @@ class SegmentReader:
         step = records.read_step(record, self._names, self._load, check)
         self._limits.step(place, step)
         return step
+
+    def rows(self, place: int) -> RowMap:
+        """The rows of the step at ``place``, without reading the rest of it."""
+        _, offset, length = self.index.steps[place]
+        try:
+            return records.read_rows(self._record(offset, length, Tag.STEP, dict)["maps"][0])
+        except records.WRONG as error:
+            raise DamagedTrace(f"{self.name} holds a step whose rows cannot be read: {error!r}.") from error
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""

@@ -72,7 +72,7 @@ def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
     try:
         frames += scan(file)
         steps = sum(frame.kind == Tag.STEP for frame in frames)
-        segment = SegmentReader(file, trace.from_base)
+        segment = SegmentReader(file, trace.from_base, trace.base_size)
         _check(segment, frames)
     except TraceError as error:
         return SegmentReport(name, "damaged", steps, len(frames), file.size, _kept(frames), str(error))
@@ -199,7 +199,7 @@ def _close(path: Path, trace: Trace) -> None:
         except BlockingIOError:
             refuse_live(path)
             raise
-        segment = SegmentReader(path, trace.from_base)
+        segment = SegmentReader(path, trace.from_base, trace.base_size)
         frames = list(scan(segment.file))
         to = Appender(fd, Encoder(PLANES))
         chunk = 0
