@@ -126,6 +126,9 @@ class Rows:
     def __init__(self, golden, injected=None):
         self.golden, self.injected, self.feeds = golden, injected, injected is None
 
+    def takes(self, slot):
+        return any(slot == of for of, _, _ in self.golden)
+
     def stands_for(self, slot, index, inputs):
         return (index,)
 

@@ -21,6 +21,9 @@ class Replacement(Protocol):
 
     feeds: bool  # whether it shall give every call what the recorded one was given
 
+    def takes(self, slot: int) -> bool:
+        """Whether it may replace any of a site's values: where nothing is kept either, a call passes untouched."""
+
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:

@@ -80,7 +80,9 @@ class ToyDriver:
         _check_options(recording.options)
         engine = self._engine(prompts, self._naming(recording))
         forced, source = _given(recording, engine)
-        recorder = Recorder(recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites)
+        recorder = Recorder(
+            recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites, recording.options
+        )
         results = engine.generate(recorder, forced, recording.serving.of(len(prompts)))
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
 
