@@ -190,17 +190,17 @@ def from_planes(stored: bytes, size: int, codec: int, base: Trace | None) -> byt
 
 
 def origin_of(link: list[Any], codec: int, base: Trace) -> bytes:
-    """The bytes of the base that a tensor is a difference from: a tensor, or pieces of several."""
+    """The bytes of the base that a tensor is a difference from: a tensor, or spans of several."""
     if codec == DELTA:
         return base.segment(link[0]).tensor(link[1], link[2])
-    require(len(link) <= 16384, "there are too many pieces")
+    require(len(link) <= 16384, "there are too many spans")
     found = b""
     for *place, count in link:
-        require(type(count) is int and count >= 0, "a piece has no size")
+        require(type(count) is int and count >= 0, "a span has no size")
         if place:
             name, chunk, number, first = place
             whole = base.segment(name).tensor(chunk, number)
-            require(0 <= first <= first + count <= len(whole), "a piece is outside its tensor")
+            require(0 <= first <= first + count <= len(whole), "a span is outside its tensor")
             found += whole[first : first + count]
         else:
             found += bytes(count)

@@ -30,7 +30,7 @@ from tracereplay.trace.codec import (
     Encoder,
     decode_chunk,
 )
-from tracereplay.trace.difference import MAX_PIECES, Piece, difference, restored
+from tracereplay.trace.difference import MAX_SPANS, Span, difference, restored
 
 
 def filled(tensors: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[int, bytearray]]]:
@@ -123,26 +123,26 @@ def test_a_difference_across_zero_is_small() -> None:
 BASE = {("a.seg", 0, 0): bytes(range(12)), ("b.seg", 3, 1): bytes(range(100, 120))}
 
 
-def from_base(pieces: list[Piece], data: bytes, dtype: str = "uint16") -> bytes:
-    """A tensor that is stored as its difference from pieces of `BASE`, read again."""
+def from_base(spans: list[Span], data: bytes, dtype: str = "uint16") -> bytes:
+    """A tensor that is stored as its difference from spans of `BASE`, read again."""
     start, _ = filled([(dtype, data)])
-    whole = {(p.segment, p.chunk, p.tensor): BASE[p.segment, p.chunk, p.tensor] for p in pieces if p.segment}
-    parts = [whole[p[1:4]][p.first : p.first + p.size] if p.segment else bytes(p.size) for p in pieces]
+    whole = {(p.segment, p.chunk, p.tensor): BASE[p.segment, p.chunk, p.tensor] for p in spans if p.segment}
+    parts = [whole[p[1:4]][p.first : p.first + p.size] if p.segment else bytes(p.size) for p in spans]
     folded = difference(data, b"".join(parts), dtype).tobytes()
-    stored_pieces = Encoder(ROWS, 3).encode(start, [(2, folded)], [pieces])
+    parts_stored = Encoder(ROWS, 3).encode(start, [(2, folded)], [spans])
     read_again, entries = decode_chunk(
-        b"".join(stored_pieces), ROWS, len(start) + len(data), "c.seg", lambda *key: BASE[key]
+        b"".join(parts_stored), ROWS, len(start) + len(data), "c.seg", lambda *key: BASE[key]
     )
     return bytes(read_again[entries[0].start : entries[0].end])
 
 
-def test_a_tensor_is_stored_as_its_difference_from_pieces_of_several() -> None:
-    pieces = [Piece(4, "b.seg", 3, 1, 6), Piece(2), Piece(6, "a.seg", 0, 0, 6), Piece(2, "b.seg", 3, 1, 18)]
-    assert from_base(pieces, b"fourteen bytes") == b"fourteen bytes"
+def test_a_tensor_is_stored_as_its_difference_from_spans_of_several() -> None:
+    spans = [Span(4, "b.seg", 3, 1, 6), Span(2), Span(6, "a.seg", 0, 0, 6), Span(2, "b.seg", 3, 1, 18)]
+    assert from_base(spans, b"fourteen bytes") == b"fourteen bytes"
 
 
 @pytest.mark.parametrize(
-    ("pieces", "words"),
+    ("spans", "words"),
     [
         ([["a.seg", 0, 0, 9, 4]], "from bytes 9 to 13 of a tensor in its base that has 12"),
         ([["a.seg", 0, 0, 0, 3]], "a tensor of 4 bytes as a difference from 3 of its base"),
@@ -157,13 +157,13 @@ def test_a_tensor_is_stored_as_its_difference_from_pieces_of_several() -> None:
         ([4], "cannot be read"),
         (["abcd"], "cannot be read"),
         ({"0": 4}, "cannot be read"),
-        ([[1]] * (MAX_PIECES + 1), f"{MAX_PIECES + 1} pieces, and the limit is {MAX_PIECES}"),
+        ([[1]] * (MAX_SPANS + 1), f"{MAX_SPANS + 1} spans, and the limit is {MAX_SPANS}"),
     ],
 )
-def test_pieces_that_are_no_part_of_the_base_are_refused(pieces: object, words: str) -> None:
+def test_spans_that_are_no_part_of_the_base_are_refused(spans: object, words: str) -> None:
     start, buffers = filled([("uint8", bytes(4)), ("uint8", bytes(1 << 17))])
-    encoded = Encoder(ROWS, 3).encode(start, buffers, [[Piece(4)], None])
-    streams = _restreamed(b"".join(bytes(p) for p in encoded), 1, json.dumps([pieces, None]).encode())
+    encoded = Encoder(ROWS, 3).encode(start, buffers, [[Span(4)], None])
+    streams = _restreamed(b"".join(bytes(p) for p in encoded), 1, json.dumps([spans, None]).encode())
     with pytest.raises(DamagedTrace, match=words):
         decode_chunk(streams, ROWS, len(start) + 4 + (1 << 17), "c.seg", lambda *key: BASE[key])
 
@@ -179,20 +179,20 @@ def _restreamed(data: bytes, number: int, stream: bytes) -> bytes:
 
 
 def test_each_chunk_of_the_base_is_asked_for_once_in_a_row() -> None:
-    """However pieces alternate between the base's chunks: a chunk is decoded when it is asked for."""
+    """However spans alternate between the base's chunks: a chunk is decoded when it is asked for."""
     start, _ = filled([("uint8", bytes(4000))])
-    pieces = [Piece(1, "a.seg", chunk, 0) for _ in range(1000) for chunk in range(4)]
+    spans = [Span(1, "a.seg", chunk, 0) for _ in range(1000) for chunk in range(4)]
     asked: list[int] = []
 
     def base(_: str, chunk: int, __: int) -> bytes:
         asked.append(chunk)
         return b"\0"
 
-    data = b"".join(bytes(p) for p in Encoder(ROWS, 3).encode(start, [(1, bytes(4000))], [pieces]))
+    data = b"".join(bytes(p) for p in Encoder(ROWS, 3).encode(start, [(1, bytes(4000))], [spans]))
     with pytest.raises(DamagedTrace, match="not as long as it says"):  # the list may not be longer than the chunk
         decode_chunk(data, ROWS, len(start) + 4000, "c.seg", base)
-    pieces = [Piece(100, "a.seg", chunk, 0) for _ in range(10) for chunk in range(4)]
-    data = b"".join(bytes(p) for p in Encoder(ROWS, 3).encode(start, [(1, bytes(4000))], [pieces]))
+    spans = [Span(100, "a.seg", chunk, 0) for _ in range(10) for chunk in range(4)]
+    data = b"".join(bytes(p) for p in Encoder(ROWS, 3).encode(start, [(1, bytes(4000))], [spans]))
     decode_chunk(data, ROWS, len(start) + 4000, "c.seg", lambda *key: base(*key) * 100)
     assert asked == sorted(asked)
     assert len(asked) == 40

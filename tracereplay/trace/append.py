@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from tracereplay.trace.codec import Encoder
-from tracereplay.trace.difference import Bytes, Pieces
+from tracereplay.trace.difference import Bytes, Spans
 from tracereplay.trace.frames import MAGIC, Tag, write_header, write_tail
 from tracereplay.trace.index import IndexBuilder
 from tracereplay.trace.plain import encode_record, pack
@@ -64,7 +64,7 @@ class Appender:
         return self._frame(kind, codec, [payload], len(data))
 
     def chunk(
-        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], bases: Sequence[Pieces | None] = (),
+        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], bases: Sequence[Spans | None] = (),
         plain: Sequence[Bytes] | None = None,
     ) -> None:  # fmt: skip
         """Writes a chunk and notes it in the index.

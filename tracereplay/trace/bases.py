@@ -1,7 +1,7 @@
 """Which bytes of a base trace a candidate's tensors are stored as their difference from: row by row.
 
     base's steps ──rows──▶ in which of its steps each row is (16 bytes a row: all that grows with the base)
-    a candidate's step ──▶ its new tensors' rows ──▶ the base's calls for them ──▶ pieces, as long as they can be
+    a candidate's step ──▶ its new tensors' rows ──▶ the base's calls for them ──▶ spans, as long as they can be
 
 A row's counterpart is the row of the same (request, sequence, position) of the same operator's input or output.
 Both may have been in batches of other rows; `Part` says where operators are named, joined or cut otherwise. A
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tracereplay.dtypes import itemsize, nbytes
 from tracereplay.event import Call, RowMap, Site, Step, Value, make_rows
 from tracereplay.trace.dedup import PIECE, contiguous
-from tracereplay.trace.difference import Piece, Pieces
+from tracereplay.trace.difference import Span, Spans
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located, located_of
 
@@ -95,7 +95,7 @@ class RowBases:
         self._rows = _StepOfRow(base)
         self._steps: OrderedDict[int, dict[tuple[str, int], Call]] = OrderedDict()
 
-    def __call__(self, step: Step, first_chunk: int) -> Mapping[tuple[int, int], Pieces]:
+    def __call__(self, step: Step, first_chunk: int) -> Mapping[tuple[int, int], Spans]:
         """By chunk and tensor, of the tensors that the step has in chunks from ``first_chunk`` on."""
         wanted = self._wanted(step, first_chunk)
         where = {id(one.rows): self._rows.find(one.rows) for one in wanted}
@@ -106,7 +106,7 @@ class RowBases:
                     call = calls.get((part.site, one.number))
                     if call is not None:
                         _fill(one, number, part, call, matches)
-        return {key: pieces for one in wanted for key, pieces in self._pieces(one)}
+        return {key: spans for one in wanted for key, spans in self._spans(one)}
 
     def _wanted(self, step: Step, first_chunk: int) -> list[_Wanted]:
         keys: dict[int, Keys] = {}
@@ -138,7 +138,7 @@ class RowBases:
         self._steps.move_to_end(place)
         return self._steps[place]
 
-    def _pieces(self, one: _Wanted) -> Iterator[tuple[tuple[int, int], Pieces]]:
+    def _spans(self, one: _Wanted) -> Iterator[tuple[tuple[int, int], Spans]]:
         """Of each stored tensor of the value (a large one is cut into several); nothing where no row was found."""
         known = (one.found[:, :, 1] >= 0).all(1) & (one.found[:, :, 0].sum(1) == one.size)
         if not known.any():
@@ -147,11 +147,11 @@ class RowBases:
         flat[~known, 0, 0] = one.size
         padding = nbytes(one.located.dtype, one.located.shape) - one.size * len(known)
         flat = np.concatenate([flat.reshape(-1, 4), [[padding, -1, -1, -1]]])
-        pieces = _merged(flat[flat[:, 0] > 0], self._name)
+        spans = _merged(flat[flat[:, 0] > 0], self._name)
         if one.located.pieces == 1:
-            yield (one.located.chunk, one.located.tensor), pieces
+            yield (one.located.chunk, one.located.tensor), spans
             return
-        for number, part in enumerate(_cut(pieces, PIECE)):
+        for number, part in enumerate(_cut(spans, PIECE)):
             yield (one.located.chunk + number, one.located.tensor * (number == 0)), part
 
 
@@ -178,28 +178,28 @@ def _fill(one: _Wanted, number: int, part: Part, call: Call, matches: _Matches) 
     one.found[mine[whole], number] = found[whole]
 
 
-def _merged(flat: Ints, name: str) -> list[Piece]:
-    """Pieces of ``[pieces, 4]`` (see `_Wanted.found`), those that follow each other joined."""
+def _merged(flat: Ints, name: str) -> list[Span]:
+    """Spans of ``[spans, 4]`` (see `_Wanted.found`), those that follow each other joined."""
     sizes, chunk, tensor, first = flat.T
     follows = (first[1:] == first[:-1] + sizes[:-1]) | (chunk[1:] < 0)
     starts = np.flatnonzero(
         np.concatenate([[True], ~(follows & (chunk[1:] == chunk[:-1]) & (tensor[1:] == tensor[:-1]))])
     )
     joined = zip(np.add.reduceat(sizes, starts).tolist(), flat[starts].tolist(), strict=True)
-    return [Piece(size) if c < 0 else Piece(size, name, c, t, f) for size, (_, c, t, f) in joined]
+    return [Span(size) if c < 0 else Span(size, name, c, t, f) for size, (_, c, t, f) in joined]
 
 
-def _cut(pieces: Pieces, size: int) -> Iterator[Pieces]:
-    """The pieces for each ``size`` bytes in turn."""
-    part: list[Piece] = []
+def _cut(spans: Spans, size: int) -> Iterator[Spans]:
+    """The spans for each ``size`` bytes in turn."""
+    part: list[Span] = []
     left = size
-    for piece in pieces:
-        while piece.size > left:
-            yield [*part, piece._replace(size=left)]
-            piece = piece._replace(size=piece.size - left, first=piece.first + left)
+    for span in spans:
+        while span.size > left:
+            yield [*part, span._replace(size=left)]
+            span = span._replace(size=span.size - left, first=span.first + left)
             part, left = [], size
-        part.append(piece)
-        left -= piece.size
+        part.append(span)
+        left -= span.size
     if part:
         yield part
 

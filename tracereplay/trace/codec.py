@@ -5,7 +5,7 @@
     PLANES  header, then for each region its byte planes, each a zstandard frame or raw; fast
     STRONG  the same layout, compressed more strongly: what `pack --level` writes
     DELTA   the same layout, after tensors were replaced by their difference from a base trace's; is read only
-    ROWS    the same, but from pieces of the base's tensors (`difference`): what `pack --base` writes
+    ROWS    the same, but from spans of the base's tensors (`difference`): what `pack --base` writes
 
 **Byte planes.** The high bytes of floats repeat (sign and exponent), the low ones hardly do. Apart, the high ones
 are compressed and the low ones left alone; together neither compresses well.
@@ -21,15 +21,7 @@ import zstandard
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.trace.chunk import Entry, read_header, regions
-from tracereplay.trace.difference import (
-    Array,
-    Base,
-    Bytes,
-    Pieces,
-    read_pieces,
-    restore,
-    write_pieces,
-)  # fmt: skip
+from tracereplay.trace.difference import Array, Base, Bytes, Spans, read_spans, restore, write_spans
 
 __all__ = [
     "CHUNK_CODECS", "DELTA", "MAX_CHUNK", "PLANES", "RAW", "ROWS", "STRONG", "ZSTD", "Encoder", "decode_chunk",
@@ -75,7 +67,7 @@ class Encoder:
         return Encoder(self.codec, self._level)
 
     def encode(
-        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], bases: Sequence[Pieces | None] = (),
+        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], bases: Sequence[Spans | None] = (),
     ) -> list[Bytes]:  # fmt: skip
         """The stored pieces of a chunk, to be written one after the other.
 
@@ -88,7 +80,7 @@ class Encoder:
             return [start, *(data for _, data in buffers)]
         streams: list[Bytes] = [start]
         if self.codec == ROWS:
-            streams.append(write_pieces(bases))
+            streams.append(write_spans(bases))
         streams += [plane.data for width, data in buffers for plane in split(data, width)]
         stored = [self._stream(s) for s in streams]
         sizes = [len(s) for s in streams]
@@ -144,7 +136,7 @@ def decode_chunk(
     streams.done()
     if described is not None:
         sizes = [entry.end - entry.start for entry in entries]
-        bases = read_pieces(described, sizes, name, whole=codec == DELTA)
+        bases = read_spans(described, sizes, name, whole=codec == DELTA)
         restore(chunk, entries, bases, base, name)
     return chunk.data, entries
 

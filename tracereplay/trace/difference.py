@@ -4,8 +4,8 @@
 many units in the last place as the values lie apart. The difference, wrapped to the width and folded (0, -1, 1, -2
 ...), is small where two engines agree. All of it is a bijection: every bit pattern survives, NaN payloads too.
 
-**Pieces.** Engines put different rows into one batch, and one has in a single tensor what another has in three. So
-the bytes that a tensor is a difference from are put together from pieces of the base's tensors.
+**Spans.** Engines put different rows into one batch, and one has in a single tensor what another has in three. So
+the bytes that a tensor is a difference from are put together from spans of the base's tensors.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.trace.chunk import MAX_HEADER, Entry
 
 __all__ = [
-    "MAX_PIECES",
+    "MAX_SPANS",
     "Array",
     "Base",
     "Bytes",
-    "Piece",
-    "Pieces",
+    "Span",
+    "Spans",
     "base_of",
     "difference",
-    "read_pieces",
+    "read_spans",
     "restore",
     "restored",
-    "write_pieces",
+    "write_spans",
 ]  # fmt: skip
 
-MAX_PIECES = 16384  # of a chunk, so that the list of them stays below `MAX_HEADER`
+MAX_SPANS = 16384  # of a chunk, so that the list of them stays below `MAX_HEADER`
 
 Bytes = bytes | bytearray | memoryview
 Array = npt.NDArray[Any]
@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 Base = Callable[[str, int, int], Bytes]
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     """Bytes of a stored tensor of the base trace.
 
     Args:
@@ -64,29 +64,29 @@ class Piece(NamedTuple):
     whole: bool = False
 
 
-Pieces = Sequence[Piece]  # of one tensor, in the order of its bytes
+Spans = Sequence[Span]  # of one tensor, in the order of its bytes
 
 
-def write_pieces(bases: Sequence[Pieces | None]) -> bytes:
+def write_spans(bases: Sequence[Spans | None]) -> bytes:
     """What each tensor of a chunk is a difference from, as JSON; None: it is stored as it is."""
-    described = [None if pieces is None else [_described(piece) for piece in pieces] for pieces in bases]
+    described = [None if spans is None else [_described(span) for span in spans] for spans in bases]
     return json.dumps(described, separators=(",", ":")).encode()
 
 
-def _described(piece: Piece) -> list[Any]:
-    if not piece.segment:
-        return [piece.size]
-    return [piece.segment, piece.chunk, piece.tensor, piece.first, piece.size]
+def _described(span: Span) -> list[Any]:
+    if not span.segment:
+        return [span.size]
+    return [span.segment, span.chunk, span.tensor, span.first, span.size]
 
 
-def read_pieces(data: Bytes, sizes: Sequence[int], name: str, *, whole: bool = False) -> list[Pieces | None]:
-    """The inverse of `write_pieces`.
+def read_spans(data: Bytes, sizes: Sequence[int], name: str, *, whole: bool = False) -> list[Spans | None]:
+    """The inverse of `write_spans`.
 
     Args:
         data: as stored, decompressed.
         sizes: of the chunk's tensors, bytes.
         name: of the segment, for messages.
-        whole: read what DELTA has in place of pieces: one tensor of the base as a whole.
+        whole: read what DELTA has in place of spans: one tensor of the base as a whole.
 
     Raises:
         DamagedTrace: the list cannot be read, is too long, or does not add up to the tensors.
@@ -98,31 +98,31 @@ def read_pieces(data: Bytes, sizes: Sequence[int], name: str, *, whole: bool = F
         if type(items) is not list or len(items) != len(sizes):
             raise ValueError(f"not a list of {len(sizes)} references, one for each tensor of the chunk")
         count = len(items) if whole else sum(len(item) for item in items if item is not None)
-        if count > MAX_PIECES:
-            raise ValueError(f"{count} pieces, and the limit is {MAX_PIECES}")
-        found: list[Pieces | None] = [
-            None if item is None else [_whole(item, size)] if whole else [_piece(piece) for piece in item]
+        if count > MAX_SPANS:
+            raise ValueError(f"{count} spans, and the limit is {MAX_SPANS}")
+        found: list[Spans | None] = [
+            None if item is None else [_whole(item, size)] if whole else [_span(span) for span in item]
             for item, size in zip(items, sizes, strict=True)
         ]
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DamagedTrace(f"{name} holds references to a base that cannot be read: {error!r}.") from error
-    for pieces, size in zip(found, sizes, strict=True):
-        total = size if pieces is None else sum(piece.size for piece in pieces)
+    for spans, size in zip(found, sizes, strict=True):
+        total = size if spans is None else sum(span.size for span in spans)
         if total != size:
             raise DamagedTrace(f"{name} holds a tensor of {size} bytes as a difference from {total} of its base.")
     return found
 
 
-def _piece(item: list[Any]) -> Piece:
+def _span(item: list[Any]) -> Span:
     if len(item) == 1:
-        return Piece(_number(item[0]))
+        return Span(_number(item[0]))
     segment, chunk, tensor, first, size = item
-    return Piece(_number(size), _segment(segment), _number(chunk), _number(tensor), _number(first))
+    return Span(_number(size), _segment(segment), _number(chunk), _number(tensor), _number(first))
 
 
-def _whole(item: list[Any], size: int) -> Piece:
+def _whole(item: list[Any], size: int) -> Span:
     segment, chunk, tensor, *_ = item
-    return Piece(size, _segment(segment), _number(chunk), _number(tensor), whole=True)
+    return Span(size, _segment(segment), _number(chunk), _number(tensor), whole=True)
 
 
 def _segment(value: Any) -> str:
@@ -137,12 +137,12 @@ def _number(value: Any) -> int:
     return value
 
 
-def base_of(entries: Sequence[Entry], bases: Sequence[Pieces | None], base: Base, size: int, name: str) -> Array:
+def base_of(entries: Sequence[Entry], bases: Sequence[Spans | None], base: Base, size: int, name: str) -> Array:
     """What the tensors of a chunk are differences from, at their places in the chunk; ``uint8 [size]``.
 
     Args:
         entries: the chunk's tensors.
-        bases: their pieces, which add up to their sizes; None: zeros.
+        bases: their spans, which add up to their sizes; None: zeros.
         base: gives tensors of the base trace.
         size: of the chunk, bytes.
         name: of the segment, for messages.
@@ -151,33 +151,33 @@ def base_of(entries: Sequence[Entry], bases: Sequence[Pieces | None], base: Base
         DamagedTrace: the base has no such bytes.
     """
     found = np.zeros(size, np.uint8)
-    # Why in the order of the base's chunks: each is decoded once, however the pieces refer to them.
-    for start, piece in sorted(_placed(entries, bases), key=lambda placed: placed[1][1:4]):
-        if not piece.segment:
+    # Why in the order of the base's chunks: each is decoded once, however the spans refer to them.
+    for start, span in sorted(_placed(entries, bases), key=lambda placed: placed[1][1:4]):
+        if not span.segment:
             continue
-        tensor = base(piece.segment, piece.chunk, piece.tensor)
-        if piece.whole and len(tensor) != piece.size:
+        tensor = base(span.segment, span.chunk, span.tensor)
+        if span.whole and len(tensor) != span.size:
             raise DamagedTrace(f"{name} holds a difference from a tensor of another size in its base.")
-        end = piece.first + piece.size
+        end = span.first + span.size
         if end > len(tensor):
             raise DamagedTrace(
-                f"{name} holds a difference from bytes {piece.first} to {end} of a tensor in its base that has "
+                f"{name} holds a difference from bytes {span.first} to {end} of a tensor in its base that has "
                 f"{len(tensor)}."
             )
-        found[start : start + piece.size] = np.frombuffer(tensor, np.uint8)[piece.first : end]
+        found[start : start + span.size] = np.frombuffer(tensor, np.uint8)[span.first : end]
     return found
 
 
-def _placed(entries: Sequence[Entry], bases: Sequence[Pieces | None]) -> Iterator[tuple[int, Piece]]:
-    """Each piece, after the place in the chunk where its bytes belong."""
-    for entry, pieces in zip(entries, bases, strict=True):
+def _placed(entries: Sequence[Entry], bases: Sequence[Spans | None]) -> Iterator[tuple[int, Span]]:
+    """Each span, after the place in the chunk where its bytes belong."""
+    for entry, spans in zip(entries, bases, strict=True):
         yield from zip(
-            accumulate((piece.size for piece in pieces or ()), initial=entry.start), pieces or (), strict=False
+            accumulate((span.size for span in spans or ()), initial=entry.start), spans or (), strict=False
         )
 
 
 def restore(
-    chunk: Array, entries: Sequence[Entry], bases: Sequence[Pieces | None], base: Base | None, name: str
+    chunk: Array, entries: Sequence[Entry], bases: Sequence[Spans | None], base: Base | None, name: str
 ) -> None:
     """Turns the differences in a chunk into the tensors, in place.
 
@@ -189,13 +189,13 @@ def restore(
     Raises:
         DamagedTrace: the base has no such bytes, or is not known.
     """
-    if all(pieces is None for pieces in bases):
+    if all(spans is None for spans in bases):
         return
     if base is None:
         raise DamagedTrace(f"{name} is stored as a difference from another trace, but does not say which.")
     origin = base_of(entries, bases, base, len(chunk), name)
-    for entry, pieces in zip(entries, bases, strict=True):
-        if pieces is not None:
+    for entry, spans in zip(entries, bases, strict=True):
+        if spans is not None:
             place = slice(entry.start, entry.end)
             chunk[place] = restored(chunk[place].data, origin[place].data, entry.dtype)
 

@@ -14,7 +14,7 @@ from tracereplay.event import Step
 from tracereplay.trace import codec
 from tracereplay.trace.append import Appender
 from tracereplay.trace.chunk import WIDTHS, Entry
-from tracereplay.trace.difference import MAX_PIECES, Base, Bytes, Pieces, base_of, difference, write_pieces
+from tracereplay.trace.difference import MAX_SPANS, Base, Bytes, Spans, base_of, difference, write_spans
 from tracereplay.trace.frames import Tag, scan
 from tracereplay.trace.reader import SegmentReader
 
@@ -22,7 +22,7 @@ __all__ = ["Bases", "rewrite"]
 
 # Of a step and the first chunk that is its own: by chunk and tensor, what in the base the tensor may be stored as
 # its difference from.
-Bases = Callable[[Step, int], Mapping[tuple[int, int], Pieces]]
+Bases = Callable[[Step, int], Mapping[tuple[int, int], Spans]]
 
 
 def rewrite(
@@ -57,7 +57,7 @@ class _Copy:
     def __init__(self, segment: SegmentReader, to: Appender, bases: Bases | None, base: Base | None) -> None:
         self._segment, self._to, self._bases, self._base = segment, to, bases, base
         self._steps = self._chunks = 0  # copied
-        self._known: Mapping[tuple[int, int], Pieces] | None = None  # of the step whose chunks are being copied
+        self._known: Mapping[tuple[int, int], Spans] | None = None  # of the step whose chunks are being copied
 
     def run(self) -> None:
         segment, to = self._segment, self._to
@@ -87,20 +87,20 @@ class _Copy:
         bases = [_of_size(self._step_bases().get((number, i)), entry) for i, entry in enumerate(entries)]
         origin = base_of(entries, bases, self._base, len(chunk), self._segment.name)
         stored: list[Bytes] = [*plain]
-        left = MAX_PIECES
-        for i, (entry, pieces) in enumerate(zip(entries, bases, strict=True)):
-            if pieces is None or len(pieces) > left:
+        left = MAX_SPANS
+        for i, (entry, spans) in enumerate(zip(entries, bases, strict=True)):
+            if spans is None or len(spans) > left:
                 bases[i] = None
                 continue
             folded = difference(plain[i], origin[entry.start : entry.end].data, entry.dtype).data
-            if _smaller(folded, plain[i], pieces, entry.dtype):
+            if _smaller(folded, plain[i], spans, entry.dtype):
                 stored[i] = folded
-                left -= len(pieces)
+                left -= len(spans)
             else:
                 bases[i] = None
         self._to.chunk(start, _regions(entries, stored), bases, [part for _, part in _regions(entries, plain)])
 
-    def _step_bases(self) -> Mapping[tuple[int, int], Pieces]:
+    def _step_bases(self) -> Mapping[tuple[int, int], Spans]:
         """Of the step that follows the chunk: chunks are written ahead of the step that they belong to."""
         if self._known is None:
             there = self._steps < len(self._segment)
@@ -109,19 +109,19 @@ class _Copy:
         return self._known
 
 
-def _of_size(pieces: Pieces | None, entry: Entry) -> Pieces | None:
-    """The pieces, unless a value said that a stored tensor has another size than it has."""
-    fits = pieces is not None and sum(piece.size for piece in pieces) == entry.end - entry.start
-    return pieces if fits else None
+def _of_size(spans: Spans | None, entry: Entry) -> Spans | None:
+    """The spans, unless a value said that a stored tensor has another size than it has."""
+    fits = spans is not None and sum(span.size for span in spans) == entry.end - entry.start
+    return spans if fits else None
 
 
-def _smaller(folded: Bytes, plain: Bytes, pieces: Pieces, dtype: str) -> bool:
-    """Whether the difference takes less than the tensor, by the entropy of their planes and what names the pieces.
+def _smaller(folded: Bytes, plain: Bytes, spans: Spans, dtype: str) -> bool:
+    """Whether the difference takes less than the tensor, by the entropy of their planes and what names the spans.
 
     Engines that sample other tokens compute other rows, which have nothing to do with each other.
     """
-    named = len(write_pieces([pieces]))
-    if named > len(plain):  # a chunk's list of pieces must not be longer than the chunk
+    named = len(write_spans([spans]))
+    if named > len(plain):  # a chunk's list of spans must not be longer than the chunk
         return False
     word = DTYPES[dtype].word
     return _entropy(folded, word) + named / 4 < _entropy(plain, word)
