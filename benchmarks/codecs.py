@@ -30,7 +30,8 @@ from tracereplay.dtypes import nbytes
 from tracereplay.event import Call, Step
 from tracereplay.trace import CallOfStep, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.chunk import ChunkBuilder
-from tracereplay.trace.codec import DELTA, PLANES, RAW, STRONG, Encoder, decode_chunk, difference
+from tracereplay.trace.codec import PLANES, RAW, ROWS, STRONG, Encoder, decode_chunk
+from tracereplay.trace.difference import difference
 
 Bytes = bytes | bytearray | memoryview
 
@@ -172,7 +173,7 @@ def by_difference(pairs: list[Pair]) -> dict[str, Callable[[], Run]]:
 
     return {
         "planes": lambda: run(Encoder(PLANES), lambda dtype, value, golden: value),
-        "delta": lambda: run(Encoder(DELTA), lambda dtype, value, golden: difference(value, golden, dtype).data),
+        "delta": lambda: run(Encoder(ROWS), lambda dtype, value, golden: difference(value, golden, dtype).data),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,14 @@ from rich.text import Text
 from tracereplay.cli.console import stderr
 from tracereplay.cli.options import BaseTrace, Force, TracePath, local_path, opened
 from tracereplay.cli.summary import size_words
+from tracereplay.engines.known import family_of
+from tracereplay.engines.naming import map_of
+from tracereplay.engines.roles import with_roles
 from tracereplay.errors import UsageError
+from tracereplay.event import Site
+from tracereplay.sitemap import parts_of
+from tracereplay.trace import Trace
+from tracereplay.trace.bases import Counterparts, PartsOf, by_name
 from tracereplay.trace.into_pack import pack_trace
 
 __all__ = ["pack"]
@@ -34,13 +42,26 @@ def pack(
 ) -> None:
     """Pack a trace into one file, which opens like the directory, also from a URL.
 
-    With --base, tensors are stored as differences from that trace, which is then needed to read the file.
+    With --base, tensors are stored as differences from that trace, row by row, where that is smaller. It is then
+    needed to read the file.
     """
     source = opened(trace)
     if out is None:
         if isinstance(source.path, str):
             raise UsageError("Give the file to write: -o FILE.")
         out = source.path.with_name(f"{source.path.name}.pack")
-    pack_trace(source, out, level=level, base=opened(base) if base is not None else None, force=force)
+    golden = opened(base) if base is not None else None
+    counterparts = by_name if golden is None else _counterparts(golden, source)
+    pack_trace(source, out, level=level, base=golden, counterparts=counterparts, force=force)
     words = f"Packed {size_words(source.size)} into {size_words(out.stat().st_size)}: {out}"
     stderr.print(Text(words), soft_wrap=True)
+
+
+def _counterparts(golden: Trace, candidate: Trace) -> Counterparts:
+    """By the map of both engines' sites."""
+
+    def parts(base: Mapping[str, Site], sites: Mapping[str, Site]) -> PartsOf:
+        theirs = with_roles(sites, family_of(candidate.run.engine)).values()
+        return parts_of(map_of(with_roles(base, family_of(golden.run.engine)), theirs))
+
+    return parts

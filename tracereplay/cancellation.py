@@ -40,6 +40,10 @@ class Cancellation:
         """Whether a tensor is meant; ``side`` is ``in`` or ``out``."""
         return self.everything or (site in self.operators if side == "out" else (site, index) in self.edges)
 
+    def takes_of(self, site: str) -> bool:
+        """Whether any of a site's tensors is meant."""
+        return self.everything or site in self.operators or any(site == of for of, _ in self.edges)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "operators": sorted(self.operators), "edges": [list(edge) for edge in sorted(self.edges)],

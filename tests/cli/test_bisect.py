@@ -11,6 +11,9 @@ import pytest
 from cli_support import make_model, moved, write
 from program import Program
 
+from tracereplay.comparator.tokens.generation import Sampling
+from tracereplay.comparator.tokens.rollout import sampled_tokens
+from tracereplay.trace import Trace
 from tracereplay.trace.manifest import write_manifest
 
 Bisect = Callable[..., dict[str, Any]]
@@ -325,3 +328,20 @@ def test_without_a_network_it_says_what_to_do(
     ended = tracereplay("bisect", "versions", long_golden, "--good", "0.27.1", "--bad", "0.32.0")
     assert ended.code == 4
     assert "Without a network, list the versions to try with --versions" in ended.err
+
+
+def test_a_trial_records_tokens_and_no_tensors(bisect: Bisect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is read of them alone; only with everything cancelled are outputs compared."""
+    recorded: list[int] = []
+
+    def noted(trace: Trace, name: str) -> Sampling:
+        if name == "cancelled":
+            recorded.append(sum(len(step.calls) for step in trace.segment(name).steps()))
+        return sampled_tokens(trace, name)
+
+    monkeypatch.setattr("tracereplay.bisector.operators.sampled_tokens", noted)
+    verdict = bisect("--set", TWO)
+    assert minimal(verdict) == {FIRST, SECOND}
+    assert len(recorded) == verdict["bisection"]["passes"] > 1
+    assert recorded[0] > 0
+    assert recorded[1:] == [0] * (len(recorded) - 1)

@@ -172,6 +172,9 @@ class Rows:
     def __init__(self, golden, injected=None):
         self.golden, self.injected, self.feeds, self.steps = golden, injected, injected is None, 0
 
+    def takes(self, slot):
+        return any(slot == of for of, _, _ in self.golden)
+
     def stands_for(self, slot, index, inputs):
         return (index,)
 

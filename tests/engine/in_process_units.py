@@ -109,6 +109,43 @@ def strides_are_kept_while_cancelling():
     assert torch.equal(given, torch.ones(3, 2).bfloat16())
 
 
+class _Third(torch.nn.Module):
+    def forward(self, x):
+        return x / 3
+
+
+def a_pass_that_keeps_tokens_only_touches_no_operator_but_those_that_are_cancelled():
+    """What comes out is what comes out where everything is kept."""
+    values = torch.tensor([[3.0], [6.0]])
+    tables = _tables(values / 2, torch.float32), _tables(values / 3, torch.float32, own=True)
+    found = {}
+    for sites in ((), ("*",)):
+        session, modules = Session(0, Cpu()), [_Third(), _Third()]
+        for name, module in zip(("site", "other"), modules, strict=True):
+            tap(module, slot_of(name), {"forward": module.forward})
+            session.sites.append(Site(name, "Third", slot_of(name)))
+        listen(session)
+        names = {site.slot: site.name for site in session.sites}
+        replacement = CancelledRows(*tables, names, Cancellation(operators=frozenset({"site"})))
+        path = Path(tempfile.mkdtemp()) / "cancelled-rank0.seg"
+        session.begin_pass(path, {}, replacement, Options(sites=sites))
+        session.begin_step(make_rows([(0, 0, 0), (0, 0, 1)]))
+        watched = session.watched
+        result = modules[1](modules[0](values))
+        session.sampled([RowKey(0, 0, 2)], torch.tensor([7]), torch.tensor([8]), torch.tensor([-0.5]))
+        session.end_step()
+        assert session.end_pass()["errors"] == {}
+        (step,) = SegmentReader(path).steps()
+        found[sites] = result, step.sampled
+        assert sum(len(call.inputs) + len(call.outputs) for call in step.calls) == (4 if sites else 0)
+        assert watched == {slot_of(name) for name in (("site", "other") if sites else ("site",))}
+    (few, sampled), (all_, same) = found.values()
+    assert torch.equal(few, all_)
+    assert torch.equal(few, values / 2 / 3)
+    assert sampled == same
+    assert sampled[0].choice == 8
+
+
 def _config(**changes):
     parallel = SimpleNamespace(pipeline_parallel_size=1)
     compilation = SimpleNamespace(cudagraph_mode=SimpleNamespace(name="FULL"), cudagraph_capture_sizes=[])

@@ -25,6 +25,7 @@ from tracereplay.storage.files import File
 from tracereplay.trace import SegmentReader, codec, plain
 from tracereplay.trace.arrays import restore
 from tracereplay.trace.chunk import ChunkBuilder
+from tracereplay.trace.difference import difference, restored
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.frames import HEADER_SIZE, MAGIC, write_header
 from tracereplay.trace.manifest import read_manifest
@@ -189,8 +190,8 @@ def _roundtrip(data: bytes) -> None:
     assert [bytes(chunk[e.start : e.end]) for e in entries] == [content for _, content in given]
     for dtype, content in given:
         other = content[::-1]
-        folded = codec.difference(content, other, dtype).tobytes()
-        assert codec.restored(folded, other, dtype).tobytes() == content
+        folded = difference(content, other, dtype).tobytes()
+        assert restored(folded, other, dtype).tobytes() == content
 
 
 # -- msgpack ------------------------------------------------------------------------------------------------------

@@ -92,12 +92,17 @@ def verified(path: Path) -> list[str]:
 
 
 def packed(path: Path) -> None:
-    """Copies it, and stores it otherwise; but nobody waits for the copy of a terabyte."""
+    """Copies it, and stores it otherwise, also as its difference from itself.
+
+    Nobody waits for the copy of a terabyte.
+    """
     if open_trace(path).size > 1 << 30:
         return
     with tempfile.TemporaryDirectory() as folder:
         pack_trace(open_trace(path), Path(folder) / "a.trace")
         pack_trace(open_trace(path), Path(folder) / "b.trace", level=1)
+        if open_trace(path).run.base is None:
+            pack_trace(open_trace(path), Path(folder) / "c.trace", level=1, base=open_trace(path))
 
 
 STAGES: dict[str, Callable[[Path], Any]] = {

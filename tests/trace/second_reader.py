@@ -18,7 +18,7 @@ import zstandard
 
 MAGIC = b"\x93TRACE\r\n"
 META, SITES, DATA, STEP, INDEX, END, MANIFEST, SEGMENT = range(1, 9)
-RAW, ZSTD, PLANES, STRONG, DELTA = range(5)
+RAW, ZSTD, PLANES, STRONG, DELTA, ROWS = range(6)
 LIMIT = 64 << 20
 SEGMENT_NAME = re.compile(r"([a-z]{1,32})-rank(0|[1-9][0-9]{0,3})\.seg")
 
@@ -91,8 +91,8 @@ class Frame(NamedTuple):
             result = bytes(self.stored())
         elif self.codec == ZSTD and self.kind != DATA:
             result = unzstd(bytes(self.stored()), self.size)
-        elif self.codec in (PLANES, STRONG, DELTA) and self.kind == DATA:
-            result = from_planes(bytes(self.stored()), self.size, self.codec == DELTA, base)
+        elif self.codec in (PLANES, STRONG, DELTA, ROWS) and self.kind == DATA:
+            result = from_planes(bytes(self.stored()), self.size, self.codec, base)
         else:
             raise DamagedError(f"codec {self.codec} for kind {self.kind} is not known")
         require(len(result) == self.size, f"the payload at {self.offset} has another size")
@@ -166,12 +166,12 @@ def split(stored: bytes) -> Iterator[bytes]:
     require(at == len(stored), "bytes follow the last stream")
 
 
-def from_planes(stored: bytes, size: int, delta: bool, base: Trace | None) -> bytes:
+def from_planes(stored: bytes, size: int, codec: int, base: Trace | None) -> bytes:
     """Decode a chunk stored as byte planes, or as byte planes of differences."""
     streams = split(stored)
     beginning = next(streams, b"")
     named = tensors(beginning, size)
-    links = json.loads(next(streams)) if delta else [None] * len(named)
+    links = json.loads(next(streams)) if codec in (DELTA, ROWS) else [None] * len(named)
     chunk = np.frombuffer(beginning.ljust(size, b"\0"), np.uint8).copy()
     for width, group in groupby(sorted(named), key=lambda tensor: tensor.word):
         region = list(group)
@@ -184,9 +184,27 @@ def from_planes(stored: bytes, size: int, delta: bool, base: Trace | None) -> by
     for tensor, link in zip(named, links, strict=True):
         if link is not None:
             require(base, "the base trace is needed")
-            origin = base.segment(link[0]).tensor(link[1], link[2]) if base else b""
+            origin = origin_of(link, codec, base) if base else b""
             chunk[tensor.begin : tensor.end] = undo(chunk[tensor.begin : tensor.end], origin, tensor)
     return chunk.tobytes()
+
+
+def origin_of(link: list[Any], codec: int, base: Trace) -> bytes:
+    """The bytes of the base that a tensor is a difference from: a tensor, or spans of several."""
+    if codec == DELTA:
+        return base.segment(link[0]).tensor(link[1], link[2])
+    require(len(link) <= 16384, "there are too many spans")
+    found = b""
+    for *place, count in link:
+        require(type(count) is int and count >= 0, "a span has no size")
+        if place:
+            name, chunk, number, first = place
+            whole = base.segment(name).tensor(chunk, number)
+            require(0 <= first <= first + count <= len(whole), "a span is outside its tensor")
+            found += whole[first : first + count]
+        else:
+            found += bytes(count)
+    return found
 
 
 def undo(difference: np.ndarray, origin: bytes, kind: Stored) -> np.ndarray:

@@ -13,8 +13,8 @@ from tracereplay.trace import open_trace
 from tracereplay.trace.verify import verify
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-NAMES = {"golden.trace": None, "candidate.pack": "golden.trace", "cut.trace": None, "corners.trace": None,
-         "odd.pack": "corners.trace", "ranks.trace": None}  # fmt: skip
+NAMES = {"golden.trace": None, "candidate.pack": "golden.trace", "rows.pack": "golden.trace",
+         "cut.trace": None, "corners.trace": None, "odd.pack": "corners.trace", "ranks.trace": None}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

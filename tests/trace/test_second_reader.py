@@ -71,7 +71,7 @@ def test_reads_a_directory(name: str) -> None:
     assert found(Trace(FIXTURES / f"{name}.trace")) == twin(name)
 
 
-@pytest.mark.parametrize(("name", "base"), [("candidate", "golden"), ("odd", "corners")])
+@pytest.mark.parametrize(("name", "base"), [("candidate", "golden"), ("rows", "golden"), ("odd", "corners")])
 def test_a_pack_of_differences_is_read_with_its_base(name: str, base: str) -> None:
     assert found(Trace(FIXTURES / f"{name}.pack", Trace(FIXTURES / f"{base}.trace"))) == twin(name)
 

@@ -17,6 +17,7 @@ from tracereplay.launch.jobs import record_pass, replay_passes
 from tracereplay.launch.lengths import as_long_as
 from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.passes import CANCELLED, INJECTED, INJECTED_AGAIN, RECORD
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import passing_trace, remove_trace
 from tracereplay.workload import Workload
@@ -116,9 +117,14 @@ class Bench:
         return self.candidate
 
     @contextlib.contextmanager
-    def cancelled(self, selection: Cancellation) -> Iterator[Trace]:
-        """A free run with forced tokens in which ``selection`` is cancelled; its trace goes with the context."""
-        with self._pass(CANCELLED, Cancel(selection, self.candidate.resolve())) as trace:
+    def cancelled(self, selection: Cancellation, options: Options = Options()) -> Iterator[Trace]:
+        """A free run with forced tokens in which ``selection`` is cancelled; its trace goes with the context.
+
+        Args:
+            selection: operators and edges.
+            options: how much of it is recorded.
+        """
+        with self._pass(CANCELLED, Cancel(selection, self.candidate.resolve()), options) as trace:
             yield trace
 
     @contextlib.contextmanager
@@ -128,12 +134,12 @@ class Bench:
             yield trace
 
     @contextlib.contextmanager
-    def _pass(self, name: str, feed: Feed) -> Iterator[Trace]:
+    def _pass(self, name: str, feed: Feed, options: Options = Options()) -> Iterator[Trace]:
         process = self._started()
         header = replay_header(self._engine, self._workload, self._golden.digest())
         with passing_trace(self._folder / "trial.trace", self._golden.read_from) as path:
             with making(path, header) as directory:
-                request = PassRequest(path.resolve(), name, self._golden.local_path(), feed)
+                request = PassRequest(path.resolve(), name, self._golden.local_path(), feed, options)
                 record_pass(process, directory, self._workload, request)
             with open_trace(path) as trace:
                 yield trace

@@ -6,7 +6,8 @@
                       ─▶ sites of those classes: a minimal set              (ddmin)
                       ─▶ all but that set; then the worst of its sites alone, while passes are left
 
-One engine start serves all passes, and each pass is recorded before the next begins.
+One engine start serves all passes. Of a trial only tokens and logprobs are recorded; with everything cancelled,
+all outputs are.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.comparator.tokens.rollout import sampled_tokens
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.passes import CANCELLED, INJECTED, INJECTED_AGAIN, RECORD, RERUN
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Attribution, Closure, Verdict
 from tracereplay.verdict.bisection import Bisection, Member, Skipped
@@ -40,6 +42,7 @@ __all__ = ["MAX_PASSES", "bisect_operators"]
 MAX_PASSES = 64
 SINGLE_SITES = 16  # sites measured one by one at the end, if passes are left
 EVERYTHING = "everything"
+TOKENS = Options(sites=())  # all that the effect of a trial is measured by
 
 
 def bisect_operators(
@@ -175,7 +178,7 @@ class _Study:
             return known
         if len(self._journal) >= self._max:
             raise OutOfBudget
-        with self._bench.cancelled(cancellation_of(terms)) as trace:
+        with self._bench.cancelled(cancellation_of(terms), TOKENS) as trace:
             own = self._own if any(t.site in self._samplers and t.input is None for t in terms) else None
             effect = effect_of(self._sampled, sampled_tokens(trace, CANCELLED), self._generation, own)
         self._journal.keep(names, effect)

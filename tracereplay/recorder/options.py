@@ -49,7 +49,7 @@ class Options:
         max_bytes: of this process's segment, or, where a pass is asked for, of all ranks' together; None: any
             number.
         codec: how chunks are stored.
-        sites: globs of the sites to keep.
+        sites: globs of the sites to keep; none: only tokens and their logprobs are recorded.
         sides: ``in`` keeps inputs (and what a call wrote into them), ``out`` outputs.
         level: ``operator``, or ``kernel`` to include the kernels that operators dispatch.
         check_writes: whether to check custom kernels for writes that their schemas do not declare; what Triton
@@ -92,6 +92,8 @@ class Options:
         """Notes for the reader of the trace on what is left out."""
         if (self.sites, self.sides) == (Options.sites, Options.sides):
             return []
+        if not self.sites:
+            return ["Only tokens and logprobs were recorded, and no operator's inputs or outputs."]
         return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
 
 

@@ -30,6 +30,9 @@ class Replacement(Protocol):
             rows_of: rows of the inputs and of the outputs of a slot's calls.
         """
 
+    def takes(self, slot: int) -> bool:
+        """Whether it may replace any of a site's values: where nothing is kept either, a call passes untouched."""
+
     def rows(
         self, slot: int, side: str, index: int, rows: RowMap, like: torch.Tensor, inputs: int | None = None
     ) -> torch.Tensor | None:

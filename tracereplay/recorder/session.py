@@ -155,8 +155,10 @@ class Session:
         }  # fmt: skip
 
     def _watchable(self) -> frozenset[int]:
-        nowhere = self._left_out["in"] & self._left_out["out"] if self._replacement is None else set()
-        return frozenset(site.slot for site in self.sites) - nowhere
+        """The sites of which something is kept, or may be replaced."""
+        nowhere, given = self._left_out["in"] & self._left_out["out"], self._replacement
+        taken = {slot for slot in nowhere if given is not None and given.takes(slot)}
+        return frozenset(site.slot for site in self.sites) - (nowhere - taken)
 
     @property
     def recording(self) -> bool:

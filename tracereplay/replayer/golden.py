@@ -50,6 +50,10 @@ class GoldenRows:
 
     feeds = True
 
+    def takes(self, slot: int) -> bool:
+        """See `recorder.replacement.Replacement`."""
+        return True
+
     def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
         """See `recorder.replacement.Replacement`."""
         return (0, 1) if self._golden.is_sum(slot, inputs) else (index,)

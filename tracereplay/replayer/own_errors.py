@@ -41,6 +41,10 @@ class CancelledRows:
 
     feeds = False
 
+    def takes(self, slot: int) -> bool:
+        """See `recorder.replacement.Replacement`."""
+        return self._selection.takes_of(self._names.get(slot, ""))
+
     def stands_for(self, slot: int, index: int, inputs: int | None) -> Sequence[int]:
         """See `recorder.replacement.Replacement`."""
         return (index,)

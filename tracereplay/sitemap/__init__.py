@@ -13,6 +13,7 @@ Both sides of the boundary make the map, of the sites alone, so that what is com
 
 from tracereplay.sitemap.matching import pair_sites
 from tracereplay.sitemap.pair import Pair, PairedBy, Relation
+from tracereplay.sitemap.parts import parts_of
 from tracereplay.sitemap.translate import SiteMap
 
-__all__ = ["Pair", "PairedBy", "Relation", "SiteMap", "pair_sites"]
+__all__ = ["Pair", "PairedBy", "Relation", "SiteMap", "pair_sites", "parts_of"]

@@ -12,7 +12,8 @@ from typing import Any
 import xxhash
 
 from tracereplay.trace.chunk import Bytes
-from tracereplay.trace.codec import RAW, Encoder, Reference
+from tracereplay.trace.codec import RAW, Encoder
+from tracereplay.trace.difference import Spans
 from tracereplay.trace.frames import MAGIC, Tag, write_header, write_tail
 from tracereplay.trace.index import IndexBuilder
 from tracereplay.trace.plain import encode_record, pack
@@ -64,13 +65,13 @@ class Appender:
         return self._frame(kind, codec, [payload], len(data))
 
     def chunk(
-        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], references: Sequence[Reference | None] = (),
+        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], bases: Sequence[Spans | None] = (),
         plain: Sequence[Bytes] | None = None,
     ) -> None:  # fmt: skip
         """Writes a chunk and notes it in the index.
 
         Args:
-            start, buffers, references: see `codec.Encoder.encode`.
+            start, buffers, bases: see `codec.Encoder.encode`.
             plain: what the buffers stand for, where they are differences.
         """
         state = xxhash.xxh3_128(start)
@@ -84,9 +85,9 @@ class Appender:
             self._chunk([start, *(data for _, data in buffers)], size, digest)
             return
         if self._pool is None:
-            self._chunk(self._encoder.encode(start, buffers, references), size)
+            self._chunk(self._encoder.encode(start, buffers, bases), size)
             return
-        self._pending.append((self._pool.submit(self._encode, start, buffers, references), size))
+        self._pending.append((self._pool.submit(self._encode, start, buffers, bases), size))
         while len(self._pending) > self._ahead or (self._pending and self._pending[0][0].done()):
             self._settle_one()
 

@@ -4,48 +4,37 @@
     ZSTD    one zstandard frame (records, not chunks)
     PLANES  header, then for each region its byte planes, each a zstandard frame or raw; fast
     STRONG  the same layout, compressed more strongly: what `pack --level` writes
-    DELTA   the same layout, after tensors that a base trace has too were replaced by their difference from it
+    DELTA   the same layout, after tensors were replaced by their difference from a base trace's; is read only
+    ROWS    the same, but from spans of the base's tensors (`difference`): what `pack --base` writes
 
 **Byte planes.** The high bytes of floats repeat (sign and exponent), the low ones hardly do. Apart, the high ones
 are compressed and the low ones left alone; together neither compresses well.
-
-**Difference.** Bit patterns of floats, read as integers and turned so that they grow with the value, differ by as
-many units in the last place as the values lie apart. The difference, wrapped to the width and folded (0, -1, 1, -2
-...), is small where two engines agree. All of it is a bijection: every bit pattern survives, NaN payloads too.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 
-from tracereplay.dtypes import DTYPES
 from tracereplay.errors import DamagedTrace
-from tracereplay.trace.chunk import MAX_HEADER, Bytes, Entry, read_header, regions
+from tracereplay.trace.chunk import Bytes, Entry, read_header, regions
+from tracereplay.trace.difference import Array, Base, Spans, read_spans, restore, write_spans
 
 __all__ = [
-    "CHUNK_CODECS", "DELTA", "MAX_CHUNK", "PLANES", "RAW", "STRONG", "ZSTD", "Base", "Bytes", "Encoder",
-    "Reference", "decode_chunk", "decompress", "difference",
+    "CHUNK_CODECS", "DELTA", "MAX_CHUNK", "PLANES", "RAW", "ROWS", "STRONG", "ZSTD", "Encoder", "decode_chunk",
+    "decompress", "split",
 ]  # fmt: skip
 
-RAW, ZSTD, PLANES, STRONG, DELTA = range(5)
-CHUNK_CODECS = (RAW, PLANES, STRONG, DELTA)
+RAW, ZSTD, PLANES, STRONG, DELTA, ROWS = range(6)
+CHUNK_CODECS = (RAW, PLANES, STRONG, DELTA, ROWS)
 
 # No writer makes larger ones; a header that declares more is refused before anything is allocated.
 MAX_CHUNK = 16 << 20
-
-Array = npt.NDArray[Any]
-# The contiguous bytes of a tensor of the base trace: segment, chunk, number in the chunk.
-Base = Callable[[str, int, int], Bytes]
-Reference = tuple[str, int, int]
 
 _LENGTHS = struct.Struct("<II")  # of a stream: bytes as stored, bytes decoded
 _COUNT = struct.Struct("<I")
@@ -63,15 +52,16 @@ class Encoder:
     """Encodes chunks; keeps its compressor, since making one costs as much as compressing a small chunk.
 
     Args:
-        codec: of `CHUNK_CODECS`.
-        level: of zstandard, for STRONG and DELTA.
+        codec: RAW, PLANES, STRONG or ROWS.
+        level: of zstandard, for STRONG and ROWS.
     """
 
     def __init__(self, codec: int, level: int = 19) -> None:
         self.codec, self._level = codec, level
-        fast = codec in (PLANES, DELTA)
         self._compressor = (
-            zstandard.ZstdCompressor(compression_params=_FAST) if fast else zstandard.ZstdCompressor(level=level)
+            zstandard.ZstdCompressor(compression_params=_FAST)
+            if codec == PLANES
+            else zstandard.ZstdCompressor(level=level)
         )
 
     def fellow(self) -> Encoder:
@@ -79,21 +69,21 @@ class Encoder:
         return Encoder(self.codec, self._level)
 
     def encode(
-        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], references: Sequence[Reference | None] = (),
+        self, start: bytes, buffers: Sequence[tuple[int, Bytes]], bases: Sequence[Spans | None] = (),
     ) -> list[Bytes]:  # fmt: skip
         """The stored pieces of a chunk, to be written one after the other.
 
         Args:
             start: the chunk's length and header.
-            buffers: its regions with their widths (for DELTA already differences), each whole or in pieces that
+            buffers: its regions with their widths (for ROWS already differences), each whole or in pieces that
                 follow each other.
-            references: for DELTA, what each tensor is a difference from.
+            bases: for ROWS, what each tensor is a difference from.
         """
         if self.codec == RAW:
             return [start, *(data for _, data in buffers)]
         streams: list[Bytes] = [start]
-        if self.codec == DELTA:
-            streams.append(_write_references(references))
+        if self.codec == ROWS:
+            streams.append(write_spans(bases))
         for width, pieces in groupby(buffers, key=itemgetter(0)):
             streams += [plane.data for plane in split([data for _, data in pieces], width)]
         stored = [self._stream(s) for s in streams]
@@ -104,7 +94,7 @@ class Encoder:
 
     def _stream(self, data: Bytes) -> Bytes:
         """As a zstandard frame, or as it is where that is not smaller."""
-        if len(data) > 2 * _PROBE and self.codec != STRONG:
+        if len(data) > 2 * _PROBE and self.codec == PLANES:
             middle = len(data) // 2
             probe = self._compressor.compress(data[middle : middle + _PROBE])
             if len(probe) > _WORTH * _PROBE:
@@ -140,21 +130,23 @@ def decode_chunk(
         return whole, read_header(whole, size, name)
     streams = _Streams(data, size, name)
     start = streams.next()
-    references = _read_references(streams.next(), name) if codec == DELTA else []
+    described = streams.next() if codec in (DELTA, ROWS) else None
     entries = read_header(start, size, name)
     if len(start) != min((entry.start for entry in entries), default=size):
         raise DamagedTrace(f"{name} holds a chunk whose first stream is not its header.")
     chunk = np.empty(size, np.uint8)
     chunk[: len(start)] = np.frombuffer(start, np.uint8)
-    wanted = entries[only] if only is not None and only < len(entries) and codec != DELTA else None
+    wanted = entries[only] if only is not None and only < len(entries) and codec not in (DELTA, ROWS) else None
     for width, begin, end in regions(entries, len(start), size):
         if wanted is not None and not begin <= wanted.start < end:
             streams.skip(width)
             continue
         join([streams.next((end - begin) // width) for _ in range(width)], chunk[begin:end], width)
     streams.done()
-    if references:
-        _undo(chunk, entries, references, base, name)
+    if described is not None:
+        sizes = [entry.end - entry.start for entry in entries]
+        bases = read_spans(described, sizes, name, whole=codec == DELTA)
+        restore(chunk, entries, bases, base, name)
     return chunk.data, entries
 
 
@@ -170,7 +162,9 @@ class _Streams:
         self._lengths = list(_LENGTHS.iter_unpack(self._data[_COUNT.size : begin]))
         self._at = begin
         stored, decoded = (sum(lengths) for lengths in zip(*self._lengths, strict=True))
-        if begin + stored != len(data) or decoded > 2 * size:  # DELTA has its references beside the chunk
+        if (
+            begin + stored != len(data) or decoded > 2 * size
+        ):  # DELTA and ROWS say beside the chunk what it is from
             raise DamagedTrace(f"{name} holds a chunk whose streams are not as long as it says.")
         self._lengths.reverse()
 
@@ -242,73 +236,3 @@ def join(planes: Sequence[bytes | memoryview], out: Array, width: int) -> None:
         words <<= np.array(8, words.dtype)
         words |= np.frombuffer(plane, np.uint8)
     out[:] = words.view(np.uint8)
-
-
-# Differences from a base trace.
-
-
-def difference(data: Bytes, base: Bytes, dtype: str) -> Array:
-    """``data`` as its folded difference from ``base``, word by word; ``uint8`` of the same length."""
-    word = DTYPES[dtype].word
-    ahead = _ordered(data, dtype) - _ordered(base, dtype)
-    signed = ahead.view(f"<i{word}")
-    folded: Array = (signed << 1) ^ (signed >> (8 * word - 1))
-    return folded.view(np.uint8)
-
-
-def restored(folded: Bytes, base: Bytes, dtype: str) -> Array:
-    """The inverse of `difference`."""
-    word = DTYPES[dtype].word
-    unsigned = np.frombuffer(folded, f"<u{word}")
-    one = np.array(1, unsigned.dtype)
-    ahead = (unsigned >> one) ^ (np.zeros_like(unsigned) - (unsigned & one))
-    return _from_ordered(_ordered(base, dtype) + ahead, dtype).view(np.uint8)
-
-
-def _ordered(data: Bytes, dtype: str) -> Array:
-    """Bit patterns as unsigned integers that grow with the value."""
-    word = DTYPES[dtype].word
-    bits = np.frombuffer(data, f"<u{word}")
-    if not dtype.startswith(("float", "bfloat", "complex")):
-        return bits
-    top = np.array(1 << (8 * word - 1), bits.dtype)
-    return np.where(bits & top, ~bits, bits | top)
-
-
-def _from_ordered(ordered: Array, dtype: str) -> Array:
-    if not dtype.startswith(("float", "bfloat", "complex")):
-        return ordered
-    top = np.array(1 << (8 * ordered.dtype.itemsize - 1), ordered.dtype)
-    found: Array = np.where(ordered & top, ordered ^ top, ~ordered)
-    return found
-
-
-def _undo(
-    chunk: Array, entries: Sequence[Entry], references: Sequence[Reference | None], base: Base | None, name: str
-) -> None:
-    """Adds the base's tensors to the differences in ``chunk``."""
-    if len(references) != len(entries):
-        raise DamagedTrace(f"{name} holds {len(references)} references for the {len(entries)} tensors of a chunk.")
-    for entry, reference in zip(entries, references, strict=True):
-        if reference is None:
-            continue
-        if base is None:
-            raise DamagedTrace(f"{name} is stored as a difference from another trace, but does not say which.")
-        found = base(*reference)
-        if len(found) != entry.end - entry.start:
-            raise DamagedTrace(f"{name} holds a difference from a tensor of another size in its base.")
-        chunk[entry.start : entry.end] = restored(chunk[entry.start : entry.end].data, found, entry.dtype)
-
-
-def _write_references(references: Sequence[Reference | None]) -> bytes:
-    return json.dumps(list(references), separators=(",", ":")).encode()
-
-
-def _read_references(data: Bytes, name: str) -> list[Reference | None]:
-    if len(data) > MAX_HEADER:
-        raise DamagedTrace(f"{name} holds references to a base of {len(data)} bytes; the limit is {MAX_HEADER}.")
-    try:
-        found = json.loads(bytes(data))
-        return [None if r is None else (str(r[0]), int(r[1]), int(r[2])) for r in found]
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError) as error:
-        raise DamagedTrace(f"{name} holds references to a base that cannot be read: {error!r}.") from error

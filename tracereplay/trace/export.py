@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tracereplay.dtypes import DTYPES, nbytes
 from tracereplay.errors import UsageError
 from tracereplay.storage.atomic import written
-from tracereplay.trace.codec import Bytes
+from tracereplay.trace.chunk import Bytes
 from tracereplay.trace.directory import refuse_live
 from tracereplay.trace.select import Chosen
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
+from tracereplay.trace.bases import Counterparts, RowBases, by_name
 from tracereplay.trace.directory import refuse_live, segment_path
-from tracereplay.trace.open import Trace
+from tracereplay.trace.open import Key, Trace
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
-from tracereplay.trace.rewrite import references_to, rewrite
+from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.rewrite import rewrite
 
 __all__ = ["STRONG_LEVEL", "pack_trace"]
 
@@ -19,16 +21,18 @@ STRONG_LEVEL = 19
 
 
 def pack_trace(
-    trace: Trace, out: Path, *, level: int | None = None, base: Trace | None = None, force: bool = False
-) -> None:
+    trace: Trace, out: Path, *, level: int | None = None, base: Trace | None = None,
+    counterparts: Counterparts = by_name, force: bool = False,
+) -> None:  # fmt: skip
     """Writes ``trace`` as one file.
 
     Args:
         trace: complete or interrupted.
         out: path of the file.
-        level: of zstandard, 1 to 22; None copies the segments byte for byte.
-        base: store tensors as their difference from this trace's, where it has a counterpart. The reader then
+        level: of zstandard, 1 to 22; None copies the segments byte for byte, or is `STRONG_LEVEL` with a base.
+        base: store tensors as their difference from this trace's, where it has their rows. The reader then
             needs it.
+        counterparts: which of the base's operators is which.
         force: replace a trace at ``out`` once the new one is complete.
 
     Raises:
@@ -49,17 +53,30 @@ def pack_trace(
         manifest["run"] = {k: v for k, v in trace.manifest["run"].items() if k != "base"}
     with tempfile.TemporaryDirectory(prefix="tracereplay-pack-") as scratch:
         segments = {
-            segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base) for key in trace.parts
+            segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base, counterparts)
+            for key in trace.parts
         }
         write_pack(place.path, manifest, segments)
     place.put()
 
 
-def _stored(trace: Trace, key: tuple[str, int], scratch: Path, level: int | None, base: Trace | None) -> File:
+def _stored(
+    trace: Trace, key: Key, scratch: Path, level: int | None, base: Trace | None, counterparts: Counterparts
+) -> File:
     if level is None and base is None:
         return trace.file(key)
     segment = trace.part(key)
     path = segment_path(scratch, *key)
-    references = None if base is None else references_to(base, segment, key)
-    rewrite(segment, path, level=level or STRONG_LEVEL, references=references, base=base)
+    bases = None if base is None else _bases(base, segment, key, counterparts)
+    rewrite(segment, path, level=level or STRONG_LEVEL, bases=bases, base=None if base is None else base.tensor)
     return LocalFile(path)
+
+
+def _bases(base: Trace, segment: SegmentReader, key: Key, counterparts: Counterparts) -> RowBases | None:
+    """Of the base's segment of the same pass, or of its first one, and the same rank; None if there is none."""
+    name = key[0] if key in base.parts else next(iter(base.passes), "")
+    if (name, key[1]) not in base.parts:
+        return None
+    source = base.part((name, key[1]))
+    file = segment_path(Path(), name, key[1]).name
+    return RowBases(source, file, counterparts(source.sites, segment.sites))

@@ -7,7 +7,7 @@ hardly at all, and the same tensor is named some thirty times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tracereplay.dtypes import nbytes
 from tracereplay.errors import DamagedTrace
@@ -27,10 +27,12 @@ class Limits:
 
     Args:
         file: the segment.
+        base_size: gives the bytes of the trace that it may be a difference from; asked when nothing is left.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, base_size: Callable[[], int] | None = None) -> None:
         self._file = file
+        self._base_size = base_size
         self._left = {what: base + factor * file.size for what, (base, factor) in _ALLOWED.items()}
         self._seen: set[int] = set()  # of frames that are no steps: there are few
         self._seen_steps = {what: bytearray() for what in ("records", "values", "kernels")}
@@ -72,6 +74,9 @@ class Limits:
 
     def _take(self, what: str, size: int) -> None:
         self._left[what] -= size
+        if self._left[what] < 0 and self._base_size is not None:
+            more, self._base_size = self._base_size(), None
+            self._left = {key: left + _ALLOWED[key][1] * more for key, left in self._left.items()}
         if size < 0 or self._left[what] < 0:
             raise DamagedTrace(
                 f"{self._file.name} asks for far more memory than its {self._file.size} bytes can honestly "

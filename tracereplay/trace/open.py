@@ -15,7 +15,7 @@ from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
 from tracereplay.event import Site, Step, Value
 from tracereplay.passes import RECORD
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
-from tracereplay.trace.codec import Bytes
+from tracereplay.trace.chunk import Bytes
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.forms import StepRecord
@@ -27,7 +27,7 @@ from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.run import Run, read_run
 from tracereplay.trace.served import served_run, told_by_segments
 
-__all__ = ["Trace", "open_trace"]
+__all__ = ["Key", "Trace", "open_trace"]
 
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
 Key = tuple[str, int]  # pass (and engine, if it is not the first), rank
@@ -174,7 +174,7 @@ class Trace:
         if key not in self._files:
             raise TraceError(f"{self.path} has no pass {key[0]!r} of rank {key[1]}; it has {list(self._files)}.")
         if key not in self._open:
-            self._open[key] = SegmentReader(self._files[key], self.from_base)
+            self._open[key] = SegmentReader(self._files[key], self.from_base, self.base_size)
         return self._open[key]
 
     def segment(self, pass_name: str, rank: int = 0) -> SegmentReader | JoinedSegments:
@@ -268,10 +268,12 @@ class Trace:
             self._base = base
 
     def from_base(self, segment: str, chunk: int, number: int) -> Bytes:
-        """A tensor of the base trace (see `codec.DELTA`)."""
-        if self._base is None:
-            self._base = self._find_base()
-        return self._base.tensor(segment, chunk, number)
+        """A tensor of the base trace (see `difference`)."""
+        return self._the_base().tensor(segment, chunk, number)
+
+    def base_size(self) -> int:
+        """Bytes of the base trace; 0 if this one is not stored as a difference."""
+        return self._the_base().size if self.manifest["run"].get("base") is not None else 0
 
     def tensor(self, segment: str, chunk: int, number: int) -> memoryview:
         """The bytes of a stored tensor, by the name of its segment's file and its place in it."""
@@ -281,6 +283,11 @@ class Trace:
                 f"A segment {segment!r} of {self.path} is referred to, and no trace has one of that name."
             )
         return self.part((match["pass"], int(match["rank"]))).tensor(chunk, number)
+
+    def _the_base(self) -> Trace:
+        if self._base is None:
+            self._base = self._find_base()
+        return self._base
 
     def _find_base(self) -> Trace:
         described = self.run.base

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.event import Site, Step
 from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace import records
-from tracereplay.trace.chunk import Entry
-from tracereplay.trace.codec import Base, Bytes, decode_chunk
+from tracereplay.trace.chunk import Bytes, Entry
+from tracereplay.trace.codec import decode_chunk
 from tracereplay.trace.dedup import strided_bytes
+from tracereplay.trace.difference import Base
 from tracereplay.trace.forms import Forms, StepRecord
 from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch, scan
 from tracereplay.trace.index import Index, indexed, scanned
@@ -39,12 +40,15 @@ class SegmentReader:
     Args:
         source: the segment.
         base: where tensors are found that are stored as a difference from another trace.
+        base_size: gives the bytes of that trace, 0 if there is none.
 
     Raises:
         NotATrace, DamagedTrace: see `frames`.
     """
 
-    def __init__(self, source: Path | File, base: Base | None = None) -> None:
+    def __init__(
+        self, source: Path | File, base: Base | None = None, base_size: Callable[[], int] | None = None
+    ) -> None:
         self.file: File = LocalFile(source) if isinstance(source, Path) else source
         self.name = self.file.name
         self._base = base
@@ -57,7 +61,7 @@ class SegmentReader:
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
         self._outline: Outline | None = None
-        self._limits = Limits(self.file)
+        self._limits = Limits(self.file, base_size)
         check_magic(self.file)
         self.index = self._find_index()
         self._limits.chunks(sum(size for _, _, size in self.index.chunks))

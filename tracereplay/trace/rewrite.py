@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
-from tracereplay.event import Call, Value
+from tracereplay.event import Step
 from tracereplay.trace import codec
 from tracereplay.trace.append import Appender
-from tracereplay.trace.chunk import WIDTHS, Entry
+from tracereplay.trace.chunk import WIDTHS, Bytes, Entry
+from tracereplay.trace.difference import MAX_SPANS, Base, Spans, base_of, difference, write_spans
 from tracereplay.trace.frames import Tag
-from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
-from tracereplay.trace.records import Located, located_of
 
-__all__ = ["References", "references_to", "rewrite"]
+__all__ = ["Bases", "rewrite"]
 
-References = dict[tuple[int, int], codec.Reference]  # chunk and tensor -> the base's
+# Of a step and the first chunk that is its own: by chunk and tensor, what in the base the tensor may be stored as
+# its difference from.
+Bases = Callable[[Step, int], Mapping[tuple[int, int], Spans]]
 
 
 def rewrite(
-    segment: SegmentReader, out: Path, *, level: int, references: References | None, base: Trace | None
+    segment: SegmentReader, out: Path, *, level: int, bases: Bases | None = None, base: Base | None = None
 ) -> None:
     """Writes ``segment`` anew, frame by frame.
 
@@ -32,107 +34,113 @@ def rewrite(
         segment: of a complete or an interrupted recording.
         out: file to create.
         level: of zstandard, 1 to 22.
-        references: which tensors to store as a difference, and from which of ``base``.
-        base: the base trace; its tensors must be of the same size.
+        bases: what tensors may be stored as a difference from; each is, where that is smaller. None: none is.
+        base: gives the tensors that ``bases`` names.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    encoder = codec.Encoder(codec.STRONG if base is None else codec.DELTA, level)
+    encoder = codec.Encoder(codec.STRONG if base is None else codec.ROWS, level)
     try:
         fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         try:
-            _copy(segment, Appender(fd, encoder), references or {}, base)
+            _Copy(segment, Appender(fd, encoder), bases, base).run()
         finally:
             os.close(fd)
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
 
 
-def _copy(segment: SegmentReader, to: Appender, references: References, base: Trace | None) -> None:
-    to.magic()
-    for frame, number, decoded in segment.frames():
-        if frame.kind == Tag.DATA:
-            _copy_chunk(segment, to, number, references, base)
-        elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
-            place = to.packed(Tag(frame.kind), bytes(decoded))
-            if frame.kind == Tag.SITES:
-                to.index.sites.append(place)
-            if frame.kind == Tag.STEP:
-                to.index.steps.append((segment.index.steps[number][0], *place))
-    if segment.summary is not None:
-        to.end({k: v for k, v in segment.summary.items() if k not in ("steps", "index", "content")})
+class _Copy:
+    """A segment on its way into another; it knows of one step at a time."""
+
+    def __init__(self, segment: SegmentReader, to: Appender, bases: Bases | None, base: Base | None) -> None:
+        self._segment, self._to, self._bases, self._base = segment, to, bases, base
+        self._steps = self._chunks = 0  # copied
+        self._known: Mapping[tuple[int, int], Spans] | None = None  # of the step whose chunks are being copied
+
+    def run(self) -> None:
+        segment, to = self._segment, self._to
+        to.magic()
+        for frame, number, decoded in segment.frames():
+            if frame.kind == Tag.DATA:
+                self._chunks = number
+                self._chunk(number)
+            elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
+                place = to.packed(Tag(frame.kind), bytes(decoded))
+                if frame.kind == Tag.SITES:
+                    to.index.sites.append(place)
+                if frame.kind == Tag.STEP:
+                    to.index.steps.append((segment.index.steps[number][0], *place))
+                    self._steps += 1
+                    self._known = None
+        if segment.summary is not None:
+            to.end({k: v for k, v in segment.summary.items() if k not in ("steps", "index", "content")})
+
+    def _chunk(self, number: int) -> None:
+        chunk, entries = self._segment.chunk(number)
+        start = bytes(chunk[: min((e.start for e in entries), default=len(chunk))])
+        plain = [chunk[e.start : e.end] for e in entries]
+        if self._base is None:
+            self._to.chunk(start, _regions(entries, plain))
+            return
+        bases = [_of_size(self._step_bases().get((number, i)), entry) for i, entry in enumerate(entries)]
+        origin = base_of(entries, bases, self._base, len(chunk), self._segment.name)
+        stored: list[Bytes] = [*plain]
+        left = MAX_SPANS
+        for i, (entry, spans) in enumerate(zip(entries, bases, strict=True)):
+            if spans is None or len(spans) > left:
+                bases[i] = None
+                continue
+            folded = difference(plain[i], origin[entry.start : entry.end].data, entry.dtype).data
+            if _smaller(folded, plain[i], spans, entry.dtype):
+                stored[i] = folded
+                left -= len(spans)
+            else:
+                bases[i] = None
+        self._to.chunk(start, _regions(entries, stored), bases, [part for _, part in _regions(entries, plain)])
+
+    def _step_bases(self) -> Mapping[tuple[int, int], Spans]:
+        """Of the step that follows the chunk: chunks are written ahead of the step that they belong to."""
+        if self._known is None:
+            there = self._steps < len(self._segment)
+            step = self._segment.step(self._steps) if there else None
+            self._known = {} if self._bases is None or step is None else self._bases(step, self._chunks)
+        return self._known
 
 
-def _copy_chunk(
-    segment: SegmentReader, to: Appender, number: int, references: References, base: Trace | None
-) -> None:
-    chunk, entries = segment.chunk(number)
-    start = bytes(chunk[: min((e.start for e in entries), default=len(chunk))])
-    plain = _regions(entries, [chunk[e.start : e.end] for e in entries])
-    if base is None:
-        to.chunk(start, plain)
-        return
-    wanted = [references.get((number, i)) for i in range(len(entries))]
-    found = [None if r is None else base.tensor(*r) for r in wanted]
-    kept = [b is not None and len(b) == e.end - e.start for b, e in zip(found, entries, strict=True)]
-    data: list[codec.Bytes] = [
-        part if b is None or not keep else codec.difference(part, b, e.dtype).tobytes()
-        for e, b, keep in zip(entries, found, kept, strict=True)
-        for part in [chunk[e.start : e.end]]
-    ]
-    used = [r if keep else None for r, keep in zip(wanted, kept, strict=True)]
-    to.chunk(start, _regions(entries, data), used, [region for _, region in plain])
+def _of_size(spans: Spans | None, entry: Entry) -> Spans | None:
+    """The spans, unless a value said that a stored tensor has another size than it has."""
+    fits = spans is not None and sum(span.size for span in spans) == entry.end - entry.start
+    return spans if fits else None
 
 
-def _regions(entries: list[Entry], data: list[codec.Bytes]) -> list[tuple[int, codec.Bytes]]:
+def _smaller(folded: Bytes, plain: Bytes, spans: Spans, dtype: str) -> bool:
+    """Whether the difference takes less than the tensor, by the entropy of their planes and what names the spans.
+
+    Engines that sample other tokens compute other rows, which have nothing to do with each other.
+    """
+    named = len(write_spans([spans]))
+    if named > len(plain):  # a chunk's list of spans must not be longer than the chunk
+        return False
+    word = DTYPES[dtype].word
+    return _entropy(folded, word) + named / 4 < _entropy(plain, word)
+
+
+def _entropy(data: Bytes, word: int) -> float:
+    """Bytes that an entropy coder needs for the planes of ``data``, at least."""
+    total = 0.0
+    for plane in codec.split([data], word):
+        counts = np.bincount(plane, minlength=1)
+        shares = counts[counts > 0] / len(plane)
+        total -= len(plane) * float(shares @ np.log2(shares)) / 8
+    return total
+
+
+def _regions(entries: Sequence[Entry], data: Sequence[Bytes]) -> list[tuple[int, Bytes]]:
     """The tensors' bytes region by region, as `chunk.ChunkBuilder` lays them."""
     order = sorted(range(len(entries)), key=lambda i: entries[i].start)
     joined = {
         width: b"".join(data[i] for i in order if DTYPES[entries[i].dtype].word == width) for width in WIDTHS
     }
     return [(width, region) for width, region in joined.items() if region]
-
-
-def references_to(base: Trace, segment: SegmentReader, key: tuple[str, int]) -> References:
-    """Which tensors of a candidate's segment have a counterpart in its golden trace.
-
-    A counterpart is the same tensor of the same call of a step over the same rows. Where engines composed their
-    batches differently there is none, and the tensor is stored as it is.
-
-    Args:
-        base: the golden trace.
-        segment: the candidate's.
-        key: pass and rank of the segment.
-    """
-    name = key[0] if key in base.parts else next(iter(base.passes), "")
-    if (name, key[1]) not in base.parts:
-        return {}
-    source = base.part((name, key[1]))
-    known: dict[Any, codec.Reference] = {}
-    for place, located in _placed(source):
-        if located.pieces == 1 and not located.strided and located.chunk >= 0:
-            known.setdefault(place, (f"{name}-rank{key[1]}.seg", located.chunk, located.tensor))
-    found: References = {}
-    for place, located in _placed(segment):
-        if place in known and located.pieces == 1 and not located.strided and located.chunk >= 0:
-            found.setdefault((located.chunk, located.tensor), known[place])
-    return found
-
-
-def _placed(segment: SegmentReader) -> Iterator[tuple[Any, Located]]:
-    """Each value with what it is: site, call, side, index, rows, dtype and shape."""
-    for number in range(len(segment)):
-        for call in segment.step(number).calls:
-            for side, index, value in _values(call):
-                rows = (call.rows_out if side == "out" else call.rows_in).tobytes()
-                yield (call.site, call.number, side, index, rows, value.dtype, value.shape), located_of(value)
-
-
-def _values(call: Call) -> Iterator[tuple[str, int, Value]]:
-    for index, value in enumerate(call.inputs):
-        yield "in", index, value
-    for index, value in enumerate(call.outputs):
-        yield "out", index, value
-    for index, value in call.written.items():
-        yield "written", index, value

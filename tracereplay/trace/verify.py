@@ -72,7 +72,7 @@ def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
     try:
         for frame in scan(file):
             seen.add(frame)
-        segment = SegmentReader(file, trace.from_base)
+        segment = SegmentReader(file, trace.from_base, trace.base_size)
         _check(segment)
     except TraceError as error:
         return SegmentReport(name, "damaged", seen.steps, seen.frames, file.size, seen.end, str(error))
@@ -203,7 +203,7 @@ def _close(path: Path, trace: Trace) -> None:
         except BlockingIOError:
             refuse_live(path)
             raise
-        segment = SegmentReader(path, trace.from_base)
+        segment = SegmentReader(path, trace.from_base, trace.base_size)
         to = Appender(fd, Encoder(PLANES))
         for frame, _, decoded in segment.frames():
             count_content(to.content, frame.kind, decoded)

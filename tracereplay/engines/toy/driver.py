@@ -83,7 +83,13 @@ class ToyDriver:
         with ExitStack() as traces:  # they are read as the generation goes on
             forced, source = _given(recording, engine, traces)
             recorder = Recorder(
-                recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites
+                recording.trace,
+                recording.name,
+                engine.numerics,
+                engine.ranks,
+                source,
+                engine.sites,
+                recording.options,
             )
             results = engine.generate(recorder, forced, recording.serving.of(len(prompts)))
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}

@@ -10,6 +10,7 @@ import numpy as np
 from tracereplay.engines.toy.golden import Source
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.event import RowMap, Sampled, Site, make_rows
+from tracereplay.recorder.options import Options
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, segment_path
 from tracereplay.trace.shards import cut
 
@@ -25,13 +26,16 @@ class Recorder:
         ranks: 1 or 2; each writes a segment. 0: nothing is recorded.
         source: replaces tensors in an injected or cancelled pass.
         known: the engine's operators.
+        options: of which operators, and which side, something is kept.
     """
 
     def __init__(
-        self, path: Path, name: str, numerics: Numerics, ranks: int, source: Source | None, known: Iterable[Site]
-    ) -> None:
+        self, path: Path, name: str, numerics: Numerics, ranks: int, source: Source | None, known: Iterable[Site],
+        options: Options = Options(),
+    ) -> None:  # fmt: skip
         self._numerics, self._source = numerics, source
         self._sites = {site.name: site for site in known}
+        self._left_out = options.left_out(list(self._sites.values()))
         self._writers = [
             SegmentWriter(segment_path(path, name, rank), {"pass": name, "rank": rank, "world": ranks})
             for rank in range(ranks)
@@ -67,6 +71,8 @@ class Recorder:
 
     def _keep(self, site: str, side: str, index: int, x: Array, rows: RowMap) -> None:
         known = self._sites[site]
+        if known.slot in self._left_out[side]:
+            return
         layout = known.layouts.get(f"{side}{index}")
         for rank, calls in enumerate(self._calls):
             piece = cut(x, layout, rank, len(self._calls)) if layout else x
