@@ -109,9 +109,17 @@ class RowTables:
 
     def picked(self, data: torch.Tensor, places: Ints, dtype: torch.dtype) -> torch.Tensor:
         """Rows of ``data`` (see `find`) as a new tensor of ``dtype`` on the device. Does not synchronize."""
+        return self.sent(self.gathered(data, places), dtype)
+
+    def gathered(self, data: torch.Tensor, places: Ints) -> torch.Tensor:
+        """Rows of ``data`` (see `find`) as a new tensor in host memory."""
         bits = BITS[data.element_size()]
         rows = self._device.pinned((len(places), *data.shape[1:]), data.dtype)
         torch.index_select(data.view(bits), 0, torch.from_numpy(places), out=rows.view(bits))
+        return rows
+
+    def sent(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What `gathered` gave, as ``dtype`` on the device."""
         return self._device.upload(rows).to(dtype)
 
     def lay_in(self, data: torch.Tensor, places: Ints, known: Known, host: torch.Tensor) -> None:
