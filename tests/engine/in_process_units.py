@@ -94,6 +94,14 @@ def what_was_inherited_passes_through_and_only_the_own_error_goes():
     assert _without_error(actual, injected, golden, Cancellation(edges=frozenset({("site", 0)}))) is None
 
 
+def rows_without_an_own_error_are_left_alone():
+    golden = torch.tensor([[1.0, -0.0], [float("nan"), 2.0]])
+    assert _without_error(torch.full((2, 2), 7.5), golden, golden, Cancellation(everything=True)) is None
+    other = torch.tensor([[1.0, 0.0], [float("nan"), 2.0]])
+    given = _without_error(other, other, golden, Cancellation(everything=True))
+    assert torch.equal(given.view(torch.int16), golden.bfloat16().view(torch.int16))
+
+
 def rows_are_cancelled_by_their_place_and_unknown_ones_stay():
     golden, injected = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [2.25]])
     actual = torch.tensor([[9.0], [2.25], [1.5], [6.0]])  # of places 7, 1 and 0, and a row of padding
