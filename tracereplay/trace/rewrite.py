@@ -17,6 +17,7 @@ from tracereplay.trace.frames import Tag
 from tracereplay.trace.open import Trace
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located, located_of
+from tracereplay.trace.upgrade import copy_end, copy_record
 
 __all__ = ["References", "references_to", "rewrite"]
 
@@ -54,14 +55,9 @@ def _copy(segment: SegmentReader, to: Appender, references: References, base: Tr
     for frame, number, decoded in segment.frames():
         if frame.kind == Tag.DATA:
             _copy_chunk(segment, to, number, references, base)
-        elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
-            place = to.packed(Tag(frame.kind), bytes(decoded))
-            if frame.kind == Tag.SITES:
-                to.index.sites.append(place)
-            if frame.kind == Tag.STEP:
-                to.index.steps.append((segment.index.steps[number][0], *place))
-    if segment.summary is not None:
-        to.end({k: v for k, v in segment.summary.items() if k not in ("steps", "index", "content")})
+        else:
+            copy_record(segment, to, frame, number, bytes(decoded))
+    copy_end(segment, to)
 
 
 def _copy_chunk(
