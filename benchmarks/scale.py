@@ -182,7 +182,7 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     model = scratch / f"model-{given.size}"
     if not model.exists():
-        write_model(model, "llama", PRESETS[given.size])
+        write_model("llama", model, PRESETS[given.size])
     engine = find(given.engine, max_model_len=PROMPT + max(lengths) + 8)
     results = []
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -21,7 +21,7 @@ from tracereplay.errors import UsageError
 from tracereplay.report.clean import clean
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
-from tracereplay.trace.outline import line_of
+from tracereplay.trace.outline import MOST, line_of
 from tracereplay.trace.select import PASSES, Chosen, choose, pass_of
 
 __all__ = ["show"]
@@ -109,7 +109,7 @@ def _steps(trace: Trace, name: str, everything: bool) -> Iterator[tuple[str, ...
         for step in trace.records(name, trace.ranks(name)[0])
     )
     for line in every if everything else outline.first:
-        some = ", ".join(map(str, line.requests[:8])) + (" ..." if len(line.requests) > 8 else "")
+        some = ", ".join(map(str, line.requests[: MOST - 1])) + (" ..." if len(line.requests) == MOST else "")
         yield str(line.number), str(line.rows), some, str(line.calls), str(line.sampled)
     if not everything and len(outline.first) < outline.steps:
         yield f"and {outline.steps - len(outline.first)} more", "", "", "", ""

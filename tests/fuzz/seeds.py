@@ -15,6 +15,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 sys.path.insert(0, str(FIXTURES))
 
 import make_hostile  # noqa: E402
+import make_hostile_forms  # noqa: E402
 
 __all__ = ["write_seeds"]
 
@@ -38,9 +39,9 @@ def segments() -> Iterator[bytes]:
 
 
 def _containers(toy: Path) -> Iterator[bytes]:
-    plain = plainly(toy / "record-rank0.seg")
-    yield b"m" + plain
-    yield b"m" + plain[:-TAIL_SIZE]
+    for plain in (plainly(toy / "record-rank0.seg"), with_forms(toy / "record-rank0.seg")):
+        yield b"m" + plain
+        yield b"m" + plain[:-TAIL_SIZE]
     for data in segments():
         yield b"r" + data
         yield b"m" + data
@@ -65,6 +66,23 @@ def plainly(path: Path) -> bytes:
         if copy.steps:
             break
     return copy.close()
+
+
+def with_forms(path: Path) -> bytes:
+    """The same with two steps, as this version of the format has them."""
+    reader = SegmentReader(path)
+    copy = make_hostile_forms.Formed()
+    copy.data[:], copy.listed, copy.sites = MAGIC, [], []
+    for frame, _, decoded in reader.frames():
+        if frame.kind == Tag.STEP:
+            step = reader._step_record(len(copy.steps))
+            copy.step(step)
+        elif frame.kind in (Tag.META, Tag.SITES, Tag.FORM, Tag.DATA):
+            place = copy.frame(frame.kind, bytes(decoded))
+            copy.sites += [place] if frame.kind == Tag.SITES else []
+        if len(copy.steps) == 2:
+            break
+    return copy.end(outline=reader.written_outline())
 
 
 def _chunks(toy: Path) -> Iterator[bytes]:

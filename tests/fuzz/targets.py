@@ -27,6 +27,7 @@ from tracereplay.trace.arrays import restore
 from tracereplay.trace.chunk import ChunkBuilder
 from tracereplay.trace.difference import difference, restored
 from tracereplay.trace.digest import content_digest
+from tracereplay.trace.forms import Forms
 from tracereplay.trace.frames import HEADER_SIZE, MAGIC, write_header
 from tracereplay.trace.manifest import read_manifest
 from tracereplay.trace.packfile import packed_parts
@@ -207,7 +208,7 @@ def records(data: bytes) -> None:
         assert repr(found) == repr(reference.unpackb(data, strict_map_key=False))
         assert repr(unpack(pack(found), "again.seg")) == repr(found)
         plain._count(data, len(data))  # which unpack leaves out for short records
-    for read in (_as_step, _as_sites, functools.partial(read_manifest, data, "manifest.json")):
+    for read in (_as_step, _as_parts, _as_sites, functools.partial(read_manifest, data, "manifest.json")):
         try:
             read() if isinstance(read, functools.partial) else read(found)
         except TraceError:
@@ -221,6 +222,15 @@ def _as_step(found: Any) -> None:
             hash((call.site, call.number))
         for kernel in step.kernels:
             hash((kernel.site, kernel.name))
+
+
+def _as_parts(found: Any) -> None:
+    """A step by its form; as a form too, if it names one."""
+    if isinstance(found, dict):
+        forms = Forms({77: "model.norm"}, lambda number: (found, 1))
+        record = forms.read(0, found, 0)
+        assert record.size >= 0
+        assert len(pack(forms.whole(found)[0])) > 0
 
 
 def _as_sites(found: Any) -> None:

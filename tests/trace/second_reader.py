@@ -17,7 +17,7 @@ import xxhash
 import zstandard
 
 MAGIC = b"\x93TRACE\r\n"
-META, SITES, DATA, STEP, INDEX, END, MANIFEST, SEGMENT = range(1, 9)
+META, SITES, DATA, STEP, INDEX, END, MANIFEST, SEGMENT, FORM = range(1, 10)
 RAW, ZSTD, PLANES, STRONG, DELTA, ROWS = range(6)
 LIMIT = 64 << 20
 SEGMENT_NAME = re.compile(r"([a-z]{1,32})-rank(0|[1-9][0-9]{0,3})\.seg")
@@ -261,19 +261,22 @@ class Segment:
         self.end: dict[str, Any] | None = end.record() if end else None
         self.known: tuple[int, bytes, list[Stored]] = (-1, b"", [])
         found = self.indexed(self.end) if self.end else self.scanned()
-        self.chunks, self.records = found[DATA], found[STEP]
+        self.chunks, self.records, self.forms = found[DATA], found[STEP], found[FORM]
         sites = [site for offset in found[SITES] for site in Frame.at(data, offset, SITES).record()]
         self.sites: dict[int, dict[str, Any]] = {site["slot"]: site for site in sites}
 
     def scanned(self) -> dict[int, list[int]]:
         """Where frames are, from header to header."""
         return {
-            kind: [one.offset for one in frames(self.data) if one.kind == kind] for kind in (SITES, DATA, STEP)
+            kind: [one.offset for one in frames(self.data) if one.kind == kind]
+            for kind in (SITES, DATA, STEP, FORM)
         }
 
     def indexed(self, end: dict[str, Any]) -> dict[int, list[int]]:
-        """Where frames are, by the chain of INDEX frames."""
-        found: dict[int, list[int]] = {SITES: [], DATA: [], STEP: []}
+        """Where frames are, by the INDEX frames."""
+        found: dict[int, list[int]] = {SITES: [], DATA: [], STEP: [], FORM: []}
+        if "indexes" in end:
+            return self.listed(end, found)
         at = end["index"]
         while at:
             index = Frame.at(self.data, at, INDEX).record()
@@ -283,6 +286,48 @@ class Segment:
             at = index["previous"]
         require(len(found[STEP]) == end["steps"], "the index has not all steps")
         return found
+
+    def listed(self, end: dict[str, Any], found: dict[int, list[int]]) -> dict[int, list[int]]:
+        """Where frames are, by the INDEX frames that END lists: each lists lengths of frames in a row."""
+        for at, length, start, forms, chunks, steps, first, *_ in end["indexes"]:
+            frame = Frame.at(self.data, at, INDEX)
+            index = frame.record()
+            kinds, lengths = np.frombuffer(index["kinds"], "u1"), np.frombuffer(index["lengths"], "<u4")
+            sizes, numbers = np.frombuffer(index["sizes"], "<u4"), np.frombuffer(index["numbers"], "<i8").cumsum()
+            counts = [np.count_nonzero(kinds == kind) for kind in (FORM, DATA, STEP)]
+            require(frame.length == length and counts == [forms, chunks, steps], "END says otherwise of an index")
+            require(len(numbers) == steps and (not steps or numbers[0] == first), "the numbers are others")
+            for kind, stored, size in zip(kinds.tolist(), lengths.tolist(), sizes.tolist(), strict=True):
+                listed = Frame.at(self.data, start, kind)
+                require((listed.length, listed.size) == (stored, size), "the index has other lengths")
+                found.setdefault(kind, []).append(start)
+                start = listed.end
+            require(start <= at, "an index lists what is behind it")
+        places = [[offset, Frame.at(self.data, offset, SITES).length] for offset in found[SITES]]
+        require([place[:2] for place in end["sites"]] == places, "END lists other sites")
+        require(len(found[STEP]) == end["steps"], "the index has not all steps")
+        for number, copy, *_ in end["forms"]:
+            require(Frame.at(self.data, found[FORM][number], FORM).decoded() == copy, "END repeats another form")
+        return found
+
+    def whole(self, offset: int) -> dict[str, Any]:
+        """The record of the STEP frame there, in one piece."""
+        step = Frame.at(self.data, offset, STEP).record()
+        if "values" in step:
+            return step
+        require(step["form"] < len(self.forms) and self.forms[step["form"]] < offset, "there is no such form yet")
+        form = Frame.at(self.data, self.forms[step["form"]], FORM).record()
+        require(form["maps"] == len(step["maps"]), "the form has another number of row maps")
+        away = {place: rest for place, *rest in step.pop("elsewhere", [])}
+        first, values = step.pop("chunk"), []
+        for place, (*lies, chunk, tensor, pieces, skip, strided) in enumerate(form["values"]):
+            own = [chunk + first if chunk >= 0 else chunk, tensor, pieces, skip, strided]
+            values.append([*lies, *(away.pop(place) if chunk == -2 else own)])
+        require(not away, "a step says where values are that it has itself")
+        columns = step.pop("sampled")
+        head = {"number": step.pop("number"), "maps": step.pop("maps"), "values": values, "calls": form["calls"]}
+        del step["form"]
+        return head | {"sampled": [list(row) for row in zip(*columns, strict=True)]} | step
 
     def tensor(self, chunk: int, number: int) -> bytes:
         """The bytes of a tensor in a chunk."""
@@ -313,7 +358,7 @@ class Segment:
     def steps(self) -> Iterator[dict[str, Any]]:
         """All steps, in order: their records, with `rows`, and with references in `calls` resolved."""
         for offset in self.records:
-            record = Frame.at(self.data, offset, STEP).record()
+            record = self.whole(offset)
             maps = [np.frombuffer(rows, "<i4").reshape(-1, 3) for rows in record["maps"]]
             values = [Value(*items[:11]) for items in record["values"]]
             calls = [self.call(items, maps, values) for items in record["calls"]]
@@ -331,7 +376,10 @@ class Segment:
         digest = xxhash.xxh3_128()
         for frame in frames(self.data):
             if frame.kind in (META, SITES, DATA, STEP):
-                digest.update(bytes([frame.kind]) + xxhash.xxh3_128_digest(frame.decoded(self.base)))
+                decoded = frame.decoded(self.base)
+                if frame.kind == STEP and "values" not in frame.record():
+                    decoded = msgpack.packb(self.whole(frame.offset))
+                digest.update(bytes([frame.kind]) + xxhash.xxh3_128_digest(decoded))
         same = self.end is None or self.end["content"] == digest.hexdigest()
         require(same, f"{self.name} has another content")
         return digest.hexdigest()
@@ -348,7 +396,7 @@ class Trace:
         check = self.manifest.pop("check", None)
         text = json.dumps(self.manifest, sort_keys=True, separators=(",", ":"))
         require(xxhash.xxh3_128_hexdigest(text.encode()) == check, "the manifest is damaged")
-        require(self.manifest["format"] == 1, "the format is not known")
+        require(self.manifest["format"] in (1, 2), "the format is not known")
         named = self.manifest["run"].get("base")
         require(not (base and named) or base.digest() == named["digest"], "the base is another trace")
         segments = (Segment(name, memoryview(data), base) for name, data in parts.items())

@@ -194,7 +194,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
 def test_one_call_at_a_url_is_read_with_range_requests(
     golden: Path, tmp_path: Path, server: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracereplay.storage.remote.END", 4096)  # the toy's traces are small
+    for limit in ("BEGINNING", "END", "BEFORE", "AFTER"):
+        monkeypatch.setattr(f"tracereplay.storage.remote.{limit}", 4096)  # the toy's traces are small
     url, given = server
     pack_trace(open_trace(golden), tmp_path / "golden.pack")
     trace = tracereplay.open_trace(f"{url}/golden.pack")

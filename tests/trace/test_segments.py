@@ -25,7 +25,7 @@ from tracereplay.trace import (
     SegmentWriter,
     TensorBytes,
     frames,
-    index,
+    index_record,
 )
 from tracereplay.trace.arrays import restore
 from tracereplay.trace.codec import RAW
@@ -287,7 +287,7 @@ def test_a_tensor_larger_than_a_chunk_is_cut_and_joined(tmp_path: Path) -> None:
 
 
 def test_a_chain_of_indexes_finds_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "EVERY", 6)
+    monkeypatch.setattr(index_record, "EVERY", 6)
     steps = [[bytes([i]) * 8] for i in range(20)]
     path = write(tmp_path / "a.seg", steps)
     reader = SegmentReader(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from tracereplay.columns.store import Columns, Pattern, Places, Segment, TensorC
 from tracereplay.columns.tensors import Ints, TableKey
 from tracereplay.event import Call, RowMap, Site
 from tracereplay.sitemap import SiteMap
-from tracereplay.trace.forms import StepRecord
+from tracereplay.trace.forms import Form, StepRecord
 
 __all__ = ["Added", "PassReader", "columns_of"]
 
@@ -49,6 +50,7 @@ class PassReader:
         self._number_rows = number_rows
         self._sites, self._site_map = sites, site_map
         self._kinds: dict[tuple[object, ...], Kind] = {}
+        self._several: dict[Form, tuple[tuple[str, int], ...]] = {}  # calls of sites that have several
         self._count = 0
 
     def steps(self) -> Iterator[Added]:
@@ -85,11 +87,12 @@ class PassReader:
 
     def _lanes(self, record: StepRecord, ids: Sequence[Ints]) -> tuple[int, ...]:
         """The lanes of the calls of sites that are called more than once."""
-        sites: dict[str, int] = {}
-        for call in record.form.calls:
-            sites[call.site] = sites.get(call.site, 0) + 1
-        several = [(c.site, ids[c.rows_out]) for c in record.form.calls if sites[c.site] > 1]
-        return tuple(_lanes_of(several))
+        several = self._several.get(record.form)
+        if several is None:
+            sites = Counter(call.site for call in record.form.calls)
+            several = tuple((c.site, c.rows_out) for c in record.form.calls if sites[c.site] > 1)
+            self._several[record.form] = several
+        return tuple(_lanes_of([(site, ids[rows]) for site, rows in several]))
 
 
 def _together(segments: Sequence[Segment]) -> Iterator[list[StepRecord | None]]:
@@ -122,15 +125,32 @@ def _first(records: Sequence[StepRecord | None]) -> StepRecord:
 
 
 def _lanes_of(calls: Sequence[tuple[str, Ints]]) -> list[int]:
-    """For each call the first lane of its site where none of its rows was computed yet in the step."""
-    taken: dict[str, list[Ints]] = {}
+    """For each call the first lane of its site where none of its rows was computed yet in the step.
+
+    Calls with the same rows have the same array.
+    """
+    taken: dict[str, list[dict[int, Ints]]] = {}  # of each site's lanes the rows, by the identity of their array
+    free: dict[tuple[str, int], int] = {}  # where rows found a place last: lanes only fill
+    meet: dict[tuple[int, int], bool] = {}
     found: list[int] = []
     for site, ids in calls:
-        lanes, known = taken.setdefault(site, []), ids[ids >= 0]
-        lane = next((i for i, before in enumerate(lanes) if not np.isin(known, before).any()), len(lanes))
-        lanes[lane : lane + 1] = [np.concatenate([*lanes[lane : lane + 1], known])]
+        lanes = taken.setdefault(site, [])
+        lane = free.get((site, id(ids)), 0)
+        while lane < len(lanes) and any(_meet(ids, other, meet) for other in lanes[lane].values()):
+            lane += 1
+        lanes += [{}] * (lane == len(lanes))
+        lanes[lane][id(ids)] = ids
+        free[site, id(ids)] = lane
         found.append(lane)
     return found
+
+
+def _meet(one: Ints, other: Ints, known: dict[tuple[int, int], bool]) -> bool:
+    """Whether two maps have a row in common."""
+    key = id(one), id(other)
+    if key not in known:
+        known[key] = bool(np.isin(one[one >= 0], other).any())
+    return known[key]
 
 
 def columns_of(columns: Columns) -> Iterator[tuple[TableKey, TensorColumn | None, str | None]]:

@@ -13,7 +13,11 @@ from tracereplay.storage.files import File, Folder
 __all__ = ["RemoteFile", "RemoteFolder", "open_remote"]
 
 T = TypeVar("T")
-END = 64 << 10  # bytes at the end that come with the first request: a segment's end mark and mostly its index
+# Bytes that come with a request: near either end, where files say what they hold, and around what is asked for,
+# since a step's chunks stand before its record. A request takes longer than some hundred kilobytes.
+BEGINNING, END = 64 << 10, 128 << 10
+BEFORE, AFTER = 128 << 10, 128 << 10
+WINDOWS = 4  # that are kept
 
 
 class RemoteFile:
@@ -29,19 +33,30 @@ class RemoteFile:
         self.name = path.rsplit("/", 1)[-1]
         self.size = size
         self._system, self._path = system, path
-        self._kept: tuple[int, bytes] = (size, b"")
+        self._kept: list[tuple[int, bytes]] = []  # where it begins, and what it is; the one used last is last
 
     def read(self, offset: int, length: int) -> bytes:
-        length = max(0, min(length, self.size - offset))
-        if not length:
+        end = offset + max(0, min(length, self.size - offset))
+        if end <= offset:
             return b""
-        if offset + length > self.size - END and not self._kept[1]:
-            start = max(0, self.size - END)
-            self._kept = (start, self._range(start, self.size))
-        start, kept = self._kept
-        if offset >= start:
-            return kept[offset - start : offset - start + length]
-        return self._range(offset, offset + length)
+        found = next((kept for kept in self._kept if kept[0] <= offset and end <= kept[0] + len(kept[1])), None)
+        if found is None:
+            start, stop = self._window(offset, end)
+            found = start, self._range(start, stop)
+        others = [kept for kept in self._kept if kept is not found]
+        self._kept = [*others[-(WINDOWS - 1) :], found]
+        return found[1][offset - found[0] : end - found[0]]
+
+    def _window(self, offset: int, end: int) -> tuple[int, int]:
+        """What to ask for: more than is wanted where that is little, and nothing that is there."""
+        if end > self.size - END:
+            return min(offset, max(0, self.size - END)), self.size
+        if offset < BEGINNING:
+            return 0, max(end, min(BEGINNING, self.size))
+        if end - offset > BEFORE:
+            return offset, end
+        there = [start + len(data) for start, data in self._kept if start + len(data) <= offset]
+        return max([offset - BEFORE, 0, *there]), min(end + AFTER, self.size)
 
     def _range(self, start: int, end: int) -> bytes:
         data: bytes = _told(lambda: self._system.cat_file(self._path, start=start, end=end), self._path)

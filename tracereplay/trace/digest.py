@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import xxhash
 
-from tracereplay.trace.frames import Tag
+from tracereplay.trace.append import COUNTED
 from tracereplay.trace.reader import SegmentReader
 
 __all__ = ["content_digest", "count_content"]
 
-COUNTED = (Tag.META, Tag.SITES, Tag.DATA, Tag.STEP)
-
 
 def count_content(state: xxhash.xxh3_128, kind: int, decoded: bytes | bytearray | memoryview) -> None:
-    """Adds a frame's decoded payload to a segment's content digest (see `append.Appender`)."""
+    """Adds a frame to a segment's content digest (see `append.Appender`).
+
+    Args:
+        state: to add it to.
+        kind: of the frame.
+        decoded: its decoded payload; of a step that names a form, the record that version 1 has in one piece.
+    """
     if kind in COUNTED:
         state.update(bytes([kind]) + xxhash.xxh3_128_digest(decoded))
 

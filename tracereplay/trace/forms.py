@@ -11,9 +11,10 @@ single steps.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -24,13 +25,14 @@ from tracereplay.dtypes import nbytes
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Request, RowMap, Sampled
 from tracereplay.trace import records
+from tracereplay.trace.form_records import ELSEWHERE, apart, is_whole, whole
 from tracereplay.trace.plain import as_place, as_text, pack
 from tracereplay.trace.records import Located
 
 __all__ = ["ELSEWHERE", "CallForm", "Form", "Forms", "StepRecord"]
 
 KEPT = 100_000  # values and calls of the forms that a segment keeps; some 40 MB
-ELSEWHERE = -2  # the chunk of a value whose bytes an earlier step has; each step says where
+KEPT_BYTES = 2 << 20  # of FORM frames, decoded; what was read of them takes some 20 times as much
 
 
 class CallForm(NamedTuple):
@@ -57,16 +59,18 @@ class Form:
         calls: in order of execution.
         maps: number of row maps.
         size: bytes of all values, each as often as calls name it.
-        uses: how often calls name each row map.
+        away: number of values with the chunk `ELSEWHERE`.
+        uses: how often calls name each row map, by its place.
     """
 
     values: tuple[Located, ...]
     calls: tuple[CallForm, ...]
     maps: int
     size: int
-    uses: tuple[int, ...]
+    away: int
+    uses: Mapping[int, int]
 
-    @property
+    @cached_property
     def sites(self) -> tuple[str, ...]:
         """Of the calls."""
         return tuple([call.site for call in self.calls])
@@ -106,9 +110,7 @@ class StepRecord:
     @property
     def size(self) -> int:
         """Bytes of the calls' values and rows, each as often as it is named."""
-        return self.form.size + sum(
-            rows.nbytes * uses for rows, uses in zip(self.maps, self.form.uses, strict=True)
-        )
+        return self.form.size + sum(self.maps[place].nbytes * uses for place, uses in self.form.uses.items())
 
 
 class Forms:
@@ -116,13 +118,17 @@ class Forms:
 
     Args:
         names: the sites' names by slot; may grow.
+        fetch: gives the contents of the segment's nth FORM frame, and their size in bytes; see `at`.
     """
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], fetch: Callable[[int], tuple[dict[str, Any], int]]) -> None:
         self._names = names
+        self._fetch = fetch
         self._known: WeakValueDictionary[bytes, Form] = WeakValueDictionary()
         self._lately: OrderedDict[bytes, Form] = OrderedDict()
         self._parts = 0
+        self._frames: OrderedDict[int, _Frame] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def read(self, place: int, data: Mapping[str, Any], first: int) -> StepRecord:
@@ -131,22 +137,27 @@ class Forms:
         Args:
             place: of the step in the segment.
             data: the contents of its STEP frame.
-            first: number of the first chunk that the step before does not have.
+            first: number of the first chunk that the step before does not have; a step that names a form says it.
 
         Raises:
-            DamagedTrace: it has not the parts of a step.
+            DamagedTrace: it has not the parts of a step, or its form not those of a form.
         """
         try:
             maps = [records.read_rows(m) for m in data["maps"]]
-            values, elsewhere = _apart(data["values"], first)
-            key = xxhash.xxh3_128_digest(pack([values, data["calls"], len(maps)]))
-            form = self._known.get(key) or _form(values, data["calls"], len(maps), self._names)
-            form = self._used(key, form)
-            for place_of, told in elsewhere.items():
-                records.check_located(form.values[place_of]._replace(**_LEFT(*told)._asdict()))
+            if not is_whole(data):
+                form, first = self._frame(data["form"]).form, as_place(data["chunk"])
+                away = data.get("elsewhere", ())
+                rows = zip(*data["sampled"], strict=True)
+            else:
+                values, away = apart(data["values"], first)
+                form = self._once(values, data["calls"], len(maps))
+                rows = iter(data["sampled"])
+            elsewhere = _told(form, away)
+            if form.maps != len(maps) or len(elsewhere) != form.away:
+                raise ValueError("a step that does not fit its form")
             return StepRecord(
                 place, as_place(data["number"]), form, first, elsewhere, maps,
-                tuple([records.read_sampled(s) for s in data["sampled"]]),
+                tuple([records.read_sampled(s) for s in rows]),
                 tuple(map(as_text, data["notes"])),
                 tuple([records.read_request(r) for r in data["requests"]]),
                 as_place(data["weights"]),
@@ -156,8 +167,41 @@ class Forms:
         except records.WRONG as error:
             raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error
 
-    def _used(self, key: bytes, form: Form) -> Form:
-        """The form of that key, which is kept for now."""
+    def whole(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """A step's record as version 1 has it, and the bytes of the form that it names (0: none).
+
+        Raises:
+            DamagedTrace: the step does not fit its form.
+        """
+        if is_whole(data):
+            return dict(data), 0
+        try:
+            frame = self._frame(data["form"])
+            return whole(frame.record, data), frame.size
+        except records.WRONG as error:
+            raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error
+
+    def _frame(self, number: Any) -> _Frame:
+        """The nth FORM frame."""
+        with self._lock:
+            known = self._frames.get(as_place(number))
+            if known is not None:
+                self._frames.move_to_end(number)
+                return known
+        record, size = self._fetch(number)
+        found = _Frame(record, self._once(record["values"], record["calls"], as_place(record["maps"])), size)
+        with self._lock:
+            self._bytes += size if number not in self._frames else 0
+            self._frames[number] = found
+            while self._bytes > KEPT_BYTES and len(self._frames) > 1:
+                self._bytes -= self._frames.popitem(last=False)[1].size
+        return found
+
+    def _once(self, values: Sequence[Sequence[Any]], calls: Sequence[Sequence[Any]], maps: int) -> Form:
+        """The form of these parts of a record."""
+        lies = [(*value[:3], *value[6:11]) for value in values]
+        key = xxhash.xxh3_128_digest(pack([lies, calls, maps]))
+        form = self._known.get(key) or _form(lies, calls, maps, self._names)
         with self._lock:
             form = self._known.setdefault(key, form)
             if key not in self._lately:
@@ -169,11 +213,15 @@ class Forms:
         return form
 
 
-def _parts(form: Form) -> int:
-    return len(form.values) + len(form.calls)
+class _Frame(NamedTuple):
+    """A FORM frame that was read."""
+
+    record: dict[str, Any]
+    form: Form
+    size: int
 
 
-class _LEFT(NamedTuple):
+class _Left(NamedTuple):
     """What of a `Located` a form does not say where the bytes are an earlier step's."""
 
     chunk: int
@@ -183,22 +231,20 @@ class _LEFT(NamedTuple):
     strided: bool
 
 
-def _apart(
-    values: Sequence[Sequence[Any]], first: int
-) -> tuple[list[tuple[Any, ...]], dict[int, tuple[Any, ...]]]:
-    """The values as a form has them, and where the bytes of the others are."""
-    found: list[tuple[Any, ...]] = []
-    elsewhere: dict[int, tuple[Any, ...]] = {}
-    for place, value in enumerate(values):
-        dtype, shape, strides, _, _, _, chunk, tensor, pieces, skip, strided = value[:11]
-        if chunk >= first:
-            found.append((dtype, shape, strides, chunk - first, tensor, pieces, skip, strided))
-        elif chunk == -1:
-            found.append((dtype, shape, strides, -1, tensor, pieces, skip, strided))
-        else:
-            found.append((dtype, shape, strides, ELSEWHERE, 0, 1, 0, False))
-            elsewhere[place] = (chunk, tensor, pieces, skip, strided)
-    return found, elsewhere
+def _told(form: Form, away: Iterable[Sequence[Any]]) -> dict[int, tuple[int, int, int, int, bool]]:
+    """Where the bytes are of the values that an earlier step has, checked."""
+    found: dict[int, tuple[int, int, int, int, bool]] = {}
+    for place, *rest in away:
+        left, value = _Left(*rest[:5]), form.values[as_place(place)]
+        if value.chunk != ELSEWHERE or left.chunk < 0:
+            raise ValueError("a value that a step has itself, and another does")
+        records.check_located(value._replace(**left._asdict()))
+        found[place] = left
+    return found
+
+
+def _parts(form: Form) -> int:
+    return len(form.values) + len(form.calls)
 
 
 def _form(
@@ -207,15 +253,14 @@ def _form(
     located = tuple(_located(*value) for value in values)
     made = tuple(_call(call, names) for call in calls)
     sizes = [nbytes(value.dtype, value.shape) for value in located]
-    total, uses = 0, [0] * maps
+    total, uses = 0, Counter[int]()
     for call in made:
         places = _places(call)
         if max(places, default=-1) >= len(sizes) or max(call.rows_in, call.rows_out) >= maps:
             raise IndexError("a call names a value or a row map that the step has not")
         total += sum(sizes[place] for place in places)
-        uses[call.rows_in] += 1
-        uses[call.rows_out] += 1
-    return Form(located, made, maps, total, tuple(uses))
+        uses.update((call.rows_in, call.rows_out))
+    return Form(located, made, maps, total, sum(value.chunk == ELSEWHERE for value in located), uses)
 
 
 def _places(call: CallForm) -> list[int]:

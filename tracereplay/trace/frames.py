@@ -51,6 +51,7 @@ class Tag(IntEnum):
     END = 6
     MANIFEST = 7
     SEGMENT = 8
+    FORM = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace.bases import Counterparts, RowBases, by_name
 from tracereplay.trace.directory import refuse_live, segment_path
+from tracereplay.trace.manifest import FORMAT
 from tracereplay.trace.open import Key, Trace
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.rewrite import rewrite
+from tracereplay.trace.upgrade import is_current, upgrade
 
 __all__ = ["STRONG_LEVEL", "pack_trace"]
 
@@ -29,7 +31,8 @@ def pack_trace(
     Args:
         trace: complete or interrupted.
         out: path of the file.
-        level: of zstandard, 1 to 22; None copies the segments byte for byte, or is `STRONG_LEVEL` with a base.
+        level: of zstandard, 1 to 22; None copies chunks as they are stored, and segments of this version of the
+            format byte for byte, or is `STRONG_LEVEL` with a base.
         base: store tensors as their difference from this trace's, where it has their rows. The reader then
             needs it.
         counterparts: which of the base's operators is which.
@@ -43,7 +46,7 @@ def pack_trace(
     if isinstance(trace.path, Path):
         refuse_live(trace.path)
     place = Place(out, force=force, inputs=[*trace.read_from, *(base.read_from if base is not None else ())])
-    manifest = {k: v for k, v in trace.manifest.items() if k != "check"}
+    manifest = {k: v for k, v in trace.manifest.items() if k != "check"} | {"format": FORMAT}
     if base is not None:
         if base.run.base:
             raise UsageError(f"{base.path} is itself stored as a difference; give the trace that it differs from.")
@@ -63,10 +66,13 @@ def pack_trace(
 def _stored(
     trace: Trace, key: Key, scratch: Path, level: int | None, base: Trace | None, counterparts: Counterparts
 ) -> File:
-    if level is None and base is None:
-        return trace.file(key)
     segment = trace.part(key)
     path = segment_path(scratch, *key)
+    if level is None and base is None:
+        if is_current(segment):
+            return trace.file(key)
+        upgrade(segment, path)
+        return LocalFile(path)
     bases = None if base is None else _bases(base, segment, key, counterparts)
     rewrite(segment, path, level=level or STRONG_LEVEL, bases=bases, base=None if base is None else base.tensor)
     return LocalFile(path)

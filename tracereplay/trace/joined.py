@@ -93,6 +93,16 @@ class JoinedSegments:
         found = self._segments[number].record(within)
         return _record_renumbered(found, self._begins[number], place, sum(self._chunks[:number]))
 
+    def place_of(self, number: int) -> int | None:
+        """Where the step of that number is; None: there is none."""
+        before = 0
+        for segment, (_, steps) in zip(self._segments, self._begins, strict=True):
+            place = segment.place_of(number - steps)
+            if place is not None:
+                return before + place
+            before += len(segment)
+        return None
+
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
         return (self.step(place) for place in range(len(self)))

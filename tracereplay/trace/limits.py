@@ -35,7 +35,8 @@ class Limits:
         self._base_size = base_size
         self._left = {what: base + factor * file.size for what, (base, factor) in _ALLOWED.items()}
         self._seen: set[int] = set()  # of frames that are no steps: there are few
-        self._seen_steps = {what: bytearray() for what in ("records", "values", "kernels")}
+        self._seen_chunks: set[int] = set()
+        self._seen_steps = {what: bytearray() for what in ("records", "forms", "values", "kernels")}
 
     def record(self, offset: int, size: int) -> None:
         """A record, not a step's, is about to be read: ``size`` bytes, decoded, in the frame at ``offset``."""
@@ -43,13 +44,24 @@ class Limits:
             self._seen.add(offset)
             self._take("records", size)
 
-    def chunks(self, size: int) -> None:
-        """The segment has chunks of ``size`` bytes, decoded, in all; once for a segment."""
-        self._take("chunks", size)
+    def again(self, size: int) -> None:
+        """A record of ``size`` bytes, decoded, is about to be read, and counts each time: it may be forgotten."""
+        self._take("records", size)
+
+    def chunks(self, offset: int, size: int) -> None:
+        """The segment has chunks of ``size`` bytes, decoded, in all, by the index at ``offset``."""
+        if offset not in self._seen_chunks:
+            self._seen_chunks.add(offset)
+            self._take("chunks", size)
 
     def step_record(self, place: int, size: int) -> None:
         """The record of the step at ``place``, of ``size`` bytes, decoded, is about to be read."""
         self._once("records", place, size)
+
+    def whole(self, place: int, size: int) -> None:
+        """The step at ``place`` is put together with its form, whose record is of ``size`` bytes, decoded."""
+        if self._first("forms", place):
+            self._take("records", size)
 
     def step(self, place: int, step: Step) -> None:
         """The step at ``place`` was read; whoever wants its values reads these bytes."""
@@ -64,13 +76,17 @@ class Limits:
         self._once("kernels", place, sum(nbytes(v.dtype, v.shape) for v in values))
 
     def _once(self, what: str, place: int, size: int) -> None:
-        """Takes ``size`` unless the step at ``place`` was counted; a byte a step, since traces may be long."""
+        """Takes ``size`` unless the step at ``place`` was counted."""
+        if self._first(what, place):
+            self._take(what, size)
+
+    def _first(self, what: str, place: int) -> bool:
+        """Whether the step at ``place`` was not asked about before; a byte a step, since traces may be long."""
         seen = self._seen_steps[what]
         if len(seen) <= place:
             seen.extend(bytes(place + 1 - len(seen)))
-        if not seen[place]:
-            seen[place] = True
-            self._take(what, size)
+        before, seen[place] = seen[place], True
+        return not before
 
     def _take(self, what: str, size: int) -> None:
         self._left[what] -= size

@@ -1,6 +1,6 @@
 """The manifest: what a trace says of its run, and whether it is complete.
 
-    {"format": 1, "state": "incomplete" | "complete", "run": {...}, "passes": {...}, "check": "..."}
+    {"format": 2, "state": "incomplete" | "complete", "run": {...}, "passes": {...}, "check": "..."}
 
 ``check`` is the xxh3-128 of the rest, as JSON with sorted keys and no spaces: results are evidence, and a changed
 digit must not pass for one.
@@ -20,7 +20,8 @@ from tracereplay.trace.records import too_deep
 
 __all__ = ["FORMAT", "MAX_MANIFEST", "read_manifest", "write_manifest"]
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 MAX_MANIFEST = 64 << 20
 MAX_PARTS = 1 << 20  # lists and maps: what takes much more memory than text
 MAX_DEPTH = 64
@@ -82,9 +83,10 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
         raise DamagedTrace(f"{name} cannot be read: {error}.") from error
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
         raise DamagedTrace(f"{name} is not the manifest of a trace: it has no format number.")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READABLE:
         raise TraceError(
-            f"{name} is of format {manifest['format']}; this version reads format {FORMAT}; update tracereplay."
+            f"{name} is of format {manifest['format']}; this version reads formats {READABLE[0]} to {FORMAT}; "
+            "update tracereplay."
         )
     if not all(isinstance(manifest.get(key), dict) for key in ("run", "passes")) or "state" not in manifest:
         raise DamagedTrace(f"{name} lacks one of run, passes and state.")

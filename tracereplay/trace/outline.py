@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tracereplay.event import RowMap
+from tracereplay.trace.plain import as_place
 
-__all__ = ["FIRST", "Outline", "StepLine", "joined", "line_of"]
+__all__ = ["FIRST", "MOST", "Outline", "StepLine", "joined", "line_of", "read_outline", "write_outline"]
 
 FIRST = 6  # steps that are told one by one
+MOST = 9  # requests of a step that are told; a reader shows one fewer, and that there are more
 
 
 class StepLine(NamedTuple):
@@ -22,7 +24,7 @@ class StepLine(NamedTuple):
     Args:
         number: of the step.
         rows: of its row map.
-        requests: that its rows belong to, in order.
+        requests: that its rows belong to, in order; the first `MOST` of them.
         calls: of operators.
         sampled: tokens.
     """
@@ -36,7 +38,7 @@ class StepLine(NamedTuple):
 
 def line_of(number: int, rows: RowMap, calls: int, sampled: int) -> StepLine:
     """The step with this row map, and so many calls and sampled tokens."""
-    return StepLine(number, len(rows), tuple(np.unique(rows[:, 0]).tolist()), calls, sampled)
+    return StepLine(number, len(rows), tuple(np.unique(rows[:, 0])[:MOST].tolist()), calls, sampled)
 
 
 @dataclass(slots=True)
@@ -88,6 +90,42 @@ class Outline:
         for site in self._sites:
             self.calls[site] += self._alike
         self._form, self._sites, self._alike = None, (), 0
+
+
+def write_outline(outline: Outline, slots: Mapping[Hashable, int] | None = None) -> dict[str, Any]:
+    """The record in a segment's END frame; ``slots`` are those of its sites, if it does not have them already."""
+    return {
+        "rows": outline.rows,
+        "sampled": outline.sampled,
+        "calls": sorted((site if slots is None else slots[site], count) for site, count in outline.calls.items()),
+        "first": outline.first,
+    }
+
+
+def read_outline(data: Mapping[str, Any], steps: int, names: Mapping[int, str]) -> Outline:
+    """The inverse of `write_outline`.
+
+    Args:
+        data: the record.
+        steps: of the segment.
+        names: the sites' names by slot.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not one.
+    """
+    first = [
+        StepLine(as_place(number), as_place(rows), tuple([_request(r) for r in requests[:MOST]]), as_place(calls),
+                 as_place(sampled))
+        for number, rows, requests, calls, sampled in data["first"][:FIRST]
+    ]  # fmt: skip
+    calls = Counter[Hashable]({names[slot]: as_place(count) for slot, count in data["calls"]})
+    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first)
+
+
+def _request(number: Any) -> int:
+    if type(number) is not int or not -1 << 31 <= number < 1 << 31:
+        raise ValueError("something else where a request's number belongs")
+    return number
 
 
 def joined(outlines: Iterable[Outline], begins: Iterable[tuple[int, int]]) -> Outline:

@@ -19,17 +19,19 @@ from tracereplay.trace.chunk import Bytes, Entry
 from tracereplay.trace.codec import decode_chunk
 from tracereplay.trace.dedup import strided_bytes
 from tracereplay.trace.difference import Base
+from tracereplay.trace.form_records import is_whole
 from tracereplay.trace.forms import Forms, StepRecord
 from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch, scan
-from tracereplay.trace.index import Index, indexed, scanned
+from tracereplay.trace.index import Index, chained, indexed, scanned
 from tracereplay.trace.limits import Limits
-from tracereplay.trace.outline import Outline
-from tracereplay.trace.plain import decode_record, unpack
+from tracereplay.trace.outline import Outline, read_outline, write_outline
+from tracereplay.trace.plain import as_place, decode_record, pack, unpack
 from tracereplay.trace.records import Located
 
 __all__ = ["SegmentReader"]
 
 CACHED = 72 << 20  # bytes of decoded chunks; more than a small file may have, so that no order of reading is slow
+_ASIDE = 1 << 10  # bytes that a chunk takes in memory besides its own
 _DIGEST = re.compile("[0-9a-f]{32}")
 _GUESS = 4 << 10  # bytes of a record that is read before its length is known
 
@@ -56,7 +58,8 @@ class SegmentReader:
         self._cache: OrderedDict[int, tuple[memoryview, list[Entry]]] = OrderedDict()
         self._cached = 0
         self._names: dict[int, str] = {}
-        self._forms = Forms(self._names)
+        self._forms = Forms(self._names, self._form)
+        self._copied: dict[int, bytes] = {}
         self.meta: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.summary: dict[str, Any] | None = None
@@ -64,7 +67,6 @@ class SegmentReader:
         self._limits = Limits(self.file, base_size)
         check_magic(self.file)
         self.index = self._find_index()
-        self._limits.chunks(sum(size for _, _, size in self.index.chunks))
         self._read_meta()
         for offset, length in self.index.sites:
             self._add_sites(self._record(offset, length, Tag.SITES, list))
@@ -72,9 +74,13 @@ class SegmentReader:
     def _find_index(self) -> Index:
         end = end_of(self.file)
         if end is None:
-            return scanned(self.file)
+            return scanned(self.file, self._limits)
         summary = self._record(end, _GUESS, Tag.END, dict)
-        found = indexed(self.file, _number(summary, "index", self.name), self._limits)
+        if "indexes" in summary:
+            found = indexed(self.file, end, summary, self._limits)
+            self._copied = _copied_forms(summary, self.name)
+        else:
+            found = chained(self.file, _number(summary, "index", self.name), self._limits)
         if len(found.steps) != _number(summary, "steps", self.name):
             raise DamagedTrace(
                 f"{self.name} is damaged: its index has {len(found.steps)} steps, but its end mark does not."
@@ -129,19 +135,49 @@ class SegmentReader:
     def step(self, place: int) -> Step:
         """The step at ``place`` in the file."""
         check = partial(self._limits.kernels, place)
-        step = records.read_step(self._step_record(place), self._names, self.load, check)
+        step = records.read_step(self._whole(place, self._step_record(place)), self._names, self.load, check)
         self._limits.step(place, step)
         return step
 
+    def _whole(self, place: int, data: dict[str, Any]) -> dict[str, Any]:
+        """A step's record in one piece, whatever of it a form says."""
+        found, size = self._forms.whole(data)
+        self._limits.whole(place, size)
+        return found
+
     def record(self, place: int) -> StepRecord:
         """The step at ``place`` by its form, without its kernels: a hundredth of the work."""
-        found = self._forms.read(place, self._step_record(place), self._first_chunk(place))
+        data = self._step_record(place)
+        found = self._forms.read(place, data, self.index.first_chunk(place) if is_whole(data) else 0)
         self._limits.form(place, found.size)
         return found
 
-    def _first_chunk(self, place: int) -> int:
-        """How many chunks stand before the STEP frame of the step before."""
-        return self.index.chunks_before(self.index.steps[place - 1][1]) if place else 0
+    def copied_form(self, number: int) -> bytes | None:
+        """The contents of the nth FORM frame, if the END frame repeats them."""
+        return self._copied.get(number)
+
+    def _form(self, number: int) -> tuple[dict[str, Any], int]:
+        """The contents of the nth FORM frame, and their size in bytes, decoded."""
+        data = self._copied.get(number)
+        if data is None:
+            if number >= len(self.index.forms):
+                raise DamagedTrace(f"{self.name} names form {number}; it holds {len(self.index.forms)}.")
+            offset, length = self.index.forms[number]
+            frame, payload = fetch(self.file, offset, length, Tag.FORM)
+            self._limits.again(frame.size)
+            data = decode_record(payload, frame.codec, frame.size, self.name)
+        else:
+            self._limits.again(len(data))
+        found = unpack(data, self.name)
+        if not isinstance(found, dict):
+            raise DamagedTrace(f"{self.name} holds {type(found).__name__} where a form belongs.")
+        return found, len(data)
+
+    def place_of(self, number: int) -> int | None:
+        """Where the step of that number is; None: there is none."""
+        if self.summary is None:  # found by a scan, which does not read the steps' numbers
+            return next((step.place for step in self.records() if step.number == number), None)
+        return self.index.place_of(number)
 
     def steps(self) -> Iterator[Step]:
         """All committed steps in order."""
@@ -153,12 +189,22 @@ class SegmentReader:
 
     def outline(self) -> Outline:
         """Its steps in short."""
+        told = (self.summary or {}).get("outline")
+        if self._outline is None and told is not None:
+            try:
+                self._outline = read_outline(told, len(self), self._names)
+            except records.WRONG as error:
+                raise DamagedTrace(f"{self.name} has an end mark that cannot be read: {error!r}.") from error
         if self._outline is None:
             found = Outline()
             for step in self.records():
                 found.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites)
             self._outline = found.done()
         return self._outline
+
+    def written_outline(self) -> dict[str, Any]:
+        """The same as another segment's END frame would have it."""
+        return write_outline(self.outline(), {name: site.slot for name, site in self.sites.items()})
 
     def chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
         """A chunk's bytes and where its tensors lie in them.
@@ -174,9 +220,9 @@ class SegmentReader:
         with self._lock:
             if number not in self._cache:
                 self._cache[number] = data
-                self._cached += data[0].nbytes
+                self._cached += data[0].nbytes + _ASIDE
             while self._cached > CACHED and len(self._cache) > 1:
-                self._cached -= self._cache.popitem(last=False)[1][0].nbytes
+                self._cached -= self._cache.popitem(last=False)[1][0].nbytes + _ASIDE
         return data
 
     def read_chunk(self, number: int) -> tuple[memoryview, list[Entry]]:
@@ -185,23 +231,42 @@ class SegmentReader:
 
     def frames(self) -> Iterator[tuple[Frame, int, bytes | memoryview]]:
         """All frames from the first to the last: each with its number among those of its kind, and its decoded
-        payload (nothing for kinds that this version does not know)."""
+        payload (nothing for kinds that this version does not know); of a step, its record in one piece."""
         numbers: Counter[int] = Counter()
         for frame in scan(self.file):
             number = numbers[frame.kind]
             numbers[frame.kind] += 1
-            yield frame, number, self.chunk(number)[0] if frame.kind == Tag.DATA else self._told(frame, number)
+            if frame.kind == Tag.DATA:
+                yield frame, number, self.chunk(number)[0]
+            else:
+                yield frame, number, self.told(frame, number, numbers[Tag.FORM])
 
-    def _told(self, frame: Frame, number: int) -> bytes:
-        """A record's msgpack bytes."""
-        if frame.kind not in (Tag.META, Tag.SITES, Tag.STEP, Tag.INDEX, Tag.END):
+    def told(self, frame: Frame, number: int, forms: int = 0) -> bytes:
+        """A record's msgpack bytes (nothing for kinds that this version does not know); of a step, in one piece.
+
+        Args:
+            frame: its header.
+            number: of the frame among those of its kind.
+            forms: how many FORM frames stand before it.
+        """
+        if frame.kind not in (Tag.META, Tag.SITES, Tag.STEP, Tag.FORM, Tag.INDEX, Tag.END):
             return b""
         _, payload = fetch(self.file, frame.offset, frame.length, Tag(frame.kind))
         if frame.kind == Tag.STEP:
             self._limits.step_record(number, frame.size)
         else:
             self._limits.record(frame.offset, frame.size)
-        return decode_record(payload, frame.codec, frame.size, self.name)
+        data = decode_record(payload, frame.codec, frame.size, self.name)
+        if frame.kind == Tag.STEP and b"\xa4form" in data:
+            step = unpack(data, self.name)
+            if isinstance(step, dict) and not is_whole(step):
+                if not isinstance(step["form"], int) or step["form"] >= forms:
+                    raise DamagedTrace(
+                        f"{self.name} is damaged: step {number} names form {step['form']}, before which there are "
+                        f"{forms}."
+                    )
+                return pack(self._whole(number, step))
+        return data
 
     def chunk_frame(self, number: int) -> tuple[Frame, bytes]:
         """A chunk as it is stored."""
@@ -279,3 +344,16 @@ def _number(data: dict[str, Any], key: str, name: str) -> int:
     if type(value) is not int:
         raise DamagedTrace(f"{name} holds an end mark whose {key!r} is not a number.")
     return value
+
+
+def _copied_forms(summary: dict[str, Any], name: str) -> dict[int, bytes]:
+    """The forms that an END frame repeats, by their numbers."""
+    found = {}
+    try:
+        for number, data, *_ in summary.get("forms", ()):
+            if not isinstance(data, bytes):
+                raise TypeError("something else where a form belongs")
+            found[as_place(number)] = data
+    except (TypeError, ValueError) as error:
+        raise DamagedTrace(f"{name} has an end mark that cannot be read: {error!r}.") from error
+    return found

@@ -153,7 +153,7 @@ def write_sampled(sampled: Sampled) -> list[Any]:
     return [*sampled.key, sampled.token, sampled.choice, sampled.logprob]
 
 
-def read_sampled(data: list[Any]) -> Sampled:
+def read_sampled(data: Sequence[Any]) -> Sampled:
     request, sequence, position, token, choice, logprob = data
     if logprob is not None and not isinstance(logprob, float | int):
         raise ValueError(f"{type(logprob).__name__} where a logprob belongs")

@@ -17,6 +17,7 @@ from tracereplay.trace.chunk import WIDTHS, Bytes, Entry
 from tracereplay.trace.difference import MAX_SPANS, Base, Spans, base_of, difference, write_spans
 from tracereplay.trace.frames import Tag
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.upgrade import copy_end, copy_record
 
 __all__ = ["Bases", "rewrite"]
 
@@ -66,16 +67,12 @@ class _Copy:
             if frame.kind == Tag.DATA:
                 self._chunks = number
                 self._chunk(number)
-            elif frame.kind in (Tag.META, Tag.SITES, Tag.STEP):
-                place = to.packed(Tag(frame.kind), bytes(decoded))
-                if frame.kind == Tag.SITES:
-                    to.index.sites.append(place)
-                if frame.kind == Tag.STEP:
-                    to.index.steps.append((segment.index.steps[number][0], *place))
-                    self._steps += 1
-                    self._known = None
-        if segment.summary is not None:
-            to.end({k: v for k, v in segment.summary.items() if k not in ("steps", "index", "content")})
+                continue
+            copy_record(segment, to, frame, number, bytes(decoded))
+            if frame.kind == Tag.STEP:
+                self._steps += 1
+                self._known = None
+        copy_end(segment, to)
 
     def _chunk(self, number: int) -> None:
         chunk, entries = self._segment.chunk(number)

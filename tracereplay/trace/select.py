@@ -142,19 +142,16 @@ def _places(trace: Trace, segment: SegmentReader | JoinedSegments, step: int | N
     """Where in the segment the steps are."""
     if step is None:
         return list(range(len(segment)))
-    if (
-        isinstance(segment, JoinedSegments) or segment.summary is None
-    ):  # found by a scan, which does not read the steps' numbers
-        numbers = [segment.step(i).number for i in range(len(segment))]
-    else:
-        numbers = [number for number, _, _ in segment.index.steps]
-    if step not in numbers:
-        raise UsageError(f"{trace.path} has no step {step}; its steps are {_span(numbers)}.")
-    return [numbers.index(step)]
+    place = segment.place_of(step)
+    if place is None:
+        raise UsageError(f"{trace.path} has no step {step}; its steps are {_span(segment)}.")
+    return [place]
 
 
-def _span(numbers: list[int]) -> str:
-    return f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
+def _span(segment: SegmentReader | JoinedSegments) -> str:
+    if not len(segment):
+        return "none"
+    return f"{segment.record(0).number} to {segment.record(len(segment) - 1).number}"
 
 
 def tensors_of(call: Call) -> Iterator[tuple[str, Value, RowMap]]:

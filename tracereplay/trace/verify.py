@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +25,17 @@ from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.digest import count_content
 from tracereplay.trace.directory import MANIFEST, refuse_live, replace_manifest, segment_path
 from tracereplay.trace.frames import MAGIC, Frame, Tag, scan
-from tracereplay.trace.index import Places
 from tracereplay.trace.kernels import Kernels
+from tracereplay.trace.manifest import FORMAT
 from tracereplay.trace.open import Trace, open_trace
+from tracereplay.trace.outline import Outline
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.served import is_whole, told_by_segments
 from tracereplay.trace.writer import GONE
 
 __all__ = ["SegmentReport", "check_segment", "repair", "verify"]
 
+_WORDS: Mapping[int, str] = {Tag.SITES: "list of sites", Tag.FORM: "form", Tag.DATA: "chunk", Tag.STEP: "step"}
 State = Literal["complete", "recoverable", "damaged"]
 
 
@@ -114,30 +117,36 @@ def _dropped(summary: dict[str, Any] | None) -> int:
 
 def _check(segment: SegmentReader) -> None:
     """Raises DamagedTrace at the first thing that is not as it was written."""
-    state = xxhash.xxh3_128()
-    found = {Tag.DATA: 0, Tag.STEP: 0}
+    state, outline = xxhash.xxh3_128(), Outline()
+    index = segment.index
+    listed = {Tag.SITES: index.sites, Tag.FORM: index.forms, Tag.DATA: index.chunks, Tag.STEP: index.steps}
+    found: Counter[Tag] = Counter()
     for frame, number, decoded in segment.frames():
         count_content(state, frame.kind, decoded)
-        if frame.kind == Tag.DATA:
-            _expect(segment, "chunk", number, frame, segment.index.chunks)
+        if frame.kind in listed:
+            _expect(segment, number, frame, listed[Tag(frame.kind)])
+            found[Tag(frame.kind)] += 1
+        if frame.kind == Tag.FORM and segment.copied_form(number) not in (None, decoded):
+            raise DamagedTrace(f"{segment.name} is damaged: its end mark repeats another form {number}.")
         if frame.kind == Tag.STEP:
-            _expect(segment, "step", number, frame, segment.index.steps)
+            step = segment.record(number)
+            outline.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites)
             for value in {id(value): value for value in values_of(segment.step(number))}.values():
                 value.load()
-        if frame.kind in found:
-            found[Tag(frame.kind)] += 1
     stated = None if segment.summary is None else segment.summary.get("content")
     if stated is not None and stated != state.hexdigest():
         raise DamagedTrace(f"{segment.name} is damaged: its frames are not those that its end mark describes.")
-    if (len(segment.index.chunks), len(segment.index.steps)) != (found[Tag.DATA], found[Tag.STEP]):
+    if any(len(places) != found[kind] for kind, places in listed.items()):
         raise DamagedTrace(f"{segment.name} is damaged: its index names frames that do not exist.")
+    if outline.done() != segment.outline():
+        raise DamagedTrace(f"{segment.name} is damaged: its end mark does not describe its steps.")
 
 
-def _expect(segment: SegmentReader, what: str, number: int, frame: Frame, places: Places) -> None:
+def _expect(segment: SegmentReader, number: int, frame: Frame, places: Sequence[tuple[int, ...]]) -> None:
     known = number < len(places) and frame.offset in places[number]
     if not known:
         raise DamagedTrace(
-            f"{segment.name} is damaged: {what} {number} at byte {frame.offset} is not in its index."
+            f"{segment.name} is damaged: {_WORDS[frame.kind]} {number} at byte {frame.offset} is not in its index."
         )
 
 
@@ -176,22 +185,24 @@ def repair(trace: Trace) -> list[str]:
         if report.frames and trace.part(key).summary is None:
             _close(path, trace)
             repaired.append(path.name)
-    return [*repaired, *_finish_manifest(open_trace(trace.path))]
+    changed = {"format": FORMAT} if repaired else {}  # which segments have that get this version's index
+    return [*repaired, *_finish_manifest(open_trace(trace.path), trace.path, changed)]
 
 
-def _finish_manifest(trace: Trace) -> list[str]:
-    """Writes what the segments say of a command whose parent was killed; returns the file's name if so."""
-    if not told_by_segments(trace.manifest) or not isinstance(trace.path, Path):
+def _finish_manifest(trace: Trace, path: Path, changed: Mapping[str, Any]) -> list[str]:
+    """Writes what has changed, and what the segments say of a command whose parent was killed; returns the file's
+    name if there is anything to write."""
+    if told_by_segments(trace.manifest):
+        whole = "command" in trace.manifest["run"] and is_whole(trace)
+        changed = {**changed, "run": trace.raw_run, "state": "complete" if whole else "incomplete"}
+    said = {**trace.manifest, **changed}
+    if said == trace.manifest:
         return []
-    whole = "command" in trace.manifest["run"] and is_whole(trace)
-    said = {**trace.manifest, "run": trace.raw_run, "state": "complete" if whole else "incomplete"}
     del said["check"]
-    if (said["run"], said["state"]) == (trace.manifest["run"], trace.manifest["state"]):
-        return []
     try:
-        replace_manifest(trace.path, said)
+        replace_manifest(path, said)
     except OSError as error:
-        raise UsageError(f"{trace.path / MANIFEST} cannot be repaired: {error.strerror}.") from error
+        raise UsageError(f"{path / MANIFEST} cannot be repaired: {error.strerror}.") from error
     return [MANIFEST]
 
 
@@ -203,20 +214,17 @@ def _close(path: Path, trace: Trace) -> None:
         except BlockingIOError:
             refuse_live(path)
             raise
-        segment = SegmentReader(path, trace.from_base, trace.base_size)
         to = Appender(fd, Encoder(PLANES))
-        for frame, _, decoded in segment.frames():
+        to.cut(max(SegmentReader(path, trace.from_base, trace.base_size).index.at, len(MAGIC)))
+        segment = SegmentReader(path, trace.from_base, trace.base_size)  # it ends here, whatever is written behind
+        for frame, number, decoded in segment.frames():
             count_content(to.content, frame.kind, decoded)
-        to.index.sites = [(o, n) for o, n in segment.index.sites]
-        to.index.chunks = [(o, n, size) for o, n, size in segment.index.chunks]
-        to.index.steps = [(_step_number(segment, i), o, n) for i, (_, o, n) in enumerate(segment.index.steps)]
-        to.cut(max(segment.index.at, len(MAGIC)))
-        to.end({"interrupted": True})
+            step = segment.record(number).number if frame.kind == Tag.STEP else 0
+            to.index.add(frame.kind, frame.length, frame.size, step)
+            if to.index.due():
+                to.write_index()
+        to.end({"interrupted": True, "outline": segment.written_outline()})
     except OSError as error:
         raise UsageError(f"{path} cannot be repaired: {error.strerror}.") from error
     finally:
         os.close(fd)
-
-
-def _step_number(segment: SegmentReader, place: int) -> int:
-    return segment.step(place).number

@@ -1,9 +1,9 @@
 """Writing one segment: an append-only file for each process and pass.
 
-    META ─▶ SITES ─▶ [ DATA* STEP (INDEX) ]* ─▶ INDEX ─▶ END ─▶ tail
+    META ─▶ SITES ─▶ [ DATA* (FORM) STEP (INDEX) ]* ─▶ INDEX ─▶ END ─▶ tail
 
-A step's DATA frames come before its STEP frame, which is the commit mark: a reader shows a step only when all of
-it is there. What fails in the middle of a step is cut off again.
+A step's DATA frames, and a FORM frame if its form is new, come before its STEP frame, which is the commit mark: a
+reader shows a step only when all of it is there. What fails in the middle of a step is cut off again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.dedup import Contents, TensorBytes
 from tracereplay.trace.frames import Tag
+from tracereplay.trace.outline import Outline, write_outline
 
 __all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
 GONE = "engine_gone"  # why a writer closed a segment of which the engine did not say the end
 RESERVE = 4096  # bytes kept of a budget for what closes a segment
+_CALLED = 20  # and for each site
 
 
 class BudgetSpent(Exception):
@@ -65,7 +67,6 @@ class _Mark(NamedTuple):
     size: int
     contents: int
     content: Any
-    chunks: int
 
 
 class SegmentWriter:
@@ -88,6 +89,8 @@ class SegmentWriter:
         self._max_bytes = max_bytes
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None
+        self._outline = Outline()
+        self._sites = 0
         self._to.magic()
         self._to.record(Tag.META, dict(meta))
 
@@ -107,7 +110,9 @@ class SegmentWriter:
 
     def sites(self, sites: Iterable[Site]) -> None:
         """Says which sites the following steps speak of; may be called again with more."""
-        self._to.index.sites.append(self._to.record(Tag.SITES, [records.write_site(s) for s in sites]))
+        written = [records.write_site(s) for s in sites]
+        self._sites += len(written)
+        self._to.record(Tag.SITES, written)
 
     # -- a step -----------------------------------------------------------------------------------------
 
@@ -157,7 +162,7 @@ class SegmentWriter:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
             BudgetSpent: it would make the file too large. The segment keeps the steps before it.
         """
-        self._begin()
+        mark = self._begin()
         maps = _Maps(rows)
         packed = [_packed(call, maps) for call in calls]
         try:
@@ -175,16 +180,17 @@ class SegmentWriter:
                 census,
                 padded,
             )
-            place = self._to.record(Tag.STEP, record)
+            self._to.step(record, mark.contents)
         except OSError:
             self.rollback()
             raise
-        if self._max_bytes is not None and self.size + self._to.index.room() + RESERVE > self._max_bytes:
+        if self._max_bytes is not None and self.size + self._room() > self._max_bytes:
             self.rollback()
             raise BudgetSpent
         self._mark = None
         self._contents.end_step()
-        self._to.index.steps.append((number, *place))
+        slots = tuple([call.slot for call in calls])
+        self._outline.add(number, rows, len(sampled), slots, slots)
         if self._to.index.due():
             self._to.write_index()
 
@@ -211,22 +217,25 @@ class SegmentWriter:
         if mark is not None:
             self._to.cut(mark.size)
             self._to.content = mark.content
-            self._to.index.keep_chunks(mark.chunks)
             self._contents.restore(mark.contents)
 
-    def _begin(self) -> None:
+    def _begin(self) -> _Mark:
         if self.failed:
             raise OSError(errno.EIO, "the segment was abandoned after an earlier error")
         if self._mark is None:
-            index = self._to.index
-            self._mark = _Mark(self.size, self._contents.mark(), self._to.content.copy(), index.all_chunks)
+            self._mark = _Mark(self.size, self._contents.mark(), self._to.content.copy())
+        return self._mark
+
+    def _room(self) -> int:
+        """Bytes that closing the segment takes at most; the step that is under way may have called any site."""
+        return self._to.room() + RESERVE + _CALLED * self._sites
 
     # -- the end ----------------------------------------------------------------------------------------
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Writes the index and the end mark; a segment without one is incomplete."""
         self.rollback()
-        self._to.end(summary)
+        self._to.end({**summary, "outline": write_outline(self._outline.done())})
         self._to.close()
         os.close(self._fd)
 
