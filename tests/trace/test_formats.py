@@ -11,7 +11,7 @@ import pytest
 
 from tracereplay.errors import TraceError
 from tracereplay.storage.files import LocalFile
-from tracereplay.trace import Trace, open_trace
+from tracereplay.trace import SegmentReader, Trace, open_trace
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.frames import Tag, scan
 from tracereplay.trace.into_pack import pack_trace
@@ -90,6 +90,23 @@ def test_compressing_strongly_keeps_the_digest_too(version: int, name: str, tmp_
     packed = open_trace(tmp_path / "a.pack")
     assert packed.digest() == trace.digest()
     assert {r.state for r in verify(packed)} == {r.state for r in verify(trace)}
+
+
+@pytest.mark.parametrize("name", ["tiny-llama-v0.trace", "tiny-llama-v0-kernels.trace"])
+def test_a_recording_of_an_engine_keeps_its_digest_and_says_each_form_once(name: str, tmp_path: Path) -> None:
+    trace = open_trace(FIXTURES / name)
+    pack_trace(trace, tmp_path / "a.pack")
+    packed = open_trace(tmp_path / "a.pack")
+    assert packed.digest() == trace.digest()
+    assert content_digest(packed.part(("record", 0))) == content_digest(trace.part(("record", 0)))
+    before, after = (t.segment("record") for t in (trace, packed))
+    assert [[k.name for k in s.kernels] for s in after.steps()] == [
+        [k.name for k in s.kernels] for s in before.steps()
+    ]
+    assert isinstance(after, SegmentReader)
+    assert len(after.index.forms) == len({id(record.form) for record in list(after.records())})
+    if name == "tiny-llama-v0.trace":
+        assert (len(after.index.forms), len(after)) == (2, 16)
 
 
 def test_a_packed_trace_of_version_1_needs_no_base_to_be_upgraded(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tracereplay.trace import (
     segment_path,
 )
 from tracereplay.trace.into_pack import pack_trace
+from tracereplay.trace.verify import repair, verify
 
 SITES = [Site(f"layers.{n}", "Linear", 100 + n, ("x",)) for n in range(8)]
 RUN = {"kind": "recording", "engine": {"name": "toy"}, "workload": {"model": "m", "settings": {}, "prompts": []}}
@@ -107,6 +108,35 @@ def test_all_of_a_trace_at_a_url_is_read_in_few_requests(packed: Path, monkeypat
     assert len(count.asked) < 30
 
 
+def test_a_long_trace_is_complete_and_its_end_repeats_its_form(packed: Path) -> None:
+    trace = open_trace(packed)
+    assert [(r.state, r.steps) for r in verify(trace)] == [("complete", 3000)]
+    segment = trace.part(("record", 0))
+    assert segment.summary is not None
+    assert len(segment.index.forms) == 1
+    assert segment.copied_form(0) is not None
+    assert len(segment.summary["indexes"]) == 4
+
+
+def test_a_long_recording_that_was_cut_off_gets_an_index_in_several_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_record, "EVERY", 7)
+    path = long_trace(tmp_path / "a.trace", 40)
+    segment = path / "record-rank0.seg"
+    segment.write_bytes(segment.read_bytes()[: segment.stat().st_size * 2 // 3])
+    before = open_trace(path)
+    kept = [step.number for step in before.records("record")]
+    assert 5 < len(kept) < 40
+    assert repair(before) == [segment.name]
+    after = open_trace(path).part(("record", 0))
+    assert after.summary is not None
+    assert len(after.summary["indexes"]) > 5
+    assert [step.number for step in after.records()] == kept
+    assert [after.place_of(number) for number in (0, 4, kept[-1], 39)] == [0, 4, kept[-1], None]
+    assert [(r.state, r.steps) for r in verify(open_trace(path))] == [("recoverable", len(kept))]
+
+
 SCRIPT = """
 import contextlib, io, sys, tracemalloc
 from pathlib import Path
@@ -127,7 +157,8 @@ what = {
     "digest": lambda path: [content_digest(open_trace(path).part(key)) for key in open_trace(path).parts],
     "pack": lambda path: pack_trace(open_trace(path), Path(f"{path}.{sys.argv[2]}.pack"), level=1, force=True),
 }[sys.argv[2]]
-reader.CACHED = packfile._BLOCK = 1 << 18  # else memory grows up to what decoded chunks and a block may take
+# Else memory grows up to what decoded chunks, and a block that is copied, may take.
+reader.CACHED = reader.CACHED_OF_LARGE = packfile._BLOCK = 1 << 18
 what(Path(sys.argv[3]))  # imports on use, pools
 tracemalloc.start()
 what(Path(sys.argv[1]))

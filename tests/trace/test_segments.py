@@ -24,6 +24,7 @@ from tracereplay.trace import (
     SegmentReader,
     SegmentWriter,
     TensorBytes,
+    append,
     frames,
     index_record,
 )
@@ -297,6 +298,45 @@ def test_a_chain_of_indexes_finds_every_step(tmp_path: Path, monkeypatch: pytest
     assert kinds.count(frames.Tag.INDEX) > 4
     unclosed = SegmentReader(write(tmp_path / "b.seg", steps, close=False))
     assert contents(list(unclosed.steps())) == steps
+
+
+def test_a_form_of_a_step_that_was_taken_back_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.seg"
+    writer = SegmentWriter(path, {"rank": 0}, max_bytes=1 << 20)
+    writer.sites([SITE])
+    rows = make_rows([(0, 0, 0)])
+
+    def step(number: int, count: int) -> None:
+        inputs = {i: tensor(bytes([number, i])) for i in range(count)}
+        writer.step(number, rows, [PendingCall(77, 0, rows, rows, inputs)], [], [])
+
+    step(0, 1)
+    writer._max_bytes = 1000
+    with pytest.raises(BudgetSpent):
+        step(1, 2)
+    writer._max_bytes = None
+    for number, count in ((1, 2), (2, 1), (3, 2)):
+        step(number, count)
+    writer.close({})
+    expected = [[bytes([n, i]) for i in range(c)] for n, c in ((0, 1), (1, 2), (2, 1), (3, 2))]
+    assert read(path) == expected
+    kinds = [frame.kind for frame in frames.scan(LocalFile(path))]
+    assert kinds.count(frames.Tag.FORM) == 2
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read(path) == expected
+
+
+@pytest.mark.parametrize("remembered", [1, 2, 3])
+def test_a_form_that_was_forgotten_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr(append, "FORMS", remembered)
+    steps = [[bytes([number, i]) for i in range(1 + number % 3)] for number in range(12)]
+    path = write(tmp_path / "a.seg", steps)
+    assert read(path) == steps
+    kinds = [frame.kind for frame in frames.scan(LocalFile(path))]
+    assert (kinds.count(frames.Tag.FORM) > 6) == (remembered < 3)
+    assert len({id(record.form) for record in list(SegmentReader(path).records())}) < 7
 
 
 class Counting(LocalFile):

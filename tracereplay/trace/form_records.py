@@ -55,15 +55,14 @@ def apart(values: Sequence[Sequence[Any]], first: int) -> tuple[list[tuple[Any, 
     found: list[tuple[Any, ...]] = []
     elsewhere: list[tuple[Any, ...]] = []
     for place, value in enumerate(values):
-        dtype, shape, strides, storage, start, version, chunk, tensor, pieces, skip, strided = value[:11]
-        lies = dtype, shape, strides, storage, start, version
+        chunk = value[6]
         if chunk >= first:
-            found.append((*lies, chunk - first, tensor, pieces, skip, strided))
+            found.append((*value[:6], chunk - first, *value[7:11]))
         elif chunk == NOWHERE:
-            found.append((*lies, NOWHERE, tensor, pieces, skip, strided))
+            found.append(tuple(value[:11]))
         else:
-            found.append((*lies, ELSEWHERE, 0, 1, 0, False))
-            elsewhere.append((place, chunk, tensor, pieces, skip, strided))
+            found.append((*value[:6], ELSEWHERE, 0, 1, 0, False))
+            elsewhere.append((place, *value[6:11]))
     return found, elsewhere
 
 

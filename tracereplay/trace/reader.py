@@ -30,7 +30,9 @@ from tracereplay.trace.records import Located
 
 __all__ = ["SegmentReader"]
 
-CACHED = 72 << 20  # bytes of decoded chunks; more than a small file may have, so that no order of reading is slow
+# Bytes of decoded chunks that are kept: of a small file more than it may have, so that no order of reading is
+# slow; of others what lies around the values of a call.
+SMALL, CACHED, CACHED_OF_LARGE = 1 << 20, 72 << 20, 16 << 20
 _ASIDE = 1 << 10  # bytes that a chunk takes in memory besides its own
 _DIGEST = re.compile("[0-9a-f]{32}")
 _GUESS = 4 << 10  # bytes of a record that is read before its length is known
@@ -57,6 +59,7 @@ class SegmentReader:
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, tuple[memoryview, list[Entry]]] = OrderedDict()
         self._cached = 0
+        self._most = CACHED if self.file.size < SMALL else CACHED_OF_LARGE
         self._names: dict[int, str] = {}
         self._forms = Forms(self._names, self._form)
         self._copied: dict[int, bytes] = {}
@@ -221,7 +224,7 @@ class SegmentReader:
             if number not in self._cache:
                 self._cache[number] = data
                 self._cached += data[0].nbytes + _ASIDE
-            while self._cached > CACHED and len(self._cache) > 1:
+            while self._cached > self._most and len(self._cache) > 1:
                 self._cached -= self._cache.popitem(last=False)[1][0].nbytes + _ASIDE
         return data
 
