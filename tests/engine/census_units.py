@@ -479,7 +479,8 @@ def rows_are_first_where_a_batch_of_one_is_before_them():
     listen(session)
     path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
     fed = SimpleNamespace(
-        feeds=True, stands_for=lambda *_: (0,), rows=lambda *of: torch.full_like(of[4], 2.0)
+        feeds=True, stands_for=lambda *_: (0,), rows=lambda *of: torch.full_like(of[4], 2.0),
+        rows_for=lambda _: None, takes=lambda _: True,
     )  # fmt: skip
     session.begin_pass(path, {}, fed, Options(), module)
     for rows in (3, 1):
@@ -525,6 +526,7 @@ def a_sum_that_is_fed_is_what_the_caller_keeps_too():
         listen(session)
         fed = SimpleNamespace(
             feeds=True, stands_for=lambda *_, both=golden_inputs: both,
+            rows_for=lambda _: None, takes=lambda _: True,
             rows=lambda slot, side, index, rows, like, inputs=None: (
                 torch.full_like(like, 2.0) if side == "in" else None
             ),

@@ -59,16 +59,17 @@ class Columns:
 
     Args:
         segments: of the pass's ranks.
-        block: bytes of tensors that are read at a time.
-        held: bytes of chunks that are kept.
+        block: bytes of tensors that are read at a time; 0: `kinds.BLOCK`.
+        held: bytes of chunks that are kept; 0: of two blocks.
         bits: whether tensors are read as integers of their element size; for others than numpy's own dtypes,
             ml_dtypes must be installed otherwise.
     """
 
     def __init__(
-        self, segments: Sequence[Segment], block: int = BLOCK, held: int = 2 * BLOCK, *, bits: bool = False
-    ) -> None:
-        self.block, self.held, self.bits = block, held, bits
+        self, segments: Sequence[Segment], block: int = 0, held: int = 0, *, bits: bool = False
+    ) -> None:  # fmt: skip
+        self.block = block or BLOCK
+        self.held, self.bits = held or 2 * self.block, bits
         self.kinds: list[Kind] = []
         self.cursor = Cursor(self.read)
         self.segments = segments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +17,7 @@ def pieces(blocks: Ints) -> Iterator[tuple[int, int, int]]:
     Args:
         blocks: of each row the number of its block (`columns.Calls.blocks`), ``int64 [rows]``, at least one row.
     """
-    edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
-    for start, stop in pairwise(edges):
-        yield int(blocks[start]), start, stop
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(blocks)) + 1, [len(blocks)]])
+    numbers = blocks[edges[:-1]]
+    del blocks  # whoever takes piece after piece of many tables holds a few numbers of each
+    yield from zip(numbers.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
