@@ -176,6 +176,7 @@ def test_the_toys_candidate_is_smaller_whatever_its_schedule(
 
 def test_packing_takes_no_more_memory_for_a_longer_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracereplay.trace.reader.CACHED", 1 << 18)
+    monkeypatch.setattr("tracereplay.trace.reader.CACHED_OF_LARGE", 1 << 18)
     monkeypatch.setattr("tracereplay.trace.packfile._BLOCK", 1 << 16)
 
     def peak(positions: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from tracereplay.trace.forms import Form, StepRecord
 
 __all__ = ["BLOCK", "Cursor", "FormValue", "Kind", "KindCall", "Occurrence", "describe"]
 
-BLOCK = 24 << 20  # bytes of tensors that are compared at a time
+BLOCK = 16 << 20  # bytes of tensors that are compared at a time
 
 
 @dataclass(slots=True)

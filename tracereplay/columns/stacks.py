@@ -96,6 +96,12 @@ class Stacks:
             return None, None
         return value, located
 
+    def let_go(self) -> None:
+        """Forgets what was read."""
+        self._stacks.clear()
+        self._alike.clear()
+        self._held = 0
+
     def alike(self, mine: Place, other: Stacks, theirs: Place) -> bool:
         """Whether a chunk of all steps of a window is stored as another pass's, byte for byte."""
         key = (mine, id(other), theirs)

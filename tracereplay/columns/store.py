@@ -237,6 +237,10 @@ class Calls(Sequence[CallInfo]):
         call = columns.kinds[int(columns.kind_of[step])].calls[place]
         return CallInfo(order, int(columns.numbers[step]), call.site, call.number, call.fed)
 
+    def let_go(self) -> None:
+        """Forgets the tensors that were read."""
+        self._columns.stacks.let_go()
+
     def steps(self, orders: Ints) -> Ints:
         """The numbers of the steps that these calls are in."""
         found: Ints = self._columns.numbers[np.searchsorted(self._columns.before, orders, side="right") - 1]

@@ -28,6 +28,9 @@ __all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous", "strided_b
 
 CHUNK = 1 << 20  # bytes from which a chunk is written: large enough to compress well
 PIECE = 4 << 20  # bytes that a chunk has at most: small enough to read one call without much else
+# Bytes of tensors that each step stores itself. A step's token may be that of an earlier step by chance: if it was
+# stored as a reference then, steps that are alike would not have one form.
+SMALL = 512
 REMEMBERED = 65536  # digests; bounds memory at about 10 MB
 
 WriteChunk = Callable[[bytes, list[tuple[int, Bytes]]], None]
@@ -88,6 +91,7 @@ class Contents:
         self._write_chunk = write_chunk
         self._chunk = ChunkBuilder()
         self._chunks = 0
+        self._first = 0  # chunk of the step that is under way
         self._seen: OrderedDict[tuple[bytes, int], _Stored] = OrderedDict()
         self._new: list[tuple[bytes, int]] = []
         self._memories: dict[int, _Memory] = {}
@@ -121,6 +125,7 @@ class Contents:
         self._places.clear()
         self.values = []
         self._new.clear()
+        self._first = self._chunks
 
     def mark(self) -> int:
         """How many chunks there are, for `restore`; only between steps."""
@@ -142,6 +147,8 @@ class Contents:
         memory = self._memories.setdefault(tensor.storage, _Memory()) if tensor.storage >= 0 else None
         skip, strided = 0, False
         stored = self._seen.get((digest, len(view))) if len(view) else _Stored(-1, 0, 0)
+        if stored is not None and 0 < len(view) <= SMALL and stored.chunk < self._first:
+            stored = None
         if memory is not None:
             self._notice(memory, tensor, digest)
         if stored is None and memory is not None:

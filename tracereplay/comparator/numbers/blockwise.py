@@ -119,6 +119,8 @@ def compare_passes(
         _add_job(worklist, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(worklist, key, table)
     _stream(worklist.jobs, calls, rows, until_beyond=until_beyond)
+    golden.calls.let_go()
+    candidate.calls.let_go()
     _allow_conventions(worklist.jobs, golden, candidate, policy, on_golden_inputs=on_golden_inputs)
     found = (_finding(job, golden.pairs.get(job.key.site)) for job in worklist.jobs)
     findings = sorted(found, key=lambda f: (calls.first(f.key.site), f.key.rank))
