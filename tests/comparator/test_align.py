@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tracereplay.columns.stacks import same_bytes
 from tracereplay.comparator.numbers.align import index_pass
 from tracereplay.comparator.numbers.tables import LANE, PassIndex, TableKey, gather, pair_rows
 from tracereplay.event import RowMap, Site, make_rows
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
+from tracereplay.trace.codec import PLANES, ROWS
 from tracereplay.trace.rows import RowFinder
 
 Add = Callable[..., None]
@@ -118,3 +120,14 @@ def test_rows_that_golden_never_computed_are_counted(tmp_path: Path) -> None:
 def test_rows_are_flattened(tmp_path: Path, shape: tuple[int, ...]) -> None:
     table = read(tmp_path / "t", [[call(np.zeros(shape, np.float32), rows(0, 1, 2))]]).tables[KEY]
     assert table.signature() == ("float32", 4)
+
+
+def test_chunks_that_are_differences_are_not_taken_for_alike_by_their_bytes() -> None:
+    """What they say is in their base, too."""
+    folder = Path(__file__).parents[2] / "fixtures" / "format-2"
+    for name, alike in (("golden.trace", True), ("rows.pack", False)):
+        trace = open_trace(folder / name)
+        segment = trace.part(trace.parts[0])
+        frames = [(segment, number) for number in range(len(segment.index.chunks))]
+        assert {segment.chunk_frame(number)[0].codec for _, number in frames} == {PLANES if alike else ROWS}
+        assert same_bytes(frames, frames) is alike
