@@ -38,6 +38,7 @@ __all__ = [
     "Site",
     "Step",
     "Value",
+    "ValueSide",
     "flatten",
     "is_triton",
     "make_rows",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 RowMap: TypeAlias = npt.NDArray[np.int32]
+ValueSide: TypeAlias = Literal["in", "out", "written"]
 
 COMPILED = "compiled.region"  # the kernel that stands for all that a compiled graph ran in a step
 
@@ -185,6 +187,26 @@ class Call:
     rows_out: RowMap
     written: Mapping[int, Value] = field(default_factory=dict)
     fed: tuple[int, ...] | None = None
+
+    def values(self) -> Iterator[tuple[ValueSide, int, Value]]:
+        """All its tensors, each with its side and index."""
+        for index, value in enumerate(self.inputs):
+            yield "in", index, value
+        for index, value in enumerate(self.outputs):
+            yield "out", index, value
+        for index, value in self.written.items():
+            yield "written", index, value
+
+    def value(self, side: str, index: int) -> Value | None:
+        """One of `values`; None if it has none there."""
+        if side == "written":
+            return self.written.get(index)
+        values = self.outputs if side == "out" else self.inputs
+        return values[index] if 0 <= index < len(values) else None
+
+    def rows_of(self, side: str) -> RowMap:
+        """Row map of the tensors of a side."""
+        return self.rows_out if side == "out" else self.rows_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from tracereplay.dtypes import nbytes
 from tracereplay.event import Call, RowMap, Site, Step, Value
 from tracereplay.sitemap import SiteMap
 from tracereplay.trace.forms import Form, StepRecord
+from tracereplay.trace.records import Located
 
 __all__ = ["BLOCK", "Cursor", "FormValue", "Kind", "KindCall", "Occurrence", "describe"]
 
@@ -29,28 +30,31 @@ class Cursor:
     """Reads the tensors of one step of a pass.
 
     Args:
-        read: the bytes of a value, given the step's place in the pass, the rank and the value's place in its form.
+        read: the bytes of a value, given the step's place in the pass, the rank, the value's place in the rank's
+            form, and where it lies.
         step: which step.
     """
 
-    read: Callable[[int, int, int], bytes]
+    read: Callable[[int, int, int, Located], bytes]
     step: int = 0
 
-    def load(self, rank: int, place: int) -> bytes:
-        return self.read(self.step, rank, place)
+    def load(self, rank: int, place: int, located: Located) -> bytes:
+        return self.read(self.step, rank, place, located)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FormValue(Value):
     """A value of whichever step the cursor is at.
 
     Args:
         rank: place of the rank among the pass's.
         place: of the value in the rank's form.
+        located: where it lies, as the form says.
     """
 
-    rank: int = 0
-    place: int = 0
+    rank: int
+    place: int
+    located: Located
 
 
 class KindCall(NamedTuple):
@@ -127,14 +131,17 @@ def describe(
     for call, lane in zip(first.calls, lanes(first.calls), strict=True):
         calls = [call, *(c for found in elsewhere if (c := found.get((call.site, call.number))))]
         whole = len(calls) == len(steps)
-        for key, values, rows in _tensors(calls):
+        for side, index, _ in call.values():
+            key = TableKey(call.site, side, index)
+            values = tuple(v for c in calls if (v := c.value(side, index)) is not None)
+            rows = maps[id(call.rows_of(side))]
             site = sites.get(key.site)
             layout = None if site is None else site.layouts.get(f"{key.side}{key.index}")
             if layout is not None and not (whole and len(values) == len(calls)):
                 kind.broken[key] = "a rank's part is missing"
                 continue
             tensor = Tensor(values if layout else values[:1], layout if len(values) > 1 else None, 0)
-            kind.tensors.setdefault(key, []).append(Occurrence(len(made), maps[id(rows)], lane, tensor))
+            kind.tensors.setdefault(key, []).append(Occurrence(len(made), rows, lane, tensor))
         made.append(KindCall(call.site, call.number, maps[id(call.rows_in)], maps[id(call.rows_out)], call.fed))
     kind.calls = tuple(made)
     kind.block, kind.size = _blocks(kind)
@@ -148,7 +155,9 @@ def _maps(records: Sequence[StepRecord | None]) -> Sequence[RowMap]:
 def _template(record: StepRecord, rank: int, cursor: Cursor) -> Step:
     """The step with values that are read where the cursor is."""
     values = [
-        FormValue(v.dtype, v.shape, v.strides, partial(cursor.load, rank, place), rank=rank, place=place)
+        FormValue(
+            v.dtype, v.shape, v.strides, partial(cursor.load, rank, place, v), rank=rank, place=place, located=v
+        )
         for place, v in enumerate(record.form.values)
     ]
     calls = tuple(
@@ -162,22 +171,6 @@ def _template(record: StepRecord, rank: int, cursor: Cursor) -> Step:
     return Step(record.number, record.rows, calls, ())
 
 
-def _tensors(calls: Sequence[Call]) -> list[tuple[TableKey, tuple[Value, ...], RowMap]]:
-    """The tensors of a call, each over all ranks, with rank 0's rows."""
-    call = calls[0]
-    found: list[tuple[TableKey, tuple[Value, ...], RowMap]] = []
-    for i in range(len(call.inputs)):
-        values = tuple(c.inputs[i] for c in calls if i < len(c.inputs))
-        found.append((TableKey(call.site, "in", i), values, call.rows_in))
-    for i in range(len(call.outputs)):
-        values = tuple(c.outputs[i] for c in calls if i < len(c.outputs))
-        found.append((TableKey(call.site, "out", i), values, call.rows_out))
-    for i in call.written:
-        values = tuple(c.written[i] for c in calls if i in c.written)
-        found.append((TableKey(call.site, "written", i), values, call.rows_in))
-    return found
-
-
 def _blocks(kind: Kind) -> tuple[Ints, int]:
     """For each call its block in the step, and the bytes of all of them."""
     sizes = np.zeros(len(kind.calls), np.int64)
@@ -185,19 +178,12 @@ def _blocks(kind: Kind) -> tuple[Ints, int]:
     for occurrences in kind.tensors.values():
         for occurrence in occurrences:
             for value in occurrence.tensor.values:
-                place = _stored(kind, value)
+                place = None  # of what is put together of several
+                if isinstance(value, FormValue):
+                    place = value.rank, value.located.chunk, value.located.tensor
                 if place not in seen:
                     sizes[occurrence.call] += nbytes(value.dtype, value.shape)
                 if place is not None:
                     seen.add(place)
     total = np.cumsum(sizes)
     return (total - sizes) // BLOCK, int(total[-1]) if len(total) else 0
-
-
-def _stored(kind: Kind, value: Value) -> tuple[int, int, int] | None:
-    """Where a value lies in its step; None if that is not one place."""
-    form = kind.forms[value.rank] if isinstance(value, FormValue) else None
-    if form is None or not isinstance(value, FormValue):
-        return None
-    located = form.values[value.place]
-    return value.rank, located.chunk, located.tensor

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tracereplay.columns.column import Pattern, Places, TensorColumn, make_pattern
 from tracereplay.columns.kinds import Kind, Occurrence, describe
-from tracereplay.columns.store import Columns, Pattern, Places, Segment, TensorColumn, make_pattern
+from tracereplay.columns.store import Columns, Segment
 from tracereplay.columns.tensors import Ints, TableKey
 from tracereplay.event import Call, RowMap, Site
 from tracereplay.sitemap import SiteMap

@@ -17,12 +17,11 @@ from tracereplay.columns.tensors import Array, Tensor
 from tracereplay.dtypes import itemsize, nbytes, numpy_dtype
 from tracereplay.trace.chunk import Entry
 from tracereplay.trace.codec import DELTA, ROWS
-from tracereplay.trace.records import Located
 
 if TYPE_CHECKING:
     from tracereplay.columns.store import Columns
 
-__all__ = ["Stacks", "same_bytes"]
+__all__ = ["Stacks", "plain", "same_bytes"]
 
 KEPT = 1024  # windows of which it is remembered whether their chunks are alike
 _ALIGN = 64
@@ -59,9 +58,10 @@ class Stacks:
 
         None where it is put together of several, or does not lie alike in all steps: it is read step by step then.
         """
-        value, located = self.plain(window, tensor)
-        if value is None or located is None:
+        value = plain(tensor)
+        if value is None:
             return None
+        located = value.located
         stack = self._stack(window, value.rank, located.chunk)
         if stack is None or located.tensor >= len(stack[1]):
             return None
@@ -83,18 +83,6 @@ class Stacks:
                 flat, (len(flat), *shape), (flat.strides[0], *(s * size for s in located.strides)), writeable=False
             )
         return whole
-
-    def plain(self, window: int, tensor: Tensor) -> tuple[FormValue | None, Located | None]:
-        """The value that the tensor is, and where it lies in its step; None if it is not one such."""
-        value = tensor.values[0]
-        if type(tensor) is not Tensor or tensor.layout is not None or not isinstance(value, FormValue):
-            return None, None
-        kind = self._columns.kinds[int(self._columns.kind_of[self._columns.windows[window]])]
-        form = kind.forms[value.rank]
-        located = None if form is None else form.values[value.place]
-        if located is None or located.chunk < 0 or located.pieces != 1 or not value.shape or 0 in value.shape:
-            return None, None
-        return value, located
 
     def let_go(self) -> None:
         """Forgets what was read."""
@@ -144,6 +132,17 @@ class Stacks:
                 return None
             stacked[i, :size] = np.frombuffer(data, np.uint8)
         return None if stacked is None else (stacked, entries)
+
+
+def plain(tensor: Tensor) -> FormValue | None:
+    """The value that a tensor is, where that lies in one chunk of its own step; None if it is not one such."""
+    value = tensor.values[0]
+    if type(tensor) is not Tensor or tensor.layout is not None or not isinstance(value, FormValue):
+        return None
+    located = value.located
+    if located.chunk < 0 or located.pieces != 1 or not value.shape or 0 in value.shape:
+        return None
+    return value
 
 
 def same_bytes(mine: list[tuple[Any, int]], theirs: list[tuple[Any, int]]) -> bool:

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tracereplay.dtypes import itemsize
 from tracereplay.errors import DamagedTrace
-from tracereplay.event import Layout, Value
+from tracereplay.event import Layout, Value, ValueSide
 from tracereplay.trace.shards import join
 
-__all__ = ["LANE", "Array", "Ints", "TableKey", "TableSide", "Tensor", "as_rows"]
+__all__ = ["LANE", "Array", "Ints", "TableKey", "Tensor", "as_rows", "edges"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-
 Ints: TypeAlias = npt.NDArray[np.int64]
-
-
-TableSide: TypeAlias = Literal["in", "out", "written"]
-
 
 # A row's number is its finder number plus LANE times its lane: a site that is called twice in a step with
 # the same rows has two lanes, and its first calls are compared with first calls.
 LANE = 1 << 40
 
-
 # Inputs come before outputs; what was written in place is an output.
-_SIDES: Mapping[TableSide, int] = {"in": 0, "out": 1, "written": 2}
+_SIDES: Mapping[ValueSide, int] = {"in": 0, "out": 1, "written": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +32,7 @@ class TableKey:
     """Which tensor of which operator."""
 
     site: str
-    side: TableSide
+    side: ValueSide
     index: int
 
     @property
@@ -102,6 +95,14 @@ class Tensor:
             return pieces[0] if self.layout is None else join(pieces, self.layout)
         except (ValueError, IndexError) as error:
             raise DamagedTrace(f"The ranks' parts of a tensor do not fit together: {error}.") from error
+
+
+def edges(*columns: Ints) -> list[int]:
+    """Where runs of equal items begin, and where the last one ends; of columns in parallel, at least one item."""
+    cut = np.zeros(len(columns[0]) - 1, bool)
+    for column in columns:
+        cut |= column[1:] != column[:-1]
+    return [0, *(np.flatnonzero(cut) + 1).tolist(), len(columns[0])]
 
 
 def as_rows(x: Array, axis: int) -> Array:

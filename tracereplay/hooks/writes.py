@@ -61,9 +61,8 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
     ) -> Any:
         kwargs = kwargs or {}
         if getattr(function, "namespace", "") == "tracereplay":
-            return function(
-                *args, **kwargs
-            )  # a tap, which declares that it writes, and within which taps are told
+            # A tap, which declares that it writes, and within which taps are told.
+            return function(*args, **kwargs)
         writes, given = self._writes, written_by(function, args, kwargs)
         _tell(writes, given)
         writes.within += 1

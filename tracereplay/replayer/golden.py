@@ -27,7 +27,7 @@ def golden_tokens(trace: Trace, pass_name: str = RECORD) -> dict[tuple[int, int]
     if results is not None:
         return {(r["request"], r["sequence"]): prompts[r["request"]] + list(r["token_ids"]) for r in results}
     tokens: dict[tuple[int, int], list[int]] = {}
-    for step in trace.steps(pass_name):
+    for step in trace.records(pass_name):
         for found in step.sampled:
             request, sequence, position = found.key
             ids = tokens.setdefault((request, sequence), list(prompts[request]))

@@ -6,6 +6,7 @@ candidate may compose its batches otherwise: then a step's rows come from severa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tracereplay.columns.store import Columns, Pattern, TensorColumn
+from tracereplay.columns.column import Pattern, TensorColumn
+from tracereplay.columns.store import Columns
 from tracereplay.columns.tensors import Tensor
 from tracereplay.event import Layout
 from tracereplay.trace import shards
@@ -85,9 +87,6 @@ class Tap(Protocol):
     def pattern(self) -> Pattern:
         """Where its rows are."""
 
-    def read(self, unit: Unit) -> Part:
-        """Its tensors in all steps of a unit."""
-
     def find(self, wanted: Wanted) -> Found | None:
         """Rows in which the wanted ones are, and where."""
 
@@ -103,7 +102,7 @@ class Windows:
         self._kept = kept
         self._read: OrderedDict[int, dict[tuple[int, int], Part]] = OrderedDict()
 
-    def get(self, tap: Tap, unit: Unit) -> Part:
+    def get(self, tap: Windowed, unit: Unit) -> Part:
         """A tap's tensors in a unit."""
         window, occurrence = unit
         read = self._read.get(window)
@@ -119,17 +118,25 @@ class Windows:
         return found
 
 
-@dataclass(eq=False)
-class _Windowed:
-    """A tap whose tensors are kept by window."""
+class Windowed(ABC):
+    """A tap whose tensors are kept by window.
 
-    windows: Windows
+    Args:
+        windows: keeps them.
+    """
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    @abstractmethod
+    def read(self, unit: Unit) -> Part:
+        """Its tensors in all steps of a unit."""
 
     def find(self, wanted: Wanted) -> Found | None:
         """See `Tap`."""
         if not wanted.units:
             return None
-        parts = [self.windows.get(self, unit) for unit in wanted.units]  # type: ignore[arg-type]
+        parts = [self.windows.get(self, unit) for unit in wanted.units]
         if len({(part.data.dtype, part.data.shape[1:]) for part in parts}) > 1:
             return None
         rows = np.array([part.rows for part in parts])[wanted.unit]
@@ -143,7 +150,7 @@ class _Windowed:
         return picked, places
 
 
-class Recorded(_Windowed):
+class Recorded(Windowed):
     """A tensor of an operator's, as golden recorded it.
 
     Args:
@@ -170,7 +177,7 @@ class Recorded(_Windowed):
         return {tensor.row_shape for tensor in self._column.kinds}
 
     def read(self, unit: Unit) -> Part:
-        """See `Tap`."""
+        """See `Windowed`."""
         window, occurrence = unit
         columns = self._column.columns
         start, stop = columns.windows[window : window + 2].tolist()
@@ -189,7 +196,7 @@ class Recorded(_Windowed):
         return whole if self._layout is None else shards.cut(whole, self._layout, *self._shard)
 
 
-class Added(_Windowed):
+class Added(Windowed):
     """What two taps add up to, rounded once.
 
     Args:
@@ -207,7 +214,7 @@ class Added(_Windowed):
         return self._x.pattern
 
     def read(self, unit: Unit) -> Part:
-        """See `Tap`."""
+        """See `Windowed`."""
         (one, rows), (other, _) = (self.windows.get(tap, unit) for tap in (self._x, self._residual))
         return Part((one.double() + other.double()).to(one.dtype), rows)
 
@@ -222,11 +229,6 @@ class Nothing:
     def pattern(self) -> Pattern:
         """See `Tap`."""
         return self.like.pattern
-
-    def read(self, unit: Unit) -> Part:
-        """See `Tap`."""
-        data, rows = self.like.read(unit)
-        return Part(torch.full_like(data, -0.0), rows)
 
     def find(self, wanted: Wanted) -> Found | None:
         """See `Tap`."""

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tracereplay.columns.column import Pattern, TensorColumn
 from tracereplay.columns.read import PassReader, columns_of
-from tracereplay.columns.store import Columns, Pattern, TensorColumn
+from tracereplay.columns.store import Columns
 from tracereplay.device import Device
 from tracereplay.event import RowMap, Site
 from tracereplay.replayer.ahead import BITS, Ahead, Ask

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.dtypes import itemsize, nbytes
-from tracereplay.event import Call, RowMap, Site, Step, Value, make_rows
+from tracereplay.event import Call, RowMap, Site, Step, make_rows
 from tracereplay.trace.dedup import PIECE, contiguous
 from tracereplay.trace.difference import Span, Spans
 from tracereplay.trace.reader import SegmentReader
@@ -112,8 +112,8 @@ class RowBases:
         keys: dict[int, Keys] = {}
         found: dict[tuple[int, int], _Wanted] = {}
         for call in step.calls:
-            for side, index, value in _values(call):
-                located, rows = located_of(value), _rows_of(call, side)
+            for side, index, value in call.values():
+                located, rows = located_of(value), call.rows_of(side)
                 place = located.chunk, located.tensor
                 if located.chunk < first_chunk or located.strided or place in found:
                     continue
@@ -157,7 +157,7 @@ class RowBases:
 
 def _fill(one: _Wanted, number: int, part: Part, call: Call, matches: _Matches) -> None:
     """Notes where the base has a part of the rows that a call of its has."""
-    value, rows = _value(call, part), _rows_of(call, part.side)
+    value, rows = call.value(part.side, part.index), call.rows_of(part.side)
     if value is None or value.dtype != one.located.dtype or not value.shape or value.shape[0] < len(rows):
         return
     located, row = located_of(value), math.prod(value.shape[1:])
@@ -248,23 +248,3 @@ def _find(ordered: Keys, keys: Keys) -> Ints:
 def _keys(rows: RowMap) -> Keys:
     """A row map as one text a row, which numpy can sort: ``S12 [rows]``."""
     return np.ascontiguousarray(rows, "<i4").view("S12").reshape(-1)
-
-
-def _rows_of(call: Call, side: str) -> RowMap:
-    return call.rows_out if side == "out" else call.rows_in
-
-
-def _value(call: Call, part: Part) -> Value | None:
-    if part.side == "written":
-        return call.written.get(part.index)
-    values = call.outputs if part.side == "out" else call.inputs
-    return values[part.index] if 0 <= part.index < len(values) else None
-
-
-def _values(call: Call) -> Iterator[tuple[str, int, Value]]:
-    for index, value in enumerate(call.inputs):
-        yield "in", index, value
-    for index, value in enumerate(call.outputs):
-        yield "out", index, value
-    for index, value in call.written.items():
-        yield "written", index, value

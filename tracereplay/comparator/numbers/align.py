@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from tracereplay.columns.calls import Calls
 from tracereplay.columns.kinds import Kind
 from tracereplay.columns.read import Added, PassReader, columns_of
-from tracereplay.columns.store import Calls, Columns
+from tracereplay.columns.store import Columns
 from tracereplay.comparator.numbers.tables import Ints, PassIndex, StepInfo, Steps, Table
 from tracereplay.comparator.tokens.sampled import SampledTokens
 from tracereplay.engines.known import family_of

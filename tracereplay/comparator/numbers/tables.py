@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tracereplay.census import Census
-from tracereplay.columns.store import CallInfo, Calls, Pattern, TensorColumn
-from tracereplay.columns.tensors import LANE, Array, Ints, TableKey, TableSide, Tensor
+from tracereplay.columns.calls import Calls
+from tracereplay.columns.column import Pattern, TensorColumn
+from tracereplay.columns.tensors import LANE, Array, Ints, TableKey, Tensor
 from tracereplay.event import RowKey, Sampled, Site
 from tracereplay.sitemap import Pair
 
 __all__ = [
-    "LANE", "Array", "CallInfo", "Calls", "Ints", "Pairs", "PassIndex", "Pattern", "StepInfo", "Steps", "Table",
-    "TableKey", "TableSide", "Tensor", "gather", "pair_rows", "surely_equal",
+    "LANE", "Array", "Calls", "Ints", "Pairs", "PassIndex", "Pattern", "StepInfo", "Steps", "Table",
+    "TableKey", "Tensor", "gather", "pair_rows", "surely_equal",
 ]  # fmt: skip
 
 

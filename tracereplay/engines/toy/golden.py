@@ -8,8 +8,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from tracereplay.cancellation import Cancellation
+from tracereplay.columns.column import Pattern, TensorColumn
 from tracereplay.columns.read import PassReader, columns_of
-from tracereplay.columns.store import Columns, Pattern, TensorColumn
+from tracereplay.columns.store import Columns
 from tracereplay.columns.tensors import Ints
 from tracereplay.engines.toy.numerics import Array, Numerics
 from tracereplay.event import RowMap
@@ -36,7 +37,7 @@ def golden_tokens(trace: Trace, name: str = RECORD) -> dict[tuple[int, int], lis
     if results is not None:
         return {(r["request"], r["sequence"]): r["token_ids"] for r in results}
     found: dict[tuple[int, int], list[int]] = {}
-    for step in trace.steps(name):
+    for step in trace.records(name):
         for sampled in step.sampled:
             found.setdefault((sampled.key.request, sampled.key.sequence), []).append(sampled.token)
     return found
