@@ -19,9 +19,9 @@ import numpy.typing as npt
 import tables
 
 from tracereplay.comparator.numbers.leans import judge_leans
-from tracereplay.comparator.numbers.metrics import BIAS_ULP, SIGN_ULP, Tally, compare_rows
 from tracereplay.comparator.numbers.profiles import Mean, Profile
 from tracereplay.comparator.numbers.siblings import standing
+from tracereplay.comparator.numbers.tally import BIAS_ULP, SIGN_ULP, Tally, compare_rows
 from tracereplay.comparator.numbers.tolerance import DEFAULTS
 from tracereplay.dtypes import numpy_dtype
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from tracereplay.comparator.numbers.dtypes import eps, widen
 from tracereplay.comparator.numbers.leans import judge_leans
-from tracereplay.comparator.numbers.metrics import BIAS_ULP, BIAS_Z, SIGN_ULP, Tally, compare_rows, trimmed_rms
+from tracereplay.comparator.numbers.metrics import trimmed_rms
+from tracereplay.comparator.numbers.tally import BIAS_ULP, BIAS_Z, SIGN_ULP, Tally, compare_rows
 from tracereplay.comparator.numbers.tolerance import DEFAULTS, PEAKS
 from tracereplay.dtypes import numpy_dtype
 

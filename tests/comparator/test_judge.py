@@ -13,9 +13,9 @@ import pytest
 
 from tracereplay.comparator import Policy, Rule, compare_traces
 from tracereplay.comparator.numbers import tolerance
-from tracereplay.comparator.numbers.metrics import Event
 from tracereplay.comparator.numbers.results import Comparison, Finding
 from tracereplay.comparator.numbers.tables import TableKey
+from tracereplay.comparator.numbers.tally import Event
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.errors import DamagedTrace, UsageError

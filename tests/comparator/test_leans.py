@@ -13,7 +13,7 @@ import pytest
 from simulations import pair, rmsnorm, scaled, tally, truncated, truncating
 
 from tracereplay.comparator.numbers.leans import judge_leans
-from tracereplay.comparator.numbers.metrics import SIGN_ULP, Tally
+from tracereplay.comparator.numbers.tally import SIGN_ULP, Tally
 
 Tallies = list[Tally]
 

@@ -29,7 +29,8 @@ from simulations import (
 )
 
 from tracereplay.comparator.numbers.leans import judge_leans
-from tracereplay.comparator.numbers.metrics import SIGN_ULP, Tally, compare_rows, lean_score, trimmed_rms
+from tracereplay.comparator.numbers.metrics import lean_score, trimmed_rms
+from tracereplay.comparator.numbers.tally import SIGN_ULP, Tally, compare_rows
 from tracereplay.comparator.numbers.tolerance import (
     DEFAULTS,
     PEAKS,

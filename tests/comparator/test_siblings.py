@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tracereplay.comparator.numbers.metrics import BIAS_ULP
 from tracereplay.comparator.numbers.profiles import Mean, Profile
 from tracereplay.comparator.numbers.siblings import Groups, standing
 from tracereplay.comparator.numbers.tables import PassIndex, TableKey
+from tracereplay.comparator.numbers.tally import BIAS_ULP
 from tracereplay.event import Site
 from tracereplay.sitemap import Pair
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
-from tracereplay.comparator.numbers.metrics import Event, Tally, compare_rows, onset_of
 from tracereplay.comparator.numbers.tables import Array
+from tracereplay.comparator.numbers.tally import Event, Tally, compare_rows, onset_of
 from tracereplay.comparator.numbers.tolerance import (
     Policy,
     passing_bias,

@@ -17,7 +17,6 @@ import xxhash
 from tracereplay.comparator.numbers.blocks import pieces
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import judge_leans
-from tracereplay.comparator.numbers.metrics import Tally, compare_rows
 from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Mask, Rows
 from tracereplay.comparator.numbers.siblings import Group, Groups
 from tracereplay.comparator.numbers.tables import (
@@ -32,6 +31,7 @@ from tracereplay.comparator.numbers.tables import (
     pair_rows,
     surely_equal,
 )
+from tracereplay.comparator.numbers.tally import Tally, compare_rows
 from tracereplay.comparator.numbers.tolerance import (
     Policy,
     allow_convention,

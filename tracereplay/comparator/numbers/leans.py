@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracereplay.comparator.numbers.metrics import BIAS_ROWS, Tally
 from tracereplay.comparator.numbers.profiles import CAST_ULP, Profile, pooled, profile_of, signature_of
 from tracereplay.comparator.numbers.siblings import FEWEST, Standing, standing, standing_in
+from tracereplay.comparator.numbers.tally import BIAS_ROWS, Tally
 from tracereplay.verdict.measures import Siblings, Signature
 
 __all__ = ["judge_leans"]

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tracereplay.comparator.numbers.dtypes import eps
-from tracereplay.comparator.numbers.metrics import BIAS_Z, Floats, Tally
+from tracereplay.comparator.numbers.metrics import Floats
+from tracereplay.comparator.numbers.tally import BIAS_Z, Tally
 from tracereplay.verdict.measures import Measure, Signature
 
 __all__ = ["CAST_ULP", "MEASURES", "Mean", "Profile", "pooled", "profile_of", "signature_of"]

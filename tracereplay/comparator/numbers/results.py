@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tracereplay.comparator.numbers.metrics import Event, onset_of
 from tracereplay.comparator.numbers.tables import LANE, Array, Ints, Table, TableKey
+from tracereplay.comparator.numbers.tally import Event, onset_of
 from tracereplay.sitemap import Pair
 from tracereplay.trace.rows import RowFinder, prefix_digests
 from tracereplay.verdict import Coverage, ErrorClass, Metrics, Tolerance

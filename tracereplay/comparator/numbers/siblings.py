@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from tracereplay.comparator.numbers.metrics import BIAS_Z, normal_deviate
+from tracereplay.comparator.numbers.metrics import normal_deviate
 from tracereplay.comparator.numbers.profiles import MEASURES, Profile
 from tracereplay.comparator.numbers.tables import PassIndex, TableKey
+from tracereplay.comparator.numbers.tally import BIAS_Z
 from tracereplay.event import Site
 from tracereplay.verdict.measures import Measure
 

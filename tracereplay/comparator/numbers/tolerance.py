@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from tracereplay.comparator.numbers.dtypes import is_float
-from tracereplay.comparator.numbers.metrics import BIAS_ULP, SIGN_ULP, Tally
+from tracereplay.comparator.numbers.tally import BIAS_ULP, SIGN_ULP, Tally
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, rounded_up
 
 __all__ = [

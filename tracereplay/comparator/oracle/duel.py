@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracereplay.comparator.numbers.dtypes import eps, smallest, widen
-from tracereplay.comparator.numbers.metrics import BIAS_ROWS, BIAS_Z, lean_score
+from tracereplay.comparator.numbers.metrics import lean_score
 from tracereplay.comparator.numbers.tables import Array
+from tracereplay.comparator.numbers.tally import BIAS_ROWS, BIAS_Z
 from tracereplay.verdict.oracle import Nearer, OracleError
 
 __all__ = ["AMOUNT", "SCORE", "Duel"]

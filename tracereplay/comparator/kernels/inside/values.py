@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
-from tracereplay.comparator.numbers.metrics import compare_rows
 from tracereplay.comparator.numbers.tables import Array, Ints
+from tracereplay.comparator.numbers.tally import compare_rows
 from tracereplay.comparator.numbers.tolerance import Policy, tally_for, tolerance_for, unit_factors
 from tracereplay.event import RowMap, Value
 from tracereplay.verdict.measures import ErrorClass, Metrics, severity
