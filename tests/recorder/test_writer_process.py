@@ -37,6 +37,7 @@ inbox = Inbox(mine)
 kind, pid = inbox.next()
 assert kind == "here"
 send(to, ["open", sys.argv[1], {{"rank": 0, "world": 1}}, codec.PLANES, None, [arena]])
+assert inbox.next()[0] == "wrote"  # as `WriterClient` waits: the segment is there, and locked
 send(to, ["sites", [records.write_site(Site("model.norm", "RMSNorm", 77, ("x",)))]])
 for number in range({STEPS}):
     send(to, ["tensors", 0, 1 << 20, [Descriptor("uint8", (1 << 19,), (1,), 0, 1 << 19, 0, 0)], []])

@@ -296,7 +296,7 @@ def test_a_trace_may_not_ask_for_a_flaw(run: Program, toy: Engine, place: Path) 
 
 
 def test_calibrating_earns_what_its_noise_needs(run: Program, golden: Path, place: Path, tmp_path: Path) -> None:
-    policy, noisy = tmp_path / "policy.toml", ("--set", "noise=0.06")
+    policy, noisy = tmp_path / "policy.toml", ("--set", "noise=0.1")
     assert run("replay", golden, "--engine", "toy", *noisy, "--json", "-").verdict["verdict"] == "diverged"
     ended = run("calibrate", golden, "--engine", "toy", *noisy, "--vary", "batch,repeat", "-o", policy)
     assert ended.code == 0, ended.err

@@ -31,7 +31,8 @@ class Model:
     Args:
         weights: may be replaced between steps.
         ranks: 1 or 2 tensor-parallel ranks.
-        noise: relative size of an error that no two runs share, in every linear layer.
+        noise: largest relative size of an error that no two runs share, in every linear layer; evenly distributed, so
+            that runs differ in their errors, not in how large the largest is.
         names: its operators' names, and which are fused.
     """
 
@@ -151,7 +152,7 @@ class Model:
         else:
             y = self._numerics.rounded(x @ weight.T)
         if self._noise:
-            y = self._numerics.rounded(y * (1 + self._noise * self._random.standard_normal(y.shape)))
+            y = self._numerics.rounded(y * (1 + self._noise * self._random.uniform(-1, 1, y.shape)))
         return tap.observe(site, 0, self._planted.flawed(site, y, batch.rows))
 
     def _silu_and_mul(self, x: Array) -> Array:

@@ -103,7 +103,7 @@ def replay(
         settings: override the golden workload's settings.
         model: other weights than golden's.
         passes: of ``rerun``, ``injected``, ``injectedtwice`` and ``cancelled``.
-        noise: relative size of an error that no two passes share, in every linear layer.
+        noise: largest relative size of an error that no two passes share, in every linear layer.
         cancel: for the pass ``cancelled``, the trace of an injected pass of the same engine, and what of its
             own errors to subtract.
 
