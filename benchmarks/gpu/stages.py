@@ -946,7 +946,8 @@ def main():
         for name in [n for n in reversed(STAGES) if n in only]:
             only |= {n.rstrip("?") for n in STAGES[name][1]}
     if box.cpu:
-        skip |= {"H", "B7"} | ({"V", "I2"} if not box.cpu_second else set())
+        # Triton's attention, and vLLM's batch-invariant mode, whose operators are Triton's: a CPU build has neither.
+        skip |= {"H", "B7", "I1", "I2"} | ({"V"} if not box.cpu_second else set())
     elif not (box.kit / "site" / f"v-{box.second}").is_dir():
         skip |= {"V", "I2"}
     usable = {name for name, found in done.items() if found.get("ok")}

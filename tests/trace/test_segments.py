@@ -30,7 +30,7 @@ from tracereplay.trace import (
 )
 from tracereplay.trace.arrays import restore
 from tracereplay.trace.codec import RAW
-from tracereplay.trace.dedup import PIECE
+from tracereplay.trace.dedup import PIECE, SMALL
 
 SITE = Site("model.norm", "RMSNorm", 77, ("x", "residual"), {"out0": Layout(-1, (2, 1), (1, 2))}, {"eps": 1e-5})
 
@@ -133,11 +133,20 @@ def test_everything_about_a_step_is_read(tmp_path: Path) -> None:
 
 
 def test_a_repeat_is_stored_once(tmp_path: Path) -> None:
-    block = np.random.default_rng(0).bytes(4096)
+    block = np.random.default_rng(0).bytes(SMALL + 1)
     once = write(tmp_path / "once.seg", [[block]]).stat().st_size
     often = write(tmp_path / "often.seg", [[block, block]] * 20)
     assert often.stat().st_size < once + 20 * 400
     assert read(often) == [[block, block]] * 20
+
+
+def test_a_step_whose_token_was_sampled_before_has_the_form_of_the_others(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    embeddings = [random.bytes(8192) for _ in range(2)]
+    steps = [[embeddings[number % 2], random.bytes(100)] for number in range(20)]
+    path = write(tmp_path / "a.seg", steps)
+    assert read(path) == steps
+    assert len({id(step.form) for step in list(SegmentReader(path).records())}) == 1
 
 
 def test_any_truncation_gives_exactly_the_committed_steps(tmp_path: Path) -> None:
