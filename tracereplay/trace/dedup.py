@@ -29,8 +29,8 @@ __all__ = ["CHUNK", "PIECE", "Contents", "TensorBytes", "contiguous", "strided_b
 CHUNK = 1 << 20  # bytes from which a chunk is written: large enough to compress well
 PIECE = 4 << 20  # bytes that a chunk has at most: small enough to read one call without much else
 # Bytes of tensors that each step stores itself. A step's token may be that of an earlier step by chance: if its
-# embedding, and what the first layer makes of it, were stored as references then, steps that are alike would not have
-# one form, and a reader could not take many of them at once. It costs about one percent of a trace.
+# embedding, and what the first layer makes of it, were stored as references then, steps that are alike would not
+# have one form, and a reader could not take many of them at once. It costs about one percent of a trace.
 SMALL = 64 << 10
 REMEMBERED = 65536  # digests; bounds memory at about 10 MB
 

@@ -31,8 +31,8 @@ class Model:
     Args:
         weights: may be replaced between steps.
         ranks: 1 or 2 tensor-parallel ranks.
-        noise: largest relative size of an error that no two runs share, in every linear layer; evenly distributed, so
-            that runs differ in their errors, not in how large the largest is.
+        noise: largest relative size of an error that no two runs share, in every linear layer; evenly distributed,
+            so that runs differ in their errors, not in how large the largest is.
         names: its operators' names, and which are fused.
     """
 
