@@ -111,16 +111,20 @@ class Columns:
         """For each step its (first) block and its window, ``int64 [steps]`` each.
 
         Blocks are consecutive steps with at most `block` bytes, or parts of a larger step. A window is the steps
-        of one kind that follow each other in a block.
+        of one kind that follow each other in a block. It ends where the number of a step is a multiple of a power
+        of two, so that two passes whose steps differ little in size are cut at the same steps, and what is compared
+        with one window of the one is in one of the other.
         """
         sizes = np.array([kind.size for kind in self.kinds], np.int64)
         extra = np.array([int(kind.block.max(initial=0)) for kind in self.kinds], np.int64)
         block, window = np.zeros(len(self.kind_of), np.int64), np.zeros(len(self.kind_of), np.int64)
+        shifts = [max(self.block // max(int(size), 1), 1).bit_length() - 1 for size in sizes]
         at = room = 0
-        number, last = -1, -1
+        number, last, group = -1, -1, -1
         for step, kind in enumerate(self.kind_of.tolist()):
-            size = int(sizes[kind])
-            if number < 0 or size > room:
+            size, group_before = int(sizes[kind]), group
+            group = step >> shifts[kind]
+            if number < 0 or size > room or (kind == last and group != group_before):
                 at = at + 1 if number >= 0 else 0
                 room, last = self.block, -1
             room -= size

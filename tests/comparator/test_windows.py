@@ -1,0 +1,39 @@
+"""Where a pass is cut into windows: two passes that are compared are cut at the same steps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tracereplay.columns.store import Columns
+
+
+def cuts(size: int, prefill: int = 5000) -> list[int]:
+    """First steps of the windows of a pass with a step of ``prefill`` bytes, and 200 of ``size`` bytes."""
+    segments: list[Any] = [None]
+    columns = Columns(segments, block=1000)
+    kinds = [columns.new_kind([]) for _ in range(2)]
+    for kind, own in zip(kinds, (prefill, size), strict=True):
+        kind.size, kind.block = own, np.zeros(1, np.int64)
+    for number in range(201):
+        record: Any = SimpleNamespace(number=number, chunk=number, elsewhere={})
+        columns.add(kinds[number > 0], [record], [np.empty(0, np.int64)])
+    return columns.windows.tolist()
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(30, 31), (30, 33), (62, 63), (100, 125), (1, 2)])
+def test_steps_of_nearly_the_same_size_are_cut_at_the_same_steps(mine: int, theirs: int) -> None:
+    """Else a window of the one lies in two of the other, and chunks are read again for every operator."""
+    golden, candidate = cuts(mine), cuts(theirs)
+    assert set(golden) <= set(candidate)
+    assert len(candidate) <= 2 * len(golden)
+
+
+@pytest.mark.parametrize("size", [30, 33, 62, 125, 999])
+def test_a_window_is_no_larger_than_a_block_and_at_least_half_of_one(size: int) -> None:
+    lengths = np.diff(cuts(size)[1:])[1:-1] * size
+    assert lengths.max() <= 1000
+    assert lengths.min() > 250
