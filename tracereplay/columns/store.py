@@ -111,9 +111,9 @@ class Columns:
         """For each step its (first) block and its window, ``int64 [steps]`` each.
 
         Blocks are consecutive steps with at most `block` bytes, or parts of a larger step. A window is the steps
-        of one kind that follow each other in a block. It ends where the number of a step is a multiple of a power
-        of two, so that two passes whose steps differ little in size are cut at the same steps, and what is compared
-        with one window of the one is in one of the other.
+        of one kind that follow each other in a block. It ends where the number of a step is a multiple of a
+        power of two, so that two passes whose steps differ little in size are cut at the same steps, and what is
+        compared with one window of the one is in one of the other.
         """
         sizes = np.array([kind.size for kind in self.kinds], np.int64)
         extra = np.array([int(kind.block.max(initial=0)) for kind in self.kinds], np.int64)
