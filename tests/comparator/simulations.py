@@ -276,7 +276,9 @@ def tally(found: Pair, factors: tuple[float, float] | None = None, peak: float =
     rows = np.arange(len(golden))
     keys = np.stack([rows * 0, rows * 0, rows], axis=1)
     result = Tally(peak=peak)
-    compare_rows(result, golden, candidate, (dtype, dtype), factors or DEFAULTS[dtype], np.abs, keys, rows, rows)
+    compare_rows(
+        result, golden, candidate, (dtype, dtype), factors or DEFAULTS[dtype], np.abs, lambda: (keys, rows, rows)
+    )
     return result
 
 

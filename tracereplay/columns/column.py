@@ -6,21 +6,20 @@ a table's places in the kinds ──▶ Pattern: its rows, shared by all tables 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tracereplay.columns.kinds import FormValue, Occurrence
 from tracereplay.columns.stacks import plain
 from tracereplay.columns.store import Columns
 from tracereplay.columns.tensors import LANE, Array, Ints, Tensor, as_rows, edges
 from tracereplay.dtypes import nbytes, numpy_dtype
-from tracereplay.trace.records import Located
 
 __all__ = ["Pattern", "Places", "TensorColumn", "make_pattern"]
 
@@ -34,6 +33,7 @@ class Pattern:
         occurrence: which of its kind's it is, ``int64 [tensors]``.
         ids, tensor, at, repeats: see `tables.Table`.
         reach: of each tensor how many rows it must have, ``int64 [tensors]``.
+        cuts: how its rows are read.
     """
 
     steps: Ints
@@ -43,6 +43,7 @@ class Pattern:
     at: Ints
     repeats: int
     reach: Ints
+    cuts: _Cuts = field(default_factory=lambda: _Cuts())
 
     def places(self, alike: Ints) -> Ints:
         """For each row number its index in `ids` (-1: none), ``int64 [numbers]``.
@@ -94,14 +95,73 @@ def make_pattern(columns: Columns, places: Places) -> Pattern:
     return Pattern(steps, occurrence, ids, tensor, at, repeats, reach)
 
 
-class _Run(NamedTuple):
-    """Rows in one window: which of its steps they are in, and where in the tensor."""
+class _Cut(NamedTuple):
+    """Rows of a table that are read in one go: of one window, and of the same occurrence in each of its steps.
 
+    Args:
+        start, stop: which of the rows asked for.
+        window: their window.
+        tensor: of the first row.
+        picks: of a window's steps and a tensor's rows, as an index of ``[steps, rows, width]``; None: ``whole``.
+        whole: first step, number of steps and of rows, where those are rows from the first on of each step.
+        places: the same as bytes: equal for rows that lie in their windows alike.
+    """
+
+    start: int
+    stop: int
     window: int
-    rank: int
-    located: Located
-    places: Ints
-    at: Ints
+    tensor: int
+    picks: tuple[Any, Any] | None
+    whole: tuple[int, int, int]
+    places: tuple[bytes, bytes]
+
+    def of(self, stack: Array) -> Array:
+        """These rows of ``[steps, rows, width]``, ``[rows, width]``; without a copy where that can be."""
+        if self.picks is not None:
+            found: Array = stack[self.picks]
+            return found
+        start, steps, rows = self.whole
+        part = stack[start : start + steps, :rows]
+        return part.reshape(steps * rows, part.shape[2])
+
+
+class _Cuts:
+    """The cuts of the rows that were asked for last: tables that share a pattern are asked for the same ones, by
+    the same arrays, which nobody changes."""
+
+    def __init__(self) -> None:
+        self._known: deque[tuple[Ints, Sequence[_Cut]]] = deque(maxlen=4)
+
+    def of(self, pattern: Pattern, columns: Columns, picks: Ints) -> Sequence[_Cut]:
+        for known, cuts in self._known:
+            if known is picks:
+                return cuts
+        cuts = list(_cut(pattern, columns, picks))
+        self._known.append((picks, cuts))
+        return cuts
+
+
+def _cut(pattern: Pattern, columns: Columns, picks: Ints) -> Iterator[_Cut]:
+    tensors = pattern.tensor[picks]
+    steps, occurrence = pattern.steps[tensors], pattern.occurrence[tensors]
+    window, rows = columns.blocks[1][steps], pattern.at[picks]
+    places = steps - columns.windows[window]
+    for a, b in pairwise(edges(window, occurrence)):
+        picked, whole = _index(places[a:b], rows[a:b])
+        alike = places[a:b].tobytes(), rows[a:b].tobytes()
+        yield _Cut(a, b, int(window[a]), int(tensors[a]), picked, whole, alike)
+
+
+def _index(places: Ints, at: Ints) -> tuple[tuple[Any, Any] | None, tuple[int, int, int]]:
+    """See `_Cut`: rows ``at`` of steps ``places``."""
+    start, count = int(places[0]), int(places[-1]) - int(places[0]) + 1
+    if len(at) == count and (at == at[0]).all() and (np.diff(places) == 1).all():
+        return (slice(start, start + count), int(at[0])), (0, 0, 0)
+    rows = len(at) // count if count > 0 else 0
+    whole = rows > 0 and rows * count == len(at) and (at.reshape(count, rows) == np.arange(rows)).all()
+    if whole and (places.reshape(count, rows) == np.arange(start, start + count)[:, None]).all():
+        return None, (start, count, rows)
+    return (places, at), (0, 0, 0)
 
 
 class TensorColumn(Sequence[Tensor]):
@@ -233,57 +293,40 @@ class TensorColumn(Sequence[Tensor]):
 
     def rows(self, picks: Ints, *, alone: bool = False) -> Array:
         """Rows of the table in their storage dtype, ``[len(picks), width]``; see `tables.gather`."""
-        runs = [self._run(picks[a:b], alone) for a, b in self._runs(picks)]
+        runs = [self._run(cut, picks, alone) for cut in self.pattern.cuts.of(self.pattern, self.columns, picks)]
         return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
     def stored_alike(self, picks: Ints, other: TensorColumn, others: Ints) -> bool:
         """Whether the rows of both are in chunks that are the same, byte for byte, at the same places."""
-        mine, theirs = self._single(picks), other._single(others)
-        if mine is None or theirs is None:
+        mine = self.pattern.cuts.of(self.pattern, self.columns, picks)
+        theirs = other.pattern.cuts.of(other.pattern, other.columns, others)
+        return len(mine) == len(theirs) and all(
+            self._alike(cut, other, second) for cut, second in zip(mine, theirs, strict=True)
+        )
+
+    def _alike(self, cut: _Cut, other: TensorColumn, second: _Cut) -> bool:
+        if cut.places != second.places:
             return False
-        if not (np.array_equal(mine.places, theirs.places) and np.array_equal(mine.at, theirs.at)):
+        tensor, theirs = self[cut.tensor], other[second.tensor]
+        mine, value = plain(tensor), plain(theirs)
+        if mine is None or value is None or tensor.axis or theirs.axis:
             return False
-        if mine.located._replace(strides=(), chunk=0) != theirs.located._replace(strides=(), chunk=0):
+        if mine.located._replace(strides=(), chunk=0) != value.located._replace(strides=(), chunk=0):
             return False
-        if mine.located.strided and mine.located.strides != theirs.located.strides:
+        if mine.located.strided and mine.located.strides != value.located.strides:
             return False
         return self.columns.stacks.alike(
-            (mine.window, mine.rank, mine.located.chunk), other.columns.stacks,
-            (theirs.window, theirs.rank, theirs.located.chunk),
+            (cut.window, mine.rank, mine.located.chunk), other.columns.stacks,
+            (second.window, value.rank, value.located.chunk),
         )  # fmt: skip
 
-    def _single(self, picks: Ints) -> _Run | None:
-        """Where rows are, if they are of one window and lie in their steps alike."""
-        tensors = self.pattern.tensor[picks]
-        steps = self.pattern.steps[tensors]
-        window = self.columns.blocks[1][steps]
-        occurrence = self.pattern.occurrence[tensors]
-        first = int(window[0])
-        if (window != first).any() or (occurrence != occurrence[0]).any():
-            return None
-        tensor: Tensor = self[int(tensors[0])]
-        value = plain(tensor)
-        if value is None or tensor.axis:
-            return None
-        return _Run(first, value.rank, value.located, steps - self.columns.windows[first], self.pattern.at[picks])
-
-    def _runs(self, picks: Ints) -> Iterator[tuple[int, int]]:
-        """Picks cut where the next window, or another occurrence of the kind, begins."""
-        tensors = self.pattern.tensor[picks]
-        steps = self.pattern.steps[tensors]
-        window, occurrence = self.columns.blocks[1][steps], self.pattern.occurrence[tensors]
-        return pairwise(edges(window, occurrence))
-
-    def _run(self, picks: Ints, alone: bool) -> Array:
-        tensors, at = self.pattern.tensor[picks], self.pattern.at[picks]
-        first = int(tensors[0])
-        step = int(self.pattern.steps[first])
-        window = int(self.columns.blocks[1][step])
-        stacked = None if alone else self.columns.stacks.tensor(window, self[first])
+    def _run(self, cut: _Cut, picks: Ints, alone: bool) -> Array:
+        stacked = None if alone else self.columns.stacks.tensor(cut.window, self[cut.tensor])
         if stacked is not None:
-            places = self.pattern.steps[tensors] - self.columns.windows[window]
-            return _take(stacked, places, at)
+            return cut.of(stacked)
         load = self._load_alone if alone else self.load
+        picked = picks[cut.start : cut.stop]
+        tensors, at = self.pattern.tensor[picked], self.pattern.at[picked]
         found = [load(int(tensors[a]))[at[a:b]] for a, b in pairwise(edges(tensors))]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
@@ -294,20 +337,6 @@ def _identity(tensor: Tensor) -> object:
     if type(tensor) is not Tensor or len(values) < len(tensor.values):
         return id(tensor)
     return tuple((v.rank, v.place) for v in values), tensor.layout, tensor.axis
-
-
-def _take(stack: Array, places: Ints, at: Ints) -> Array:
-    """``stack[places, at]`` of ``[steps, rows, width]``, without a copy where that can be."""
-    start, count = int(places[0]), int(places[-1]) - int(places[0]) + 1
-    if len(at) == count and (at == at[0]).all() and (np.diff(places) == 1).all():
-        found: npt.NDArray[Any] = stack[start : start + count, int(at[0])]
-        return found
-    rows = len(at) // count if count > 0 else 0
-    whole = rows > 0 and rows * count == len(at) and (at.reshape(count, rows) == np.arange(rows)).all()
-    if whole and (places.reshape(count, rows) == np.arange(start, start + count)[:, None]).all():
-        part = stack[start : start + count, :rows]
-        return part.reshape(len(at), part.shape[2])
-    return stack[places, at]
 
 
 def _size(dim: int, tensor: Tensor) -> int:

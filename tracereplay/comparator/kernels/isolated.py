@@ -196,7 +196,7 @@ class _Comparison:
         before = known.tally.equal
         compare_rows(
             known.tally, mine[0], theirs[0], (mine[1], theirs[1]), unit_factors(tolerance), np.abs,
-            _keys(step, rows), np.full(rows, order), np.full(rows, step.number),
+            lambda: (_keys(step, rows), np.full(rows, order), np.full(rows, step.number)),
         )  # fmt: skip
         if known.tally.equal - before != mine[0].size:
             known.places.setdefault(order, (site, index))

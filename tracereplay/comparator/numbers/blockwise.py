@@ -299,12 +299,16 @@ def _beginning(table: Table, rows: Rows) -> Ints:
 
 def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bool) -> None:
     """Compares block after block; within a block one tensor after the other."""
-    block = -1
+    block, picks = -1, _Picks()
     for number, at, start, stop in heapq.merge(*(_pieces(at, job, calls) for at, job in enumerate(jobs))):
         if until_beyond and number != block and any(j.tally.first_beyond for j in jobs):
             return
+        if number != block:
+            picks.clear()
         block = number
-        _compare_piece(jobs[at], start, stop, calls, rows)
+        _compare_piece(
+            jobs[at], picks.of(jobs[at].mine, start, stop), picks.of(jobs[at].theirs, start, stop), calls, rows
+        )
 
 
 def _pieces(at: int, job: _Job, calls: _Calls) -> Iterator[tuple[int, int, int, int]]:
@@ -314,16 +318,36 @@ def _pieces(at: int, job: _Job, calls: _Calls) -> Iterator[tuple[int, int, int, 
             yield block, at, start, stop
 
 
-def _compare_piece(job: _Job, start: int, stop: int, calls: _Calls, rows: Rows) -> None:
-    mine, theirs = job.mine[start:stop], job.theirs[start:stop]
+class _Picks:
+    """Parts of the jobs' rows: one array for all jobs that share their rows, so that columns know it again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, int], Ints] = {}
+
+    def of(self, rows: Ints, start: int, stop: int) -> Ints:
+        """``rows[start:stop]``; ``rows`` lives as long as its job."""
+        key = id(rows), start, stop
+        if key not in self._known:
+            self._known[key] = rows[start:stop]
+        return self._known[key]
+
+    def clear(self) -> None:
+        """Forgets them."""
+        self._known.clear()
+
+
+def _compare_piece(job: _Job, mine: Ints, theirs: Ints, calls: _Calls, rows: Rows) -> None:
     if job.dtypes[0] == job.dtypes[1] and surely_equal(job.golden, mine, job.candidate, theirs):
         job.tally.add_equal(len(mine), job.golden.tensors[0].width)
         return
-    keys = rows.keys[job.golden.ids[mine] % LANE]
-    order = job.golden.order(mine)
+
+    def place() -> tuple[Array, Array, Array]:
+        order = job.golden.order(mine)
+        return rows.keys[job.golden.ids[mine] % LANE], order, calls.index.calls.steps(order)
+
     compare_rows(
         job.tally, gather(job.golden, mine), gather(job.candidate, theirs), job.dtypes,
-        unit_factors(job.tolerance), job.magnitude, keys, order, calls.index.calls.steps(order),
+        unit_factors(job.tolerance), job.magnitude, place,
     )  # fmt: skip
 
 

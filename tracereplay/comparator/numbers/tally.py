@@ -206,13 +206,20 @@ def _event(errors: RowErrors, width: int, shown: Array, keys: Array, order: Arra
 
 def compare_rows(
     tally: Tally, golden: Array, candidate: Array, dtypes: tuple[str, str], tolerance: tuple[float, float],
-    magnitude: Callable[[Array], Array], keys: Array, order: Array, step: Array,
+    magnitude: Callable[[Array], Array], place: Callable[[], tuple[Array, Array, Array]],
 ) -> None:  # fmt: skip
-    """Adds rows to ``tally``: equal ones by count, the others slice by slice with bounded memory."""
+    """Adds rows to ``tally``: equal ones by count, the others slice by slice with bounded memory.
+
+    Args:
+        place: gives the rows' keys, orders and steps (see `Tally.add`), which equal rows do not need.
+    """
     width = golden.shape[1]
     different = differing(golden, candidate) if dtypes[0] == dtypes[1] else np.ones(len(golden), bool)
-    tally.add_equal(int((~different).sum()), width)
     rows = np.flatnonzero(different)
+    tally.add_equal(len(golden) - len(rows), width)
+    if not len(rows):
+        return
+    keys, order, step = place()
     stride = max(1, SLICE // max(width, 1))
     for start in range(0, len(rows), stride):
         part: Array | slice = rows[start : start + stride]

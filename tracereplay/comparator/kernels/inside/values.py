@@ -75,8 +75,8 @@ class Values:
         rows = len(self.keys)
         compare_rows(
             tally, self._rows(mine, self.golden, 0), self._rows(theirs, self.candidate, 1),
-            (mine.dtype, theirs.dtype), unit_factors(tolerance), np.abs, self.keys, np.zeros(rows, np.int64),
-            np.full(rows, self.step),
+            (mine.dtype, theirs.dtype), unit_factors(tolerance), np.abs,
+            lambda: (self.keys, np.zeros(rows, np.int64), np.full(rows, self.step)),
         )  # fmt: skip
         return Difference(tally.error_class, tally.metrics)
 
