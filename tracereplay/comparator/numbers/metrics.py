@@ -292,5 +292,5 @@ def differing(golden: Array, candidate: Array) -> npt.NDArray[np.bool_]:
     same = _bits_equal(golden, candidate)
     if same.all():
         return np.zeros(len(same), bool)
-    found: npt.NDArray[np.bool_] = ~same.all(axis=1)
+    found: npt.NDArray[np.bool_] = np.any(~same, axis=1)
     return found
