@@ -149,6 +149,20 @@ def test_a_step_whose_token_was_sampled_before_has_the_form_of_the_others(tmp_pa
     assert len({id(step.form) for step in list(SegmentReader(path).records())}) == 1
 
 
+def test_tensors_that_are_equal_by_chance_give_a_step_no_form_of_its_own(tmp_path: Path) -> None:
+    """An output that is the golden one in some steps only; one that always is the tensor before it is stored once."""
+    random = np.random.default_rng(0)
+    steps = []
+    for number in range(40):
+        golden, own = random.bytes(4096), random.bytes(4096)
+        steps.append([golden, golden, golden if number % 3 < 2 else own, random.bytes(64)])
+    path = write(tmp_path / "a.seg", steps)
+    assert read(path) == steps
+    records = list(SegmentReader(path).records())
+    assert len({id(step.form) for step in records}) == 2  # the first such step made it known
+    assert path.stat().st_size < 40 * (2 * 4096 + 64 + 400)
+
+
 def test_any_truncation_gives_exactly_the_committed_steps(tmp_path: Path) -> None:
     steps = [[bytes([i]) * 20, b"shared"] for i in range(4)]
     whole = write(tmp_path / "whole.seg", steps, close=False).read_bytes()

@@ -424,6 +424,8 @@ class Session:
         if given is not None:
             with self._guarded():
                 x.copy_(given)
+                if self._step is not None:
+                    self._step.overwritten(x)
 
     # -- CUDA graphs (`graphs.Host`) --------------------------------------------------------------------
 

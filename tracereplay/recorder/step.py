@@ -89,6 +89,7 @@ class PendingStep:
         self._fired: dict[tuple[int, str, int], int] = {}
         self._begun: dict[int, int] = {}  # per slot, the calls begun by `begin_call`
         self._storages: dict[int, int] = {}
+        self._numbered = 0
         self._weak: list[int] = []
         self._at: dict[int, int] = {}  # address -> the last tensor copied from it to the current arena
 
@@ -214,6 +215,14 @@ class PendingStep:
         tensors.append((dtype, shape, strides, offset, size, storage, x.storage_offset()))
         return self._before[0] + place
 
+    def overwritten(self, x: torch.Tensor) -> None:
+        """A recorded output now holds other values, by chance the same ones. Its memory counts as another from here
+        on: if that depended on chance, steps that are alike would be recorded in as many forms."""
+        self._at.pop(x.data_ptr(), None)
+        memory = x.untyped_storage()._cdata
+        if memory in self._storages:
+            self._storages[memory] = self._next_storage()
+
     def _aside(self, x: torch.Tensor) -> int:
         size = x.nbytes
         if not self._arena.fits(size):
@@ -238,9 +247,13 @@ class PendingStep:
         The weak reference keeps the address of the StorageImpl, not its memory, from being reused: until the step
         ends, equal addresses mean the same storage.
         """
-        found = self._storages[storage._cdata] = len(self._storages)
+        found = self._storages[storage._cdata] = self._next_storage()
         self._weak.append(storage._weak_ref())
         return found
+
+    def _next_storage(self) -> int:
+        self._numbered += 1
+        return self._numbered - 1
 
     def _forget_storages(self) -> None:
         free = torch.UntypedStorage._free_weak_ref

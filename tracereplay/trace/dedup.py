@@ -4,6 +4,10 @@
          └──▶ part of memory seen in this step, and unchanged? ─▶ reference into it, with strides
                  └──▶ bytes into the chunk that is being filled, borrowed until it is written
 
+Within a step, a reference is made only where every step with the same tensors so far could make it. Two tensors
+that are equal by chance in one step and not in the next (an operator's output, and the recorded one that the next
+operator is fed) would give each step a form of its own, and a reader could not take many steps at once.
+
 Memory is known by a number that the recorder gives it for the length of a step. That a number stands for the same
 memory says nothing of what is in it: operators write in place, and nobody is told. So a view is a reference only
 if its bytes are those of what it views; if not, the memory was written since, and has a new version.
@@ -32,7 +36,10 @@ PIECE = 4 << 20  # bytes that a chunk has at most: small enough to read one call
 # embedding, and what the first layer makes of it, were stored as references then, steps that are alike would not
 # have one form, and a reader could not take many of them at once. It costs about one percent of a trace.
 SMALL = 64 << 10
-REMEMBERED = 65536  # digests; bounds memory at about 10 MB
+REMEMBERED = 65536  # digests, and places of which it is known how they are stored; bounds memory at about 20 MB
+
+_Way = tuple[int, int, bool]  # which tensor of the step a reference is to, counted; skip; strided
+_OWN: _Way = (-1, 0, False)  # a tensor that is stored itself
 
 WriteChunk = Callable[[bytes, list[tuple[int, Bytes]]], None]
 
@@ -97,10 +104,14 @@ class Contents:
         self._new: list[tuple[bytes, int]] = []
         self._memories: dict[int, _Memory] = {}
         self._places: dict[Located, int] = {}
+        self._ways: OrderedDict[int, _Way] = OrderedDict()  # by what tensors the step had up to there
+        self._path = self._count = 0
+        self._placed: dict[tuple[int, int], int] = {}  # which tensor of the step was put there
         self.values: list[Located] = []
 
     def add(self, tensor: TensorBytes) -> int:
         """The value's place among the step's values."""
+        self._path = hash((self._path, tensor.dtype, tensor.shape, tensor.strides))
         located = self._locate(tensor)
         place = self._places.get(located)
         if place is None:
@@ -124,6 +135,8 @@ class Contents:
         """Forgets the step's values and memories; contents stay known."""
         self._memories.clear()
         self._places.clear()
+        self._placed.clear()
+        self._path = self._count = 0
         self.values = []
         self._new.clear()
         self._first = self._chunks
@@ -156,8 +169,14 @@ class Contents:
             found = _viewed(memory, tensor, digest)
             if found is not None:
                 (stored, skip), strided = found, True
+        if len(view) and (stored is None or stored.chunk >= self._first):
+            way = _OWN if stored is None else (self._placed[stored.chunk, stored.tensor], skip, strided)
+            if self._always(way) == _OWN:
+                stored, skip, strided = None, 0, False
         if stored is None:
             stored = self._place(tensor, view, digest)
+            self._placed[stored.chunk, stored.tensor] = self._count
+        self._count += 1
         if memory is not None and not strided and len(view) and contiguous(tensor.shape, tensor.strides):
             memory.bases.append((tensor.start * itemsize(tensor.dtype), view, stored))
         version = memory.version if memory is not None else 0
@@ -172,6 +191,15 @@ class Contents:
             skip,
             strided,
         )
+
+    def _always(self, way: _Way) -> _Way:
+        """``way`` if the tensor at this place of a step was always stored in that way; else `_OWN`, for good."""
+        known = self._ways.setdefault(self._path, way)
+        if known not in (way, _OWN):
+            known = self._ways[self._path] = _OWN
+        if len(self._ways) > REMEMBERED:
+            self._ways.popitem(last=False)
+        return known
 
     def _notice(self, memory: _Memory, tensor: TensorBytes, digest: bytes) -> None:
         """Sees whether the memory was written since it was last seen there."""
