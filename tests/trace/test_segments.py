@@ -150,7 +150,7 @@ def test_a_step_whose_token_was_sampled_before_has_the_form_of_the_others(tmp_pa
 
 
 def test_tensors_that_are_equal_by_chance_give_a_step_no_form_of_its_own(tmp_path: Path) -> None:
-    """An output that is the golden one in some steps only; one that always is the tensor before it is stored once."""
+    """An output that is golden's in some steps only. One that always is the tensor before it is stored once."""
     random = np.random.default_rng(0)
     steps = []
     for number in range(40):

@@ -216,8 +216,11 @@ class PendingStep:
         return self._before[0] + place
 
     def overwritten(self, x: torch.Tensor) -> None:
-        """A recorded output now holds other values, by chance the same ones. Its memory counts as another from here
-        on: if that depended on chance, steps that are alike would be recorded in as many forms."""
+        """A recorded output now holds other values, by chance the same ones.
+
+        Its memory counts as another from here on: if that depended on chance, steps that are alike would be
+        recorded in as many forms.
+        """
         self._at.pop(x.data_ptr(), None)
         memory = x.untyped_storage()._cdata
         if memory in self._storages:
