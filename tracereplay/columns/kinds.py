@@ -22,7 +22,7 @@ from tracereplay.trace.records import Located
 
 __all__ = ["BLOCK", "Cursor", "FormValue", "Kind", "KindCall", "Occurrence", "describe"]
 
-BLOCK = 16 << 20  # bytes of tensors that are compared at a time
+BLOCK = 12 << 20  # bytes of tensors that are compared at a time
 
 
 @dataclass(slots=True)
