@@ -36,6 +36,7 @@ from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
+from tracereplay.trace.sealed import check_recipients
 
 __all__ = ["record"]
 
@@ -116,6 +117,14 @@ def record(
             "--check-observer", help="Also generate without recording, and report what recording changed."
         ),
     ] = False,
+    encrypt_to: Annotated[
+        list[str],
+        typer.Option(
+            metavar="AGE1...",
+            help="Public key (age) of the only one who can read the recording; may be given more than once.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     log: Log = None,
     force: Force = False,
 ) -> None:
@@ -123,9 +132,10 @@ def record(
 
     The sampling options apply to prompts that do not set their own.
     """
+    check_recipients(encrypt_to)
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
-        check_writes=check_writes,
+        check_writes=check_writes, recipients=tuple(encrypt_to),
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")

@@ -20,6 +20,7 @@ from tracereplay.passes import INJECTED, RECORD, RERUN
 from tracereplay.recorder.options import KERNEL, OPERATOR, GraphOptions, Options
 from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.trace.sealed import own_recipient
 from tracereplay.workload import Prompt, Workload
 
 __all__ = [
@@ -56,10 +57,13 @@ def record(
     check_model(model)
     check_lengths(workload, {**engine.settings, **workload.settings})
     workload, header = recording_header(engine, workload, options.level)
-    with making(out, header) as directory:
+    recipients = options.recipients
+    if recipients:
+        options = replace(options, recipients=(*recipients, own_recipient()))
+    with making(out, header, recipients) as directory:
         if weights:
             report("Copying the weights")
-            store_weights(model, directory)
+            store_weights(model, directory, options.recipients)
         report(f"Starting the engine {engine.name}")
         graphs = GraphOptions("nothing", options.sites, options.sides, options.level)
         with EngineProcess(

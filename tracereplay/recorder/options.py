@@ -36,7 +36,10 @@ _TAKES: Mapping[str, Check] = {
     "level": among(OPERATOR, KERNEL),
     "check_writes": FLAG,
     "in_flight": COUNT,
+    "recipients": list_of(lambda key: isinstance(key, str), "recipients' keys"),
 }
+
+_LISTS = ("sites", "sides", "recipients")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Options:
             kernels wrote, which declare nothing, is always found out.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
+        recipients: public keys (age1...) of the only ones who can read the recording; none: everybody can.
     """
 
     when_behind: str = "block"
@@ -67,9 +71,11 @@ class Options:
     level: str = OPERATOR
     check_writes: bool = True
     in_flight: int = 2
+    recipients: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sites": list(self.sites), "sides": list(self.sides)}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -79,7 +85,7 @@ class Options:
             UsageError: there is no such option, or it does not take such a value.
         """
         given = checked(data, _TAKES, "the recording options", whole=False)
-        for name in ("sites", "sides"):
+        for name in _LISTS:
             if name in given:
                 given[name] = tuple(given[name])
         return cls(**given)

@@ -11,6 +11,7 @@ import numpy as np
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
 from tracereplay.event import Step
+from tracereplay.storage.files import PRIVATE
 from tracereplay.trace import codec
 from tracereplay.trace.append import Appender
 from tracereplay.trace.chunk import WIDTHS, Bytes, Entry
@@ -43,9 +44,9 @@ def rewrite(
     """
     encoder = codec.Encoder(codec.STRONG if base is None else codec.ROWS, level)
     try:
-        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, PRIVATE)
         try:
-            _Copy(segment, Appender(fd, encoder), bases, base).run()
+            _Copy(segment, Appender(fd, encoder, seal=segment.seal), bases, base).run()
         finally:
             os.close(fd)
     except OSError as error:

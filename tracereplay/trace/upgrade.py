@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from tracereplay.errors import UsageError
+from tracereplay.storage.files import PRIVATE
 from tracereplay.trace import records
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
@@ -39,9 +40,9 @@ def upgrade(segment: SegmentReader, out: Path) -> None:
         DamagedTrace: a step cannot be read.
     """
     try:
-        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, PRIVATE)
         try:
-            to = Appender(fd, Encoder(PLANES))
+            to = Appender(fd, Encoder(PLANES), seal=segment.seal)
             to.magic()
             steps = 0
             for frame in scan(segment.file):

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracereplay.event import Request, RowMap, Sampled, Site
+from tracereplay.storage.files import PRIVATE
 from tracereplay.trace import records
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.dedup import Contents, TensorBytes
 from tracereplay.trace.frames import Tag
 from tracereplay.trace.outline import Outline, write_outline
+from tracereplay.trace.sealed import Seal, opened_for
 
 __all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
@@ -78,14 +80,18 @@ class SegmentWriter:
         codec: how chunks are stored.
         max_bytes: of the whole file; a step that does not fit is refused.
         workers: threads that compress; 0: the caller does.
+        recipients: the only ones who can read it (see `sealed`); none: everybody can, unless what was read before
+            was sealed.
     """
 
     def __init__(
         self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None,
-        workers: int = 0,
+        workers: int = 0, recipients: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._to = Appender(self._fd, Encoder(codec), workers)
+        known = tuple(recipients) or opened_for()
+        seal = Seal.new(known) if known else None
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, PRIVATE)
+        self._to = Appender(self._fd, Encoder(codec), workers, seal)
         self._max_bytes = max_bytes
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None

@@ -37,7 +37,11 @@ class Recorder:
         self._sites = {site.name: site for site in known}
         self._left_out = options.left_out(list(self._sites.values()))
         self._writers = [
-            SegmentWriter(segment_path(path, name, rank), {"pass": name, "rank": rank, "world": ranks})
+            SegmentWriter(
+                segment_path(path, name, rank),
+                {"pass": name, "rank": rank, "world": ranks},
+                recipients=options.recipients,
+            )  # fmt: skip
             for rank in range(ranks)
         ]
         for writer in self._writers:
