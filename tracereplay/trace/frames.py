@@ -178,9 +178,7 @@ def fetch(file: File, offset: int, length: int, kind: Tag) -> tuple[Frame, bytes
         raise DamagedTrace(f"{file.name} is damaged: the frame at byte {frame.offset} fails its checksum.")
     if isinstance(file, SealedFile) and kind != Tag.KEY:
         if frame.codec != SEALED:
-            raise DamagedTrace(
-                f"{file.name} is damaged: the frame at byte {offset} of an encrypted segment is not."
-            )
+            raise DamagedTrace(f"{file.name} is encrypted, but its frame at byte {offset} is not.")
         codec, payload = file.seal.open(kind, offset, frame.size, payload, file.name)
         return replace(frame, codec=codec), payload
     return frame, payload

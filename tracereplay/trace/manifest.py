@@ -84,20 +84,16 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
     manifest = _parsed(data, name)
     if manifest["format"] not in READABLE:
         raise TraceError(
-            f"{name} is of format {manifest['format']}; this version reads formats {READABLE[0]} to {READABLE[-1]}; "
-            "update tracereplay."
+            f"{name} is of format {manifest['format']}; this version reads formats {READABLE[0]} to "
+            f"{READABLE[-1]}; update tracereplay."
         )
     try:
         whole = manifest.get("check") == _check(manifest)
     except RecursionError:
         whole = False
     if isinstance(manifest.get("sealed"), str) and whole:
-        manifest = {
-            **manifest,
-            **_parsed(open_text(manifest["sealed"], name), name),
-            "state": manifest.get("state"),
-        }
-        del manifest["sealed"]
+        inside = _parsed(open_text(manifest["sealed"], name), name)
+        manifest = {**inside, **{key: manifest[key] for key in ("state", "check") if key in manifest}}
     if not all(isinstance(manifest.get(key), dict) for key in ("run", "passes")) or "state" not in manifest:
         raise DamagedTrace(f"{name} lacks one of run, passes and state.")
     if not whole:

@@ -94,9 +94,9 @@ def check_recipients(recipients: Iterable[str]) -> None:
 def own_recipient() -> str:
     """The public key of a pair that only this process has, and only in its memory.
 
-    Why: whoever makes a sealed recording must read it while it grows (what the engine says of itself, whether every
-    rank has ended), and has only the recipient's public key. What it makes is sealed for this pair as well; when the
-    process has ended, nobody has its secret half any more.
+    Why: whoever makes a sealed recording must read it while it grows (what the engine says of itself, whether
+    every rank has ended), and has only the recipient's public key. What it makes is sealed for this pair as well;
+    when the process has ended, nobody has its secret half any more.
     """
     if _keys.own is None:
         _keys.own = _library("pyrage").x25519.Identity.generate()

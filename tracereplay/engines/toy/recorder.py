@@ -41,7 +41,7 @@ class Recorder:
                 segment_path(path, name, rank),
                 {"pass": name, "rank": rank, "world": ranks},
                 recipients=options.recipients,
-            )  # fmt: skip
+            )
             for rank in range(ranks)
         ]
         for writer in self._writers:
