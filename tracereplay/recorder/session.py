@@ -102,7 +102,7 @@ class Session:
         self._ended = None
         self._writer = WriterClient(
             self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
-            recipients=self._options.recipients,
+            recipients=self._options.recipients, withhold=self._options.withhold,
         )  # fmt: skip
         self._errors.update(self._writer.errors)
         self._handover = Handover(

@@ -31,6 +31,7 @@ class WriterClient:
         codec_id: how chunks are stored.
         max_bytes: of the segment.
         recipients: see `SegmentWriter`.
+        withhold: see `Options`.
 
     Raises:
         WriterGone: the process has exited.
@@ -39,6 +40,7 @@ class WriterClient:
     def __init__(
         self, handle: WriterHandle, path: Path, meta: Mapping[str, Any], *,
         codec_id: int = codec.PLANES, max_bytes: int | None = None, recipients: Sequence[str] = (),
+        withhold: str | None = None,
     ) -> None:  # fmt: skip
         self._handle, self._to, self._inbox = handle, handle.to, handle.inbox
         self.arenas = handle.arenas
@@ -52,7 +54,7 @@ class WriterClient:
         fds = [arena.fd for arena in self.arenas]
         # The writer process has read nothing: for whom to seal what is made of a sealed trace, this one knows.
         known = list(recipients or opened_for())
-        self._send("open", str(path), dict(meta), codec_id, max_bytes, fds, known)
+        self._send("open", str(path), dict(meta), codec_id, max_bytes, fds, known, withhold)
         while not (self.size or self.errors):
             self._wait()
 

@@ -47,6 +47,7 @@ _SHAPE: Any = {
         "notes": [str],
         "observer": {"logprob_abs_diff": {}},
         "base": {"name": str, "digest": str},
+        "withheld": {"what": [str], "key": str},
     },
     "recipients": [str],
 }

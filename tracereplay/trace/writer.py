@@ -24,6 +24,7 @@ from tracereplay.trace.dedup import Contents, TensorBytes
 from tracereplay.trace.frames import Tag
 from tracereplay.trace.outline import Outline, write_outline
 from tracereplay.trace.sealed import Seal, opened_for
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
@@ -82,17 +83,20 @@ class SegmentWriter:
         workers: threads that compress; 0: the caller does.
         recipients: the only ones who can read it (see `sealed`); none: everybody can, unless what was read before
             was sealed.
+        withheld: puts digests in the place of tokens; None: they are written.
     """
 
     def __init__(
         self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None,
         workers: int = 0, recipients: Sequence[str] = (),
+        withheld: Withheld | None = None,
     ) -> None:  # fmt: skip
         known = tuple(recipients) or opened_for()
         seal = Seal.new(known) if known else None
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, PRIVATE)
         self._to = Appender(self._fd, Encoder(codec), workers, seal)
         self._max_bytes = max_bytes
+        self._withheld = withheld
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None
         self._outline = Outline()
@@ -169,6 +173,9 @@ class SegmentWriter:
             BudgetSpent: it would make the file too large. The segment keeps the steps before it.
         """
         mark = self._begin()
+        if self._withheld is not None:
+            sampled = list(map(self._withheld.sampled, sampled))
+            requests = list(map(self._withheld.request, requests))
         maps = _Maps(rows)
         packed = [_packed(call, maps) for call in calls]
         try:

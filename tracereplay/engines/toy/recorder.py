@@ -13,6 +13,7 @@ from tracereplay.event import RowMap, Sampled, Site, make_rows
 from tracereplay.recorder.options import Options
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, segment_path
 from tracereplay.trace.shards import cut
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["Recorder"]
 
@@ -41,6 +42,7 @@ class Recorder:
                 segment_path(path, name, rank),
                 {"pass": name, "rank": rank, "world": ranks},
                 recipients=options.recipients,
+                withheld=None if options.withhold is None else Withheld(options.withhold),
             )
             for rank in range(ranks)
         ]
