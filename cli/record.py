@@ -12,6 +12,7 @@ import typer
 from tracereplay.cli.checks import check_log
 from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.options import (
+    EncryptTo,
     Force,
     Log,
     Logprobs,
@@ -124,14 +125,7 @@ def record(
             "--check-observer", help="Also generate without recording, and report what recording changed."
         ),
     ] = False,
-    encrypt_to: Annotated[
-        list[str],
-        typer.Option(
-            metavar="AGE1...",
-            help="Public key (age) of the only one who can read the recording; may be given more than once.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    encrypt_to: EncryptTo = [],  # noqa: B006
     withhold: Annotated[
         Kept | None,
         typer.Option(

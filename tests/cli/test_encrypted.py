@@ -121,3 +121,21 @@ def test_no_identity_is_told(tracereplay: Program, closed: Path, words: list[str
     ended = tracereplay("show", closed, *words)
     assert ended.code == 2
     assert ended.err.count("\n") == 1
+
+
+def test_a_trace_is_packed_for_a_recipient(
+    tracereplay: Program,
+    golden: Path,
+    identity: Path,
+    recipient: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "closed.pack"
+    assert tracereplay("pack", golden, "-o", out, "--encrypt-to", recipient).code == 0
+    forget(monkeypatch)
+    assert b"RMSNorm" not in out.read_bytes()
+    assert tracereplay("show", out).code == 2
+    ended = tracereplay("compare", golden, out, "--strict", "--identity", identity)
+    assert ended.code == 0, ended.err
+    assert tracereplay("verify", out, "--identity", identity).code == 0

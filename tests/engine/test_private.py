@@ -1,9 +1,10 @@
-"""A real server, recorded without tokens and for a recipient only: nothing of a request can be read in its trace."""
+"""A real server, recorded without tokens and for a recipient: nothing of a request can be read in its trace."""
 
 from __future__ import annotations
 
 import json
 import random
+import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from recorded_server import KINDS, Server
 
-from tracereplay.errors import UsageError
+from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.gate import workload_of
 from tracereplay.trace import SegmentReader, open_trace, sealed
 from tracereplay.trace.verify import verify
@@ -27,13 +28,13 @@ STOP = "a stop text that nobody else has"
 
 
 @pytest.fixture
-def identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The public half of a key; its file is in ``tmp_path``."""
     pyrage = pytest.importorskip("pyrage")
     monkeypatch.setattr(sealed, "_keys", sealed._Keys())
     secret = pyrage.x25519.Identity.generate()
     (tmp_path / "identity").write_text(f"{secret}\n")
-    yield str(secret.to_public())
+    return str(secret.to_public())
 
 
 def forms(tokens: list[int]) -> Iterator[bytes]:
@@ -54,16 +55,17 @@ def test_nothing_of_a_request_is_in_its_trace(tmp_path: Path, engines: Engines, 
         for kind in KINDS:
             more = {"stop": [STOP], "logit_bias": {"7": 1.5}}
             assert server.ask(kind, f"a planted prompt: {kind}", 12, chance, **more).finished
-        server.process.terminate()
-        assert server.wait() == 0, server.log.read_text()[-2000:]
+        server.kill(signal.SIGINT, "parent")
+        code = server.wait()  # vLLM's front end may kill an engine that ends slowly; see test_served.py
+        assert code in (0, EngineFailed.exit_code), server.log.read_text()[-2000:]
     finally:
         server.close()
     with pytest.raises(UsageError, match="--identity FILE"):
         open_trace(server.out)
     sealed.use_identity(tmp_path / "identity")
     with open_trace(server.out) as trace:
-        assert trace.complete
-        assert [report.state for report in verify(trace)] == ["complete"]
+        assert trace.complete == (code == 0)
+        assert {report.state for report in verify(trace)} == {"complete" if code == 0 else "recoverable"}
         said = [json.dumps(trace.manifest).encode()]
         called = set()
         for key in trace.parts:
