@@ -7,10 +7,13 @@ the verdict.
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,7 +22,7 @@ from rich.text import Text
 from tracereplay.cli.console import stderr
 from tracereplay.cli.streams import OutputClosed, discard_output, flush_output, noticing_closed_output, prepare
 from tracereplay.cli.verbs import Verbs
-from tracereplay.errors import EngineFailed, TracereplayError
+from tracereplay.errors import EngineFailed, TracereplayError, UsageError
 from tracereplay.report.clean import clean
 
 __all__ = ["app", "main"]
@@ -79,6 +82,14 @@ def _program(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; also accepted after a command.")
     ] = False,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keys that open encrypted traces, as age-keygen writes them; also accepted after a command.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     pass
 
@@ -86,10 +97,13 @@ def _program(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends the process with its exit code."""
     words, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    words, identity = _without_identity(words)
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     prepare()
     try:
+        if identity is not None:
+            _identify(identity)
         _run(words)
     except OutputClosed:
         discard_output()
@@ -131,6 +145,32 @@ def _without_debug(words: list[str]) -> tuple[list[str], bool]:
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word != "--debug"]
     return kept + words[end:], len(kept) < end
+
+
+def _without_identity(words: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without ``--identity FILE``, which may appear anywhere before ``--``, and the file."""
+    end = words.index("--") if "--" in words else len(words)
+    kept: list[str] = []
+    found: str | None = None
+    given = iter(words[:end])
+    for word in given:
+        name, equals, value = word.partition("=")
+        if name != "--identity":
+            kept.append(word)
+        elif equals:
+            found = value
+        else:
+            found = next(given, "")
+    return kept + words[end:], found
+
+
+def _identify(path: str) -> None:
+    """Opens what follows with the keys in a file, in the engines too that are started."""
+    if not path:
+        raise UsageError("--identity needs a file with the keys that open encrypted traces.")
+    sealed = importlib.import_module("tracereplay.trace.sealed")  # loaded only by those who ask for it
+    sealed.use_identity(Path(path))
+    os.environ[sealed.IDENTITY] = str(Path(path).resolve())
 
 
 def _say(sentence: str) -> None:

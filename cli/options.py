@@ -17,6 +17,7 @@ from tracereplay.trace import Trace, open_trace
 __all__ = [
     "BaseTrace",
     "CandidateOut",
+    "EncryptTo",
     "Force",
     "GoldenTrace",
     "JsonFile",
@@ -141,6 +142,14 @@ CandidateOut = Annotated[
         parser=local_path,
         metavar="TRACE",
         help="Path to keep the candidate's trace at.",
+        show_default=False,
+    ),
+]
+EncryptTo = Annotated[
+    list[str],
+    typer.Option(
+        metavar="AGE1...",
+        help="Public key (age) of the only one who can read what is written; may be given more than once.",
         show_default=False,
     ),
 ]

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from tracereplay.cli.console import stderr
-from tracereplay.cli.options import BaseTrace, Force, TracePath, local_path, opened
+from tracereplay.cli.options import BaseTrace, EncryptTo, Force, TracePath, local_path, opened
 from tracereplay.cli.summary import size_words
 from tracereplay.engines.known import family_of
 from tracereplay.engines.naming import map_of
@@ -21,6 +21,7 @@ from tracereplay.sitemap import parts_of
 from tracereplay.trace import Trace
 from tracereplay.trace.bases import Counterparts, PartsOf, by_name
 from tracereplay.trace.into_pack import pack_trace
+from tracereplay.trace.sealed import check_recipients
 
 __all__ = ["pack"]
 
@@ -38,6 +39,7 @@ def pack(
         typer.Option(min=1, max=22, help="zstandard compression level.", show_default="unchanged"),
     ] = None,
     base: BaseTrace = None,
+    encrypt_to: EncryptTo = [],  # noqa: B006
     force: Force = False,
 ) -> None:
     """Pack a trace into one file, which opens like the directory, also from a URL.
@@ -45,6 +47,7 @@ def pack(
     With --base, tensors are stored as differences from that trace, row by row, where that is smaller. It is then
     needed to read the file.
     """
+    check_recipients(encrypt_to)
     source = opened(trace)
     if out is None:
         if isinstance(source.path, str):
@@ -52,7 +55,9 @@ def pack(
         out = source.path.with_name(f"{source.path.name}.pack")
     golden = opened(base) if base is not None else None
     counterparts = by_name if golden is None else _counterparts(golden, source)
-    pack_trace(source, out, level=level, base=golden, counterparts=counterparts, force=force)
+    pack_trace(
+        source, out, level=level, base=golden, counterparts=counterparts, force=force, recipients=encrypt_to
+    )
     words = f"Packed {size_words(source.size)} into {size_words(out.stat().st_size)}: {out}"
     stderr.print(Text(words), soft_wrap=True)
 

@@ -12,6 +12,7 @@ import typer
 from tracereplay.cli.checks import check_log
 from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.options import (
+    EncryptTo,
     Force,
     Log,
     Logprobs,
@@ -36,6 +37,8 @@ from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
+from tracereplay.trace.sealed import check_recipients
+from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = ["record"]
 
@@ -52,6 +55,12 @@ class Level(str, Enum):
 
     operator = "operator"
     kernel = "kernel"  # what operators dispatch, too
+
+
+class Kept(str, Enum):
+    """See ``--withhold``."""
+
+    tokens = "tokens"
 
 
 class WhenBehind(str, Enum):
@@ -116,6 +125,22 @@ def record(
             "--check-observer", help="Also generate without recording, and report what recording changed."
         ),
     ] = False,
+    encrypt_to: EncryptTo = [],  # noqa: B006
+    withhold: Annotated[
+        Kept | None,
+        typer.Option(
+            help="Keep prompts and outputs out of the trace; it can be compared, but not generated again.",
+            show_default=False,
+        ),
+    ] = None,
+    withhold_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Key of the digests that stand for tokens, made if missing: traces of one key can be compared.",
+            show_default="one that is thrown away",
+        ),
+    ] = None,
     log: Log = None,
     force: Force = False,
 ) -> None:
@@ -123,9 +148,11 @@ def record(
 
     The sampling options apply to prompts that do not set their own.
     """
+    check_recipients(encrypt_to)
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
-        check_writes=check_writes,
+        check_writes=check_writes, recipients=tuple(encrypt_to),
+        withhold=_key(withhold, withhold_key, level),
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
@@ -155,6 +182,19 @@ def record(
             report=report,
         )
     _tell(place.path)
+
+
+def _key(withhold: Kept | None, file: Path | None, level: Level) -> str | None:
+    """The key of the digests that stand for what is withheld; None if nothing is."""
+    if withhold is None:
+        if file is not None:
+            raise UsageError(
+                "--withhold-key is the key of what --withhold keeps out; give that too, or leave it out."
+            )
+        return None
+    if level is Level.kernel:
+        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
+    return new_key() if file is None else key_in(file)
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:

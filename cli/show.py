@@ -131,6 +131,8 @@ def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "prompts", f"{len(lengths)}, of {min(lengths)} to {max(lengths)} tokens"
     if asked.get("settings"):
         yield "settings", asked["settings"]
+    if run.withheld is not None:
+        yield "withheld", f"{', '.join(run.withheld.get('what') or ())} (key {run.withheld.get('key')})"
     if run.observer:
         yield "observer", f"recording changed {observer_words(run.observer)}"
     for note in run.notes:

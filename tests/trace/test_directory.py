@@ -12,6 +12,7 @@ import pytest
 
 from tracereplay.errors import DamagedTrace, NotATrace, RecordingIncomplete, TraceError, UsageError
 from tracereplay.trace import SegmentWriter, TraceDirectory, open_trace, segment_path
+from tracereplay.trace.into_pack import pack_trace
 
 
 def test_a_trace_is_incomplete_until_it_is_closed(tmp_path: Path) -> None:
@@ -113,3 +114,19 @@ def test_a_trace_has_settled_once_no_process_writes_to_it(tmp_path: Path) -> Non
         fcntl.flock(file, fcntl.LOCK_EX)
         assert not directory.settle(0.05)
     assert directory.settle(0.05)
+
+
+def test_only_its_owner_may_read_a_trace(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        directory = TraceDirectory(tmp_path / "a.trace", {"kind": "recording"})
+        SegmentWriter(segment_path(directory.path, "record", 0), {}).close({})
+        directory.complete()
+        with open_trace(directory.path) as trace:
+            pack_trace(trace, tmp_path / "a.trz")
+            pack_trace(trace, tmp_path / "b.trz", level=3)
+    finally:
+        os.umask(before)
+    assert directory.path.stat().st_mode & 0o777 == 0o700
+    files = [*directory.path.iterdir(), tmp_path / "a.trz", tmp_path / "b.trz"]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o600 for path in files}

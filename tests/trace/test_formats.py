@@ -142,8 +142,8 @@ def test_a_segment_lacks_what_a_reader_of_version_1_looks_for_first() -> None:
 
 
 def test_a_manifest_of_a_later_version_is_refused_with_a_sentence() -> None:
-    later = write_manifest({"format": FORMAT + 1, "state": "complete", "run": {}, "passes": {}})
+    later = write_manifest({"format": FORMAT + 2, "state": "complete", "run": {}, "passes": {}})
     with pytest.raises(
-        TraceError, match=r"is of format 3; this version reads formats 1 to 2; update tracereplay\.$"
+        TraceError, match=r"is of format 4; this version reads formats 1 to 3; update tracereplay\.$"
     ):
         read_manifest(later, "manifest.json")

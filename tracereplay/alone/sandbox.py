@@ -25,6 +25,7 @@ from tracereplay.engines.variables import ENABLED
 from tracereplay.errors import EngineFailed, Unsupported
 from tracereplay.interpreter import SAFE, module_command
 from tracereplay.launch.process import LAST_LINES, Launchable, guest_environment
+from tracereplay.trace.sealed import IDENTITY
 
 __all__ = ["KERNEL", "OPERATOR", "Limits", "Outcome", "Sandbox", "Status", "alone_of"]
 
@@ -249,6 +250,7 @@ def _environment(engine: Launchable) -> dict[str, str]:
     """An engine's environment without the plugin, which has nothing to do here, and without secrets."""
     found = {**guest_environment(engine), **SAFE}
     found.pop(ENABLED)
+    found.pop(IDENTITY, None)
     return {name: value for name, value in found.items() if not _SECRET.search(name)} | _ALONE
 
 

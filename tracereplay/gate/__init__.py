@@ -101,6 +101,11 @@ def _asked(trace: Trace) -> Asked:
 
 
 def _workload(trace: Trace, given: Mapping[str, Any]) -> Workload:
+    if trace.run.withheld is not None:
+        raise UsageError(
+            f"{trace.path} was recorded without its tokens (--withhold tokens), so it cannot be generated again; "
+            "compare it with another one, or replay its operators with --mode isolated."
+        )
     asked = _asked(trace)
     refused = [
         f"{name}={_short(value)}, which {why}"

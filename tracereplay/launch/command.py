@@ -12,6 +12,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
+from tracereplay.trace.sealed import IDENTITY, own_recipient
 from tracereplay.trace.served import is_whole
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["record_command"]
 
@@ -69,13 +72,20 @@ def record_command(
         "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level, "notes": [],
         "command": _without_secrets(command), "engine": engine_header(launched),
     }  # fmt: skip
+    if options.withhold is not None:
+        header |= {"withheld": Withheld(options.withhold).said(), "command": [command[0], "..."]}
+    recipients = options.recipients
+    if recipients:
+        options = replace(options, recipients=(*recipients, own_recipient()))
+    graphs = GraphOptions("nothing", options.sites, options.sides, withhold=options.withhold is not None)
     environment = {
         **guest_environment(launched),
         RECORD_TO: str(out.resolve()),
         OPTIONS: json.dumps(options.as_dict()),
-        GRAPHS: json.dumps(GraphOptions("nothing", options.sites, options.sides).as_dict()),
+        GRAPHS: json.dumps(graphs.as_dict()),
     }
-    directory = TraceDirectory(out, header)
+    environment.pop(IDENTITY, None)  # what is recorded has no use for what opens traces
+    directory = TraceDirectory(out, header, recipients)
     filling = _Filling(directory)
     try:
         with Child([found, *command[1:]], environment, filling.look) as child:

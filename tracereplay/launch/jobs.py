@@ -20,6 +20,8 @@ from tracereplay.passes import INJECTED, RECORD, RERUN
 from tracereplay.recorder.options import KERNEL, OPERATOR, GraphOptions, Options
 from tracereplay.storage.checkpoint import check_model, model_files, read_checkpoint
 from tracereplay.trace import Trace, TraceDirectory, open_trace
+from tracereplay.trace.sealed import own_recipient
+from tracereplay.trace.withheld import Withheld
 from tracereplay.workload import Prompt, Workload
 
 __all__ = [
@@ -56,17 +58,24 @@ def record(
     check_model(model)
     check_lengths(workload, {**engine.settings, **workload.settings})
     workload, header = recording_header(engine, workload, options.level)
-    with making(out, header) as directory:
+    recipients = options.recipients
+    if recipients:
+        options = replace(options, recipients=(*recipients, own_recipient()))
+    header = _without_tokens(header, options)
+    with making(out, header, recipients) as directory:
         if weights:
             report("Copying the weights")
-            store_weights(model, directory)
+            store_weights(model, directory, options.recipients)
         report(f"Starting the engine {engine.name}")
-        graphs = GraphOptions("nothing", options.sites, options.sides, options.level)
+        graphs = GraphOptions(
+            "nothing", options.sites, options.sides, options.level, withhold=options.withhold is not None
+        )
         with EngineProcess(
             engine, model=model.resolve(), settings=workload.settings, log=log, graphs=graphs
         ) as process:
             workload = tokenized(workload, process)
-            directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
+            known = {"engine": engine_header(engine, process.info), "workload": workload.as_dict()}
+            directory.update_run(**_without_tokens(known, options))
             _tell_dtype(directory, workload, process.info, report)
             report("Generating, with recording on")
             request = PassRequest(directory.path.resolve(), RECORD, options=options)
@@ -172,14 +181,25 @@ def record_pass(
     result = process.generate([p.as_dict() for p in workload.prompts], request)
     for note in _left_out(result):
         directory.note(note)
-    lost = _lost(result)
+    lost, kept = _lost(result), result
+    if request.options.withhold is not None:
+        lengths = [len(prompt.token_ids or ()) for prompt in workload.prompts]
+        kept = Withheld(request.options.withhold).results(result, lengths)
     if not lost:
-        directory.add_pass(request.name, result)
+        directory.add_pass(request.name, kept)
         return result
     directory.note(lost)
     with contextlib.suppress(RecordingIncomplete):  # a full disk may have no room for the manifest either
-        directory.add_pass(request.name, result)
+        directory.add_pass(request.name, kept)
     raise RecordingIncomplete(f"The engine finished, but {directory.path} is incomplete: {lost}")
+
+
+def _without_tokens(run: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """What a manifest says of a run, as far as the options allow."""
+    if options.withhold is None:
+        return dict(run)
+    withheld = Withheld(options.withhold)
+    return {**run, "workload": withheld.workload(run["workload"]), "withheld": withheld.said()}
 
 
 _ENDED = {"max_steps": "--max-steps", "max_bytes": "--max-bytes"}

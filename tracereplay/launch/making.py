@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -40,12 +40,12 @@ def replay_header(engine: Launchable, workload: Workload, golden: str, level: st
 
 
 @contextmanager
-def making(path: Path, header: Mapping[str, Any]) -> Iterator[TraceDirectory]:
-    """Creates a trace at ``path``; it is complete if nothing is raised.
+def making(path: Path, header: Mapping[str, Any], recipients: Sequence[str] = ()) -> Iterator[TraceDirectory]:
+    """Creates a trace at ``path``, for its recipients only if there are any; it is complete if nothing is raised.
 
     Exits only after all writers of the trace have, however the engine ended.
     """
-    directory = TraceDirectory(path, header)
+    directory = TraceDirectory(path, header, recipients)
     try:
         yield directory
     finally:

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tracereplay
@@ -19,9 +20,10 @@ from tracereplay.errors import EnvironmentFailed
 from tracereplay.launch.home import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
-__all__ = ["overlay_for"]
+__all__ = ["overlay_for", "sealing_for"]
 
 REQUIREMENTS = ("msgpack>=1.0.8", "zstandard>=0.22", "xxhash>=3.4")
+SEALING = ("pyrage>=1.2", "cryptography>=42")
 _ASK = "import sys, platform; print(sys.implementation.cache_tag, platform.system(), platform.machine())"
 _METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: 0\n"
 
@@ -37,16 +39,37 @@ def overlay_for(python: Path, entry_points: str) -> Path:
         EnvironmentFailed: the interpreter does not run, or the packages cannot be installed.
     """
     package = Path(tracereplay.__file__).resolve().parent
-    key = hashlib.sha256(repr((_abi(python), str(package), REQUIREMENTS, entry_points)).encode()).hexdigest()[:16]
-    target = home() / "overlays" / key
+
+    def build(partial: Path) -> None:
+        _install(partial, python, REQUIREMENTS, ["--no-deps"])
+        _declare(partial, package, entry_points)
+
+    return _built("overlays", (_abi(python), str(package), REQUIREMENTS, entry_points), build)
+
+
+def sealing_for(python: Path) -> Path:
+    """A folder with what an interpreter needs to seal and to open traces, built if missing.
+
+    Why not in the overlay: few ask for it, and it is to come last on the path, not first (see `trace.sealed`).
+
+    Raises:
+        EnvironmentFailed: see `overlay_for`.
+    """
+    return _built("sealing", (_abi(python), SEALING), lambda partial: _install(partial, python, SEALING))
+
+
+def _built(room: str, depends_on: tuple[object, ...], build: Callable[[Path], None]) -> Path:
+    """The folder that ``build`` fills, made once for all that it depends on."""
+    key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
+    target = home() / room / key
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{key}.partial"))
         try:
-            _build(partial, python, package, entry_points)
+            build(partial)
             partial.rename(target)
         except OSError as error:
-            if not target.is_dir():  # otherwise another process built the same overlay first
+            if not target.is_dir():  # otherwise another process built the same one first
                 raise EnvironmentFailed(f"{target} could not be written: {error.strerror}.") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -63,16 +86,19 @@ def _abi(python: Path) -> str:
     return done.stdout.strip()
 
 
-def _build(partial: Path, python: Path, package: Path, entry_points: str) -> None:
-    command = [uv_binary(), "pip", "install", "--quiet", "--no-deps", "--python", str(python)]
+def _install(partial: Path, python: Path, requirements: Sequence[str], options: Sequence[str] = ()) -> None:
+    command = [uv_binary(), "pip", "install", "--quiet", *options, "--python", str(python)]
     done = subprocess.run(
-        [*command, "--target", str(partial), *REQUIREMENTS],
+        [*command, "--target", str(partial), *requirements],
         env=uv_environment(os.environ), capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise EnvironmentFailed(
-            f"The packages {', '.join(REQUIREMENTS)} could not be installed for {python}; uv said:\n{done.stderr}"
+            f"The packages {', '.join(requirements)} could not be installed for {python}; uv said:\n{done.stderr}"
         )
+
+
+def _declare(partial: Path, package: Path, entry_points: str) -> None:
     (partial / "tracereplay").symlink_to(package)
     info = partial / "tracereplay_guest-0.dist-info"
     info.mkdir()

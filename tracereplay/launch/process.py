@@ -26,8 +26,9 @@ from tracereplay.engines.variables import ENABLED, GRAPHS, NO_TAPS
 from tracereplay.errors import EngineFailed, TracereplayError, Unsupported, UsageError, WorkloadError
 from tracereplay.interpreter import SAFE, module_command
 from tracereplay.launch.home import home
-from tracereplay.launch.overlay import overlay_for
+from tracereplay.launch.overlay import overlay_for, sealing_for
 from tracereplay.recorder.options import GraphOptions
+from tracereplay.trace.sealed import PACKAGES, in_use
 
 __all__ = [
     "LAST_LINES", "Configured", "EngineProcess", "Launchable", "guest_environment", "is_log",
@@ -88,6 +89,8 @@ def guest_environment(engine: Launchable) -> dict[str, str]:
     if family.entry_points is not None:
         overlay = overlay_for(engine.python, family.entry_points)
         merged["PYTHONPATH"] = os.pathsep.join(filter(None, [str(overlay), merged.get("PYTHONPATH", "")]))
+        if in_use():
+            merged[PACKAGES] = str(sealing_for(engine.python))
     return merged
 
 

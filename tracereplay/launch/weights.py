@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,19 @@ from tracereplay.trace.chunk import DTYPE_NAMES
 __all__ = ["store_weights"]
 
 
-def store_weights(model: Path, directory: TraceDirectory) -> None:
+def store_weights(model: Path, directory: TraceDirectory, recipients: Sequence[str] = ()) -> None:
     """Copies all tensors of a checkpoint into the trace, as the pass `trace.WEIGHTS` with a step for each.
 
     Args:
         model: directory of the checkpoint.
         directory: the trace being made.
+        recipients: see `SegmentWriter`.
 
     Raises:
         WorkloadError: a tensor has a dtype that traces do not support.
         OSError: it cannot be written.
     """
-    writer = SegmentWriter(segment_path(directory.path, WEIGHTS, 0), {"model": str(model)})
+    writer = SegmentWriter(segment_path(directory.path, WEIGHTS, 0), {"model": str(model)}, recipients=recipients)
     none = make_rows([])
     found = [(path, *entry) for path in sorted(model.glob("*.safetensors")) for entry in entries(path)]
     sites = {name: weight_site(name) for _, name, _, _ in found}

@@ -15,6 +15,7 @@ from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_
 from tracereplay.errors import UsageError
 from tracereplay.event import Site
 from tracereplay.trace import codec
+from tracereplay.trace.withheld import withheld_slots
 
 __all__ = ["KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
 
@@ -25,7 +26,7 @@ NO_KERNELS = (
     "enforce_eager=true, or record operators only (--level operator)."
 )
 
-
+_KEY = re.compile("[0-9a-f]{64}")
 _TAKES: Mapping[str, Check] = {
     "when_behind": among("block", "drop"),
     "max_steps": or_none(COUNT),
@@ -36,7 +37,17 @@ _TAKES: Mapping[str, Check] = {
     "level": among(OPERATOR, KERNEL),
     "check_writes": FLAG,
     "in_flight": COUNT,
+    "recipients": list_of(lambda key: isinstance(key, str), "recipients' keys"),
+    "withhold": or_none(
+        (lambda key: isinstance(key, str) and _KEY.fullmatch(key) is not None, "a key of 64 hexadecimal digits")
+    ),
 }
+
+_NO_TOKENS = (
+    "Tokens were withheld: digests stand for them, and nothing is kept of operators that say directly which they "
+    "are, those of the first layer among them."
+)
+_LISTS = ("sites", "sides", "recipients")
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class Options:
             kernels wrote, which declare nothing, is always found out.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
+        recipients: public keys (age1...) of the only ones who can read the recording; none: everybody can.
+        withhold: the key of the digests that stand for tokens (`trace.withheld`); None: tokens are recorded.
     """
 
     when_behind: str = "block"
@@ -67,9 +80,12 @@ class Options:
     level: str = OPERATOR
     check_writes: bool = True
     in_flight: int = 2
+    recipients: tuple[str, ...] = ()
+    withhold: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sites": list(self.sites), "sides": list(self.sides)}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -79,7 +95,7 @@ class Options:
             UsageError: there is no such option, or it does not take such a value.
         """
         given = checked(data, _TAKES, "the recording options", whole=False)
-        for name in ("sites", "sides"):
+        for name in _LISTS:
             if name in given:
                 given[name] = tuple(given[name])
         return cls(**given)
@@ -90,6 +106,9 @@ class Options:
 
     def told(self) -> list[str]:
         """Notes for the reader of the trace on what is left out."""
+        return [*self._told(), *([_NO_TOKENS] if self.withhold else [])]
+
+    def _told(self) -> list[str]:
         if (self.sites, self.sides) == (Options.sites, Options.sides):
             return []
         if not self.sites:
@@ -99,13 +118,15 @@ class Options:
 
 def _left_out(options: Options | GraphOptions, sites: Sequence[Site]) -> dict[str, set[int]]:
     others = {s.slot for s in sites if not any(fnmatchcase(s.name, glob) for glob in options.sites)}
+    if options.withhold:
+        others |= withheld_slots(sites)
     return {side: others if side in options.sides else {s.slot for s in sites} for side in ("in", "out")}
 
 
 # What graphs can be given when they are replayed, and how many areas of memory that takes.
 _FEEDS = {"nothing": 1, "golden": 2, "errors": 3}
 _GRAPHS_TAKE: Mapping[str, Check] = {
-    "feeds": among(*_FEEDS), **{name: _TAKES[name] for name in ("sites", "sides", "level")},
+    "feeds": among(*_FEEDS), "withhold": FLAG, **{name: _TAKES[name] for name in ("sites", "sides", "level")},
 }  # fmt: skip
 MEMORY = 2 << 30
 
@@ -122,6 +143,7 @@ class GraphOptions:
         memory: bytes on the device for all areas together. The largest graph's tensors of every operator, inputs
             and outputs, need some 10 MiB a row for 7 billion parameters in bfloat16, once for each area. The
             user's, who gives it to the engine (`engines.variables.GRAPH_MEMORY`).
+        withhold: whether tokens are, as in `Options`, which has a key for it.
     """
 
     feeds: str = "errors"
@@ -129,6 +151,7 @@ class GraphOptions:
     sides: tuple[str, ...] = ("in", "out")
     level: str = OPERATOR
     memory: int = MEMORY
+    withhold: bool = False
 
     @property
     def areas(self) -> int:
@@ -137,7 +160,7 @@ class GraphOptions:
 
     def as_dict(self) -> dict[str, Any]:
         lists = {"sites": list(self.sites), "sides": list(self.sides)}
-        return {"feeds": self.feeds, "level": self.level, **lists}
+        return {"feeds": self.feeds, "level": self.level, "withhold": self.withhold, **lists}
 
     @classmethod
     def from_dict(cls, data: Any, memory: str | None = None) -> GraphOptions:

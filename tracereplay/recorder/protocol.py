@@ -1,6 +1,6 @@
 """Messages between the engine's process and the writer process: msgpack lists, each preceded by its length.
 
-engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]]
+engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], [recipient...], key or nil]
                    ["sites", [...]]                     see `trace.records`
                    ["tensors", arena, size, [...], [...]]   tensors of this step in the arena: `Descriptor`s of
                                                         values, and offset and size of asides

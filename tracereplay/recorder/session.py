@@ -101,8 +101,9 @@ class Session:
         self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
         self._writer = WriterClient(
-            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes
-        )
+            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
+            recipients=self._options.recipients, withhold=self._options.withhold,
+        )  # fmt: skip
         self._errors.update(self._writer.errors)
         self._handover = Handover(
             self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tracereplay.recorder.arena import Arena
 from tracereplay.recorder.protocol import StepMessage, send
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.trace import codec, records
+from tracereplay.trace.sealed import opened_for
 
 __all__ = ["WriterClient"]
 
@@ -29,6 +30,8 @@ class WriterClient:
         meta: plain data about this process.
         codec_id: how chunks are stored.
         max_bytes: of the segment.
+        recipients: see `SegmentWriter`.
+        withhold: see `Options`.
 
     Raises:
         WriterGone: the process has exited.
@@ -36,7 +39,8 @@ class WriterClient:
 
     def __init__(
         self, handle: WriterHandle, path: Path, meta: Mapping[str, Any], *,
-        codec_id: int = codec.PLANES, max_bytes: int | None = None,
+        codec_id: int = codec.PLANES, max_bytes: int | None = None, recipients: Sequence[str] = (),
+        withhold: str | None = None,
     ) -> None:  # fmt: skip
         self._handle, self._to, self._inbox = handle, handle.to, handle.inbox
         self.arenas = handle.arenas
@@ -47,7 +51,10 @@ class WriterClient:
         self._closed = False
         handle.begin()
         self.pid = handle.pid
-        self._send("open", str(path), dict(meta), codec_id, max_bytes, [arena.fd for arena in self.arenas])
+        fds = [arena.fd for arena in self.arenas]
+        # The writer process has read nothing: for whom to seal what is made of a sealed trace, this one knows.
+        known = list(recipients or opened_for())
+        self._send("open", str(path), dict(meta), codec_id, max_bytes, fds, known, withhold)
         while not (self.size or self.errors):
             self._wait()
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tracereplay.event import RowKey, Sampled
 from tracereplay.recorder.protocol import Descriptor, Inbox, SampledBytes, StepMessage, send
 from tracereplay.trace import BudgetSpent, CallOfStep, SegmentWriter, TensorBytes, records
 from tracereplay.trace.kernels import renumbered
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["main"]
 
@@ -67,10 +68,21 @@ class _Server:
         with contextlib.suppress(OSError):  # the engine has exited; still write what was handed over
             send(self._out, list(message))
 
-    def _open(self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int]) -> None:
+    def _open(
+        self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int],
+        recipients: Sequence[str] = (), withhold: str | None = None,
+    ) -> None:  # fmt: skip
         self._fds = fds
         self._steps, self._given_up, self._failed = 0, False, False
-        self._writer = SegmentWriter(Path(path), meta, codec, max_bytes, workers=_spare_cores())
+        self._writer = SegmentWriter(
+            Path(path),
+            meta,
+            codec,
+            max_bytes,
+            workers=_spare_cores(),
+            recipients=recipients,
+            withheld=None if withhold is None else Withheld(withhold),
+        )
         # A held lock shows others that the segment is still being written.
         fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
         self._tell("wrote", 0, self._writer.size)

@@ -10,7 +10,9 @@ from typing import Protocol, runtime_checkable
 
 from tracereplay.errors import TraceError
 
-__all__ = ["File", "Folder", "LocalFile", "LocalFolder", "Window"]
+__all__ = ["PRIVATE", "PRIVATE_FOLDER", "File", "Folder", "LocalFile", "LocalFolder", "Window"]
+
+PRIVATE, PRIVATE_FOLDER = 0o600, 0o700  # modes of what holds prompts and their answers
 
 
 class File(Protocol):

@@ -18,6 +18,7 @@ from tracereplay.trace.form_records import part, whole
 from tracereplay.trace.frames import MAGIC, Frame, Tag, write_header, write_tail
 from tracereplay.trace.index_record import IndexBuilder
 from tracereplay.trace.plain import encode_record, pack
+from tracereplay.trace.sealed import SEALED, Seal
 
 __all__ = ["COUNTED", "Appender"]
 
@@ -42,6 +43,7 @@ class Appender:
         fd: the file, opened for appending.
         encoder: how chunks are stored.
         workers: threads that encode chunks (compressing lets go of the interpreter); 0: the caller does.
+        seal: with which frames are sealed; None: they are not.
 
     Chunks are written in order, as their encoding is done: ``size`` counts them all only after `settle`.
 
@@ -49,13 +51,14 @@ class Appender:
     ``content`` (running xxh3-128, see `digest.count_content`) and ``failed``.
     """
 
-    def __init__(self, fd: int, encoder: Encoder, workers: int = 0) -> None:
+    def __init__(self, fd: int, encoder: Encoder, workers: int = 0, seal: Seal | None = None) -> None:
         self.size = 0
         self.failed = False
         self.index = IndexBuilder()
         self.content = xxhash.xxh3_128()
         self._fd = fd
         self._encoder = encoder
+        self._seal = seal
         self._pool = ThreadPoolExecutor(workers, "tracereplay-encode") if workers else None
         self._ahead = workers + 1  # chunks whose encoding may be under way
         self._own = threading.local()  # each thread's encoder
@@ -63,8 +66,11 @@ class Appender:
         self._forms: OrderedDict[bytes, _Known] = OrderedDict()
 
     def magic(self) -> None:
-        """Begins a new segment."""
+        """Begins a new segment, with its key if it is sealed."""
         self._write([MAGIC])
+        if self._seal is not None:
+            wrapped = self._seal.wrapped
+            self._frame(Tag.KEY, RAW, [wrapped], len(wrapped))
 
     def record(self, kind: Tag, value: Any) -> tuple[int, int]:
         """Writes plain data as a frame; returns where its header begins and how long its payload is, in bytes."""
@@ -232,6 +238,9 @@ class Appender:
     def _write_frame(
         self, kind: int, codec: int, pieces: Sequence[Bytes], size: int, digest: int | None = None
     ) -> tuple[int, int]:
+        if self._seal is not None and kind != Tag.KEY:
+            pieces = [self._seal.close(kind, codec, self.size, size, b"".join(pieces))]
+            codec, digest = SEALED, None
         if digest is None:
             state = xxhash.xxh3_64()
             for piece in pieces:

@@ -4,6 +4,8 @@
       manifest.json        see `manifest.py`
       record-rank0.seg     the segments
 
+Only its owner may read it: a recording holds what was asked and answered.
+
 The manifest says ``incomplete`` until the very end, so that an interrupted recording is
 recognized without reading any data.
 """
@@ -16,7 +18,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ import xxhash
 
 from tracereplay.errors import RecordingIncomplete, UsageError
 from tracereplay.event import Site
+from tracereplay.storage.files import PRIVATE, PRIVATE_FOLDER
 from tracereplay.trace.manifest import FORMAT, write_manifest
+from tracereplay.trace.sealed import opened_for
 
 __all__ = [
     "CLAIM",
@@ -73,12 +77,13 @@ class TraceDirectory:
     Args:
         path: directory to create.
         run: plain data: workload, engine, level.
+        recipients: the only ones who can read it; see `SegmentWriter`, whose own they are, too.
 
     Raises:
         UsageError: ``path`` exists (see `place.Place`), or it cannot be created.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any], recipients: Sequence[str] = ()) -> None:
         self.path = path
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -86,9 +91,11 @@ class TraceDirectory:
             "run": dict(run),
             "passes": {},
         }
+        if known := tuple(recipients) or opened_for():
+            self._manifest["recipients"] = list(known)
         refuse_taken(path)
         try:
-            path.mkdir(parents=True)
+            path.mkdir(PRIVATE_FOLDER, parents=True)
             self._held = _Held(path)
             weakref.finalize(self, self._held.release)
             self._write_first()
@@ -156,7 +163,9 @@ def replace_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Writes a trace's manifest in one step; raises OSError, and then the old one is still there."""
     partial = directory / f"{MANIFEST}.partial"
     try:
-        with partial.open("wb") as file:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE)
+        with open(fd, "wb") as file:
+            os.fchmod(fd, PRIVATE)  # one of an older version may be there
             file.write(write_manifest(manifest))
             file.flush()
             os.fsync(file.fileno())

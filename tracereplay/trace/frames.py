@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import xxhash
 
 from tracereplay.errors import DamagedTrace, NotATrace
 from tracereplay.storage.files import File
+from tracereplay.trace.sealed import SEALED, Seal, SealedFile
 
 __all__ = [
     "HEADER_SIZE",
@@ -27,6 +28,7 @@ __all__ = [
     "fetch",
     "frame_of",
     "scan",
+    "unlocked",
     "write_header",
     "write_tail",
 ]
@@ -52,6 +54,7 @@ class Tag(IntEnum):
     MANIFEST = 7
     SEGMENT = 8
     FORM = 9
+    KEY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,8 @@ def scan(file: File) -> Iterator[Frame]:
 def fetch(file: File, offset: int, length: int, kind: Tag) -> tuple[Frame, bytes]:
     """The frame of ``kind`` whose header begins at ``offset``, and its payload as stored, in one read.
 
+    Of a sealed segment, the payload and its codec are those that were sealed.
+
     Args:
         file: the segment.
         offset: of the header, bytes.
@@ -171,4 +176,27 @@ def fetch(file: File, offset: int, length: int, kind: Tag) -> tuple[Frame, bytes
         payload += file.read(offset + HEADER_SIZE + len(payload), frame.length - len(payload))
     if len(payload) != frame.length or xxhash.xxh3_64_intdigest(payload) != frame.digest:
         raise DamagedTrace(f"{file.name} is damaged: the frame at byte {frame.offset} fails its checksum.")
+    if isinstance(file, SealedFile) and kind != Tag.KEY:
+        if frame.codec != SEALED:
+            raise DamagedTrace(f"{file.name} is encrypted, but its frame at byte {offset} is not.")
+        codec, payload = file.seal.open(kind, offset, frame.size, payload, file.name)
+        return replace(frame, codec=codec), payload
     return frame, payload
+
+
+def unlocked(file: File) -> tuple[File, int]:
+    """The segment as its frames can be read, and where its first one begins after the key, if it has one.
+
+    Raises:
+        UsageError: it is sealed, and this process has no key for it.
+        DamagedTrace: its key is not what was written.
+    """
+    start = len(MAGIC)
+    head = file.read(start, HEADER_SIZE)
+    if len(head) < HEADER_SIZE or head[0] != Tag.KEY:
+        return file, start
+    frame = frame_of(head, start, file.name)
+    if frame.end > file.size:
+        return file, start  # torn: there is no frame
+    _, wrapped = fetch(file, start, frame.length, Tag.KEY)
+    return SealedFile(file, Seal.unwrapped(wrapped, file.name)), frame.end

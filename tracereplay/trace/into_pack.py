@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tracereplay.errors import UsageError
@@ -15,6 +16,7 @@ from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.rewrite import rewrite
+from tracereplay.trace.sealed import Seal
 from tracereplay.trace.upgrade import is_current, upgrade
 
 __all__ = ["STRONG_LEVEL", "pack_trace"]
@@ -24,7 +26,7 @@ STRONG_LEVEL = 19
 
 def pack_trace(
     trace: Trace, out: Path, *, level: int | None = None, base: Trace | None = None,
-    counterparts: Counterparts = by_name, force: bool = False,
+    counterparts: Counterparts = by_name, force: bool = False, recipients: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Writes ``trace`` as one file.
 
@@ -37,6 +39,7 @@ def pack_trace(
             needs it.
         counterparts: which of the base's operators is which.
         force: replace a trace at ``out`` once the new one is complete.
+        recipients: seal it for these; none: for those whom ``trace`` is sealed for, if it is.
 
     Raises:
         UsageError: ``out`` exists and must stay (see `Place`), cannot be written, or ``base`` is itself stored as
@@ -54,9 +57,13 @@ def pack_trace(
         manifest["run"] = {**trace.manifest["run"], "base": named}
     elif level is not None:
         manifest["run"] = {k: v for k, v in trace.manifest["run"].items() if k != "base"}
+    if recipients:
+        manifest["recipients"] = list(recipients)
     with tempfile.TemporaryDirectory(prefix="tracereplay-pack-") as scratch:
         segments = {
-            segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base, counterparts)
+            segment_path(Path(), *key).name: _stored(
+                trace, key, Path(scratch), level, base, counterparts, recipients
+            )
             for key in trace.parts
         }
         write_pack(place.path, manifest, segments)
@@ -64,17 +71,20 @@ def pack_trace(
 
 
 def _stored(
-    trace: Trace, key: Key, scratch: Path, level: int | None, base: Trace | None, counterparts: Counterparts
-) -> File:
+    trace: Trace, key: Key, scratch: Path, level: int | None, base: Trace | None, counterparts: Counterparts,
+    recipients: Sequence[str],
+) -> File:  # fmt: skip
     segment = trace.part(key)
+    seal = Seal.new(recipients) if recipients else segment.seal
     path = segment_path(scratch, *key)
     if level is None and base is None:
-        if is_current(segment):
+        if is_current(segment) and not recipients:
             return trace.file(key)
-        upgrade(segment, path)
+        upgrade(segment, path, seal)
         return LocalFile(path)
     bases = None if base is None else _bases(base, segment, key, counterparts)
-    rewrite(segment, path, level=level or STRONG_LEVEL, bases=bases, base=None if base is None else base.tensor)
+    tensors = None if base is None else base.tensor
+    rewrite(segment, path, level=level or STRONG_LEVEL, bases=bases, base=tensors, seal=seal)
     return LocalFile(path)
 
 

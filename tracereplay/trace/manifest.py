@@ -17,11 +17,13 @@ import xxhash
 from tracereplay.errors import DamagedTrace, TraceError
 from tracereplay.trace.chunk import unique
 from tracereplay.trace.records import too_deep
+from tracereplay.trace.sealed import close_text, open_text
 
 __all__ = ["FORMAT", "MAX_MANIFEST", "read_manifest", "write_manifest"]
 
 FORMAT = 2
-READABLE = (1, 2)
+SEALED_FORMAT = 3  # of a manifest whose `run` and `passes` are sealed: older readers know neither
+READABLE = (1, 2, 3)
 MAX_MANIFEST = 64 << 20
 MAX_PARTS = 1 << 20  # lists and maps: what takes much more memory than text
 MAX_DEPTH = 64
@@ -45,13 +47,19 @@ _SHAPE: Any = {
         "notes": [str],
         "observer": {"logprob_abs_diff": {}},
         "base": {"name": str, "digest": str},
+        "withheld": {"what": [str], "key": str},
     },
+    "recipients": [str],
 }
 _RESULT: Any = {"request": int, "sequence": int, "token_ids": [_is_token], "prompt_logprobs": [_is_number]}
 
 
 def write_manifest(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest as it is stored."""
+    """The manifest as it is stored: sealed, if it says for whom (`recipients`)."""
+    if recipients := manifest.get("recipients"):
+        kept = {key: value for key, value in manifest.items() if key not in ("state", "check")}
+        text = close_text(json.dumps(kept).encode(), recipients)
+        manifest = {"format": SEALED_FORMAT, "state": manifest["state"], "sealed": text}
     return json.dumps({**manifest, "check": _check(manifest)}).encode()
 
 
@@ -68,32 +76,27 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
         name: of the file, for messages.
 
     Raises:
+        UsageError: it is sealed, and this process has no key for it.
         DamagedTrace: it is not a manifest, or not the one that was written.
         TraceError: it is of a later format.
     """
     if len(data) > MAX_MANIFEST:
         raise DamagedTrace(f"{name} is larger than {MAX_MANIFEST} bytes, so it is not a trace's manifest.")
-    try:
-        if data.count(b"[") + data.count(b"{") > MAX_PARTS:
-            raise ValueError(f"it has more than {MAX_PARTS} lists and maps")
-        manifest = json.loads(data, object_pairs_hook=unique)
-        if too_deep(manifest, MAX_DEPTH):
-            raise ValueError(f"lists and maps are nested more than {MAX_DEPTH} deep")
-    except (ValueError, RecursionError) as error:
-        raise DamagedTrace(f"{name} cannot be read: {error}.") from error
-    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
-        raise DamagedTrace(f"{name} is not the manifest of a trace: it has no format number.")
+    manifest = _parsed(data, name)
     if manifest["format"] not in READABLE:
         raise TraceError(
-            f"{name} is of format {manifest['format']}; this version reads formats {READABLE[0]} to {FORMAT}; "
-            "update tracereplay."
+            f"{name} is of format {manifest['format']}; this version reads formats {READABLE[0]} to "
+            f"{READABLE[-1]}; update tracereplay."
         )
-    if not all(isinstance(manifest.get(key), dict) for key in ("run", "passes")) or "state" not in manifest:
-        raise DamagedTrace(f"{name} lacks one of run, passes and state.")
     try:
         whole = manifest.get("check") == _check(manifest)
     except RecursionError:
         whole = False
+    if isinstance(manifest.get("sealed"), str) and whole:
+        inside = _parsed(open_text(manifest["sealed"], name), name)
+        manifest = {**inside, **{key: manifest[key] for key in ("state", "check") if key in manifest}}
+    if not all(isinstance(manifest.get(key), dict) for key in ("run", "passes")) or "state" not in manifest:
+        raise DamagedTrace(f"{name} lacks one of run, passes and state.")
     if not whole:
         raise DamagedTrace(f"{name} is damaged: it fails its checksum.")
     wrong = _misfit(manifest, _SHAPE, "")
@@ -102,6 +105,20 @@ def read_manifest(data: bytes, name: str) -> dict[str, Any]:
     if wrong:
         raise DamagedTrace(f"{name} is damaged: its {wrong[1:]!r} is not what a recording says there.")
     return manifest
+
+
+def _parsed(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        if data.count(b"[") + data.count(b"{") > MAX_PARTS:
+            raise ValueError(f"it has more than {MAX_PARTS} lists and maps")
+        found = json.loads(data, object_pairs_hook=unique)
+        if too_deep(found, MAX_DEPTH):
+            raise ValueError(f"lists and maps are nested more than {MAX_DEPTH} deep")
+    except (ValueError, RecursionError) as error:
+        raise DamagedTrace(f"{name} cannot be read: {error}.") from error
+    if not isinstance(found, dict) or type(found.get("format")) is not int:
+        raise DamagedTrace(f"{name} is not the manifest of a trace: it has no format number.")
+    return found
 
 
 def _misfit(value: Any, shape: Any, path: str) -> str | None:

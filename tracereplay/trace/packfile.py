@@ -44,7 +44,7 @@ _HEAD = 256  # bytes: a SEGMENT frame's header and name
 
 
 def write_pack(out: Path, manifest: Mapping[str, Any], segments: Mapping[str, File]) -> None:
-    """Writes a trace as one file, which appears at ``out`` only when complete.
+    """Writes a trace as one file, which appears at ``out`` only when complete, and which only its owner may read.
 
     Args:
         out: path of the file; must not exist.
@@ -58,7 +58,6 @@ def write_pack(out: Path, manifest: Mapping[str, Any], segments: Mapping[str, Fi
         with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f"{out.name}.partial", delete=False) as file:
             try:
                 _write(file.file.fileno(), write_manifest(manifest), segments)
-                os.fchmod(file.fileno(), 0o644)
                 os.link(file.name, out)  # fails if something has come to be there
             finally:
                 os.unlink(file.name)

@@ -21,12 +21,13 @@ from tracereplay.trace.dedup import strided_bytes
 from tracereplay.trace.difference import Base
 from tracereplay.trace.form_records import is_whole
 from tracereplay.trace.forms import Forms, StepRecord
-from tracereplay.trace.frames import MAGIC, Frame, Tag, check_magic, end_of, fetch, scan
+from tracereplay.trace.frames import Frame, Tag, check_magic, end_of, fetch, scan, unlocked
 from tracereplay.trace.index import Index, chained, indexed, scanned
 from tracereplay.trace.limits import Limits
 from tracereplay.trace.outline import Outline, read_outline, write_outline
 from tracereplay.trace.plain import as_place, decode_record, pack, unpack
 from tracereplay.trace.records import Located
+from tracereplay.trace.sealed import Seal, SealedFile
 
 __all__ = ["SegmentReader"]
 
@@ -53,7 +54,9 @@ class SegmentReader:
     def __init__(
         self, source: Path | File, base: Base | None = None, base_size: Callable[[], int] | None = None
     ) -> None:
-        self.file: File = LocalFile(source) if isinstance(source, Path) else source
+        file: File = LocalFile(source) if isinstance(source, Path) else source
+        check_magic(file)
+        self.file, self._start = unlocked(file)
         self.name = self.file.name
         self._base = base
         self._lock = threading.Lock()
@@ -68,7 +71,6 @@ class SegmentReader:
         self.summary: dict[str, Any] | None = None
         self._outline: Outline | None = None
         self._limits = Limits(self.file, base_size)
-        check_magic(self.file)
         self.index = self._find_index()
         self._read_meta()
         for offset, length in self.index.sites:
@@ -96,9 +98,9 @@ class SegmentReader:
 
     def _read_meta(self) -> None:
         """The first frame, unless the recording ended before it was whole."""
-        if self.summary is None and not self.index.at:
+        if self.summary is None and self.index.at <= self._start:
             return
-        self.meta = self._record(len(MAGIC), _GUESS, Tag.META, dict)
+        self.meta = self._record(self._start, _GUESS, Tag.META, dict)
 
     def _add_sites(self, data: list[Any]) -> None:
         try:
@@ -126,6 +128,11 @@ class SegmentReader:
         self._limits.step_record(place, frame.size)
         found: dict[str, Any] = self._unpacked(frame, payload, dict)
         return found
+
+    @property
+    def seal(self) -> Seal | None:
+        """The key with which its frames are sealed; None: they are not."""
+        return self.file.seal if isinstance(self.file, SealedFile) else None
 
     @property
     def complete(self) -> bool:
@@ -254,12 +261,12 @@ class SegmentReader:
         """
         if frame.kind not in (Tag.META, Tag.SITES, Tag.STEP, Tag.FORM, Tag.INDEX, Tag.END):
             return b""
-        _, payload = fetch(self.file, frame.offset, frame.length, Tag(frame.kind))
+        opened, payload = fetch(self.file, frame.offset, frame.length, Tag(frame.kind))
         if frame.kind == Tag.STEP:
             self._limits.step_record(number, frame.size)
         else:
             self._limits.record(frame.offset, frame.size)
-        data = decode_record(payload, frame.codec, frame.size, self.name)
+        data = decode_record(payload, opened.codec, frame.size, self.name)
         if frame.kind == Tag.STEP and b"\xa4form" in data:
             step = unpack(data, self.name)
             if isinstance(step, dict) and not is_whole(step):

@@ -11,12 +11,14 @@ import numpy as np
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
 from tracereplay.event import Step
+from tracereplay.storage.files import PRIVATE
 from tracereplay.trace import codec
 from tracereplay.trace.append import Appender
 from tracereplay.trace.chunk import WIDTHS, Bytes, Entry
 from tracereplay.trace.difference import MAX_SPANS, Base, Spans, base_of, difference, write_spans
 from tracereplay.trace.frames import Tag
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.sealed import Seal
 from tracereplay.trace.upgrade import copy_end, copy_record
 
 __all__ = ["Bases", "rewrite"]
@@ -27,8 +29,9 @@ Bases = Callable[[Step, int], Mapping[tuple[int, int], Spans]]
 
 
 def rewrite(
-    segment: SegmentReader, out: Path, *, level: int, bases: Bases | None = None, base: Base | None = None
-) -> None:
+    segment: SegmentReader, out: Path, *, level: int, bases: Bases | None = None, base: Base | None = None,
+    seal: Seal | None = None,
+) -> None:  # fmt: skip
     """Writes ``segment`` anew, frame by frame.
 
     Args:
@@ -37,15 +40,16 @@ def rewrite(
         level: of zstandard, 1 to 22.
         bases: what tensors may be stored as a difference from; each is, where that is smaller. None: none is.
         base: gives the tensors that ``bases`` names.
+        seal: of the new segment; None: none.
 
     Raises:
         UsageError: the file cannot be written.
     """
     encoder = codec.Encoder(codec.STRONG if base is None else codec.ROWS, level)
     try:
-        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, PRIVATE)
         try:
-            _Copy(segment, Appender(fd, encoder), bases, base).run()
+            _Copy(segment, Appender(fd, encoder, seal=seal), bases, base).run()
         finally:
             os.close(fd)
     except OSError as error:

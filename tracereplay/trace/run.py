@@ -87,6 +87,7 @@ class Run:
         golden: of a replay, the digest of its golden trace.
         base: the trace that parts of it are stored as a difference from.
         not_replayed: of an isolated replay, site, calls, rows and reason of what was left out.
+        withheld: ``what`` was kept out of it (tokens), and a name of the ``key`` of the digests in their place.
     """
 
     kind: str = "trace"
@@ -103,6 +104,7 @@ class Run:
     golden: str | None = None
     base: Mapping[str, Any] | None = None
     not_replayed: tuple[Any, ...] = ()
+    withheld: Mapping[str, Any] | None = None
 
     def engine_facts(self, name: str) -> Mapping[str, Any]:
         """A part of what the engine said of itself, such as ``settings``."""
@@ -136,6 +138,7 @@ def read_run(said: Mapping[str, Any]) -> Run:
         golden=said.get("golden"),
         base=said.get("base"),
         not_replayed=tuple(said.get("not_replayed") or ()),
+        withheld=said.get("withheld"),
     )
 
 

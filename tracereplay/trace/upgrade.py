@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from tracereplay.errors import UsageError
+from tracereplay.storage.files import PRIVATE
 from tracereplay.trace import records
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
@@ -16,6 +17,7 @@ from tracereplay.trace.digest import content_digest
 from tracereplay.trace.frames import Frame, Tag, fetch, scan
 from tracereplay.trace.plain import unpack
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.sealed import Seal
 
 __all__ = ["copy_end", "copy_record", "is_current", "upgrade"]
 
@@ -27,29 +29,31 @@ def is_current(segment: SegmentReader) -> bool:
     return "indexes" in segment.summary if segment.summary is not None else len(segment.index.forms) > 0
 
 
-def upgrade(segment: SegmentReader, out: Path) -> None:
+def upgrade(segment: SegmentReader, out: Path, seal: Seal | None) -> None:
     """Writes ``segment`` anew, without decoding its chunks.
 
     Args:
         segment: of a complete or an interrupted recording.
         out: file to create.
+        seal: of the new one; None: none.
 
     Raises:
         UsageError: the file cannot be written.
         DamagedTrace: a step cannot be read.
     """
     try:
-        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, PRIVATE)
         try:
-            to = Appender(fd, Encoder(PLANES))
+            to = Appender(fd, Encoder(PLANES), seal=seal)
             to.magic()
-            steps = 0
+            steps = forms = 0
             for frame in scan(segment.file):
                 if frame.kind == Tag.DATA:
                     to.as_stored(*fetch(segment.file, frame.offset, frame.length, Tag.DATA))
                 else:
-                    copy_record(segment, to, frame, steps, segment.told(frame, steps))
+                    copy_record(segment, to, frame, steps, segment.told(frame, steps, forms))
                 steps += frame.kind == Tag.STEP
+                forms += frame.kind == Tag.FORM
             if segment.summary is not None:
                 copy_end(segment, to, segment.summary.get("content") or content_digest(segment))
         finally:

@@ -214,8 +214,9 @@ def _close(path: Path, trace: Trace) -> None:
         except BlockingIOError:
             refuse_live(path)
             raise
-        to = Appender(fd, Encoder(PLANES))
-        to.cut(max(SegmentReader(path, trace.from_base, trace.base_size).index.at, len(MAGIC)))
+        found = SegmentReader(path, trace.from_base, trace.base_size)
+        to = Appender(fd, Encoder(PLANES), seal=found.seal)
+        to.cut(max(found.index.at, len(MAGIC)))
         segment = SegmentReader(path, trace.from_base, trace.base_size)  # it ends here, whatever is written behind
         for frame, number, decoded in segment.frames():
             count_content(to.content, frame.kind, decoded)

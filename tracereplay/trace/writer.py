@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracereplay.event import Request, RowMap, Sampled, Site
+from tracereplay.storage.files import PRIVATE
 from tracereplay.trace import records
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.dedup import Contents, TensorBytes
 from tracereplay.trace.frames import Tag
 from tracereplay.trace.outline import Outline, write_outline
+from tracereplay.trace.sealed import Seal, opened_for
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
@@ -78,15 +81,22 @@ class SegmentWriter:
         codec: how chunks are stored.
         max_bytes: of the whole file; a step that does not fit is refused.
         workers: threads that compress; 0: the caller does.
+        recipients: the only ones who can read it (see `sealed`); none: everybody can, unless what was read before
+            was sealed.
+        withheld: puts digests in the place of tokens; None: they are written.
     """
 
     def __init__(
         self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None,
-        workers: int = 0,
+        workers: int = 0, recipients: Sequence[str] = (),
+        withheld: Withheld | None = None,
     ) -> None:  # fmt: skip
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._to = Appender(self._fd, Encoder(codec), workers)
+        known = tuple(recipients) or opened_for()
+        seal = Seal.new(known) if known else None
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, PRIVATE)
+        self._to = Appender(self._fd, Encoder(codec), workers, seal)
         self._max_bytes = max_bytes
+        self._withheld = withheld
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None
         self._outline = Outline()
@@ -163,6 +173,9 @@ class SegmentWriter:
             BudgetSpent: it would make the file too large. The segment keeps the steps before it.
         """
         mark = self._begin()
+        if self._withheld is not None:
+            sampled = list(map(self._withheld.sampled, sampled))
+            requests = list(map(self._withheld.request, requests))
         maps = _Maps(rows)
         packed = [_packed(call, maps) for call in calls]
         try:

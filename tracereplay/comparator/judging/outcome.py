@@ -24,7 +24,7 @@ from tracereplay.comparator.judging.reasons import (
 from tracereplay.comparator.judging.settings import effect_of
 from tracereplay.comparator.numbers.findings import divergence_of, edge_of, operators_of, source_of
 from tracereplay.comparator.numbers.tolerance import Policy
-from tracereplay.errors import OtherWeights
+from tracereplay.errors import OtherWeights, UsageError
 from tracereplay.gate import weights_directory
 from tracereplay.passes import ISOLATED
 from tracereplay.trace import Trace, open_trace
@@ -59,11 +59,22 @@ def compare_traces(
         weights = Parameters(mine, weights_directory(mine, model)) if oracle else None
         if ISOLATED in theirs.passes:
             return judge_isolated(mine, theirs, policy or Policy(), weights)
+        _refuse_other_tokens(mine, theirs)
         return _judge(gather_evidence(mine, theirs, policy or Policy(), weights))
     finally:
         for given, trace in ((golden, mine), (candidate, theirs)):
             if given is not trace:
                 trace.close()
+
+
+def _refuse_other_tokens(mine: Trace, theirs: Trace) -> None:
+    """Raises UsageError if tokens were withheld of one trace, or under another key: none would be equal."""
+    one, other = ((trace.run.withheld or {}).get("key") for trace in (mine, theirs))
+    if one != other:
+        raise UsageError(
+            f"{mine.path} and {theirs.path} have no tokens in common that could be compared: they were withheld "
+            "under different keys, or of one of them only; record both with the same --withhold-key FILE."
+        )
 
 
 def judge_unrun(golden: Trace, engine: str, found: OtherWeights, mode: Mode) -> Verdict:

@@ -13,6 +13,7 @@ from tracereplay.event import RowMap, Sampled, Site, make_rows
 from tracereplay.recorder.options import Options
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, segment_path
 from tracereplay.trace.shards import cut
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["Recorder"]
 
@@ -37,7 +38,12 @@ class Recorder:
         self._sites = {site.name: site for site in known}
         self._left_out = options.left_out(list(self._sites.values()))
         self._writers = [
-            SegmentWriter(segment_path(path, name, rank), {"pass": name, "rank": rank, "world": ranks})
+            SegmentWriter(
+                segment_path(path, name, rank),
+                {"pass": name, "rank": rank, "world": ranks},
+                recipients=options.recipients,
+                withheld=None if options.withhold is None else Withheld(options.withhold),
+            )
             for rank in range(ranks)
         ]
         for writer in self._writers:
