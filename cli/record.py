@@ -34,7 +34,7 @@ from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import FIELDS, Options
 from tracereplay.trace import open_trace
 
 __all__ = ["record"]
@@ -107,6 +107,14 @@ def record(
     when_behind: Annotated[
         WhenBehind, typer.Option(help="What to do when the writer cannot keep up with the engine.")
     ] = WhenBehind.block,
+    keep_fields: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help=f"Field of a server's requests to keep: {', '.join(FIELDS)}. May be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -125,13 +133,14 @@ def record(
     """
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
-        check_writes=check_writes,
+        check_writes=check_writes, keep_fields=_fields(keep_fields),
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
         raise typer.Exit(_record_command(command, out, engine, force, options))
+    refuse_given(context, ["keep_fields"], "Only the requests of a command after -- have fields")
     launched = load_engine(engine) if engine is not None else None
     model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
@@ -155,6 +164,12 @@ def record(
             report=report,
         )
     _tell(place.path)
+
+
+def _fields(names: list[str]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise UsageError(f"{unknown[0]!r} is no field that can be kept; --keep-fields takes {', '.join(FIELDS)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:

@@ -16,7 +16,7 @@ from tracereplay.errors import UsageError
 from tracereplay.event import Site
 from tracereplay.trace import codec
 
-__all__ = ["KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
+__all__ = ["FIELDS", "KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
 
 # Levels of a recording; the first is that of one that says nothing.
 OPERATOR, KERNEL = "operator", "kernel"
@@ -25,6 +25,9 @@ NO_KERNELS = (
     "enforce_eager=true, or record operators only (--level operator)."
 )
 
+
+# Fields of a request's body that a recording may be asked to keep; they say who somebody is.
+FIELDS = ("user", "safety_identifier", "metadata")
 
 _TAKES: Mapping[str, Check] = {
     "when_behind": among("block", "drop"),
@@ -36,7 +39,9 @@ _TAKES: Mapping[str, Check] = {
     "level": among(OPERATOR, KERNEL),
     "check_writes": FLAG,
     "in_flight": COUNT,
+    "keep_fields": list_of(lambda name: name in FIELDS, f"names of {', '.join(FIELDS)}"),
 }
+_LISTS = ("sites", "sides", "keep_fields")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Options:
             kernels wrote, which declare nothing, is always found out.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
+        keep_fields: of the bodies of a server's requests, fields to keep; see `FIELDS`.
     """
 
     when_behind: str = "block"
@@ -67,9 +73,10 @@ class Options:
     level: str = OPERATOR
     check_writes: bool = True
     in_flight: int = 2
+    keep_fields: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sites": list(self.sites), "sides": list(self.sides)}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _LISTS}}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -79,7 +86,7 @@ class Options:
             UsageError: there is no such option, or it does not take such a value.
         """
         given = checked(data, _TAKES, "the recording options", whole=False)
-        for name in ("sites", "sides"):
+        for name in _LISTS:
             if name in given:
                 given[name] = tuple(given[name])
         return cls(**given)

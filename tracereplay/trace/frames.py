@@ -52,6 +52,7 @@ class Tag(IntEnum):
     MANIFEST = 7
     SEGMENT = 8
     FORM = 9
+    REQUEST = 10
 
 
 @dataclass(frozen=True, slots=True)
