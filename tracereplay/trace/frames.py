@@ -53,6 +53,7 @@ class Tag(IntEnum):
     SEGMENT = 8
     FORM = 9
     REQUEST = 10
+    REQUESTS = 11
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def pack_trace(
             segment_path(Path(), *key).name: _stored(trace, key, Path(scratch), level, base, counterparts)
             for key in trace.parts
         }
-        write_pack(place.path, manifest, segments)
+        write_pack(place.path, manifest, segments, trace.request_files)
     place.put()
 
 

@@ -1,4 +1,4 @@
-"""Who asked for what: files of a trace in which a server's front ends say which requests they took, and how each ended.
+"""Who asked for what: files in which a server's front ends say which requests they took, and how each ended.
 
     requests-N.req := MAGIC META REQUEST*
 
@@ -9,10 +9,11 @@ engine's own id of the request, by which steps name it too. What was written sta
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,9 @@ from tracereplay.trace.frames import MAGIC, Tag, fetch, scan, write_header
 from tracereplay.trace.limits import Limits
 from tracereplay.trace.plain import decode_record, encode_record, pack, unpack
 
-__all__ = ["NAME", "Identity", "Moment", "RequestFile", "bounded", "read_identities", "request_files"]
+__all__ = [
+    "NAME", "Identity", "Moment", "RequestFile", "bounded", "checked", "described", "read_identities", "record_of",
+]  # fmt: skip
 
 NAME = re.compile(r"requests-(?P<number>0|[1-9]\d{0,3})\.req", re.ASCII)
 MAX_FILES = 10_000
@@ -36,6 +39,7 @@ MOST_FIELDS = 16
 MAX_RECORD = 64 << 10  # bytes, decoded
 MAX_REQUESTS = 1 << 22  # of one file
 _GUESS = 1 << 9  # bytes of most records
+_BLOCK = 1 << 20
 
 
 class Moment(NamedTuple):
@@ -159,20 +163,10 @@ def _frame(kind: Tag, record: Mapping[str, Any]) -> bytes:
 
 
 def record_of(identity: Identity) -> dict[str, Any]:
-    """What is written of an identity, without what is not known."""
-    said = {
-        "id": identity.id, "name": identity.name, "arrived": identity.arrived, "ended": identity.ended,
-        "reason": identity.reason, "stop": identity.stop, "sample": identity.sample, "adapter": identity.adapter,
-        "priority": identity.priority, "prompt": identity.prompt, "tokens": identity.tokens,
-        "fields": dict(identity.fields),
-    }  # fmt: skip
-    return {key: value for key, value in said.items() if key == "id" or value not in (None, "", {})}
-
-
-def request_files(names: Iterable[str]) -> list[str]:
-    """Those of a trace's files that say who asked, in the order of their numbers."""
-    found = [(int(match["number"]), name) for name in names if (match := NAME.fullmatch(name))]
-    return [name for _, name in sorted(found)]
+    """What is written of an identity, without what is not known or usual."""
+    said = {f.name: getattr(identity, f.name) for f in dataclasses.fields(identity)}
+    usual = Identity(identity.id)
+    return {key: value for key, value in said.items() if key == "id" or value != getattr(usual, key)}
 
 
 def read_identities(file: File) -> dict[str, Identity]:
@@ -202,6 +196,35 @@ def read_identities(file: File) -> dict[str, Identity]:
         return {name: _identity(record) for name, record in said.items()}
     except (TypeError, ValueError, KeyError) as error:
         raise DamagedTrace(f"{file.name} holds a request that cannot be read: {error!r}.") from error
+
+
+def checked(file: File, stated: Mapping[str, Any] | None) -> tuple[int, int]:
+    """Reads all of a file; returns how many whole frames it has, and where the last one ends.
+
+    Args:
+        file: a file named like `NAME`.
+        stated: what the manifest says of it (see `described`), if it does.
+
+    Raises:
+        NotATrace, DamagedTrace: it is not what was written.
+    """
+    read_identities(file)
+    frames, end = 0, len(MAGIC)
+    for frame in scan(file):
+        if frame.kind in (Tag.META, Tag.REQUEST):
+            fetch(file, frame.offset, frame.length, Tag(frame.kind))
+        frames, end = frames + 1, frame.end
+    if stated is not None and stated != described(file):
+        raise DamagedTrace(f"{file.name} is damaged: it is not the file that the manifest describes.")
+    return frames, end
+
+
+def described(file: File) -> dict[str, Any]:
+    """What a manifest says of a file that nobody writes to any more: such a file has no end mark of its own."""
+    state = xxhash.xxh3_128()
+    for start in range(0, file.size, _BLOCK):
+        state.update(file.read(start, _BLOCK))
+    return {"size": file.size, "xxh3": state.hexdigest()}
 
 
 def _identity(said: Mapping[str, Any]) -> Identity:

@@ -20,6 +20,7 @@ import xxhash
 from tracereplay.errors import DamagedTrace, TraceError, UsageError
 from tracereplay.event import Step, Value
 from tracereplay.storage.files import File
+from tracereplay.trace import requests
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.digest import count_content
@@ -67,6 +68,23 @@ def verify(trace: Trace) -> Iterator[SegmentReport]:
     """Reports on each segment in turn, reading all of it."""
     for name, rank in trace.parts:
         yield check_segment(trace, segment_path(Path(), name, rank).name, trace.file((name, rank)))
+    for name, file in trace.request_files.items():
+        yield check_requests(trace, name, file)
+
+
+def check_requests(trace: Trace, name: str, file: File) -> SegmentReport:
+    """Reads all of a file that says who asked. Its processes end as they like, so that it has no end mark."""
+    stated = trace.manifest["run"].get("requests")
+    said = stated.get(name) if isinstance(stated, dict) else None
+    try:
+        frames, end = requests.checked(file, said)
+    except TraceError as error:
+        return SegmentReport(name, "damaged", 0, 0, file.size, 0, str(error))
+    torn = file.size - end
+    if torn:
+        problem = f"Its process was ended while it wrote: {torn} bytes of an unfinished record follow byte {end}."
+        return SegmentReport(name, "recoverable", 0, frames, file.size, end, problem)
+    return SegmentReport(name, "complete", 0, frames, file.size, end)
 
 
 def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:

@@ -242,5 +242,3 @@ def arrived(wall: float | None) -> Moment:
 
 def _adapter(request: Any) -> str:
     return "" if request is None else bounded(str(getattr(request, "lora_name", "") or ""))
-
-
