@@ -349,7 +349,9 @@ def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace
     """
     where: Path | str = str(path) if "://" in str(path) else Path(path)
     source = _source(where)
-    manifest, segments, asked = _of_folder(source, where) if isinstance(source, Folder) else _of_pack(source, where)
+    manifest, segments, asked = (
+        _of_folder(source, where) if isinstance(source, Folder) else _of_pack(source, where)
+    )
     trace = Trace(where, manifest, segments, base, not isinstance(source, Folder), asked)
     if base is not None and isinstance(manifest["run"].get("base"), dict):
         _check_base(base, manifest["run"]["base"], where)

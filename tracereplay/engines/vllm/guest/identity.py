@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +42,14 @@ class Front:
         self._live: dict[str, Identity] = {}
         self._pid = os.getpid()
         self.failures = 0  # records that could not be written
+
+    def obey(self, order: Mapping[str, Any]) -> None:
+        """Follows an order to the workers of a recording that runs, as far as it concerns where is written."""
+        match order:
+            case {"do": "cut", "trace": str(trace)}:
+                self.move(Path(trace))
+            case {"do": "dump", "trace": str(trace)}:
+                self.copy_to(Path(trace))
 
     def move(self, directory: Path) -> None:
         """Writes to another trace from now on, and there again what is known of requests that have not ended."""
