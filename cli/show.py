@@ -32,7 +32,7 @@ from tracereplay.cli.summary import observer_words, summary
 from tracereplay.cli.texts import decoder
 from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
-from tracereplay.errors import UsageError
+from tracereplay.errors import TraceError, UsageError
 from tracereplay.report.clean import clean
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
@@ -105,7 +105,10 @@ def _show_without_site(
         return
     _show_run(trace, passes, console, everything)
     if trace.run.requested is not None and passes:
-        print_requests(trace, pass_of(trace, pass_name), console, decode, most)
+        try:
+            print_requests(trace, pass_of(trace, pass_name), console, decode, most)
+        except TraceError as error:  # all else of it may be readable
+            console.print(_cell(f"Its requests cannot be listed: {error}"))
 
 
 # -- the run ------------------------------------------------------------------------------------------------
