@@ -1,7 +1,7 @@
 """Fields of a request's body that a recording was asked to keep (``--keep-fields user``); none otherwise.
 
-The body is known where the HTTP server answers it, and the engine never sees these fields. What answers it runs in
-the task in which the engine is then asked, so that a context variable carries them.
+The body is known where the HTTP server answers it, and the engine never sees these fields. A context variable carries
+them to where the engine is asked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -61,7 +61,18 @@ def _keeping(original: Any) -> Any:
             value = getattr(request, name, None)
             if value is not None:
                 found[name] = bounded(value if isinstance(value, str) else json.dumps(value, default=str))
-        _kept.set(found)  # the answer may be streamed after this returns, in this task or one that it starts
-        return await original(self, request, *args, **kwargs)
+        _kept.set(found)
+        result = await original(self, request, *args, **kwargs)
+        return _streaming(result, found) if isinstance(result, AsyncGenerator) else result
 
     return answer
+
+
+async def _streaming(result: AsyncGenerator[Any, None], fields: Mapping[str, str]) -> AsyncGenerator[Any, None]:
+    """A streamed answer, which is made in another task than the one that began it."""
+    _kept.set(fields)
+    try:
+        async for piece in result:
+            yield piece
+    finally:
+        await result.aclose()
