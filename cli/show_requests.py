@@ -77,8 +77,10 @@ def _number(one: Listed) -> str:
 
 def _count(one: Listed) -> str:
     """How many tokens the trace has, and how many there were if these are others."""
-    whole = one.expected is None or one.expected <= len(one.tokens)
-    return str(len(one.tokens)) if whole else f"{len(one.tokens)} of {one.expected}"
+    if not one.whole:
+        return str(one.expected) if one.expected is not None else f"{len(one.tokens)} or more"
+    all_there = one.expected is None or one.expected <= len(one.tokens)
+    return str(len(one.tokens)) if all_there else f"{len(one.tokens)} of {one.expected}"
 
 
 def _time(moment: Moment | None, with_day: bool) -> str:

@@ -7,13 +7,14 @@ in the steps that sampled them, and who asked in the files of `requests`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tracereplay.errors import UsageError
 from tracereplay.event import Sampled
 from tracereplay.passes import RECORD
+from tracereplay.trace.forms import StepRecord
 from tracereplay.trace.known import KnownRequest, found_by
 from tracereplay.trace.open import Trace
 from tracereplay.trace.requests import Identity
@@ -21,6 +22,7 @@ from tracereplay.trace.run import RecordedPrompt
 
 __all__ = ["Listed", "Place", "detailed", "listed", "named"]
 
+LOOK = 2_000  # steps in which a list looks for tokens: opening a trace takes as long for any length
 NAMED = 5  # requests that a message names
 MAX_DIGITS = 10
 MAX_SAMPLES = 1024  # of a request that a stranger's number may make us list
@@ -60,6 +62,7 @@ class Listed:
         tokens: sampled, in order of their positions.
         logprobs: of these.
         places: where it is in the steps; for `detailed` only.
+        whole: whether the trace was read so far that all of its tokens are known.
     """
 
     request: int
@@ -73,6 +76,7 @@ class Listed:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    whole: bool = True
 
     @property
     def expected(self) -> int | None:
@@ -89,7 +93,7 @@ def listed(trace: Trace, pass_name: str, most: int | None = None) -> tuple[list[
         most: how many at most; None: all.
     """
     keys = _keys(trace)
-    return _read(trace, pass_name, keys[:most]), len(keys)
+    return _read(trace, pass_name, keys[:most], None if most is None else LOOK), len(keys)
 
 
 def detailed(trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]]) -> list[Listed]:
@@ -145,11 +149,11 @@ def _samples(prompt: RecordedPrompt) -> int:
 
 
 def _read(
-    trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]], *, places: bool = False
-) -> list[Listed]:  # fmt: skip
+    trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]], most: int | None = None, *, places: bool = False
+) -> list[Listed]:
     identities = {(known.request, known.sequence): known.identity for known in trace.requests}
     samples = Counter(request for request, _ in identities)
-    reasons = _reasons(trace, pass_name)
+    results = _results(trace, pass_name)
     found, prompts = [], trace.run.prompts
     for key in keys:
         identity = identities.get(key)
@@ -158,45 +162,58 @@ def _read(
             prompt = prompts[key[0]]
             one.prompt, one.text, one.sampling = prompt.token_ids, prompt.text, dict(prompt.sampling)
             one.samples = samples[key[0]] or _samples(prompt)
-        one.reason = identity.reason if identity is not None else reasons.get(key, "")
+        result = results.get(key, {})
+        one.reason = identity.reason if identity is not None else str(result.get("finish_reason") or "")
+        one.tokens = [token for token in result.get("token_ids", ()) if type(token) is int]
         found.append(one)
-    _read_tokens(trace, pass_name, found, places=places)
+    if places or not results:
+        _read_tokens(trace, pass_name, found, most, places)
     return found
 
 
-def _reasons(trace: Trace, pass_name: str) -> dict[tuple[int, int], str]:
-    """Why requests of a workload ended, where the pass has results."""
+def _results(trace: Trace, pass_name: str) -> dict[tuple[int, int], Mapping[str, Any]]:
+    """What the engine returned for requests of a workload."""
     results = trace.results.get(pass_name, {}).get("requests") or ()
-    return {(r.get("request"), r.get("sequence")): str(r.get("finish_reason") or "") for r in results}
+    return {(r.get("request", -1), r.get("sequence", -1)): r for r in results}
 
 
-def _read_tokens(trace: Trace, pass_name: str, wanted: Sequence[Listed], *, places: bool = False) -> None:
-    """Fills in what steps say of some requests; ends when their front end's count of tokens is reached."""
+def _read_tokens(trace: Trace, pass_name: str, wanted: Sequence[Listed], most: int | None, places: bool) -> None:
+    """Fills in what steps say of some requests; ends when their front end's count of tokens is reached.
+
+    Args:
+        trace, pass_name: whose steps.
+        wanted: the requests.
+        most: steps that are read at most; None: all.
+        places: whether to fill in these too.
+    """
     by_key = {(one.request, one.sequence): one for one in wanted}
-    numbers = {request for request, _ in by_key}
     sampled: dict[tuple[int, int], dict[int, Sampled]] = {key: {} for key in by_key}
-    for step in trace.records(pass_name, trace.ranks(pass_name)[0]):
-        if places and numbers.intersection(step.rows[:, 0].tolist()):
-            for key, one in by_key.items():
-                own = ((step.rows[:, 0] == key[0]) & (step.rows[:, 1] == key[1])).nonzero()[0].tolist()
-                if own:
-                    at = tuple(step.rows[own, 2].tolist())
-                    one.places.append(Place(step.number, tuple(own), at, len(step.form.calls), len(step.rows)))
-        for one_token in step.sampled:
-            key = (one_token.key.request, one_token.key.sequence)
+    for count, step in enumerate(trace.records(pass_name, trace.ranks(pass_name)[0])):
+        if count == most:
+            for one in wanted:
+                one.whole = one.expected is not None and len(sampled[one.request, one.sequence]) >= one.expected
+            break
+        if places:
+            _add_places(step, by_key)
+        for token in step.sampled:
+            key = (token.key.request, token.key.sequence)
             if key in sampled:
-                sampled[key][one_token.key.position] = one_token
+                sampled[key][token.key.position] = token
         if pass_name == RECORD and all(_done(one, len(sampled[key])) for key, one in by_key.items()):
             break
     for key, one in by_key.items():
-        for token in _in_order(sampled[key]):
-            one.tokens.append(token.token)
-            one.logprobs.append(token.logprob)
+        in_order = [sampled[key][position] for position in sorted(sampled[key])]
+        one.tokens, one.logprobs = [t.token for t in in_order], [t.logprob for t in in_order]
+
+
+def _add_places(step: StepRecord, by_key: Mapping[tuple[int, int], Listed]) -> None:
+    rows = step.rows
+    for key, one in by_key.items():
+        own = ((rows[:, 0] == key[0]) & (rows[:, 1] == key[1])).nonzero()[0].tolist()
+        if own:
+            at = tuple(rows[own, 2].tolist())
+            one.places.append(Place(step.number, tuple(own), at, len(step.form.calls), len(rows)))
 
 
 def _done(one: Listed, tokens: int) -> bool:
     return one.expected is not None and tokens >= one.expected and bool(one.identity and one.identity.ended)
-
-
-def _in_order(sampled: dict[int, Sampled]) -> Iterator[Sampled]:
-    return (sampled[position] for position in sorted(sampled))

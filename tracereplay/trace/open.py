@@ -34,6 +34,7 @@ __all__ = ["Key", "Trace", "open_trace"]
 
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
 Key = tuple[str, int]  # pass (and engine, if it is not the first), rank
+Opened = tuple[dict[str, Any], dict[Key, File], dict[str, File]]
 
 
 class Trace:
@@ -45,7 +46,7 @@ class Trace:
         segments: by pass and rank.
         base: the trace that parts of this one are stored as a difference from, if it is known already.
         packed: whether it is one file.
-        request_files: those that say who asked, by name.
+        request_files: say who asked, by name.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Trace:
 
     @cached_property
     def requests(self) -> tuple[KnownRequest, ...]:
-        """The requests of a recorded command, and who asked for them; reads all of its steps' records."""
+        """The requests of a recorded command, and who asked for them."""
         return known_requests(self)
 
     @property
@@ -372,9 +373,6 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a name too long, or with a zero in it
         return False
-
-
-Opened = tuple[dict[str, Any], dict[Key, File], dict[str, File]]
 
 
 def _of_folder(folder: Folder, path: Path | str) -> Opened:

@@ -1,7 +1,7 @@
 """Fields of a request's body that a recording was asked to keep (``--keep-fields user``); none otherwise.
 
-The body is known where the HTTP server answers it, and the engine never sees these fields. A context variable carries
-them to where the engine is asked.
+The body is known where the HTTP server answers it, and the engine never sees these fields. A context variable
+carries them to where the engine is asked.
 """
 
 from __future__ import annotations
