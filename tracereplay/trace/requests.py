@@ -164,18 +164,20 @@ def _frame(kind: Tag, record: Mapping[str, Any]) -> bytes:
 
 def record_of(identity: Identity) -> dict[str, Any]:
     """What is written of an identity, without what is not known or usual."""
-    said = {f.name: getattr(identity, f.name) for f in dataclasses.fields(identity)}
-    usual = Identity(identity.id)
-    return {key: value for key, value in said.items() if key == "id" or value != getattr(usual, key)}
+    said = {name: value for name, usual in _USUAL if (value := getattr(identity, name)) != usual}
+    return {"id": identity.id, **said}
 
 
-def read_identities(file: File) -> dict[str, Identity]:
+_USUAL = [(f.name, getattr(Identity(""), f.name)) for f in dataclasses.fields(Identity) if f.name != "id"]
+
+
+def read_identities(source: File) -> dict[str, Identity]:
     """What a file says, by the engine's id; later records of a request add to earlier ones.
 
     Raises:
         NotATrace, DamagedTrace: it is not what was written.
     """
-    limits = Limits(file)
+    limits, file = Limits(source), _Ahead(source)
     said: dict[str, dict[str, Any]] = {}
     for frame in scan(file):
         if frame.kind != Tag.REQUEST:
@@ -198,6 +200,23 @@ def read_identities(file: File) -> dict[str, Identity]:
         raise DamagedTrace(f"{file.name} holds a request that cannot be read: {error!r}.") from error
 
 
+class _Ahead:
+    """A file that is read from its beginning to its end, in few reads."""
+
+    def __init__(self, file: File) -> None:
+        self._file, self.name, self.size = file, file.name, file.size
+        self._start, self._data = 0, b""
+
+    def read(self, offset: int, length: int) -> bytes:
+        if not self._start <= offset <= offset + length <= self._start + len(self._data):
+            self._start, self._data = offset, self._file.read(offset, max(length, _BLOCK))
+        at = offset - self._start
+        return self._data[at : at + length]
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""
+
+
 def checked(file: File, stated: Mapping[str, Any] | None) -> tuple[int, int]:
     """Reads all of a file; returns how many whole frames it has, and where the last one ends.
 
@@ -214,17 +233,22 @@ def checked(file: File, stated: Mapping[str, Any] | None) -> tuple[int, int]:
         if frame.kind in (Tag.META, Tag.REQUEST):
             fetch(file, frame.offset, frame.length, Tag(frame.kind))
         frames, end = frames + 1, frame.end
-    if stated is not None and stated != described(file):
+    size = None if stated is None else stated.get("size")
+    if stated is not None and (type(size) is not int or size > file.size or stated != described(file, size)):
         raise DamagedTrace(f"{file.name} is damaged: it is not the file that the manifest describes.")
     return frames, end
 
 
-def described(file: File) -> dict[str, Any]:
-    """What a manifest says of a file that nobody writes to any more: such a file has no end mark of its own."""
+def described(file: File, size: int | None = None) -> dict[str, Any]:
+    """What a manifest says of the first ``size`` bytes of a file (all of it), which has no end mark of its own.
+
+    Ends of requests may still be appended when the trace is finished.
+    """
+    size = file.size if size is None else size
     state = xxhash.xxh3_128()
-    for start in range(0, file.size, _BLOCK):
-        state.update(file.read(start, _BLOCK))
-    return {"size": file.size, "xxh3": state.hexdigest()}
+    for start in range(0, size, _BLOCK):
+        state.update(file.read(start, min(_BLOCK, size - start)))
+    return {"size": size, "xxh3": state.hexdigest()}
 
 
 def _identity(said: Mapping[str, Any]) -> Identity:

@@ -77,7 +77,7 @@ def check_requests(trace: Trace, name: str, file: File) -> SegmentReport:
     stated = trace.manifest["run"].get("requests")
     said = stated.get(name) if isinstance(stated, dict) else None
     try:
-        frames, end = requests.checked(file, said)
+        frames, end = requests.checked(file, said if said is None or isinstance(said, dict) else {})
     except TraceError as error:
         return SegmentReport(name, "damaged", 0, 0, file.size, 0, str(error))
     torn = file.size - end

@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from tracereplay.engines.variables import RECORD_TO
 from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_serving
@@ -26,80 +28,125 @@ __all__ = ["FRONTS", "Front", "front", "watch_front"]
 _V1, _V0 = "vllm.v1.engine.output_processor", "vllm.engine.llm_engine"
 FRONTS = (_V1, _V0, *SERVING)
 _LATE = 3600.0  # seconds before it is noted that a request can have arrived; else it has another clock
+_LATELY = 1_000  # requests that ended, which are remembered
+_OLDER = 4  # files to which ends are still written
+_ANY = 1 << 62  # a step that no engine reaches
 _CHILD = "_parallel_sample_"
+
+
+class Ordered(Protocol):
+    """Orders to a recording that runs."""
+
+    def due(self, step: int) -> Iterator[dict[str, Any]]: ...
 
 
 class Front:
     """What this process has noted of its requests.
 
     Args:
-        directory: of the trace.
+        directory: of the trace; None: nothing is written until it is ordered.
+        orders: that may send it to another trace.
+        takes: whether a request is recorded, by its engine's id and its sampling parameters.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path | None, orders: Ordered | None = None,
+        takes: Callable[[str, Any], bool] = lambda engine_id, sampling: True,
+    ) -> None:  # fmt: skip
+        self.takes = takes
+        self.failures = 0  # records that could not be written
         self._directory = directory
+        self._orders = orders
         self._file: RequestFile | None = None
         self._live: dict[str, Identity] = {}
+        self._lately: deque[Identity] = deque(maxlen=_LATELY)  # ended ones, for who keeps the last steps
+        self._older: deque[tuple[RequestFile, set[str]]] = deque()  # files that lack the end of some
         self._pid = os.getpid()
-        self.failures = 0  # records that could not be written
 
-    def obey(self, order: Mapping[str, Any]) -> None:
-        """Follows an order to the workers of a recording that runs, as far as it concerns where is written."""
-        match order:
-            case {"do": "cut", "trace": str(trace)}:
-                self.move(Path(trace))
-            case {"do": "dump", "trace": str(trace)}:
-                self.copy_to(Path(trace))
+    def look(self) -> None:
+        """Follows what was ordered, as far as it concerns where is written; costs one system call."""
+        if self._orders is None:
+            return
+        for order in self._orders.due(_ANY):
+            match order:
+                case {"do": "cut", "trace": str(trace)}:
+                    self.move(Path(trace))
+                case {"do": "dump", "trace": str(trace)}:
+                    self.copy_to(Path(trace))
 
     def move(self, directory: Path) -> None:
-        """Writes to another trace from now on, and there again what is known of requests that have not ended."""
-        self._close()
+        """Writes to another trace from now on, and there again what is known of requests that have not ended.
+
+        The trace before gets their ends, too: an engine has been through its last step before this process knows.
+        """
+        if self._file is not None:
+            self._keep(self._file, set(self._live))
+            self._file = None
         self._directory = directory
         for identity in list(self._live.values()):
             self._write(identity)
 
     def copy_to(self, directory: Path) -> None:
-        """Writes what is known of requests that have not ended into another trace, too."""
+        """Writes what is known of requests that run or ended lately into another trace, and later their ends."""
         try:
             file = RequestFile(directory, {"process": os.getpid()})
-            for identity in list(self._live.values()):
+            self._keep(file, set(self._live))
+            for identity in (*self._lately, *self._live.values()):
                 file.add(record_of(identity))
-            file.close()
         except OSError:
             self.failures += 1
 
     def begun(self, identity: Identity) -> None:
         """A request was taken."""
+        self.look()
         if identity.id not in self._live:  # one that streams its prompt is taken several times
             self._live[identity.id] = identity
             self._write(identity)
 
     def ended(self, engine_id: str, reason: str, stop: Any = None, tokens: int | None = None) -> None:
         """It ended; later ends of the same are the engine's bookkeeping."""
-        key = bounded(engine_id)
-        if self._live.pop(key, None) is not None:
-            at = stop if type(stop) is int else None if stop is None else bounded(str(stop))
-            self._write(Identity(key, ended=now(), reason=bounded(reason), stop=at, tokens=tokens))
+        self.look()
+        known = self._live.pop(bounded(engine_id), None)
+        if known is None:
+            return
+        at = stop if type(stop) is int else None if stop is None else bounded(str(stop))
+        end = Identity(known.id, ended=now(), reason=bounded(reason), stop=at, tokens=tokens)
+        self._lately.append(replace(known, ended=end.ended, reason=end.reason, stop=at, tokens=tokens))
+        self._write(end)
+        for file, ids in self._older:
+            if end.id in ids:
+                ids.discard(end.id)
+                self._add(file, end)
+        while self._older and not self._older[0][1]:
+            self._older.popleft()[0].close()
 
     def all_ended(self, ids: Iterable[str], reason: str) -> None:
         """See `ended`."""
         for engine_id in list(ids):
             self.ended(engine_id, reason)
 
+    def _keep(self, file: RequestFile, ids: set[str]) -> None:
+        self._older.append((file, ids))
+        if len(self._older) > _OLDER:
+            self._older.popleft()[0].close()
+
     def _write(self, identity: Identity) -> None:
+        if self._pid != os.getpid():  # a fork has files of its own
+            self._pid, self._file = os.getpid(), None
+            self._older.clear()
         try:
-            if self._pid != os.getpid():  # a fork has its own
-                self._pid, self._file = os.getpid(), None
-            if self._file is None:
+            if self._file is None and self._directory is not None:
                 self._file = RequestFile(self._directory, {"process": self._pid})
-            self._file.add(record_of(identity))
         except OSError:
             self.failures += 1
-
-    def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            self._add(self._file, identity)
+
+    def _add(self, file: RequestFile, identity: Identity) -> None:
+        try:
+            file.add(record_of(identity))
+        except OSError:
+            self.failures += 1
 
 
 @functools.cache
@@ -155,6 +202,7 @@ def _after(kind: Any, name: str, note: Callable[..., None]) -> None:
 
 def _watch_v1(module: ModuleType) -> None:
     _after(module.OutputProcessor, "add_request", _taken)
+    _after(module.OutputProcessor, "process_outputs", _looked)
     _after(module.RequestState, "_new_completion_output", _given)
     _after(module.OutputProcessor, "abort_requests", _aborted)
     _after(module.OutputProcessor, "propagate_error", _failed)
@@ -164,6 +212,8 @@ def _taken(
     self: Any, result: Any, request: Any, prompt: Any = None, parent_req: Any = None, request_index: int = 0,
     *args: Any, **kwargs: Any,
 ) -> None:  # fmt: skip
+    if not front().takes(request.request_id, request.sampling_params):
+        return
     named = getattr(request, "external_req_id", None)
     name = named or (request.request_id if parent_req is None else parent_req.request_id)
     ids = request.prompt_token_ids
@@ -181,6 +231,10 @@ def _given(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:
     if result.finish_reason is not None:
         tokens = self.detokenizer.num_output_tokens() if hasattr(self.detokenizer, "num_output_tokens") else None
         front().ended(self.request_id, str(result.finish_reason), result.stop_reason, tokens)
+
+
+def _looked(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:
+    front().look()
 
 
 def _aborted(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:
@@ -209,6 +263,8 @@ def _taken_v0(
     if result is None:  # of several samples, each of which comes by itself
         return
     name, _, sample = request_id.rpartition(_CHILD) if _CHILD in request_id else (request_id, "", "0")
+    if not front().takes(request_id, result.sampling_params):
+        return
     _groups[request_id] = result
     front().begun(
         Identity(
