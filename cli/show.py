@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.cli.checks import check_json
 from tracereplay.cli.options import (
     BaseTrace,
     JsonFile,
@@ -27,7 +26,7 @@ from tracereplay.cli.options import (
     refuse_given,
 )
 from tracereplay.cli.show_kernels import show_kernels
-from tracereplay.cli.show_requests import FIRST, as_json, print_requests, show_one
+from tracereplay.cli.show_requests import FIRST, as_json, check_json, print_requests, show_one
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.cli.texts import decoder
 from tracereplay.comparator.numbers.dtypes import is_float, widen

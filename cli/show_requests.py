@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.cli.files import write_text
 from tracereplay.cli.texts import Decode, one_line
 from tracereplay.report.clean import clean
 from tracereplay.trace import Trace
@@ -22,7 +22,7 @@ from tracereplay.trace.known import served_names
 from tracereplay.trace.listing import Listed, detailed, listed
 from tracereplay.trace.requests import Identity, Moment
 
-__all__ = ["FIRST", "as_json", "print_requests", "show_one"]
+__all__ = ["FIRST", "as_json", "check_json", "print_requests", "show_one"]
 
 FIRST = 20  # requests that are listed
 _SHORT, _LONG = 28, 2000  # characters of a text in a list, and by itself
@@ -200,6 +200,28 @@ def _span(numbers: Sequence[int]) -> str:
 # -- JSON ---------------------------------------------------------------------------------------------------
 
 
+def check_json(file: str | None) -> None:
+    """Raises UsageError if ``--json`` cannot be written, before anything is read."""
+    if file not in (None, "-"):
+        files = _files()
+        files.check_output(
+            "--json", Path(str(file)), files.FileKind("a list of requests written by show", _is_list)
+        )
+
+
+def _files() -> Any:
+    """What writes files knows all kinds that there are, and imports what makes them: not to show a trace."""
+    return importlib.import_module("tracereplay.cli.files")
+
+
+def _is_list(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"schema", "requests", "count"} <= found.keys()
+
+
 def as_json(
     trace: Trace, pass_name: str, file: str, decode: Decode | None, most: int | None,
     keys: Sequence[tuple[int, int]] | None = None,
@@ -216,7 +238,7 @@ def as_json(
     if file == "-":
         typer.echo(text, nl=False)
     else:
-        write_text(Path(file), text)
+        _files().write_text(Path(file), text)
 
 
 def _said(one: Listed, decode: Decode | None, *, places: bool) -> dict[str, Any]:
