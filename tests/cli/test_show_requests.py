@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from program import Program
 
@@ -19,7 +20,7 @@ ARRIVED = Moment(1_795_793_045_377_186_039, 10**9)
 EVIL = "\x1b]0;gotcha\x07[bold]x\u202e\n"
 
 
-def server(path: Path, *identities: Identity, tokens: int = 3, model: Path = TINY) -> Path:
+def server(path: Path, *identities: Identity, tokens: int = 3, model: Path = TINY, shift: float = 0.0) -> Path:
     """A recorded server's trace: all requests begin in the first step, and each step gives each a token."""
     directory = TraceDirectory(path, {"kind": "recording", "notes": [], "command": ["vllm", "serve"]})
     meta = {"world": 1, "rank": 0, "model": str(model), "engine": {}, "engines": 1, "served": ["tiny", "large"]}
@@ -28,10 +29,13 @@ def server(path: Path, *identities: Identity, tokens: int = 3, model: Path = TIN
     for step in range(tokens):
         keys = [RowKey(request, 0, 3 + step) for request in range(len(identities))]
         rows = make_rows([(r, s, p - 1) for r, s, p in keys])
-        data = TensorBytes("uint8", (len(keys),), (1,), memoryview(bytes(len(keys))), 0, 0)
+        values = np.full((len(keys), 4), 1.0 + shift * step, np.float32)
+        data = TensorBytes("float32", values.shape, (4, 1), memoryview(values.tobytes()), 0, 0)
         call = PendingCall(SITE.slot, 0, rows, rows, {0: data}, {0: data})
-        sampled = [Sampled(key, 97 + key.request, 97 + key.request, -0.5) for key in keys]
-        begun = [Request(r, 0, (104, 105, 32), {"max_tokens": 3}, one.id) for r, one in enumerate(identities)]
+        token = 97 + (shift > 0 and step == 2)
+        sampled = [Sampled(key, token + key.request, token + key.request, -0.5) for key in keys]
+        asked = {"max_tokens": 3, "temperature": 0.0}
+        begun = [Request(r, 0, (104, 105, 32), asked, one.id) for r, one in enumerate(identities)]
         writer.step(step, rows, [call], sampled, [], [] if step else begun)
     writer.close({})
     file = RequestFile(path, {})
@@ -83,7 +87,8 @@ def test_the_first_are_listed_and_how_many_more_there_are(tracereplay: Program, 
 def test_one_is_found_by_its_number_or_by_how_its_id_begins(tracereplay: Program, served: Path, text: str) -> None:
     shown = tracereplay("show", served, "--request", text).out
     for words in ("request      2", "id           cmpl-7f9", 'stop, at "!"', "user         alice",
-                  "2026-11-27T15:24:05.377+00:00", "0.25 s later", "tiny, large", "max_tokens=3"):  # fmt: skip
+                  "2026-11-27T15:24:05.377+00:00", "0.25 s later", "tiny, large",
+                  "max_tokens=3, temperature=0.0"):  # fmt: skip
         assert words in shown, shown
     assert "2 to 2" not in shown
     assert "3 of 5 tokens: 99 99 99" in shown
@@ -162,6 +167,21 @@ def test_what_a_client_wrote_is_shown_without_harm(tracereplay: Program, tmp_pat
         ended = tracereplay("show", path, *words)
         assert all(c.isprintable() or c == "\n" for c in ended.out + ended.err), (words, ended)
     assert "\\x1b]0;gotcha\\x07[bold]x\\u202e\\n" in tracereplay("show", path, "--request", "0").out
+
+
+def test_a_verdict_says_whose_request_diverges_first(tracereplay: Program, tmp_path: Path) -> None:
+    golden = server(tmp_path / "golden.trace", one("cmpl-7f"), one("chatcmpl-order-9"))
+    candidate = server(tmp_path / "candidate.trace", one("cmpl-other"), one("cmpl-another"), shift=0.5)
+    verdict = tracereplay("compare", golden, candidate, "--json", "-").verdict
+    first, token = verdict["first_divergence"], verdict["tokens"]["first_divergence"]
+    assert (first["request"], first["request_id"], first["step"]) == (0, "cmpl-7f", 1)
+    assert (token["request"], token["request_id"]) == (0, "cmpl-7f")
+    shown = tracereplay("compare", golden, candidate).out
+    assert "request 0 (cmpl-7f), sequence 0, position" in shown
+    assert "first in request 0 (cmpl-7f) at position" in shown
+    file = tmp_path / "verdict.json"
+    file.write_text(json.dumps(verdict))
+    assert "request 0 (cmpl-7f), sequence 0" in tracereplay("report", file).out
 
 
 def test_a_damaged_list_does_not_hide_the_rest(tracereplay: Program, served: Path) -> None:
