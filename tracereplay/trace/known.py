@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracereplay.passes import RECORD
+from tracereplay.trace.outline import IdOf
 from tracereplay.trace.requests import Identity, read_identities
 
 if TYPE_CHECKING:
     from tracereplay.trace.open import Trace
 
-__all__ = ["KnownRequest", "found_by", "known_requests", "served_names"]
+__all__ = ["KnownRequest", "found_by", "identities", "known_requests", "numbers", "served_names"]
 
 MAX_NAME = 1024  # characters
 
@@ -39,15 +40,25 @@ def known_requests(trace: Trace) -> tuple[KnownRequest, ...]:
     Raises:
         TraceError: a file of the trace cannot be read.
     """
-    said: dict[str, Identity] = {}
+    said = identities(trace)
+    found = (
+        KnownRequest(*key, step, said.get(name) or Identity(name)) for key, (step, name) in numbers(trace).items()
+    )
+    return tuple(sorted(found, key=lambda known: (known.request, known.sequence)))
+
+
+def identities(trace: Trace, wanted: Collection[str] | None = None) -> dict[str, Identity]:
+    """What the front ends say, by the engine's id; of a few requests, without reading all of long files.
+
+    Args:
+        trace: to read.
+        wanted: ids of some of the first requests; None: all.
+    """
+    found: dict[str, Identity] = {}
     for file in trace.request_files.values():
-        for key, identity in read_identities(file).items():
-            said[key] = identity if key not in said else _fuller(said[key], identity)
-    found: dict[tuple[int, int], KnownRequest] = {}
-    for request, sequence, step, name in _numbers(trace):
-        identity = said.get(name) or Identity(name)
-        found.setdefault((request, sequence), KnownRequest(request, sequence, step, identity))
-    return tuple(found[key] for key in sorted(found))
+        for key, identity in read_identities(file, wanted).items():
+            found[key] = identity if key not in found else _fuller(found[key], identity)
+    return found
 
 
 def served_names(trace: Trace) -> tuple[str, ...]:
@@ -61,18 +72,18 @@ def _fuller(one: Identity, other: Identity) -> Identity:
     return max(one, other, key=lambda identity: (identity.ended is not None, identity.arrived is not None))
 
 
-def _numbers(trace: Trace) -> Iterator[tuple[int, int, int, str]]:
-    """Request, sequence, step and the engine's id, of each request that a step names."""
+def numbers(trace: Trace) -> dict[tuple[int, int], tuple[int, str]]:
+    """By request and sequence, the step in which it begins and the engine's id of it, where steps say that."""
     if RECORD not in trace.passes:
-        return
+        return {}
     told = trace.outline(RECORD).ids
-    if told is not None:
-        yield from ((one.request, one.sequence, one.step, one.id) for one in told)
-        return
-    for step in trace.records(RECORD, trace.ranks(RECORD)[0]):
-        for request in step.requests:
-            if request.id is not None:
-                yield request.request, request.sequence, step.number, request.id
+    if told is None:
+        steps = trace.records(RECORD, trace.ranks(RECORD)[0])
+        told = [IdOf(s.number, r.request, r.sequence, r.id) for s in steps for r in s.requests if r.id is not None]
+    found: dict[tuple[int, int], tuple[int, str]] = {}
+    for step, request, sequence, name in told:
+        found.setdefault((request, sequence), (step, name))
+    return found
 
 
 def found_by(requests: Sequence[KnownRequest], text: str) -> list[KnownRequest]:

@@ -15,7 +15,7 @@ from tracereplay.errors import UsageError
 from tracereplay.event import Sampled
 from tracereplay.passes import RECORD
 from tracereplay.trace.forms import StepRecord
-from tracereplay.trace.known import KnownRequest, found_by
+from tracereplay.trace.known import KnownRequest, found_by, identities, numbers
 from tracereplay.trace.open import Trace
 from tracereplay.trace.requests import Identity
 from tracereplay.trace.run import RecordedPrompt
@@ -137,7 +137,7 @@ def _hint(trace: Trace, count: int) -> str:
 
 def _keys(trace: Trace) -> list[tuple[int, int]]:
     """(request, sequence) of all, in order."""
-    known = [(known.request, known.sequence) for known in trace.requests]
+    known = list(numbers(trace))
     told = {request for request, _ in known}
     prompts = [(r, s) for r, p in enumerate(trace.run.prompts) if r not in told for s in range(_samples(p))]
     return sorted({*known, *prompts})
@@ -151,12 +151,16 @@ def _samples(prompt: RecordedPrompt) -> int:
 def _read(
     trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]], most: int | None = None, *, places: bool = False
 ) -> list[Listed]:
-    identities = {(known.request, known.sequence): known.identity for known in trace.requests}
-    samples = Counter(request for request, _ in identities)
+    names = {key: name for key, (_, name) in numbers(trace).items()}
+    if most is None:
+        said = {known.identity.id: known.identity for known in trace.requests}
+    else:
+        said = identities(trace, {names[key] for key in keys if key in names})
+    samples = Counter(request for request, _ in names)
     results = _results(trace, pass_name)
     found, prompts = [], trace.run.prompts
     for key in keys:
-        identity = identities.get(key)
+        identity = None if key not in names else said.get(names[key]) or Identity(names[key])
         one = Listed(*key, identity, None, None, {}, samples[key[0]] or 1)
         if key[0] < len(prompts):
             prompt = prompts[key[0]]

@@ -13,7 +13,7 @@ import dataclasses
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -38,6 +38,7 @@ READ = 1024  # characters that a reader takes
 MOST_FIELDS = 16
 MAX_RECORD = 64 << 10  # bytes, decoded
 MAX_REQUESTS = 1 << 22  # of one file
+LOOK = 50_000  # records in which some of the first requests are looked for
 _GUESS = 1 << 9  # bytes of most records
 _BLOCK = 1 << 20
 
@@ -171,15 +172,22 @@ def record_of(identity: Identity) -> dict[str, Any]:
 _USUAL = [(f.name, getattr(Identity(""), f.name)) for f in dataclasses.fields(Identity) if f.name != "id"]
 
 
-def read_identities(source: File) -> dict[str, Identity]:
+def read_identities(source: File, wanted: Collection[str] | None = None) -> dict[str, Identity]:
     """What a file says, by the engine's id; later records of a request add to earlier ones.
+
+    Args:
+        source: the file.
+        wanted: ids of requests that are wanted alone, and are among the first; None: all.
 
     Raises:
         NotATrace, DamagedTrace: it is not what was written.
     """
     limits, file = Limits(source), _Ahead(source)
     said: dict[str, dict[str, Any]] = {}
-    for frame in scan(file):
+    left = None if wanted is None else set(wanted)
+    for number, frame in enumerate(scan(file)):
+        if left is not None and (not left or number > LOOK):
+            break
         if frame.kind != Tag.REQUEST:
             continue
         if frame.size > MAX_RECORD:
@@ -188,7 +196,12 @@ def read_identities(source: File) -> dict[str, Identity]:
         _, payload = fetch(file, frame.offset, min(frame.length, _GUESS), Tag.REQUEST)
         record = unpack(decode_record(payload, frame.codec, frame.size, file.name), file.name)
         try:
-            found = said.setdefault(_text(record["id"]), {})
+            name = _text(record["id"])
+            if wanted is not None and name not in wanted:
+                continue
+            if left is not None and "ended" in record:
+                left.discard(name)
+            found = said.setdefault(name, {})
         except (TypeError, KeyError, ValueError) as error:
             raise DamagedTrace(f"{file.name} holds a request that cannot be read: {error!r}.") from error
         found.update(record)
