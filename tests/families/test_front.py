@@ -12,7 +12,7 @@ import pytest
 
 from tracereplay.engines.vllm.guest.identity import Front, arrived, now
 from tracereplay.storage.files import LocalFile
-from tracereplay.trace.requests import Identity, read_identities
+from tracereplay.trace.requests import Identity, checked, read_identities
 
 
 class Orders:
@@ -89,6 +89,7 @@ def test_a_trace_that_is_gone_or_full_is_counted_and_raises_nothing(traces: list
     front.move(traces[1])
     front.begun(Identity("b", "cmpl-b", now()))
     assert list(said(traces[1])) == ["b"]
+    assert checked(LocalFile(traces[1] / "requests-0.req"), None).lost == 3
 
 
 def test_a_fork_writes_to_a_file_of_its_own(traces: list[Path]) -> None:

@@ -230,8 +230,22 @@ class _Ahead:
         """The file is closed by who opened it."""
 
 
-def checked(file: File, stated: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Reads all of a file; returns how many whole frames it has, and where the last one ends.
+class Checked(NamedTuple):
+    """What was found of a file.
+
+    Args:
+        frames: whole ones.
+        end: of the last one.
+        lost: records that its process could not write.
+    """
+
+    frames: int
+    end: int
+    lost: int
+
+
+def checked(file: File, stated: Mapping[str, Any] | None) -> Checked:
+    """Reads all of a file.
 
     Args:
         file: a file named like `NAME`.
@@ -241,15 +255,22 @@ def checked(file: File, stated: Mapping[str, Any] | None) -> tuple[int, int]:
         NotATrace, DamagedTrace: it is not what was written.
     """
     read_identities(file)
-    frames, end = 0, len(MAGIC)
+    frames, end, lost = 0, len(MAGIC), 0
     for frame in scan(file):
         if frame.kind in (Tag.META, Tag.REQUEST):
-            fetch(file, frame.offset, frame.length, Tag(frame.kind))
+            _, payload = fetch(file, frame.offset, frame.length, Tag(frame.kind))
+            said = unpack(decode_record(payload, frame.codec, frame.size, file.name, MAX_RECORD), file.name)
+            lost = max(lost, _lost(said))
         frames, end = frames + 1, frame.end
     size = None if stated is None else stated.get("size")
     if stated is not None and (type(size) is not int or size > file.size or stated != described(file, size)):
         raise DamagedTrace(f"{file.name} is damaged: it is not the file that the manifest describes.")
-    return frames, end
+    return Checked(frames, end, lost)
+
+
+def _lost(said: Any) -> int:
+    found = said.get("lost") if isinstance(said, dict) else None
+    return found if type(found) is int else 0
 
 
 def described(file: File, size: int | None = None) -> dict[str, Any]:

@@ -77,14 +77,15 @@ def check_requests(trace: Trace, name: str, file: File) -> SegmentReport:
     stated = trace.manifest["run"].get("requests")
     said = stated.get(name) if isinstance(stated, dict) else None
     try:
-        frames, end = requests.checked(file, said if said is None or isinstance(said, dict) else {})
+        frames, end, lost = requests.checked(file, said if said is None or isinstance(said, dict) else {})
     except TraceError as error:
         return SegmentReport(name, "damaged", 0, 0, file.size, 0, str(error))
     torn = file.size - end
     if torn:
         problem = f"Its process was ended while it wrote: {torn} bytes of an unfinished record follow byte {end}."
         return SegmentReport(name, "recoverable", 0, frames, file.size, end, problem)
-    return SegmentReport(name, "complete", 0, frames, file.size, end)
+    told = f"{name}: {lost} records of who asked could not be written." if lost else None
+    return SegmentReport(name, "complete", 0, frames, file.size, end, told)
 
 
 def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:

@@ -144,7 +144,7 @@ class Front:
 
     def _add(self, file: RequestFile, identity: Identity) -> None:
         try:
-            file.add(record_of(identity))
+            file.add({**record_of(identity), **({"lost": self.failures} if self.failures else {})})
         except OSError:
             self.failures += 1
 
@@ -206,13 +206,15 @@ def _watch_v1(module: ModuleType) -> None:
     _after(module.RequestState, "_new_completion_output", _given)
     _after(module.OutputProcessor, "abort_requests", _aborted)
     _after(module.OutputProcessor, "propagate_error", _failed)
+    _after(module.OutputProcessor, "_finish_request", _finished)
 
 
 def _taken(
     self: Any, result: Any, request: Any, prompt: Any = None, parent_req: Any = None, request_index: int = 0,
     *args: Any, **kwargs: Any,
 ) -> None:  # fmt: skip
-    if not front().takes(request.request_id, request.sampling_params):
+    sampling = request.sampling_params
+    if sampling is None or not front().takes(request.request_id, sampling):  # None: it asks for no tokens
         return
     named = getattr(request, "external_req_id", None)
     name = named or (request.request_id if parent_req is None else parent_req.request_id)
@@ -231,6 +233,11 @@ def _given(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:
     if result.finish_reason is not None:
         tokens = self.detokenizer.num_output_tokens() if hasattr(self.detokenizer, "num_output_tokens") else None
         front().ended(self.request_id, str(result.finish_reason), result.stop_reason, tokens)
+
+
+def _finished(self: Any, result: Any, req_state: Any, *args: Any, **kwargs: Any) -> None:
+    """One that ends without another output: its prompt came in pieces, and the last one was empty."""
+    front().ended(req_state.request_id, "stop")
 
 
 def _looked(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:
@@ -263,7 +270,8 @@ def _taken_v0(
     if result is None:  # of several samples, each of which comes by itself
         return
     name, _, sample = request_id.rpartition(_CHILD) if _CHILD in request_id else (request_id, "", "0")
-    if not front().takes(request_id, result.sampling_params):
+    sampling = result.sampling_params
+    if sampling is None or not front().takes(request_id, sampling):
         return
     _groups[request_id] = result
     front().begun(
