@@ -52,8 +52,8 @@ class Tag(IntEnum):
     MANIFEST = 7
     SEGMENT = 8
     FORM = 9
-    REQUEST = 10
-    REQUESTS = 11
+    REQUEST = 11
+    REQUESTS = 12
 
 
 @dataclass(frozen=True, slots=True)

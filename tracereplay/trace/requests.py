@@ -125,7 +125,8 @@ class RequestFile:
             if number >= MAX_FILES:
                 raise FileExistsError(f"{directory} has {MAX_FILES} of them")
         self._size = 0
-        self._write(MAGIC + _frame(Tag.META, meta))
+        self._write(MAGIC)
+        self._frame(Tag.META, meta)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a record, whole or not at all.
@@ -133,20 +134,25 @@ class RequestFile:
         Raises:
             OSError: it could not be written.
         """
-        self._write(_frame(Tag.REQUEST, record))
+        self._frame(Tag.REQUEST, record)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
+    def _frame(self, kind: Tag, record: Mapping[str, Any]) -> None:
+        data = pack(dict(record))
+        payload, codec = encode_record(data)
+        digest = xxhash.xxh3_64_intdigest(payload)
+        self._write(write_header(kind, codec, len(payload), len(data), digest) + payload)
+
     def _write(self, data: bytes) -> None:
+        """Appends all of it in one call to the system, so that a process that is killed has written it or not."""
         with self._lock:
+            written = 0
             try:
                 written = os.write(self._fd, data)
-            except OSError:
-                written = 0
-                raise
             finally:
                 if written < len(data):  # a torn record would hide all that follows
                     with contextlib.suppress(OSError):
@@ -154,13 +160,6 @@ class RequestFile:
             if written < len(data):
                 raise OSError("the disk took only a part of a record")
             self._size += written
-
-
-def _frame(kind: Tag, record: Mapping[str, Any]) -> bytes:
-    data = pack(dict(record))
-    payload, codec = encode_record(data)
-    digest = xxhash.xxh3_64_intdigest(payload)
-    return write_header(kind, codec, len(payload), len(data), digest) + payload
 
 
 def record_of(identity: Identity) -> dict[str, Any]:

@@ -47,13 +47,15 @@ class Front:
         directory: of the trace; None: nothing is written until it is ordered.
         orders: that may send it to another trace.
         takes: whether a request is recorded, by its engine's id and its sampling parameters.
+        withhold: whether what a request stopped at, which is text or a token of its own, is kept out.
     """
 
     def __init__(
         self, directory: Path | None, orders: Ordered | None = None,
-        takes: Callable[[str, Any], bool] = lambda engine_id, sampling: True,
+        takes: Callable[[str, Any], bool] = lambda engine_id, sampling: True, withhold: bool = False,
     ) -> None:  # fmt: skip
         self.takes = takes
+        self._withhold = withhold
         self.failures = 0  # records that could not be written
         self._directory = directory
         self._orders = orders
@@ -109,7 +111,7 @@ class Front:
         known = self._live.pop(bounded(engine_id), None)
         if known is None:
             return
-        at = stop if type(stop) is int else None if stop is None else bounded(str(stop))
+        at = None if stop is None or self._withhold else stop if type(stop) is int else bounded(str(stop))
         end = Identity(known.id, ended=now(), reason=bounded(reason), stop=at, tokens=tokens)
         self._lately.append(replace(known, ended=end.ended, reason=end.reason, stop=at, tokens=tokens))
         self._write(end)
