@@ -92,6 +92,14 @@ def test_a_trace_that_is_gone_or_full_is_counted_and_raises_nothing(traces: list
     assert checked(LocalFile(traces[1] / "requests-0.req"), None).lost == 3
 
 
+def test_what_is_not_wanted_is_not_written(traces: list[Path]) -> None:
+    front = Front(traces[0], withhold=True)
+    for name, stop in (("a", "secret"), ("b", 7)):
+        front.begun(Identity(name, name, now()))
+        front.ended(name, "stop", stop, 3)
+    assert [(i.reason, i.stop, i.tokens) for i in said(traces[0]).values()] == [("stop", None, 3)] * 2
+
+
 def test_a_fork_writes_to_a_file_of_its_own(traces: list[Path]) -> None:
     front = Front(traces[0])
     front.begun(Identity("a", "cmpl-a", now()))
