@@ -80,7 +80,7 @@ class Outline:
 
     def add(
         self, number: int, rows: RowMap, sampled: int, form: Hashable, sites: Sequence[Hashable],
-        requests: Iterable[Request] = (),
+        begun: Iterable[Request] = (),
     ) -> None:  # fmt: skip
         """A step.
 
@@ -90,7 +90,7 @@ class Outline:
             sampled: how many tokens it sampled.
             form: what steps with the same calls have in common.
             sites: that were called, one for each call, in order.
-            requests: that begin in it.
+            begun: requests that begin in it.
         """
         if len(self.first) < FIRST:
             self.first.append(line_of(number, rows, len(sites), sampled))
@@ -102,7 +102,7 @@ class Outline:
             self._form, self._sites = form, sites
         self._alike += 1
         if self.ids is not None:
-            self.ids += [IdOf(number, r.request, r.sequence, r.id) for r in requests if r.id is not None]
+            self.ids += [IdOf(number, r.request, r.sequence, r.id) for r in begun if r.id is not None]
             if len(self.ids) > MOST_IDS:
                 self.ids = None
 
