@@ -15,7 +15,6 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ class _Server:
             for slot, n, i, j, inputs, outputs, written, fed in step.calls
         ]
         sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
-        requests = [replace(records.read_request(r), id=r[4]) for r in step.requests]
+        requests = [records.read_request(r) for r in step.requests]
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
         writer.commit(
             step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census,

@@ -168,8 +168,10 @@ def write_request(request: Request) -> list[Any]:
 
 
 def read_request(data: list[Any]) -> Request:
-    request, sequence, ids, sampling = data[:4]
-    return Request(_number(request), _number(sequence), tuple(map(_token, ids)), _plain(sampling))
+    """One as `write_request` writes it, and perhaps its id behind that: on the way between processes."""
+    request, sequence, ids, sampling, *rest = data
+    name = _id(rest[0]) if rest else None
+    return Request(_number(request), _number(sequence), tuple(map(_token, ids)), _plain(sampling), name)
 
 
 def read_requests(data: Mapping[str, Any]) -> tuple[Request, ...]:
