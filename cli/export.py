@@ -10,7 +10,16 @@ from rich.text import Text
 
 from tracereplay.cli.console import stderr
 from tracereplay.cli.files import CALLS, TENSORS, check_distinct, check_output
-from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, local_path, opened
+from tracereplay.cli.options import (
+    BaseTrace,
+    OneRequest,
+    OneStep,
+    PassName,
+    TracePath,
+    local_path,
+    one_request,
+    opened,
+)
 from tracereplay.errors import UsageError
 from tracereplay.trace.export import export_calls, export_tensors
 from tracereplay.trace.select import choose, pass_of
@@ -55,10 +64,11 @@ def export(
     _check_out(out, calls, force)
     source = opened(trace, base)
     name = pass_of(source, pass_name)
+    number = None if request is None else one_request(source, request)
     done = []
     for path, write, what in ((out, export_tensors, "tensors"), (calls, export_calls, "lines")):
         if path is not None:
-            chosen = choose(source, name, site, rank=rank, step=step, request=request)
+            chosen = choose(source, name, site, rank=rank, step=step, request=number)
             done.append(f"{write(chosen, path)} {what} to {path}")
     stderr.print(Text(f"Wrote {' and '.join(done)}."), soft_wrap=True)
 

@@ -13,6 +13,7 @@ import typer
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.trace import Trace, open_trace
+from tracereplay.trace.listing import named
 
 __all__ = [
     "BaseTrace",
@@ -41,6 +42,7 @@ __all__ = [
     "assignments",
     "local_path",
     "local_trace",
+    "one_request",
     "opened",
     "read_from",
     "refuse_given",
@@ -90,7 +92,13 @@ OneStep = Annotated[
     int | None, typer.Option("--step", min=0, help="Number of the only step to select.", show_default=False)
 ]
 OneRequest = Annotated[
-    int | None, typer.Option("--request", min=0, help="Number of the only request to select.", show_default=False)
+    str | None,
+    typer.Option(
+        "--request",
+        metavar="ID",
+        help="The only request to select: its number, its id, or how its id begins.",
+        show_default=False,
+    ),
 ]
 
 GoldenTrace = Annotated[
@@ -172,6 +180,18 @@ JsonFile = Annotated[
 def opened(path: str, base: str | None = None) -> Trace:
     """The trace at a path or URL."""
     return open_trace(path, None if base is None else open_trace(base))
+
+
+def one_request(trace: Trace, text: str) -> int:
+    """The number of the request that ``--request`` names.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    numbers = sorted({request for request, _ in named(trace, text)})
+    if len(numbers) > 1:
+        raise UsageError(f"{text!r} names the requests {', '.join(map(str, numbers))}; give the number of one.")
+    return numbers[0]
 
 
 def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:

@@ -35,7 +35,7 @@ from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
-from tracereplay.recorder.options import Options
+from tracereplay.recorder.options import FIELDS, Options
 from tracereplay.trace import open_trace
 from tracereplay.trace.sealed import check_recipients
 from tracereplay.trace.withheld import key_in, new_key
@@ -116,6 +116,14 @@ def record(
     when_behind: Annotated[
         WhenBehind, typer.Option(help="What to do when the writer cannot keep up with the engine.")
     ] = WhenBehind.block,
+    keep_fields: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help=f"Field of a server's requests to keep: {', '.join(FIELDS)}. May be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -152,13 +160,14 @@ def record(
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
         check_writes=check_writes, recipients=tuple(encrypt_to),
-        withhold=_key(withhold, withhold_key, level),
+        withhold=_key(withhold, withhold_key, level), keep_fields=_fields(keep_fields),
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
         raise typer.Exit(_record_command(command, out, engine, force, options))
+    refuse_given(context, ["keep_fields"], "Only the requests of a command after -- have fields")
     launched = load_engine(engine) if engine is not None else None
     model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
@@ -195,6 +204,12 @@ def _key(withhold: Kept | None, file: Path | None, level: Level) -> str | None:
     if level is Level.kernel:
         raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
     return new_key() if file is None else key_in(file)
+
+
+def _fields(names: list[str]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise UsageError(f"{unknown[0]!r} is no field that can be kept; --keep-fields takes {', '.join(FIELDS)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:

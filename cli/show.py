@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,15 +13,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened, refuse_given
+from tracereplay.cli.options import (
+    BaseTrace,
+    JsonFile,
+    Model,
+    OneRequest,
+    OneStep,
+    PassName,
+    TracePath,
+    one_request,
+    opened,
+    refuse_given,
+)
 from tracereplay.cli.show_kernels import show_kernels
+from tracereplay.cli.show_requests import FIRST, as_json, check_json, print_requests, show_one
 from tracereplay.cli.summary import observer_words, summary
+from tracereplay.cli.texts import decoder
 from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
-from tracereplay.errors import UsageError
+from tracereplay.errors import TraceError, UsageError
 from tracereplay.report.clean import clean
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
+from tracereplay.trace.listing import named
 from tracereplay.trace.outline import MOST, line_of
 from tracereplay.trace.select import PASSES, Chosen, choose, pass_of
 
@@ -42,23 +57,25 @@ def show(
     step: OneStep = None,
     request: OneRequest = None,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps of a site to show.")] = 4,
-    everything: Annotated[bool, typer.Option("--all", help="Show every step and site.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show every step, site and request.")] = False,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show the kernels recorded inside the operator.")
     ] = False,
+    model: Model = None,
     base: BaseTrace = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Show what a trace contains; with SITE, the tensors of that operator's calls."""
+    """Show what a trace contains, or one request; with SITE, the tensors of that operator's calls."""
     source = opened(trace, base)
     console = Console(highlight=False)
     if site is None:
         if kernels:
             raise UsageError("--kernels shows what ran inside an operator; give its SITE.")
-        refuse_given(context, ["step", "request", "steps"], "Without a SITE no tensors are shown")
-        _show_run(
-            source, source.passes if pass_name is None else [pass_of(source, pass_name)], console, everything
-        )
+        refuse_given(context, ["step", "steps"], "Without a SITE no tensors are shown")
+        check_json(json_file)
+        _show_without_site(source, pass_name, request, console, everything, model, json_file)
         return
+    refuse_given(context, ["model", "json_file"], "With a SITE only tensors are shown")
     if everything or step is not None:
         refuse_given(context, ["steps"], "--all and --step say how many steps to show")
     limit = None if everything else steps
@@ -67,7 +84,30 @@ def show(
         refuse_given(context, ["request"], "Kernels cannot be selected by request")
         show_kernels(source, name, site, console, step=step, first_steps=limit)
         return
-    _show_sites(name, choose(source, name, site, step=step, request=request, first_steps=limit), console)
+    number = None if request is None else one_request(source, request)
+    _show_sites(name, choose(source, name, site, step=step, request=number, first_steps=limit), console)
+
+
+def _show_without_site(
+    trace: Trace, pass_name: str | None, request: str | None, console: Console, everything: bool,
+    model: Path | None, json_file: str | None,
+) -> None:  # fmt: skip
+    decode, most = decoder(trace, model), None if everything else FIRST
+    passes = trace.passes if pass_name is None else [pass_of(trace, pass_name)]
+    keys = None if request is None else named(trace, request)
+    if json_file is not None:
+        as_json(trace, pass_of(trace, pass_name), json_file, decode, most, keys)
+    if json_file == "-":
+        return
+    if keys is not None:
+        show_one(trace, pass_of(trace, pass_name), keys, console, decode)
+        return
+    _show_run(trace, passes, console, everything)
+    if trace.run.requested is not None and passes:
+        try:
+            print_requests(trace, pass_of(trace, pass_name), console, decode, most)
+        except TraceError as error:  # all else of it may be readable
+            console.print(_cell(f"Its requests cannot be listed: {error}"))
 
 
 # -- the run ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ VERBS: Mapping[str, str] = {
     "logprobs": "Show how the logprobs of two traces differ, as importance ratios; no engine is started.",
     "repro": "Write one recorded call as inputs, expected outputs and a script that needs only torch (or the "
     "engine).",
-    "show": "Show what a trace contains; with SITE, the tensors of that operator's calls.",
+    "show": "Show what a trace contains, or one request; with SITE, the tensors of that operator's calls.",
     "verify": "Read every byte of a trace and report whether it is complete, recoverable or damaged.",
     "pack": "Pack a trace into one file, which opens like the directory, also from a URL.",
     "export": "Write selected tensors to a safetensors file, and the calls they belong to as JSON lines.",

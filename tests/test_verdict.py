@@ -81,8 +81,9 @@ def test_the_keys_are_those_of_schema_1() -> None:
         "first_divergence", "operators", "edges", "tokens", "coverage", "closure", "attribution", "first_visible",
     ]  # fmt: skip
     first = data["first_divergence"]
-    expected = {"kind", "site", "operator", "kernel", "class", "request", "sequence", "position", "step", "input",
-                "metrics", "tolerance", "passing_tolerance", "passing_bias"}  # fmt: skip
+    expected = {"kind", "site", "operator", "kernel", "class", "request", "request_id", "sequence",
+                "position", "step", "input", "metrics", "tolerance", "passing_tolerance",
+                "passing_bias"}  # fmt: skip
     assert set(first) == expected
     assert {"site", "operator", "class", "calls", "rows", "metrics"} <= set(data["operators"][0])
     assert {"site", "input", "class", "rows", "metrics"} <= set(data["edges"][0])

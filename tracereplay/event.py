@@ -381,12 +381,14 @@ class Request:
         prompt_token_ids: the prompt.
         sampling: sampling parameters that are not the engine's defaults; under `UNAPPLIED`, the names of those
             that cannot be asked for again.
+        id: the engine's own name of it, by which `trace.requests` says who asked; None in older traces.
     """
 
     request: int
     sequence: int
     prompt_token_ids: tuple[int, ...]
     sampling: Mapping[str, Any]
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,11 @@ class Server:
         out: the trace to make.
         engine: a registered engine.
         arguments: more of the server's.
-        recording: options of ``record``.
+        options: more of the recording's.
     """
 
     def __init__(
-        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), recording: Sequence[str] = ()
+        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = ()
     ) -> None:
         self.out = out
         self.port = _free_port()
@@ -68,7 +68,7 @@ class Server:
         template.write_text(TEMPLATE)
         self.log = out.with_suffix(".log")
         command = [
-            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out), *recording,
+            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out), *options,
             "--", "vllm", "serve", str(TINY), "--served-model-name", MODEL, "--host", "127.0.0.1",
             "--port", str(self.port), "--max-model-len", "256", "--max-num-seqs", "8", "--enforce-eager",
             "--chat-template", str(template), *arguments,

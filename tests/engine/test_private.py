@@ -48,7 +48,7 @@ def forms(tokens: list[int]) -> Iterator[bytes]:
 def test_nothing_of_a_request_is_in_its_trace(tmp_path: Path, engines: Engines, identity: str) -> None:
     find_engine("v1")
     engines.stop()
-    server = Server(tmp_path / "served.trace", recording=["--withhold", "tokens", "--encrypt-to", identity])
+    server = Server(tmp_path / "served.trace", options=["--withhold", "tokens", "--encrypt-to", identity])
     try:
         server.wait_until_ready()
         chance = random.Random(3)

@@ -33,9 +33,10 @@ def write_seeds(target: str, folder: Path) -> None:
 
 
 def segments() -> Iterator[bytes]:
-    """Those of the hostile traces."""
-    for path in sorted(HOSTILE.glob("*/*/record-rank0.seg")):
-        yield path.read_bytes()
+    """Those of the hostile traces, and their files that say who asked."""
+    for pattern in ("*/*/record-rank0.seg", "*/*/requests-*.req"):
+        for path in sorted(HOSTILE.glob(pattern)):
+            yield path.read_bytes()
 
 
 def _containers(toy: Path) -> Iterator[bytes]:

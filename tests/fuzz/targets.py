@@ -33,6 +33,7 @@ from tracereplay.trace.manifest import read_manifest
 from tracereplay.trace.packfile import packed_parts
 from tracereplay.trace.plain import pack, unpack
 from tracereplay.trace.records import read_step
+from tracereplay.trace.requests import read_identities, record_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fixtures"))
 
@@ -76,7 +77,12 @@ def container(data: bytes) -> None:
 
 
 def read_all(file: File) -> None:
-    """Everything that a reader does with a segment."""
+    """Everything that a reader does with a segment, or with a file that says who asked."""
+    try:
+        for identity in read_identities(file).values():
+            assert record_of(identity)["id"] == identity.id
+    except TraceError:
+        pass
     try:
         segment = SegmentReader(file)
         for moment in segment.steps():
@@ -95,10 +101,10 @@ def read_all(file: File) -> None:
 
 def read_pack(file: File) -> None:
     try:
-        _, parts = packed_parts(file)
+        _, parts, asked = packed_parts(file)
     except TraceError:
         return
-    for name, part in parts:
+    for name, part in (*parts, *asked):
         assert "/" not in name
         read_all(part)
 

@@ -105,6 +105,11 @@ def packed(path: Path) -> None:
             pack_trace(open_trace(path), Path(folder) / "c.trace", level=1, base=open_trace(path))
 
 
+def asked(path: Path) -> None:
+    for known in open_trace(path).requests:
+        assert isinstance(known.identity.client_id, str)
+
+
 STAGES: dict[str, Callable[[Path], Any]] = {
     "open": lambda path: open_trace(path).close(),
     "digest": digest,
@@ -112,11 +117,14 @@ STAGES: dict[str, Callable[[Path], Any]] = {
     "values": every_value,
     "restore": every_array,
     "kernels": kernels,
+    "requests": asked,
     "verify": verified,
     "pack": packed,
 }
 VERBS = {
     "show": ["show", "TRACE"],
+    "show request": ["show", "TRACE", "--request", "0"],
+    "show requests as json": ["show", "TRACE", "--all", "--json", "-"],
     "show site": ["show", "TRACE", "*"],
     "show kernels": ["show", "TRACE", "*", "--kernels"],
     "compare": ["compare", "TRACE", "TRACE"],

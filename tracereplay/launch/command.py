@@ -28,6 +28,7 @@ from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.storage.checkpoint import model_files, read_checkpoint
 from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
+from tracereplay.trace.requests import described
 from tracereplay.trace.sealed import IDENTITY, own_recipient
 from tracereplay.trace.served import is_whole
 from tracereplay.trace.withheld import Withheld
@@ -200,6 +201,8 @@ class _Filling:
         trace = open_trace(self._directory.path)
         run = {**trace.raw_run, "workload": dict(trace.raw_run["workload"])}
         self._fill(run)
+        if trace.request_files:
+            run["requests"] = {name: described(file) for name, file in trace.request_files.items()}
         self._directory.update_run(**run)
         for claim in self._directory.path.glob(CLAIM.format("*")):
             claim.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from tracereplay.event import Site
 from tracereplay.trace import codec
 from tracereplay.trace.withheld import withheld_slots
 
-__all__ = ["KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
+__all__ = ["FIELDS", "KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
 
 # Levels of a recording; the first is that of one that says nothing.
 OPERATOR, KERNEL = "operator", "kernel"
@@ -25,6 +25,9 @@ NO_KERNELS = (
     "Kernels cannot be recorded inside CUDA graphs, which replay them past PyTorch's dispatcher; set "
     "enforce_eager=true, or record operators only (--level operator)."
 )
+
+# Fields of a request's body that a recording may be asked to keep; they say who somebody is.
+FIELDS = ("user", "safety_identifier", "metadata")
 
 _KEY = re.compile("[0-9a-f]{64}")
 _TAKES: Mapping[str, Check] = {
@@ -41,13 +44,14 @@ _TAKES: Mapping[str, Check] = {
     "withhold": or_none(
         (lambda key: isinstance(key, str) and _KEY.fullmatch(key) is not None, "a key of 64 hexadecimal digits")
     ),
+    "keep_fields": list_of(lambda name: name in FIELDS, f"names of {', '.join(FIELDS)}"),
 }
 
 _NO_TOKENS = (
     "Tokens were withheld: digests stand for them, and nothing is kept of operators that say directly which they "
     "are, those of the first layer among them."
 )
-_LISTS = ("sites", "sides", "recipients")
+_LISTS = ("sites", "sides", "recipients", "keep_fields")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Options:
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
         recipients: public keys (age1...) of the only ones who can read the recording; none: everybody can.
         withhold: the key of the digests that stand for tokens (`trace.withheld`); None: tokens are recorded.
+        keep_fields: of the bodies of a server's requests, fields to keep; see `FIELDS`.
     """
 
     when_behind: str = "block"
@@ -82,10 +87,10 @@ class Options:
     in_flight: int = 2
     recipients: tuple[str, ...] = ()
     withhold: str | None = None
+    keep_fields: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        lists = {name: list(getattr(self, name)) for name in _LISTS}
-        return {**asdict(self), **lists}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _LISTS}}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:

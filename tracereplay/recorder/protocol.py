@@ -61,7 +61,8 @@ class StepMessage(NamedTuple):
         maps: row maps as bytes; the first is the step's own.
         calls: slot, number, places of the rows in and out in ``maps``, tensors of inputs, outputs and inputs
             after, and what was fed (`event.Call`).
-        sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them.
+        sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them,
+            and the id of each.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
         padded: see `event.Step`.

@@ -334,7 +334,7 @@ class PendingStep:
 
         calls = [(c.slot, c.number, place(c.rows[0]), place(c.rows[1]), c.inputs, c.outputs, c.written, c.fed)
                  for c in self._calls.values()]  # fmt: skip
-        requests = [records.write_request(r) for r in self.requests]
+        requests = [[*records.write_request(r), r.id] for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
             self._weight_updates, self.kernels, self.census, self.padded,

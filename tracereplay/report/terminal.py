@@ -30,6 +30,7 @@ from tracereplay.verdict import (
     Metrics,
     OperatorFinding,
     Pairing,
+    TokenDivergence,
     TokenFinding,
     Verdict,
 )
@@ -122,7 +123,7 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
     words = f"{tokens.compared} greedy tokens compared, "
     words += f"{tokens.differing} differ" if tokens.differing else "all the same"
     if first is not None:
-        words += f", first in request {first.request} at position {first.position}: "
+        words += f", first in request {_named(first)} at position {first.position}: "
         words += f"{first.golden} → {first.candidate}"
     indented(console, words)
     if tokens.logprob_max is not None:
@@ -157,7 +158,7 @@ def _places(first: Divergence) -> list[tuple[str, Text]]:
     metrics = first.metrics
     what = f"output {first.index}" if first.kind == "operator" else f"input {first.index}, as it arrives"
     operator = f" ({first.operator})" if first.operator else ""
-    row = f"request {first.request}, sequence {first.sequence}, position {first.position}, step {first.step}"
+    row = f"request {_named(first)}, sequence {first.sequence}, position {first.position}, step {first.step}"
     return [
         ("where", cell(f"{first.site}{operator}, {what}", "bold")),
         *([("kernel", cell(first.kernel, "bold"))] if first.kernel else []),
@@ -167,6 +168,11 @@ def _places(first: Divergence) -> list[tuple[str, Text]]:
         ("allowance", cell(allowance(first.tolerance))),
         ("would pass", cell(passing(first.error_class, first.passing_tolerance, first.passing_bias))),
     ]
+
+
+def _named(first: Divergence | TokenDivergence) -> str:
+    """The request's number, and its id where that is known."""
+    return str(first.request) if first.request_id is None else f"{first.request} ({clean(first.request_id)})"
 
 
 def _error(metrics: Metrics) -> str:

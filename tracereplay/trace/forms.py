@@ -159,7 +159,7 @@ class Forms:
                 place, as_place(data["number"]), form, first, elsewhere, maps,
                 tuple([records.read_sampled(s) for s in rows]),
                 tuple(map(as_text, data["notes"])),
-                tuple([records.read_request(r) for r in data["requests"]]),
+                records.read_requests(data),
                 as_place(data["weights"]),
                 records.read_census(data["census"]) if "census" in data else None,
                 as_place(data.get("padded", 0)),

@@ -55,6 +55,8 @@ class Tag(IntEnum):
     SEGMENT = 8
     FORM = 9
     KEY = 10
+    REQUEST = 11
+    REQUESTS = 12
 
 
 @dataclass(frozen=True, slots=True)

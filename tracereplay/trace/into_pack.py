@@ -66,7 +66,7 @@ def pack_trace(
             )
             for key in trace.parts
         }
-        write_pack(place.path, manifest, segments)
+        write_pack(place.path, manifest, segments, trace.request_files)
     place.put()
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.forms import StepRecord
 from tracereplay.trace.joined import JoinedSegments, Start, starts
+from tracereplay.trace.known import KnownRequest, known_requests
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.outline import Outline
 from tracereplay.trace.packfile import packed_parts
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.requests import NAME as REQUESTS
 from tracereplay.trace.run import Run, read_run
 from tracereplay.trace.served import served_run, told_by_segments
 
@@ -31,6 +34,7 @@ __all__ = ["Key", "Trace", "open_trace"]
 
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
 Key = tuple[str, int]  # pass (and engine, if it is not the first), rank
+Opened = tuple[dict[str, Any], dict[Key, File], dict[str, File]]
 
 
 class Trace:
@@ -42,12 +46,12 @@ class Trace:
         segments: by pass and rank.
         base: the trace that parts of this one are stored as a difference from, if it is known already.
         packed: whether it is one file.
+        request_files: say who asked, by name.
     """
 
     def __init__(
-        self, path: Path | str, manifest: Mapping[str, Any], segments: Mapping[Key, File], base: Trace | None =
-            None,
-        packed: bool = False,
+        self, path: Path | str, manifest: Mapping[str, Any], segments: Mapping[Key, File],
+        base: Trace | None = None, packed: bool = False, request_files: Mapping[str, File] | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self.packed = packed
@@ -61,6 +65,12 @@ class Trace:
         self._joined: dict[Key, JoinedSegments] = {}
         self._starts: dict[str, list[Start]] = {}
         self._base = base
+        self.request_files: Mapping[str, File] = request_files or {}
+
+    @cached_property
+    def requests(self) -> tuple[KnownRequest, ...]:
+        """The requests of a recorded command, and who asked for them."""
+        return known_requests(self)
 
     @property
     def run(self) -> Run:
@@ -248,7 +258,7 @@ class Trace:
     def close(self) -> None:
         for reader in self._open.values():
             reader.close()
-        for file in self._files.values():
+        for file in (*self._files.values(), *self.request_files.values()):
             file.close()
 
     def local_path(self) -> Path:
@@ -340,11 +350,10 @@ def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace
     """
     where: Path | str = str(path) if "://" in str(path) else Path(path)
     source = _source(where)
-    if isinstance(source, Folder):
-        manifest, segments = _of_folder(source, where)
-    else:
-        manifest, segments = _of_pack(source, where)
-    trace = Trace(where, manifest, segments, base, packed=not isinstance(source, Folder))
+    manifest, segments, asked = (
+        _of_folder(source, where) if isinstance(source, Folder) else _of_pack(source, where)
+    )
+    trace = Trace(where, manifest, segments, base, not isinstance(source, Folder), asked)
     if base is not None and isinstance(manifest["run"].get("base"), dict):
         _check_base(base, manifest["run"]["base"], where)
     return trace
@@ -366,7 +375,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _of_folder(folder: Folder, path: Path | str) -> tuple[dict[str, Any], dict[Key, File]]:
+def _of_folder(folder: Folder, path: Path | str) -> Opened:
     names = folder.names()
     if MANIFEST not in names:
         raise NotATrace(f"{path} is not a trace: it is not a directory with a {MANIFEST} in it.")
@@ -374,12 +383,13 @@ def _of_folder(folder: Folder, path: Path | str) -> tuple[dict[str, Any], dict[K
     manifest = read_manifest(file.read(0, MAX_MANIFEST + 1), f"{path}/{MANIFEST}")
     file.close()
     found = {name: match for name in names if (match := SEGMENT.fullmatch(name))}
-    return manifest, {(m["pass"], int(m["rank"])): folder.file(name) for name, m in found.items()}
+    segments = {(m["pass"], int(m["rank"])): folder.file(name) for name, m in found.items()}
+    return manifest, segments, {name: folder.file(name) for name in names if REQUESTS.fullmatch(name)}
 
 
-def _of_pack(file: File, path: Path | str) -> tuple[dict[str, Any], dict[Key, File]]:
+def _of_pack(file: File, path: Path | str) -> Opened:
     try:
-        manifest, parts = packed_parts(file)
+        manifest, parts, asked = packed_parts(file)
     except NotATrace as error:
         raise NotATrace(f"{path} is not a trace: it is neither a directory of one nor a packed one.") from error
     segments: dict[Key, File] = {}
@@ -388,4 +398,4 @@ def _of_pack(file: File, path: Path | str) -> tuple[dict[str, Any], dict[Key, Fi
         if match is None or (match["pass"], int(match["rank"])) in segments:
             raise DamagedTrace(f"{path} holds a segment named {name!r}; segments are named like record-rank0.seg.")
         segments[match["pass"], int(match["rank"])] = part
-    return manifest, segments
+    return manifest, segments, dict(asked)

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tracereplay.event import RowMap
-from tracereplay.trace.plain import as_place
+from tracereplay.event import Request, RowMap
+from tracereplay.trace.plain import as_place, as_text
 
-__all__ = ["FIRST", "MOST", "Outline", "StepLine", "joined", "line_of", "read_outline", "write_outline"]
+__all__ = ["FIRST", "MOST", "IdOf", "Outline", "StepLine", "joined", "line_of", "read_outline", "write_outline"]
 
 FIRST = 6  # steps that are told one by one
+MOST_IDS = 20_000  # requests whose ids are told
 MOST = 9  # requests of a step that are told; a reader shows one fewer, and that there are more
 
 
@@ -36,6 +37,21 @@ class StepLine(NamedTuple):
     sampled: int
 
 
+class IdOf(NamedTuple):
+    """The engine's id of a request.
+
+    Args:
+        step: number of the one in which it begins.
+        request, sequence: its numbers.
+        id: see `event.Request`.
+    """
+
+    step: int
+    request: int
+    sequence: int
+    id: str
+
+
 def line_of(number: int, rows: RowMap, calls: int, sampled: int) -> StepLine:
     """The step with this row map, and so many calls and sampled tokens."""
     return StepLine(number, len(rows), tuple(np.unique(rows[:, 0])[:MOST].tolist()), calls, sampled)
@@ -49,6 +65,7 @@ class Outline:
         steps, rows, sampled: how many there are in all.
         calls: how often each site was called; sites by their names, or by their slots while a segment is written.
         first: the first steps, `FIRST` at most.
+        ids: which request the engine calls what; None: there are too many to tell (`MOST_IDS`).
     """
 
     steps: int = 0
@@ -56,11 +73,15 @@ class Outline:
     sampled: int = 0
     calls: Counter[Hashable] = field(default_factory=Counter)
     first: list[StepLine] = field(default_factory=list)
+    ids: list[IdOf] | None = field(default_factory=list)
     _form: Hashable = None
     _sites: Sequence[Hashable] = ()
     _alike: int = 0
 
-    def add(self, number: int, rows: RowMap, sampled: int, form: Hashable, sites: Sequence[Hashable]) -> None:
+    def add(
+        self, number: int, rows: RowMap, sampled: int, form: Hashable, sites: Sequence[Hashable],
+        begun: Iterable[Request] = (),
+    ) -> None:  # fmt: skip
         """A step.
 
         Args:
@@ -69,6 +90,7 @@ class Outline:
             sampled: how many tokens it sampled.
             form: what steps with the same calls have in common.
             sites: that were called, one for each call, in order.
+            begun: requests that begin in it.
         """
         if len(self.first) < FIRST:
             self.first.append(line_of(number, rows, len(sites), sampled))
@@ -79,6 +101,10 @@ class Outline:
             self._count()
             self._form, self._sites = form, sites
         self._alike += 1
+        if self.ids is not None:
+            self.ids += [IdOf(number, r.request, r.sequence, r.id) for r in begun if r.id is not None]
+            if len(self.ids) > MOST_IDS:
+                self.ids = None
 
     def done(self) -> Outline:
         """Itself, once all steps were added."""
@@ -99,6 +125,7 @@ def write_outline(outline: Outline, slots: Mapping[Hashable, int] | None = None)
         "sampled": outline.sampled,
         "calls": sorted((site if slots is None else slots[site], count) for site, count in outline.calls.items()),
         "first": outline.first,
+        "ids": outline.ids,
     }
 
 
@@ -119,7 +146,13 @@ def read_outline(data: Mapping[str, Any], steps: int, names: Mapping[int, str]) 
         for number, rows, requests, calls, sampled in data["first"][:FIRST]
     ]  # fmt: skip
     calls = Counter[Hashable]({names[slot]: as_place(count) for slot, count in data["calls"]})
-    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first)
+    ids = data.get("ids", [])  # older segments have none in their steps either
+    told = None if ids is None else [_id(*one) for one in ids[: MOST_IDS + 1]]
+    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first, told)
+
+
+def _id(step: Any, request: Any, sequence: Any, name: Any) -> IdOf:
+    return IdOf(as_place(step), _request(request), as_place(sequence), as_text(name))
 
 
 def _request(number: Any) -> int:
@@ -141,4 +174,8 @@ def joined(outlines: Iterable[Outline], begins: Iterable[tuple[int, int]]) -> Ou
             for line in one.first
         ]
         found.first = [*found.first, *lines][:FIRST]
+        if one.ids is None or found.ids is None:
+            found.ids = None
+        else:
+            found.ids += [i._replace(step=i.step + step, request=i.request + request) for i in one.ids]
     return found

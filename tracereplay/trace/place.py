@@ -21,6 +21,7 @@ from tracereplay.storage.atomic import beside
 from tracereplay.trace.directory import CLAIM, MANIFEST, SEGMENT, WEIGHTS, live_part, made_here, refuse_taken
 from tracereplay.trace.frames import MAGIC
 from tracereplay.trace.open import Trace, open_trace
+from tracereplay.trace.requests import NAME as REQUESTS
 
 __all__ = ["Place", "in_use", "passing_trace", "remove_trace"]
 
@@ -172,7 +173,7 @@ def _why_not_ours(path: Path, trace: Trace) -> str | None:
 
 
 def _is_ours(name: str) -> bool:
-    ours = name in (MANIFEST, f"{MANIFEST}.partial") or SEGMENT.fullmatch(name) is not None
+    ours = name in (MANIFEST, f"{MANIFEST}.partial") or any(known.fullmatch(name) for known in (SEGMENT, REQUESTS))
     return ours or fnmatchcase(name, CLAIM.format("[0-9]*"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ __all__ = [
 # What a damaged or hostile record can raise while it is taken apart.
 WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 MAX_DEPTH = 64  # of what a site or a request says of itself
+MAX_ID = 1024  # characters of a request's id
 
 
 class Located(NamedTuple):
@@ -166,8 +168,23 @@ def write_request(request: Request) -> list[Any]:
 
 
 def read_request(data: list[Any]) -> Request:
-    request, sequence, ids, sampling = data
-    return Request(_number(request), _number(sequence), tuple(map(_token, ids)), _plain(sampling))
+    """One as `write_request` writes it, and perhaps its id behind that: on the way between processes."""
+    request, sequence, ids, sampling, *rest = data
+    name = _id(rest[0]) if rest else None
+    return Request(_number(request), _number(sequence), tuple(map(_token, ids)), _plain(sampling), name)
+
+
+def read_requests(data: Mapping[str, Any]) -> tuple[Request, ...]:
+    """The requests of a step's record; what they are called stands beside them, where readers of old skip it."""
+    requests = [read_request(r) for r in data["requests"]]
+    ids = data.get("ids") or [None] * len(requests)
+    return tuple([replace(r, id=_id(name)) for r, name in zip(requests, ids, strict=True)])
+
+
+def _id(value: Any) -> str | None:
+    if value is not None and len(as_text(value)) > MAX_ID:
+        raise ValueError("a request's id that no engine gives")
+    return None if value is None else as_text(value)
 
 
 def read_value(data: list[Any], load: Loader) -> Value:
@@ -250,6 +267,8 @@ def write_step(
         "requests": [write_request(r) for r in requests],
         "weights": weight_updates,
     }
+    if any(r.id is not None for r in requests):
+        record["ids"] = [r.id for r in requests]
     if kernels is not None:
         record["kernels"] = dict(kernels)
     if census is not None:
@@ -291,7 +310,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
             calls=tuple([read_call(c, maps, values, names) for c in data["calls"]]),
             sampled=tuple([read_sampled(s) for s in data["sampled"]]),
             notes=tuple(map(as_text, data["notes"])),
-            requests=tuple([read_request(r) for r in data["requests"]]),
+            requests=read_requests(data),
             weight_updates=as_place(data["weights"]),
             kernels=kernels,
             census=read_census(data["census"]) if "census" in data else None,

@@ -69,11 +69,14 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _requests(trace: Trace) -> list[Request | None]:
     """The requests by their numbers; None: one that no step tells of."""
-    begun, last = {}, -1
+    begun: dict[int, Request] = {}
+    last = -1
     for rank in trace.ranks(RECORD)[:1]:
         for step in trace.records(RECORD, rank):
             last = max([last, *(s.key.request for s in step.sampled)])
-            begun.update({r.request: r for r in step.requests if r.sequence == 0 or r.request not in begun})
+            for r in step.requests:  # of several samples, each of which has a seed of its own, the first
+                if r.request not in begun or r.sequence < begun[r.request].sequence:
+                    begun[r.request] = r
     last = max([last, *begun])
     if last >= MAX_REQUESTS:
         raise DamagedTrace(f"{trace.path} names request {last}; no recording has that many.")

@@ -20,6 +20,7 @@ import xxhash
 from tracereplay.errors import DamagedTrace, TraceError, UsageError
 from tracereplay.event import Step, Value
 from tracereplay.storage.files import File
+from tracereplay.trace import requests
 from tracereplay.trace.append import Appender
 from tracereplay.trace.codec import PLANES, Encoder
 from tracereplay.trace.digest import count_content
@@ -67,6 +68,24 @@ def verify(trace: Trace) -> Iterator[SegmentReport]:
     """Reports on each segment in turn, reading all of it."""
     for name, rank in trace.parts:
         yield check_segment(trace, segment_path(Path(), name, rank).name, trace.file((name, rank)))
+    for name, file in trace.request_files.items():
+        yield check_requests(trace, name, file)
+
+
+def check_requests(trace: Trace, name: str, file: File) -> SegmentReport:
+    """Reads all of a file that says who asked. Its processes end as they like, so that it has no end mark."""
+    stated = trace.manifest["run"].get("requests")
+    said = stated.get(name) if isinstance(stated, dict) else None
+    try:
+        frames, end, lost = requests.checked(file, said if said is None or isinstance(said, dict) else {})
+    except TraceError as error:
+        return SegmentReport(name, "damaged", 0, 0, file.size, 0, str(error))
+    torn = file.size - end
+    if torn:
+        problem = f"Its process was ended while it wrote: {torn} bytes of an unfinished record follow byte {end}."
+        return SegmentReport(name, "recoverable", 0, frames, file.size, end, problem)
+    told = f"{name}: {lost} records of who asked could not be written." if lost else None
+    return SegmentReport(name, "complete", 0, frames, file.size, end, told)
 
 
 def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
@@ -130,7 +149,7 @@ def _check(segment: SegmentReader) -> None:
             raise DamagedTrace(f"{segment.name} is damaged: its end mark repeats another form {number}.")
         if frame.kind == Tag.STEP:
             step = segment.record(number)
-            outline.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites)
+            outline.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.requests)
             for value in {id(value): value for value in values_of(segment.step(number))}.values():
                 value.load()
     stated = None if segment.summary is None else segment.summary.get("content")

@@ -30,6 +30,7 @@ __all__ = ["GONE", "BudgetSpent", "CallOfStep", "PendingCall", "SegmentWriter"]
 
 GONE = "engine_gone"  # why a writer closed a segment of which the engine did not say the end
 RESERVE = 4096  # bytes kept of a budget for what closes a segment
+_NAMED = 32  # bytes of a request in END, without its id
 _CALLED = 20  # and for each site
 
 
@@ -100,6 +101,7 @@ class SegmentWriter:
         self._contents = Contents(self._to.chunk)
         self._mark: _Mark | None = None
         self._outline = Outline()
+        self._ids = 0  # bytes of the requests' ids, as END has them
         self._sites = 0
         self._to.magic()
         self._to.record(Tag.META, dict(meta))
@@ -203,7 +205,8 @@ class SegmentWriter:
         self._mark = None
         self._contents.end_step()
         slots = tuple([call.slot for call in calls])
-        self._outline.add(number, rows, len(sampled), slots, slots)
+        self._outline.add(number, rows, len(sampled), slots, slots, requests)
+        self._ids += sum(_NAMED + len(r.id) for r in requests if r.id is not None)
         if self._to.index.due():
             self._to.write_index()
 
@@ -241,7 +244,7 @@ class SegmentWriter:
 
     def _room(self) -> int:
         """Bytes that closing the segment takes at most; the step that is under way may have called any site."""
-        return self._to.room() + RESERVE + _CALLED * self._sites
+        return self._to.room() + RESERVE + _CALLED * self._sites + self._ids
 
     # -- the end ----------------------------------------------------------------------------------------
 

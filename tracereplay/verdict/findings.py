@@ -65,6 +65,7 @@ class Divergence:
         tolerance: what was applied.
         passing_tolerance: the smallest multiple of it that would have passed, over all calls.
         passing_bias: where it leans: the limit on leans, in ulp, that would have let it pass; else None.
+        request_id: the request's id as its client has it; None where golden does not say.
     """
 
     kind: Literal["operator", "edge"]
@@ -81,11 +82,13 @@ class Divergence:
     passing_tolerance: Tolerance
     kernel: str | None = None
     passing_bias: float | None = None
+    request_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "kind": self.kind, "site": self.site, "operator": self.operator, "kernel": self.kernel,
-            "class": self.error_class, "request": self.request, "sequence": self.sequence,
+            "class": self.error_class, "request": self.request, "request_id": self.request_id,
+            "sequence": self.sequence,
             "position": self.position, "step": self.step,
             ("output" if self.kind == "operator" else "input"): self.index,
             "metrics": self.metrics.as_dict(), "tolerance": self.tolerance.as_dict(),
@@ -110,6 +113,7 @@ class Divergence:
             passing_tolerance=Tolerance.from_dict(data["passing_tolerance"]),
             kernel=data.get("kernel"),
             passing_bias=real(data.get("passing_bias")),
+            request_id=data.get("request_id"),
         )
 
 

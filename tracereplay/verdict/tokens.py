@@ -13,23 +13,30 @@ __all__ = ["TokenDivergence", "TokenFinding"]
 
 @dataclass(frozen=True, slots=True)
 class TokenDivergence:
-    """The first greedy token that the candidate chose differently; ``position`` counts from the prompt's start."""
+    """The first greedy token that the candidate chose differently; ``position`` counts from the prompt's start.
+
+    ``request_id`` is the request's id as its client has it; None where golden does not say.
+    """
 
     request: int
     position: int
     golden: int
     candidate: int
     sequence: int = 0
+    request_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "request": self.request, "position": self.position, "golden": self.golden,
-            "candidate": self.candidate, "sequence": self.sequence,
+            "candidate": self.candidate, "sequence": self.sequence, "request_id": self.request_id,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenDivergence:
-        return cls(data["request"], data["position"], data["golden"], data["candidate"], data.get("sequence", 0))
+        return cls(
+            data["request"], data["position"], data["golden"], data["candidate"], data.get("sequence", 0),
+            data.get("request_id"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

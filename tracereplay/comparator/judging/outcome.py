@@ -14,6 +14,7 @@ from pathlib import Path
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.gather import gather_evidence
 from tracereplay.comparator.judging.judge_isolated import judge_isolated
+from tracereplay.comparator.judging.named import with_ids
 from tracereplay.comparator.judging.reasons import (
     OTHER_GOLDEN,
     OTHER_WEIGHTS,
@@ -58,9 +59,9 @@ def compare_traces(
     try:
         weights = Parameters(mine, weights_directory(mine, model)) if oracle else None
         if ISOLATED in theirs.passes:
-            return judge_isolated(mine, theirs, policy or Policy(), weights)
+            return with_ids(judge_isolated(mine, theirs, policy or Policy(), weights), mine)
         _refuse_other_tokens(mine, theirs)
-        return _judge(gather_evidence(mine, theirs, policy or Policy(), weights))
+        return with_ids(_judge(gather_evidence(mine, theirs, policy or Policy(), weights)), mine)
     finally:
         for given, trace in ((golden, mine), (candidate, theirs)):
             if given is not trace:

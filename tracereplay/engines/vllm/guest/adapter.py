@@ -28,6 +28,7 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.rows_first import RowsFirst
+from tracereplay.trace.requests import bounded
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
 
@@ -137,7 +138,8 @@ class Adapter:
         known = self.numbering.counted or self.numbering.knows(engine_id)
         key = self.numbering.number(engine_id)
         if not known:
-            self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)))
+            ids, kept = tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)
+            self._begun.append(Request(*key, ids, kept, bounded(engine_id)))
         return key
 
     def begin_step(self, rows: RowMap) -> None:

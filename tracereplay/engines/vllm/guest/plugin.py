@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from tracereplay.engines.variables import ENABLED
+from tracereplay.engines.variables import ENABLED, RECORD_TO
+from tracereplay.engines.vllm.guest.identity import FRONTS, watch_front
 
 __all__ = ["register"]
 
 _ARGUMENTS = "vllm.engine.arg_utils"
 # modules of V0 and V1 with the class that creates a worker (0.8.5 has the first, newer ones the second), and that
 # with the engine's arguments
-_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", _ARGUMENTS)
+_MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", _ARGUMENTS, *FRONTS)
 
 
 def register() -> None:
@@ -67,6 +68,10 @@ def _patch(module: ModuleType) -> None:
         from tracereplay.engines.vllm.guest.given import watch_arguments
 
         watch_arguments(module)
+        return
+    if module.__name__ in FRONTS:
+        if os.environ.get(RECORD_TO):
+            watch_front(module)
         return
     wrapper: Any = getattr(module, "WorkerWrapperBase", None)
     if wrapper is None or getattr(wrapper, "_tracereplay", False):

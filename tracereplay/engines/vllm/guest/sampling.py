@@ -23,6 +23,7 @@ _OF_THE_ANSWER = frozenset(
         "skip_reading_prefix_cache", "stream_interval", "truncate_prompt_tokens",
     }
 )  # fmt: skip
+_RESOLVED = (("watermarking", False),)  # what a front end sets by itself where an engine has no such thing
 _GRAMMAR_FIELDS = ("structured_outputs", "guided_decoding")  # since 0.11, and before
 _TOKENIZED = ("stop", "bad_words", "structured_outputs")
 
@@ -101,6 +102,7 @@ def kept_sampling(sampling: Any, adapter: Any = None, beside: Sequence[str] = ()
         name: value
         for name in _fields(type(sampling)) - _OF_THE_ANSWER
         if (value := getattr(sampling, name, None)) not in (None, getattr(default, name, None))
+        and (name, value) not in _RESOLVED
     }
     kept = {name: given.pop(name) for name in SAMPLING if name in given and name not in _GRAMMAR_FIELDS}
     if grammar := next((given.pop(name) for name in _GRAMMAR_FIELDS if name in given), None):

@@ -225,11 +225,17 @@ class GuestWorker:
         engines = getattr(config.parallel_config, "data_parallel_size", 1)
         return {
             "rank": self._worker.rank, "world": self._world(), "model": str(config.model_config.model),
-            "engines": max(engines, data_parallel_rank(config) + 1),
+            "engines": max(engines, data_parallel_rank(config) + 1), "served": _served(config.model_config),
         }  # fmt: skip
 
     def _world(self) -> int:
         return int(self._worker.vllm_config.parallel_config.tensor_parallel_size)
+
+
+def _served(config: Any) -> list[str]:
+    """The names under which a server offers the model."""
+    names = getattr(config, "served_model_name", None) or []
+    return [str(name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def _watch_weights(model: Any, session: Session) -> None:
