@@ -66,8 +66,8 @@ def record_command(
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
     header = {
-        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level, "notes": [],
-        "command": _without_secrets(command), "engine": engine_header(launched),
+        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level,
+        "notes": options.told(), "command": _without_secrets(command), "engine": engine_header(launched),
     }  # fmt: skip
     environment = {
         **guest_environment(launched),

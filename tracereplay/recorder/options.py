@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_none
+from tracereplay.checked import COUNT, FLAG, OBJECT, Check, among, checked, list_of, or_none
 from tracereplay.errors import UsageError
 from tracereplay.event import Site
+from tracereplay.recorder.choosing import Choice
 from tracereplay.trace import codec
 
 __all__ = ["KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
@@ -36,6 +37,7 @@ _TAKES: Mapping[str, Check] = {
     "level": among(OPERATOR, KERNEL),
     "check_writes": FLAG,
     "in_flight": COUNT,
+    "choice": OBJECT,
 }
 
 
@@ -56,6 +58,7 @@ class Options:
             kernels wrote, which declare nothing, is always found out.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
+        choice: which requests, and which of their rows and steps.
     """
 
     when_behind: str = "block"
@@ -67,9 +70,11 @@ class Options:
     level: str = OPERATOR
     check_writes: bool = True
     in_flight: int = 2
+    choice: Choice = field(default_factory=Choice)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sites": list(self.sites), "sides": list(self.sides)}
+        lists = {"sites": list(self.sites), "sides": list(self.sides)}
+        return {**asdict(self), **lists, "choice": self.choice.as_dict()}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -82,6 +87,8 @@ class Options:
         for name in ("sites", "sides"):
             if name in given:
                 given[name] = tuple(given[name])
+        if "choice" in given:
+            given["choice"] = Choice.from_dict(given["choice"])
         return cls(**given)
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
@@ -90,11 +97,13 @@ class Options:
 
     def told(self) -> list[str]:
         """Notes for the reader of the trace on what is left out."""
+        chosen = self.choice.told()
         if (self.sites, self.sides) == (Options.sites, Options.sides):
-            return []
+            return chosen
         if not self.sites:
-            return ["Only tokens and logprobs were recorded, and no operator's inputs or outputs."]
-        return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
+            return ["Only tokens and logprobs were recorded, and no operator's inputs or outputs.", *chosen]
+        sides = " and ".join({"in": "inputs", "out": "outputs"}[side] for side in self.sides)
+        return [f"Of operators, only {sides} of sites like {' or '.join(self.sites)} were recorded.", *chosen]
 
 
 def _left_out(options: Options | GraphOptions, sites: Sequence[Site]) -> dict[str, set[int]]:

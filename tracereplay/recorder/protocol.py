@@ -64,7 +64,7 @@ class StepMessage(NamedTuple):
         sampled, notes, requests, weight_updates: see `event.Step`; requests as `trace.records` writes them.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
-        padded: see `event.Step`.
+        padded, company: see `event.Step`.
     """
 
     number: int
@@ -77,6 +77,7 @@ class StepMessage(NamedTuple):
     kernels: dict[str, Any] | None = None
     census: dict[str, Any] | None = None
     padded: int = 0
+    company: tuple[int, int, int] | None = None
 
 
 def send(fd: int, message: list[Any]) -> None:

@@ -15,6 +15,7 @@ from tracereplay.trace.plain import as_place
 __all__ = ["FIRST", "MOST", "Outline", "StepLine", "joined", "line_of", "read_outline", "write_outline"]
 
 FIRST = 6  # steps that are told one by one
+NOBODY = (0, 0, 0, 0)
 MOST = 9  # requests of a step that are told; a reader shows one fewer, and that there are more
 
 
@@ -49,6 +50,8 @@ class Outline:
         steps, rows, sampled: how many there are in all.
         calls: how often each site was called; sites by their names, or by their slots while a segment is written.
         first: the first steps, `FIRST` at most.
+        company: steps in which rows of requests were computed that are not recorded, how many such rows there
+            were, the most such requests in one step, and steps without any request that is recorded.
     """
 
     steps: int = 0
@@ -56,11 +59,15 @@ class Outline:
     sampled: int = 0
     calls: Counter[Hashable] = field(default_factory=Counter)
     first: list[StepLine] = field(default_factory=list)
+    company: tuple[int, int, int, int] = NOBODY
     _form: Hashable = None
     _sites: Sequence[Hashable] = ()
     _alike: int = 0
 
-    def add(self, number: int, rows: RowMap, sampled: int, form: Hashable, sites: Sequence[Hashable]) -> None:
+    def add(
+        self, number: int, rows: RowMap, sampled: int, form: Hashable, sites: Sequence[Hashable],
+        company: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         """A step.
 
         Args:
@@ -69,7 +76,11 @@ class Outline:
             sampled: how many tokens it sampled.
             form: what steps with the same calls have in common.
             sites: that were called, one for each call, in order.
+            company: see `event.Step`.
         """
+        if company is not None:
+            others, requests, passed = company
+            self.company = _with(self.company, (int(others > 0), others, requests, passed))
         if len(self.first) < FIRST:
             self.first.append(line_of(number, rows, len(sites), sampled))
         self.steps += 1
@@ -79,6 +90,19 @@ class Outline:
             self._count()
             self._form, self._sites = form, sites
         self._alike += 1
+
+    def said(self) -> str | None:
+        """Which company the recorded requests kept, in a sentence; None: they had the engine to themselves."""
+        shared, rows, most, passed = self.company
+        words = []
+        if shared:
+            words.append(
+                f"in {shared} of {self.steps} steps, the engine also computed rows of requests that are not in "
+                f"this trace: {rows} rows, of {most} requests at once at most"
+            )
+        if passed:
+            words.append(f"{passed} more steps had none of this trace's requests")
+        return f"Batches had other company: {'; '.join(words)}." if words else None
 
     def done(self) -> Outline:
         """Itself, once all steps were added."""
@@ -99,6 +123,7 @@ def write_outline(outline: Outline, slots: Mapping[Hashable, int] | None = None)
         "sampled": outline.sampled,
         "calls": sorted((site if slots is None else slots[site], count) for site, count in outline.calls.items()),
         "first": outline.first,
+        **({"company": outline.company} if outline.company != NOBODY else {}),
     }
 
 
@@ -119,7 +144,14 @@ def read_outline(data: Mapping[str, Any], steps: int, names: Mapping[int, str]) 
         for number, rows, requests, calls, sampled in data["first"][:FIRST]
     ]  # fmt: skip
     calls = Counter[Hashable]({names[slot]: as_place(count) for slot, count in data["calls"]})
-    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first)
+    shared, others, requests, passed = data.get("company", NOBODY)[:4]
+    company = as_place(shared), as_place(others), as_place(requests), as_place(passed)
+    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first, company)
+
+
+def _with(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Two companies in one."""
+    return one[0] + other[0], one[1] + other[1], max(one[2], other[2]), one[3] + other[3]
 
 
 def _request(number: Any) -> int:
@@ -136,6 +168,7 @@ def joined(outlines: Iterable[Outline], begins: Iterable[tuple[int, int]]) -> Ou
         found.rows += one.rows
         found.sampled += one.sampled
         found.calls.update(one.calls)
+        found.company = _with(found.company, one.company)
         lines = [
             line._replace(number=line.number + step, requests=tuple(r + request for r in line.requests))
             for line in one.first

@@ -201,7 +201,7 @@ class SegmentReader:
         if self._outline is None:
             found = Outline()
             for step in self.records():
-                found.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites)
+                found.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.company)
             self._outline = found.done()
         return self._outline
 
