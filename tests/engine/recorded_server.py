@@ -68,8 +68,8 @@ class Server:
         template.write_text(TEMPLATE)
         self.log = out.with_suffix(".log")
         command = [
-            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out), *options, "--",
-            "vllm", "serve", str(TINY), "--served-model-name", MODEL, "--host", "127.0.0.1",
+            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out), *options,
+            "--", "vllm", "serve", str(TINY), "--served-model-name", MODEL, "--host", "127.0.0.1",
             "--port", str(self.port), "--max-model-len", "256", "--max-num-seqs", "8", "--enforce-eager",
             "--chat-template", str(template), *arguments,
         ]  # fmt: skip

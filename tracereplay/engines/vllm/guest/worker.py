@@ -46,8 +46,8 @@ __all__ = ["CONTROL", "GuestWorker"]
 
 CONTROL = "tracereplay_control"
 CHOOSE_ALONE = (
-    "Under tensor parallelism, only the first of V0's workers knows which request a row belongs to, so that requests "
-    "cannot be chosen; record all of them, or use V1."
+    "Under tensor parallelism, only the first of V0's workers knows which request a row belongs to, so that no "
+    "requests can be chosen; record all of them, or use V1."
 )
 
 
