@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,9 +12,11 @@ from tracereplay.device import Device
 from tracereplay.event import RowMap
 from tracereplay.recorder.choosing import Choice
 
-__all__ = ["Kept", "Selection", "selection_of"]
+__all__ = ["Ints", "Kept", "Selection", "selection_of"]
 
 Ints = npt.NDArray[np.int64]
+Tap = tuple[int, str, int]  # slot, side and number
+NO_TAP: Tap = (-1, "", 0)
 
 
 class Kept:
@@ -39,18 +43,19 @@ class Kept:
         """Their row map, as it is when this is asked for: a verification marks rejected rows in place."""
         return self.whole if self.everything else self.whole[self.places]
 
-    def take(self, x: torch.Tensor, padded: int) -> torch.Tensor:
+    def take(self, x: torch.Tensor, padded: int, turned: bool = False) -> torch.Tensor:
         """Their rows of ``x``; none of a tensor whose rows cannot be told.
 
         Args:
             x: a tensor with a row for each of the row map's, along dimension 0 or 1, or several in a row.
             padded: how many rows the step's tensors have, padding included.
+            turned: whether they are along dimension 1, where both fit.
         """
         if self.everything or not x.dim():
             return x
-        axis = next((i for i, n in enumerate(x.shape[:2]) if n in (len(self.whole), padded)), None)
-        if axis is not None:
-            return self._along(x, axis)
+        axes = axes_of(x, (len(self.whole), padded))
+        if axes:
+            return self._along(x, axes[-1 if turned else 0])
         if x.shape[0] and x.shape[0] % padded == 0:
             return self._along(x.unflatten(0, (padded, x.shape[0] // padded)), 0).flatten(0, 1)
         return x[:0]
@@ -63,6 +68,11 @@ class Kept:
         return x.index_select(axis, self._at)
 
 
+def axes_of(x: torch.Tensor, rows: Collection[int]) -> list[int]:
+    """The dimensions along which ``x`` may have so many rows."""
+    return [axis for axis, size in enumerate(x.shape[:2]) if size in rows]
+
+
 class Selection:
     """What is recorded of one step.
 
@@ -70,9 +80,12 @@ class Selection:
         choice: which rows are kept of those that belong to a chosen request.
         rows: of the model's forward.
         device: where the tensors are.
+        turned: taps whose tensors were seen to have their rows along dimension 1: with three rows, positions of
+            shape ``[3, rows]`` could be read both ways.
     """
 
-    def __init__(self, choice: Choice, rows: RowMap, device: Device) -> None:
+    def __init__(self, choice: Choice, rows: RowMap, device: Device, turned: set[Tap] | None = None) -> None:
+        self._turned = set() if turned is None else turned
         self._range, self._device = choice.tokens, device
         self._known: dict[int, Kept] = {}
         self._padded = 0
@@ -98,16 +111,19 @@ class Selection:
         kept = self.of(self._step)
         return kept.rows() if len(kept) == len(self._own) else self._step[self._own]
 
-    def take(self, x: torch.Tensor, rows: RowMap) -> torch.Tensor:
-        """The rows of ``x`` that are kept, given the rows that it has."""
+    def take(self, x: torch.Tensor, rows: RowMap, tap: Tap = NO_TAP) -> torch.Tensor:
+        """The rows of ``x`` that are kept, given the rows that it has and which tap's tensor it is."""
         if rows is self._step and not self._padded and x.dim() and x.shape[0] >= len(rows):
             self._padded = x.shape[0]  # the first operator takes what the model is given
-        return self.of(rows).take(x, self._padded if rows is self._step and self._padded else len(rows))
+        padded = self._padded if rows is self._step and self._padded else len(rows)
+        if axes_of(x, (len(rows), padded)) == [1]:
+            self._turned.add(tap)
+        return self.of(rows).take(x, padded, tap in self._turned)
 
 
-def selection_of(choice: Choice, rows: RowMap, device: Device) -> Selection | None:
+def selection_of(choice: Choice, rows: RowMap, device: Device, turned: set[Tap]) -> Selection | None:
     """What is recorded of a step with these rows; None: all of it."""
     if choice.tokens is None and (not len(rows) or int(rows[:, 0].min()) >= 0):
         return None
-    found = Selection(choice, rows, device)
+    found = Selection(choice, rows, device, turned)
     return None if found.of(rows).everything else found

@@ -66,6 +66,7 @@ class Session:
         self._handover: Handover | None = None  # None exactly when the writer is
         self._steps = self._dropped = self._weight_updates = 0
         self._engine_steps = 0  # of the pass
+        self._turned: set[tuple[int, str, int]] = set()  # see `Selection`
         self._passed = 0  # of them, those since the last recorded one
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
@@ -217,7 +218,7 @@ class Session:
                 if others or self._passed:
                     step.company = int((rows[:, 0] < 0).sum()), others, self._passed
                     self._passed = 0
-                step.selection = selection_of(choice, rows, self.device)
+                step.selection = selection_of(choice, rows, self.device, self._turned)
                 nothing = step.selection is not None and not len(step.selection.of(rows))
                 step.bare = nothing or at % choice.every != 0
                 if step.bare:
@@ -342,7 +343,7 @@ class Session:
         if slot not in self._left_out["in"]:
             for index, x in enumerate(self._real_rows(step, slot, "in", rows_first)):
                 try:
-                    call.inputs[index] = step.copy(step.kept(x, rows[0]), arrived=True, like=x)
+                    call.inputs[index] = step.copy(step.kept(x, rows[0], slot, "in", index), arrived=True, like=x)
                 except Exception as error:
                     self.failed(error)
         if self._replacement is None:
@@ -381,13 +382,15 @@ class Session:
         if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
                 real = self._real_rows(step, slot, "in", taken)
-                self._written.keep(step, call, real, outputs, lambda x: step.kept(x, call.rows[0]))
+                self._written.keep(
+                    step, call, real, outputs, lambda i, x: step.kept(x, call.rows[0], slot, "in", i)
+                )
         if slot in self._rows:
             call.rows[1] = self._rows[slot][1]
         if slot not in self._left_out["out"]:
             for index, x in enumerate(self._real_rows(step, slot, "out", outputs)):
                 try:
-                    call.outputs[index] = step.copy(step.kept(x, call.rows[1]), like=x)
+                    call.outputs[index] = step.copy(step.kept(x, call.rows[1], slot, "out", index), like=x)
                 except Exception as error:
                     self.failed(error)
         if self._replacement is not None:

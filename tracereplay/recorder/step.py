@@ -111,7 +111,7 @@ class PendingStep:
 
     def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
         """Records an input or output of a call outside `begin_call`; the n-th belongs to its site's n-th call."""
-        kept = self.kept(x, rows[side == "out"])
+        kept = self.kept(x, rows[side == "out"], slot, side, index)
         self.put(self.copy(kept, arrived=side == "in", like=x), slot, side, index, rows)
 
     def put(self, place: int, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
@@ -188,9 +188,9 @@ class PendingStep:
         if not self._arena.fits(size):
             self._make_room(size)
 
-    def kept(self, x: torch.Tensor, rows: RowMap) -> torch.Tensor:
+    def kept(self, x: torch.Tensor, rows: RowMap, slot: int, side: str, index: int) -> torch.Tensor:
         """What is recorded of a tensor with these rows."""
-        return x if self.selection is None else self.selection.take(x, rows)
+        return x if self.selection is None else self.selection.take(x, rows, (slot, side, index))
 
     def copy(self, x: torch.Tensor, *, arrived: bool = False, like: torch.Tensor | None = None) -> int:
         """Copies ``x`` and returns its number. A hot path: half the cost of recording.
@@ -233,6 +233,12 @@ class PendingStep:
         self._asides.append((self._arena.copy(x, x.data_ptr(), size), size))
         return self._before[1] + len(self._asides) - 1
 
+    def block(self, x: torch.Tensor) -> int:
+        """Copies ``x`` and returns where its bytes begin; tensors that are given a `place` next may lie there."""
+        if not self._arena.fits(x.nbytes):
+            self._make_room(x.nbytes)
+        return self._arena.copy(x, x.data_ptr(), x.nbytes)
+
     def adopt(self, area: Area, used: int) -> None:
         """The device writes the first ``used`` bytes of ``area``; what is copied from now on comes behind them."""
         if self._arena.used:
@@ -240,7 +246,7 @@ class PendingStep:
         self._arena.adopt(area, used)
 
     def place(self, descriptor: tuple[Any, ...]) -> int:
-        """The number of a tensor that the device wrote to the adopted area; fields as in `Descriptor`."""
+        """The number of a tensor in the adopted area, or in the last `block`; fields as in `Descriptor`."""
         self._tensors.append(descriptor)
         return self._before[0] + len(self._tensors) - 1
 

@@ -42,7 +42,7 @@ class WrittenInputs:
 
     def keep(
         self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor],
-        kept: Callable[[torch.Tensor], torch.Tensor],
+        kept: Callable[[int, torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         """Records the inputs of ``call`` that it changed and did not return; of each what is ``kept``."""
         if not call.inputs:
@@ -52,11 +52,11 @@ class WrittenInputs:
         if checked < CHECKED_CALLS:
             self._checked[call.slot] = checked + 1
             given = [i for i in hidden(taken, outputs) if i in call.inputs]
-            found.update(i for i in given if step.changed(call, i, kept(taken[i])))
+            found.update(i for i in given if step.changed(call, i, kept(i, taken[i])))
         if checked + 1 >= CHECKED_CALLS:
             self._writes[call.slot] = found
         for index in found:
-            call.written[index] = step.copy(kept(taken[index]), like=taken[index])
+            call.written[index] = step.copy(kept(index, taken[index]), like=taken[index])
 
 
 class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
