@@ -64,7 +64,7 @@ class Kept:
         if self._run is not None:  # a view: nothing is copied, and it is known again where it is an input
             return x.narrow(axis, self._run[0], len(self.places))
         if self._at is None:
-            self._at = self._device.upload(torch.from_numpy(self.places))
+            self._at = self._device.upload(torch.from_numpy(self.places.copy()))
         return x.index_select(axis, self._at)
 
 
