@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import xxhash
-from engine_support import FAULTS, ROOT, Engines, find_engine
+from engine_support import FAULTS, ROOT, Engines, find_engine, greedy
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(ROOT / "fixtures"))
 
 from recorded_server import KINDS, Answer, Server, compared
 
+from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.verify import verify
 
@@ -124,3 +126,36 @@ def _check(trace: Trace, chosen: list[Answer], others: list[Answer]) -> None:
         if step.company is not None:
             shared += step.company[0] > 0 and step.company[1] > 0
     assert shared > 10
+
+
+LEFT_OUT = {
+    "tokens from the start": Options(choice=Choice(tokens=(0, 24))),
+    "tokens from the middle": Options(choice=Choice(tokens=(8, None))),
+    "every third step": Options(choice=Choice(every=3)),
+    "some operators": Options(sites=("*.mlp.*", "*layernorm")),
+    "outputs": Options(sides=("out",)),
+    "no operator": Options(sites=()),
+}
+UNFED = "unfed context: golden lacks earlier rows of the sequence"
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_a_replay_of_a_part_compares_that_and_all_tokens(
+    engines: Engines, single_process: Mapping[str, str], fault_file: Path, plant: Callable[[str], None], what: str
+) -> None:
+    env = {**single_process, "PYTHONPATH": str(FAULTS), "TRACEREPLAY_TEST_FAULT": str(fault_file)}
+    running = engines.start("v1", env=env)
+    golden = running.record(*greedy(9, 20), options=LEFT_OUT[what])
+    verdict = running.verdict(golden)
+    assert (verdict.verdict, verdict.tokens.compared) == ("match", 16), verdict.reasons
+    lacks = {left.site.rsplit(".", 1)[-1] for left in verdict.coverage.not_compared if left.reason == UNFED}
+    assert lacks == ({"attn"} if what in ("tokens from the middle", "every third step") else set())
+    assert any(note.startswith(("Of operators, only", "Only tokens")) for note in verdict.notes), verdict.notes
+    plant("scale")
+    found = running.verdict(golden)
+    if what == "no operator":  # tokens and logprobs tell, if it reaches them
+        assert found.first_divergence is None
+        return
+    assert found.first_divergence is not None
+    assert found.first_divergence.site == "model.layers.1.input_layernorm"
+    assert ("on golden inputs" in found.reasons[0]) == (what != "outputs")

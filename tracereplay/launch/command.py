@@ -67,7 +67,8 @@ def record_command(
     launched = engine or _Interpreter(_interpreter(found))
     header = {
         "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level,
-        "notes": options.told(), "command": _without_secrets(command), "engine": engine_header(launched),
+        "notes": options.told(), **options.header(), "command": _without_secrets(command),
+        "engine": engine_header(launched),
     }  # fmt: skip
     environment = {
         **guest_environment(launched),

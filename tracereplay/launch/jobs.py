@@ -69,6 +69,7 @@ def record(
             directory.update_run(engine=engine_header(engine, process.info), workload=workload.as_dict())
             _tell_dtype(directory, workload, process.info, report)
             report("Generating, with recording on")
+            directory.update_run(**options.header())
             for note in options.told():
                 directory.note(note)
             request = PassRequest(directory.path.resolve(), RECORD, options=options)

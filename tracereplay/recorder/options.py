@@ -95,6 +95,12 @@ class Options:
         """For each side, the slots for which it is not kept."""
         return _left_out(self, sites)
 
+    def header(self) -> dict[str, Any]:
+        """What a manifest's run says of the operators that are recorded, where these are not all."""
+        if (self.sites, self.sides) == (Options.sites, Options.sides):
+            return {}
+        return {"recorded": {"sites": list(self.sites), "sides": list(self.sides)}}
+
     def told(self) -> list[str]:
         """Notes for the reader of the trace on what is left out."""
         chosen = self.choice.told()
