@@ -35,7 +35,8 @@ from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
 from tracereplay.launch.command import record_command
-from tracereplay.recorder.options import FIELDS, Options
+from tracereplay.recorder.choosing import Choice, positions_of, rate_of
+from tracereplay.recorder.options import FIELDS, KERNEL, Options
 from tracereplay.trace import open_trace
 from tracereplay.trace.sealed import check_recipients
 from tracereplay.trace.withheld import key_in, new_key
@@ -47,6 +48,8 @@ GENERATES = (
     "model", "prompts", "max_tokens", "temperature", "seed", "logprobs", "n", "settings", "lora",
     "with_weights", "check_observer", "log",
 )  # fmt: skip
+# How requests are chosen of those that a server is asked for.
+CHOOSES = ("sample", "requests", "marked")
 MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
 
 
@@ -124,6 +127,39 @@ def record(
             show_default="none",
         ),
     ] = [],  # noqa: B006
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE", help="Record this share of a command's requests, such as 1/1000.", show_default=False
+        ),
+    ] = None,
+    requests: Annotated[
+        list[str],
+        typer.Option(metavar="GLOB", help="Record a command's requests with such an id; may be repeated."),
+    ] = [],  # noqa: B006
+    marked: Annotated[
+        bool,
+        typer.Option(
+            "--marked",
+            help='Record a command\'s requests that ask for it: vllm_xargs of {"tracereplay": "record"}, which '
+            "also counts under --sample and --requests.",
+        ),
+    ] = False,
+    sites: Annotated[
+        list[str], typer.Option(metavar="GLOB", help="Record operators at such sites only; may be repeated.")
+    ] = [],  # noqa: B006
+    sides: Annotated[
+        str, typer.Option(metavar="in,out", help="Record inputs (in), outputs (out) or both.")
+    ] = "in,out",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:BEHIND",
+            help="Record operators at these positions of a sequence only, such as 0:64.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[int, typer.Option(metavar="N", help="Record operators in one step of N only.")] = 1,
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -161,13 +197,17 @@ def record(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
         check_writes=check_writes, recipients=tuple(encrypt_to),
         withhold=_key(withhold, withhold_key, level), keep_fields=_fields(keep_fields),
+        sites=tuple(sites) or Options.sites, sides=_sides(sides),
+        choice=_choice(sample, requests, marked, tokens, every),
     )  # fmt: skip
+    _refuse_kernels(options)
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
         raise typer.Exit(_record_command(command, out, engine, force, options))
     refuse_given(context, ["keep_fields"], "Only the requests of a command after -- have fields")
+    refuse_given(context, CHOOSES, "All prompts of a file are recorded; requests are chosen of a command after --")
     launched = load_engine(engine) if engine is not None else None
     model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
@@ -210,6 +250,31 @@ def _fields(names: list[str]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in FIELDS]:
         raise UsageError(f"{unknown[0]!r} is no field that can be kept; --keep-fields takes {', '.join(FIELDS)}.")
     return tuple(dict.fromkeys(names))
+def _sides(text: str) -> tuple[str, ...]:
+    """Raises UsageError unless these are ``in``, ``out`` or both."""
+    found = tuple(side.strip() for side in text.split(","))
+    if not set(found) <= {"in", "out"} or len(set(found)) < len(found):
+        raise UsageError(f"--sides {text} is none; give in, out, or in,out.")
+    return found
+
+
+def _choice(sample: str | None, requests: list[str], marked: bool, tokens: str | None, every: int) -> Choice:
+    """Raises UsageError if one of them makes no sense."""
+    if every < 1:
+        raise UsageError(f"--every {every} would never record a step; give 1 or more.")
+    if "" in requests:
+        raise UsageError("--requests is empty and fits no request; give a glob of ids, such as 'cmpl-a*'.")
+    rate = None if sample is None else rate_of(sample)
+    return Choice(rate, tuple(requests), marked, None if tokens is None else positions_of(tokens), every)
+
+
+def _refuse_kernels(options: Options) -> None:
+    """Raises UsageError where kernels would be recorded with the rows of requests that are not."""
+    if options.level == KERNEL and (options.choice.chooses or options.choice.tokens is not None):
+        raise UsageError(
+            "Kernels take whole batches, with the rows of all requests in them; record operators only "
+            "(--level operator), or leave out --sample, --requests, --marked and --tokens."
+        )
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:

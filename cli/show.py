@@ -177,6 +177,9 @@ def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "observer", f"recording changed {observer_words(run.observer)}"
     for note in run.notes:
         yield "note", note
+    for said in dict.fromkeys(trace.outline(name).said() for name in passes):
+        if said is not None:
+            yield "company", said
     for name in sorted(passes, key=_order):
         outline = trace.outline(name)
         yield f"pass {name}", f"{outline.steps} steps, {outline.rows} rows, {len(trace.ranks(name))} rank(s)"

@@ -406,6 +406,8 @@ class Step:
         kernels: in the order in which they were called; none unless kernels were recorded.
         census: of the pass so far; of the first steps of an eager engine only.
         padded: how many rows the CUDA graphs have that the step replayed, padding included; 0: it replayed none.
+        company: rows and requests that the engine computed in this step beside those that are recorded, and how
+            many steps since the last recorded one had none that is; None: there were none, or it is not known.
     """
 
     number: int
@@ -418,6 +420,7 @@ class Step:
     kernels: Sequence[Kernel] = ()
     census: Census | None = None
     padded: int = 0
+    company: tuple[int, int, int] | None = None
 
 
 Side: TypeAlias = Literal["in", "out"]

@@ -73,7 +73,7 @@ class Running:
     ) -> Trace:  # fmt: skip
         given = Workload(str(self._model), prompts, settings)
         workload, header = recording_header(self._launch, given, options.level)
-        directory = self._directory(header, folder)
+        directory = self._directory({**header, **options.header()}, folder)
         request = PassRequest(directory.path.resolve(), RECORD, options=options)
         record_pass(self.process, directory, workload, request)
         directory.complete()

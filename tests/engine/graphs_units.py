@@ -23,6 +23,7 @@ from tracereplay.event import Site, make_rows
 from tracereplay.hooks import captures, taps
 from tracereplay.recorder import arena
 from tracereplay.recorder import graphs as recorder
+from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.frames import Frame
 from tracereplay.recorder.graph_feeding import GraphFeeding
 from tracereplay.recorder.options import KERNEL, GraphOptions, Options
@@ -139,11 +140,17 @@ class Rig:
             out = self.forward(rows)
         return graph.replay, out
 
-    def step(self, x, *, first=0, eager=False):
-        """One step of as many real rows as ``x`` has; padding is what an earlier batch left there."""
+    def step(self, x, *, first=0, eager=False, requests=None):
+        """One step of as many real rows as ``x`` has; padding is what an earlier batch left there.
+
+        Args:
+            requests: whose rows they are; -1: of one that is not recorded.
+        """
         real = len(x)
         padded = min(rows for rows in self.graphs if rows >= real)
-        self.session.begin_step(make_rows([(0, 0, first + i) for i in range(real)]))
+        requests = requests or [0] * real
+        rows = make_rows([(request, 0, first + i) for i, request in enumerate(requests)])
+        self.session.begin_step(rows, others=requests.count(-1))
         with torch.inference_mode():
             self.static[:real] = x
             if eager:
@@ -155,12 +162,15 @@ class Rig:
         self.session.end_step()
         return result
 
-    def record(self, xs, replacement=None, eager=False, options=None):
+    def record(self, xs, replacement=None, eager=False, options=None, requests=None):
         """The results of a pass of these steps, and what was recorded."""
         path = Path(tempfile.mkdtemp()) / "record-rank0.seg"
         self.session.begin_pass(path, {}, replacement, options or Options(codec=0))
         firsts = np.cumsum([0, *map(len, xs)])
-        results = [self.step(x, first=int(first), eager=eager) for x, first in zip(xs, firsts, strict=False)]
+        results = [
+            self.step(x, first=int(first), eager=eager, requests=None if requests is None else requests[i])
+            for i, (x, first) in enumerate(zip(xs, firsts, strict=False))
+        ]
         summary = self.session.end_pass()
         assert summary["errors"] == {}, summary
         return results, list(SegmentReader(path).steps())
@@ -266,6 +276,31 @@ def what_a_graph_records_is_what_runs_eagerly():
             for one, other, x in zip(in_graphs, eagerly, xs, strict=True):
                 assert torch.equal(one, other)
                 assert torch.equal(one, bare(x))
+
+
+def only_the_rows_of_chosen_requests_leave_a_graph():
+    """They are those of a recording of everything, and neither the others nor padding reach the host."""
+    requests = [[0, -1, -1], [-1], [-1, 1, -1, 2], [0, -1], [1, 2]]
+    for seed in SEEDS:
+        for leave in ((), ("norm",)):
+            batches = _batches(*map(len, requests), seed=seed)
+            whole_rig = Rig(seed, leave=leave, options=GraphOptions("nothing"))
+            _, everything = whole_rig.record(batches)
+            rig = Rig(seed, leave=leave, options=GraphOptions("nothing"))
+            choice = Options(codec=0, choice=Choice(marked=True))
+            results, chosen = rig.record(batches, options=choice, requests=requests)
+            plain, _ = Rig(seed, leave=leave).record(batches, eager=True)
+            assert all(torch.equal(x, y) for x, y in zip(results, plain, strict=True))
+            kept = [step for step in range(len(requests)) if max(requests[step]) >= 0]
+            whole, found = _contents(everything), _contents(chosen)
+            for number, step in enumerate(kept):
+                at = [i for i, request in enumerate(requests[step]) if request >= 0]
+                mine = {key[1:]: x for key, x in found.items() if key[0] == number}
+                theirs = {key[1:]: x[at] for key, x in whole.items() if key[0] == step}
+                _same(mine, theirs)
+                assert chosen[number].rows[:, 0].tolist() == [requests[step][i] for i in at]
+            assert [step.company for step in chosen] == [(2, 2, 0), (2, 2, 1), (1, 1, 0), None]
+            assert rig.device.bytes < whole_rig.device.bytes * 0.7
 
 
 def one_copy_a_step_and_nobody_waits():

@@ -46,6 +46,12 @@ def test_what_computes_is_seen(engine: str, name: str) -> None:
     assert raised(engine, "census_units.py")[name] is None, raised(engine, "census_units.py")[name]
 
 
+@pytest.mark.parametrize("name", names("choosing_units.py"))
+@pytest.mark.parametrize("engine", ["v0", "v1"])
+def test_what_is_chosen_is_recorded_and_nothing_else(engine: str, name: str) -> None:
+    assert raised(engine, "choosing_units.py")[name] is None, raised(engine, "choosing_units.py")[name]
+
+
 @pytest.mark.parametrize("name", names("late_units.py"))
 def test_on_a_device_whose_copies_are_late(name: str) -> None:
     assert raised("v1", "late_units.py")[name] is None, raised("v1", "late_units.py")[name]

@@ -70,8 +70,9 @@ def record_command(
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
     header = {
-        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level, "notes": [],
-        "command": _without_secrets(command), "engine": engine_header(launched),
+        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level,
+        "notes": options.told(), **options.header(), "command": _without_secrets(command),
+        "engine": engine_header(launched),
     }  # fmt: skip
     if options.withhold is not None:
         header |= {"withheld": Withheld(options.withhold).said(), "command": [command[0], "..."]}

@@ -78,6 +78,9 @@ def record(
             directory.update_run(**_without_tokens(known, options))
             _tell_dtype(directory, workload, process.info, report)
             report("Generating, with recording on")
+            directory.update_run(**options.header())
+            for note in options.told():
+                directory.note(note)
             request = PassRequest(directory.path.resolve(), RECORD, options=options)
             recorded = record_pass(process, directory, workload, request)
         if check_observer:

@@ -18,9 +18,9 @@ import torch
 
 from tracereplay.device import DONE, Device, Mark
 
-__all__ = ["BEHIND", "Area", "Arena", "Staging", "aligned", "place_in"]
+__all__ = ["ALIGN", "BEHIND", "Area", "Arena", "Staging", "aligned", "place_in"]
 
-_ALIGN = 64
+ALIGN = 64
 _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
 _memmove = ctypes.memmove
 _memcmp = ctypes.CDLL(None).memcmp
@@ -212,7 +212,7 @@ class Arena:
 
 def aligned(size: int) -> int:
     """``size`` bytes, rounded up to where a tensor of any dtype may begin."""
-    return size + _ALIGN - 1 & -_ALIGN
+    return size + ALIGN - 1 & -ALIGN
 
 
 def place_in(views: dict[torch.dtype, torch.Tensor], x: torch.Tensor, offset: int) -> torch.Tensor:

@@ -35,9 +35,11 @@ from tracereplay.recorder.arena import aligned, place_in
 from tracereplay.recorder.frames import Frame, Region, Tapped
 from tracereplay.recorder.graph_feeding import CancelledError, GraphFeeding
 from tracereplay.recorder.graph_memory import GraphMemory, Meter, Tap
+from tracereplay.recorder.graph_rows import Wanted, gather
 from tracereplay.recorder.options import KERNEL, NO_KERNELS, GraphOptions, Options
 from tracereplay.recorder.protocol import Descriptor
 from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.selection import Selection
 from tracereplay.recorder.staged import NthTap, Rehearsals, Staged
 from tracereplay.recorder.step import PendingStep, dtype_name
 from tracereplay.recorder.written import DeclaredWrites, hidden
@@ -314,7 +316,8 @@ class GraphRecorder:
                 return
             frame = region.frame
             if step.frame is not frame or region in step.regions:
-                step.adopt(self.memory.areas[0], frame.used)
+                if step.selection is None:
+                    step.adopt(self.memory.areas[0], frame.used)
                 self._device.hold(self.memory.areas[0].mark)
                 step.frame, step.padded = frame, frame.rows
                 step.regions.clear()
@@ -340,6 +343,9 @@ class GraphRecorder:
         if region is None or not step.regions or step.regions[-1] is not region:
             return
         try:
+            if step.selection is not None:
+                self._record_rows(step, region, step.selection)
+                return
             places: dict[tuple[int, int], int] = {}
             for tapped in region.taps:
                 self._record(step, region.frame, tapped, places)
@@ -350,6 +356,24 @@ class GraphRecorder:
         """Of a tensor of an operator that runs between graphs, on what they padded, the real rows."""
         per_row = self._per_row(step.frame, tap, x)
         return x[: rows * per_row] if per_row and rows < step.frame.rows else x
+
+    def _record_rows(self, step: PendingStep, region: Region, selection: Selection) -> None:
+        """Adds to the step what a graph staged of the rows that are recorded; nothing is fed in such a step."""
+        wanted: list[tuple[Wanted, tuple[RowMap, RowMap]]] = []
+        for tapped in region.taps:
+            out = tapped.side == "out"
+            if not self._host.keeps(tapped.slot, "out" if out else "in"):
+                continue
+            rows = self._host.rows_of(tapped.slot)
+            kept = selection.of(rows[out])
+            if len(kept):
+                wanted.append((Wanted(tapped, kept), rows))
+            else:
+                step.passed.add(tapped.slot)
+        memory = self.memory.areas[0].memory
+        places = gather(step, memory, region.frame.rows, [one for one, _ in wanted], self._device)
+        for one, rows in wanted:
+            step.put(places[one.key], *one.tapped[:3], rows)
 
     def _record(self, step: PendingStep, frame: Frame, tapped: Tapped, places: dict[tuple[int, int], int]) -> None:
         """Adds to the step what one tap staged, or refers to.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_none
+from tracereplay.checked import COUNT, FLAG, OBJECT, Check, among, checked, list_of, or_none
 from tracereplay.errors import UsageError
 from tracereplay.event import Site
+from tracereplay.recorder.choosing import Choice
 from tracereplay.trace import codec
 from tracereplay.trace.withheld import withheld_slots
 
@@ -45,6 +46,7 @@ _TAKES: Mapping[str, Check] = {
         (lambda key: isinstance(key, str) and _KEY.fullmatch(key) is not None, "a key of 64 hexadecimal digits")
     ),
     "keep_fields": list_of(lambda name: name in FIELDS, f"names of {', '.join(FIELDS)}"),
+    "choice": OBJECT,
 }
 
 _NO_TOKENS = (
@@ -74,6 +76,7 @@ class Options:
         recipients: public keys (age1...) of the only ones who can read the recording; none: everybody can.
         withhold: the key of the digests that stand for tokens (`trace.withheld`); None: tokens are recorded.
         keep_fields: of the bodies of a server's requests, fields to keep; see `FIELDS`.
+        choice: which requests, and which of their rows and steps.
     """
 
     when_behind: str = "block"
@@ -88,9 +91,11 @@ class Options:
     recipients: tuple[str, ...] = ()
     withhold: str | None = None
     keep_fields: tuple[str, ...] = ()
+    choice: Choice = field(default_factory=Choice)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), **{name: list(getattr(self, name)) for name in _LISTS}}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return {**asdict(self), **lists, "choice": self.choice.as_dict()}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -103,22 +108,32 @@ class Options:
         for name in _LISTS:
             if name in given:
                 given[name] = tuple(given[name])
+        if "choice" in given:
+            given["choice"] = Choice.from_dict(given["choice"])
         return cls(**given)
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""
         return _left_out(self, sites)
 
+    def header(self) -> dict[str, Any]:
+        """What a manifest's run says of the operators that are recorded, where these are not all."""
+        if (self.sites, self.sides) == (Options.sites, Options.sides):
+            return {}
+        return {"recorded": {"sites": list(self.sites), "sides": list(self.sides)}}
+
     def told(self) -> list[str]:
         """Notes for the reader of the trace on what is left out."""
         return [*self._told(), *([_NO_TOKENS] if self.withhold else [])]
 
     def _told(self) -> list[str]:
+        chosen = self.choice.told()
         if (self.sites, self.sides) == (Options.sites, Options.sides):
-            return []
+            return chosen
         if not self.sites:
-            return ["Only tokens and logprobs were recorded, and no operator's inputs or outputs."]
-        return [f"Of sites like {', '.join(self.sites)} only this was recorded: {', '.join(self.sides)}."]
+            return ["Only tokens and logprobs were recorded, and no operator's inputs or outputs.", *chosen]
+        sides = " and ".join({"in": "inputs", "out": "outputs"}[side] for side in self.sides)
+        return [f"Of operators, only {sides} of sites like {' or '.join(self.sites)} were recorded.", *chosen]
 
 
 def _left_out(options: Options | GraphOptions, sites: Sequence[Site]) -> dict[str, set[int]]:

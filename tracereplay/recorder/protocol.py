@@ -65,7 +65,7 @@ class StepMessage(NamedTuple):
             and the id of each.
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
-        padded: see `event.Step`.
+        padded, company: see `event.Step`.
     """
 
     number: int
@@ -78,6 +78,7 @@ class StepMessage(NamedTuple):
     kernels: dict[str, Any] | None = None
     census: dict[str, Any] | None = None
     padded: int = 0
+    company: tuple[int, int, int] | None = None
 
 
 def send(fd: int, message: list[Any]) -> None:

@@ -21,12 +21,14 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
+from tracereplay.recorder.selection import selection_of
 from tracereplay.recorder.step import OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
@@ -35,6 +37,7 @@ from tracereplay.recorder.written import WrittenInputs
 __all__ = ["Session"]
 
 
+NOT_KEPT = OpenCall(-1, 0, [], {}, {}, {})  # a call with none of the rows that are recorded
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
@@ -62,6 +65,9 @@ class Session:
         self._step: PendingStep | None = None
         self._handover: Handover | None = None  # None exactly when the writer is
         self._steps = self._dropped = self._weight_updates = 0
+        self._engine_steps = 0  # of the pass
+        self._turned: set[tuple[int, str, int]] = set()  # see `Selection`
+        self._passed = 0  # of them, those since the last recorded one
         self._ended: str | None = None
         self._rows: dict[int, tuple[RowMap, RowMap]] = {}
         self._left_out: dict[str, set[int]] = {"in": set(), "out": set()}
@@ -71,6 +77,7 @@ class Session:
         self._wanted: frozenset[int] = frozenset()
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
+        self._censuses = 0  # that were taken in the pass
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
 
@@ -98,7 +105,7 @@ class Session:
             self.graphs.refuse(self._options, replacement)
         self._errors.clear()
         self._silent.clear()
-        self._steps = self._dropped = self._weight_updates = 0
+        self._steps = self._dropped = self._weight_updates = self._engine_steps = self._passed = 0
         self._ended = None
         self._writer = WriterClient(
             self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
@@ -112,7 +119,7 @@ class Session:
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
         if replacement is None and model is not None:
-            self._census = self._new_census(model)
+            self._census, self._censuses = self._new_census(model), 0
         if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
             self.scope = self._watch_kernels
@@ -166,18 +173,33 @@ class Session:
         """Whether a pass is being recorded."""
         return self._writer is not None
 
+    @property
+    def choice(self) -> Choice:
+        """Which requests are recorded."""
+        return self._options.choice
+
     def weights_updated(self) -> None:
         """Counts an update of the engine's weights."""
         self._weight_updates += 1
 
     # -- a step -----------------------------------------------------------------------------------------
 
-    def begin_step(self, rows: RowMap) -> None:
-        """Begins a step, in which the model's forward has ``rows``."""
+    def begin_step(self, rows: RowMap, others: int = 0) -> None:
+        """Begins a step.
+
+        Args:
+            rows: of the model's forward; those of requests that were not chosen have the request -1.
+            others: requests that were not chosen in it. A step without any other is none of the recording's.
+        """
         writer, handover = self._writer, self._handover
         if writer is None or handover is None or self._ended is not None:
             return
         self._give_up_step()
+        choice, at = self._options.choice, self._engine_steps
+        self._engine_steps += 1
+        if others and not (rows[:, 0] >= 0).any():
+            self._passed += 1
+            return
         if self._options.max_steps is not None and self._steps >= self._options.max_steps:
             self._ended = "max_steps"
             return
@@ -191,14 +213,22 @@ class Session:
                 self._dropped += 1
             else:
                 number = self._steps + self._dropped
-                self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
-                self._step.feeds = self._replacement is not None and self._replacement.feeds
-                self._step.notes += self._told(writer) if self._steps == 0 else []
+                self._step = step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
+                step.feeds = self._replacement is not None and self._replacement.feeds
+                step.notes += self._told(writer) if self._steps == 0 else []
+                if others or self._passed:
+                    step.company = int((rows[:, 0] < 0).sum()), others, self._passed
+                    self._passed = 0
+                step.selection = selection_of(choice, rows, self.device, self._turned)
+                nothing = step.selection is not None and not len(step.selection.of(rows))
+                step.bare = nothing or at % choice.every != 0
+                if step.bare:
+                    return
                 self.watched = self._wanted
                 if self._census is not None:
                     self._begin_census(self._census)
                 if self._kernels is not None:
-                    self._kernels.begin_step(self._step)
+                    self._kernels.begin_step(step)
         except Exception as error:
             self.failed(error)
 
@@ -210,12 +240,13 @@ class Session:
 
     def _end_census(self, step: PendingStep) -> None:
         census = self._census
-        if census is None:
+        if census is None or step.bare:
             return
         with self._guarded():
             census.end()
             step.census = census.found()
-        if self._steps + 1 >= CENSUS_STEPS:
+        self._censuses += 1
+        if self._censuses >= CENSUS_STEPS:
             self._census = None
 
     def _told(self, writer: WriterClient) -> list[str]:
@@ -252,7 +283,7 @@ class Session:
             return
         self._end_census(step)
         self._note_silence(step)
-        if self._kernels is not None:
+        if self._kernels is not None and not step.bare:
             self._end_kernels(step, self._kernels)
         self._steps += 1
         with self._guarded():
@@ -288,7 +319,9 @@ class Session:
 
     def _note_silence(self, step: PendingStep) -> None:
         """Notes sites that did not run, once each, so that a missing operator does not go unnoticed."""
-        fired = step.slots() | (self._left_out["in"] & self._left_out["out"])
+        if step.bare:
+            return
+        fired = step.slots() | step.passed | (self._left_out["in"] & self._left_out["out"])
         for site in self.sites:
             if site.slot not in fired and site.slot not in self._silent and site.slot not in self.parts:
                 self._silent.add(site.slot)
@@ -303,12 +336,15 @@ class Session:
             return self._captured(slot, inputs)
         if self._census is not None:
             self._census.entered()
-        call = step.begin_call(slot, self.rows_of(slot))
+        rows = self.rows_of(slot)
+        if self._leaves(step, slot, rows):
+            return NOT_KEPT, inputs
+        call = step.begin_call(slot, rows)
         rows_first = self.rows_first.all(slot, "in", inputs)
         if slot not in self._left_out["in"]:
             for index, x in enumerate(self._real_rows(step, slot, "in", rows_first)):
                 try:
-                    call.inputs[index] = step.copy(x, arrived=True)
+                    call.inputs[index] = step.copy(step.kept(x, rows[0], slot, "in", index), arrived=True, like=x)
                 except Exception as error:
                     self.failed(error)
         if self._replacement is None:
@@ -340,22 +376,34 @@ class Session:
             return
         if self._census is not None:
             self._census.left()
+        if call is NOT_KEPT:
+            return
         slot = call.slot
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
-                self._written.keep(step, call, self._real_rows(step, slot, "in", taken), outputs)
+                real = self._real_rows(step, slot, "in", taken)
+                self._written.keep(
+                    step, call, real, outputs, lambda i, x: step.kept(x, call.rows[0], slot, "in", i)
+                )
         if slot in self._rows:
             call.rows[1] = self._rows[slot][1]
         if slot not in self._left_out["out"]:
             for index, x in enumerate(self._real_rows(step, slot, "out", outputs)):
                 try:
-                    call.outputs[index] = step.copy(x)
+                    call.outputs[index] = step.copy(step.kept(x, call.rows[1], slot, "out", index), like=x)
                 except Exception as error:
                     self.failed(error)
         if self._replacement is not None:
             for index, x in enumerate(outputs):
                 self._lay_over(slot, index, call.rows[1], x)
+
+    def _leaves(self, step: PendingStep, slot: int, rows: tuple[RowMap, RowMap]) -> bool:
+        """Whether a call with these rows has none that is recorded."""
+        if step.selection is None or any(len(step.selection.of(side)) for side in rows):
+            return False
+        step.passed.add(slot)
+        return True
 
     def _real_rows(
         self, step: PendingStep, slot: int, side: str, tensors: list[torch.Tensor]
@@ -382,8 +430,10 @@ class Session:
                 return None
             found = self.graphs.feed(slot, index, x)
             return None if found is None else found.reshape(shape)
+        if step.bare:
+            return None
         rows = self.rows_of(slot)
-        if slot not in self._left_out["in"]:
+        if slot not in self._left_out["in"] and not self._leaves(step, slot, rows):
             with self._guarded():
                 step.add(x, slot, "in", index, rows)
         given = self._golden(slot, "in", index, rows[0], x)
@@ -402,8 +452,10 @@ class Session:
             if self.graphs is not None and self.graphs.listening:
                 self.graphs.observe(slot, index, x)
             return
+        if step.bare:
+            return
         rows = self.rows_of(slot)
-        if slot not in self._left_out["out"]:
+        if slot not in self._left_out["out"] and not self._leaves(step, slot, rows):
             with self._guarded():
                 step.add(x, slot, "out", index, rows)
         if replace:
@@ -446,7 +498,8 @@ class Session:
 
     @property
     def pending(self) -> PendingStep | None:
-        return self._step
+        step = self._step
+        return None if step is None or step.bare else step
 
     @property
     def replacement(self) -> Replacement | None:
@@ -469,13 +522,13 @@ class Session:
 
     def watch_kernels(self, slot: int) -> AbstractContextManager[Any]:
         """Records the kernels of an operator that has no taps (the sampler); its inputs have been fed."""
-        if self._step is None or self._kernels is None:
+        if self._step is None or self._kernels is None or self._step.bare:
             return contextlib.nullcontext()
         call = self._step.latest.get(slot)
         return self._kernels.watch(slot, 0 if call is None else call.number)
 
     def _watch_kernels(self, call: OpenCall | None) -> AbstractContextManager[None]:
-        if call is None or self._kernels is None:
+        if call is None or call is NOT_KEPT or self._kernels is None:
             return contextlib.nullcontext()
         return self._kernels.watch(call.slot, call.number)
 

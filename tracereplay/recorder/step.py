@@ -10,6 +10,7 @@ import torch
 from tracereplay.event import Request, RowKey, RowMap
 from tracereplay.recorder.arena import Area, Arena
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
+from tracereplay.recorder.selection import Selection
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import ARENAS
 from tracereplay.trace import records
@@ -69,6 +70,10 @@ class PendingStep:
         self.requests: list[Request] = []
         self.kernels: dict[str, Any] | None = None  # a record of `trace.kernels`
         self.feeds = False  # whether recorded values are fed in it
+        self.selection: Selection | None = None  # which rows are recorded; None: all
+        self.bare = False  # whether it has tokens only, and no operators
+        self.passed: set[int] = set()  # slots that were called with none of the rows that are recorded
+        self.company: tuple[int, int, int] | None = None  # see `event.Step`
         self.rows_told = False  # to what feeds it
         self.census: dict[str, Any] | None = None  # of `hooks.census`
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
@@ -107,7 +112,8 @@ class PendingStep:
 
     def add(self, x: torch.Tensor, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
         """Records an input or output of a call outside `begin_call`; the n-th belongs to its site's n-th call."""
-        self.put(self.copy(x, arrived=side == "in"), slot, side, index, rows)
+        kept = self.kept(x, rows[side == "out"], slot, side, index)
+        self.put(self.copy(kept, arrived=side == "in", like=x), slot, side, index, rows)
 
     def put(self, place: int, slot: int, side: str, index: int, rows: tuple[RowMap, RowMap]) -> None:
         """Does what `add` does with a tensor that is in the step already, under the number ``place``.
@@ -183,22 +189,28 @@ class PendingStep:
         if not self._arena.fits(size):
             self._make_room(size)
 
-    def copy(self, x: torch.Tensor, *, arrived: bool = False) -> int:
+    def kept(self, x: torch.Tensor, rows: RowMap, slot: int, side: str, index: int) -> torch.Tensor:
+        """What is recorded of a tensor with these rows."""
+        return x if self.selection is None else self.selection.take(x, rows, (slot, side, index))
+
+    def copy(self, x: torch.Tensor, *, arrived: bool = False, like: torch.Tensor | None = None) -> int:
         """Copies ``x`` and returns its number. A hot path: half the cost of recording.
 
         Args:
             x: a tensor.
             arrived: whether it is an input. Most are outputs of a previous operator: if that was recorded and is
                 unchanged, its number is returned.
+            like: the tensor that ``x`` has the rows of, which says how the operator saw it.
         """
         dtype = _DTYPES.get(x.dtype)
         if dtype is None or x.layout is not torch.strided:
             raise TypeError(f"tensors of {x.dtype} and {x.layout} cannot be recorded")
-        memory = x.untyped_storage()
+        seen = x if like is None else like
+        memory = seen.untyped_storage()
         storage = self._storages.get(memory._cdata)
         if storage is None:
             storage = self._new_storage(memory)
-        shape, strides, address, arena = x.shape, x.stride(), x.data_ptr(), self._arena
+        shape, strides, address, arena = x.shape, seen.stride(), x.data_ptr(), self._arena
         if arrived and (place := self._at.get(address)) is not None:
             was, n, s, offset, size, same, _ = self._tensors[place]
             alike = same == storage and n == shape and s == strides and was == dtype
@@ -212,7 +224,7 @@ class PendingStep:
         tensors = self._tensors
         place = self._at[address] = len(tensors)
         # Not a `Descriptor`: creating a named tuple takes as long as copying a small tensor.
-        tensors.append((dtype, shape, strides, offset, size, storage, x.storage_offset()))
+        tensors.append((dtype, shape, strides, offset, size, storage, seen.storage_offset()))
         return self._before[0] + place
 
     def overwritten(self, x: torch.Tensor) -> None:
@@ -233,6 +245,12 @@ class PendingStep:
         self._asides.append((self._arena.copy(x, x.data_ptr(), size), size))
         return self._before[1] + len(self._asides) - 1
 
+    def block(self, x: torch.Tensor) -> int:
+        """Copies ``x`` and returns where its bytes begin; tensors that are given a `place` next may lie there."""
+        if not self._arena.fits(x.nbytes):
+            self._make_room(x.nbytes)
+        return self._arena.copy(x, x.data_ptr(), x.nbytes)
+
     def adopt(self, area: Area, used: int) -> None:
         """The device writes the first ``used`` bytes of ``area``; what is copied from now on comes behind them."""
         if self._arena.used:
@@ -240,7 +258,7 @@ class PendingStep:
         self._arena.adopt(area, used)
 
     def place(self, descriptor: tuple[Any, ...]) -> int:
-        """The number of a tensor that the device wrote to the adopted area; fields as in `Descriptor`."""
+        """The number of a tensor in the adopted area, or in the last `block`; fields as in `Descriptor`."""
         self._tensors.append(descriptor)
         return self._before[0] + len(self._tensors) - 1
 
@@ -322,14 +340,15 @@ class PendingStep:
         writer.discard()
 
     def _message(self) -> StepMessage:
-        maps: dict[int, int] = {id(self.rows): 0}
-        arrays = [self.rows]
+        selection = self.selection
+        maps: dict[int, int] = {id(self.rows): 0} if selection is None else {}
+        arrays = [self.rows if selection is None else selection.own()]
 
         def place(rows: RowMap) -> int:
             found = maps.get(id(rows))
             if found is None:
                 found = maps[id(rows)] = len(arrays)
-                arrays.append(rows)
+                arrays.append(rows if selection is None else selection.of(rows).rows())
             return found
 
         calls = [(c.slot, c.number, place(c.rows[0]), place(c.rows[1]), c.inputs, c.outputs, c.written, c.fed)
@@ -337,5 +356,5 @@ class PendingStep:
         requests = [[*records.write_request(r), r.id] for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels, self.census, self.padded,
+            self._weight_updates, self.kernels, self.census, self.padded, self.company,
         )  # fmt: skip

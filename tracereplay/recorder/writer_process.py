@@ -141,7 +141,7 @@ class _Server:
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
         writer.commit(
             step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census,
-            step.padded,
+            step.padded, step.company,
         )  # fmt: skip
 
     def _at(self, side: Mapping[int, int]) -> dict[int, int]:

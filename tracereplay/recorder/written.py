@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,20 +41,22 @@ class WrittenInputs:
         return bool(self._writes.get(slot, True))
 
     def keep(
-        self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor]
-    ) -> None:
-        """Records the inputs of ``call`` that it changed and did not return."""
+        self, step: PendingStep, call: OpenCall, taken: list[torch.Tensor], outputs: list[torch.Tensor],
+        kept: Callable[[int, torch.Tensor], torch.Tensor],
+    ) -> None:  # fmt: skip
+        """Records the inputs of ``call`` that it changed and did not return; of each what is ``kept``."""
         if not call.inputs:
             return
         checked = self._checked.get(call.slot, 0)
         found = self._unsettled.setdefault(call.slot, set())
         if checked < CHECKED_CALLS:
             self._checked[call.slot] = checked + 1
-            found.update(i for i in hidden(taken, outputs) if i in call.inputs and step.changed(call, i, taken[i]))
+            given = [i for i in hidden(taken, outputs) if i in call.inputs]
+            found.update(i for i in given if step.changed(call, i, kept(i, taken[i])))
         if checked + 1 >= CHECKED_CALLS:
             self._writes[call.slot] = found
         for index in found:
-            call.written[index] = step.copy(taken[index])
+            call.written[index] = step.copy(kept(index, taken[index]), like=taken[index])
 
 
 class DeclaredWrites(TorchDispatchMode):  # type: ignore[misc,unused-ignore]

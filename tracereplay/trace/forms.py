@@ -101,6 +101,7 @@ class StepRecord:
     weight_updates: int
     census: Census | None
     padded: int
+    company: tuple[int, int, int] | None
 
     @property
     def rows(self) -> RowMap:
@@ -163,6 +164,7 @@ class Forms:
                 as_place(data["weights"]),
                 records.read_census(data["census"]) if "census" in data else None,
                 as_place(data.get("padded", 0)),
+                records.read_company(data.get("company")),
             )  # fmt: skip
         except records.WRONG as error:
             raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

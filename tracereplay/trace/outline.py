@@ -16,6 +16,7 @@ __all__ = ["FIRST", "MOST", "IdOf", "Outline", "StepLine", "joined", "line_of", 
 
 FIRST = 6  # steps that are told one by one
 MOST_IDS = 20_000  # requests whose ids are told
+NOBODY = (0, 0, 0, 0)
 MOST = 9  # requests of a step that are told; a reader shows one fewer, and that there are more
 
 
@@ -66,6 +67,8 @@ class Outline:
         calls: how often each site was called; sites by their names, or by their slots while a segment is written.
         first: the first steps, `FIRST` at most.
         ids: which request the engine calls what; None: there are too many to tell (`MOST_IDS`).
+        company: steps in which rows of requests were computed that are not recorded, how many such rows there
+            were, the most such requests in one step, and steps without any request that is recorded.
     """
 
     steps: int = 0
@@ -74,13 +77,14 @@ class Outline:
     calls: Counter[Hashable] = field(default_factory=Counter)
     first: list[StepLine] = field(default_factory=list)
     ids: list[IdOf] | None = field(default_factory=list)
+    company: tuple[int, int, int, int] = NOBODY
     _form: Hashable = None
     _sites: Sequence[Hashable] = ()
     _alike: int = 0
 
     def add(
         self, number: int, rows: RowMap, sampled: int, form: Hashable, sites: Sequence[Hashable],
-        begun: Iterable[Request] = (),
+        begun: Iterable[Request] = (), company: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """A step.
 
@@ -91,7 +95,11 @@ class Outline:
             form: what steps with the same calls have in common.
             sites: that were called, one for each call, in order.
             begun: requests that begin in it.
+            company: see `event.Step`.
         """
+        if company is not None:
+            others, requests, passed = company
+            self.company = _with(self.company, (int(others > 0), others, requests, passed))
         if len(self.first) < FIRST:
             self.first.append(line_of(number, rows, len(sites), sampled))
         self.steps += 1
@@ -105,6 +113,19 @@ class Outline:
             self.ids += [IdOf(number, r.request, r.sequence, r.id) for r in begun if r.id is not None]
             if len(self.ids) > MOST_IDS:
                 self.ids = None
+
+    def said(self) -> str | None:
+        """Which company the recorded requests kept, in a sentence; None: they had the engine to themselves."""
+        shared, rows, most, passed = self.company
+        words = []
+        if shared:
+            words.append(
+                f"in {shared} of {self.steps} steps, the engine also computed rows of requests that are not in "
+                f"this trace: {rows} rows, of {most} requests at once at most"
+            )
+        if passed:
+            words.append(f"{passed} more steps had none of this trace's requests")
+        return f"Batches had other company: {'; '.join(words)}." if words else None
 
     def done(self) -> Outline:
         """Itself, once all steps were added."""
@@ -126,6 +147,7 @@ def write_outline(outline: Outline, slots: Mapping[Hashable, int] | None = None)
         "calls": sorted((site if slots is None else slots[site], count) for site, count in outline.calls.items()),
         "first": outline.first,
         "ids": outline.ids,
+        **({"company": outline.company} if outline.company != NOBODY else {}),
     }
 
 
@@ -148,11 +170,18 @@ def read_outline(data: Mapping[str, Any], steps: int, names: Mapping[int, str]) 
     calls = Counter[Hashable]({names[slot]: as_place(count) for slot, count in data["calls"]})
     ids = data.get("ids", [])  # older segments have none in their steps either
     told = None if ids is None else [_id(*one) for one in ids[: MOST_IDS + 1]]
-    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first, told)
+    shared, others, requests, passed = data.get("company", NOBODY)[:4]
+    company = as_place(shared), as_place(others), as_place(requests), as_place(passed)
+    return Outline(steps, as_place(data["rows"]), as_place(data["sampled"]), calls, first, told, company)
 
 
 def _id(step: Any, request: Any, sequence: Any, name: Any) -> IdOf:
     return IdOf(as_place(step), _request(request), as_place(sequence), as_text(name))
+
+
+def _with(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Two companies in one."""
+    return one[0] + other[0], one[1] + other[1], max(one[2], other[2]), one[3] + other[3]
 
 
 def _request(number: Any) -> int:
@@ -169,6 +198,7 @@ def joined(outlines: Iterable[Outline], begins: Iterable[tuple[int, int]]) -> Ou
         found.rows += one.rows
         found.sampled += one.sampled
         found.calls.update(one.calls)
+        found.company = _with(found.company, one.company)
         lines = [
             line._replace(number=line.number + step, requests=tuple(r + request for r in line.requests))
             for line in one.first

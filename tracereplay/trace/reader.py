@@ -208,7 +208,9 @@ class SegmentReader:
         if self._outline is None:
             found = Outline()
             for step in self.records():
-                found.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.requests)
+                found.add(
+                    step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.requests, step.company
+                )
             self._outline = found.done()
         return self._outline
 

@@ -254,9 +254,10 @@ def write_step(
     number: int, maps: list[bytes], values: Sequence[Located], calls: list[CallRecord], sampled: Sequence[Sampled],
     notes: Sequence[str], requests: Sequence[Request], weight_updates: int,
     kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None, padded: int = 0,
+    company: Sequence[int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The step's own row map is the first of ``maps``; ``kernels`` are a record of `trace.kernels`,
-    ``census`` the contents of a `census.Census`, ``padded`` as in `event.Step`."""
+    ``census`` the contents of a `census.Census`, ``padded`` and ``company`` as in `event.Step`."""
     record = {
         "number": number,
         "maps": maps,
@@ -275,7 +276,16 @@ def write_step(
         record["census"] = dict(census)
     if padded:
         record["padded"] = padded
+    if company is not None:
+        record["company"] = list(company)
     return record
+
+
+def read_company(data: Any) -> tuple[int, int, int] | None:
+    if data is None:
+        return None
+    rows, requests, passed = data[:3]
+    return as_place(rows), as_place(requests), as_place(passed)
 
 
 def read_census(data: Mapping[str, Any]) -> Census:
@@ -315,6 +325,7 @@ def read_step(data: Mapping[str, Any], names: Mapping[int, str], load: Loader, c
             kernels=kernels,
             census=read_census(data["census"]) if "census" in data else None,
             padded=as_place(data.get("padded", 0)),
+            company=read_company(data.get("company")),
         )
     except WRONG as error:
         raise DamagedTrace(f"A step record cannot be read: {error!r}.") from error

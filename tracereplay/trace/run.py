@@ -75,6 +75,8 @@ class Run:
         kind: ``recording`` or ``replay``.
         command: whether a command of the user's was recorded, a server perhaps.
         level: ``operator`` or ``kernel``.
+        sites: globs of the sites of which operators were recorded.
+        sides: ``in`` and ``out``: what of them.
         engine: what the engine said of itself: ``name``, ``versions``, ``settings``, ``environment``, ``device``,
             and ``arguments``, which its command gave it
         weights: digest of the checkpoint's tensors.
@@ -93,6 +95,8 @@ class Run:
     kind: str = "trace"
     command: bool = False
     level: str = "operator"
+    sites: tuple[str, ...] = ("*",)
+    sides: tuple[str, ...] = ("in", "out")
     engine: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +124,7 @@ def read_run(said: Mapping[str, Any]) -> Run:
     """
     work = said.get("workload")
     prompts = () if work is None else tuple(map(_prompt, work["prompts"]))
+    recorded = said.get("recorded") or {}
     requested = None
     if work is not None:
         requested = Requested(Asked(str(work["model"]), dict(work.get("settings") or {}), prompts))
@@ -127,6 +132,8 @@ def read_run(said: Mapping[str, Any]) -> Run:
         kind=str(said.get("kind", Run.kind)),
         command="command" in said,
         level=str(said.get("level", Run.level)),
+        sites=tuple(map(str, recorded.get("sites", Run.sites))),
+        sides=tuple(map(str, recorded.get("sides", Run.sides))),
         engine=said.get("engine") or {},
         weights=None if work is None else work.get("weights"),
         checkpoint=said.get("checkpoint") or {},

@@ -149,7 +149,9 @@ def _check(segment: SegmentReader) -> None:
             raise DamagedTrace(f"{segment.name} is damaged: its end mark repeats another form {number}.")
         if frame.kind == Tag.STEP:
             step = segment.record(number)
-            outline.add(step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.requests)
+            outline.add(
+                step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.requests, step.company
+            )
             for value in {id(value): value for value in values_of(segment.step(number))}.values():
                 value.load()
     stated = None if segment.summary is None else segment.summary.get("content")

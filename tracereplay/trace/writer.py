@@ -158,6 +158,7 @@ class SegmentWriter:
         self, number: int, rows: RowMap, calls: Sequence[CallOfStep], sampled: Sequence[Sampled],
         notes: Sequence[str], requests: Sequence[Request] = (), weight_updates: int = 0,
         kernels: Mapping[str, Any] | None = None, census: Mapping[str, Any] | None = None, padded: int = 0,
+        company: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """Appends the step whose values were added, and with it the mark that it is whole.
 
@@ -168,7 +169,7 @@ class SegmentWriter:
             sampled, notes, requests, weight_updates: see `event.Step`.
             kernels: a record of `trace.kernels`; its tensors are such places too.
             census: see `census.Census`; None for a step of which none was taken.
-            padded: see `event.Step`.
+            padded, company: see `event.Step`.
 
         Raises:
             OSError: it could not be written. The segment keeps the steps before it and takes no more.
@@ -194,6 +195,7 @@ class SegmentWriter:
                 kernels,
                 census,
                 padded,
+                company,
             )
             self._to.step(record, mark.contents)
         except OSError:
@@ -205,7 +207,7 @@ class SegmentWriter:
         self._mark = None
         self._contents.end_step()
         slots = tuple([call.slot for call in calls])
-        self._outline.add(number, rows, len(sampled), slots, slots, requests)
+        self._outline.add(number, rows, len(sampled), slots, slots, requests, company)
         self._ids += sum(_NAMED + len(r.id) for r in requests if r.id is not None)
         if self._to.index.due():
             self._to.write_index()

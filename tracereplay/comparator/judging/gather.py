@@ -321,6 +321,8 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
     index, other = judged.passes
     notes = [note for trace in (sides.golden, sides.candidate) for note in trace.run.notes]
     notes += [*index.notes, *other.notes]
+    if (company := sides.golden.outline(RECORD).said()) is not None:
+        notes.append(f"In golden: {company}")
     if not index.steps.same_rows(other.steps):
         notes.append(
             f"The engines composed their batches differently: {len(index.steps)} steps in golden, "

@@ -13,6 +13,7 @@ from tracereplay.comparator.judging.staleness import Versions
 from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.sums import UNFED_SUM
 from tracereplay.comparator.tokens.requests import OtherPrompts
+from tracereplay.trace.run import Run
 from tracereplay.verdict import Cause, SettingDifference
 from tracereplay.verdict.measures import Metrics
 from tracereplay.verdict.rollout import Quantity
@@ -113,6 +114,9 @@ def _why_operator(evidence: Evidence) -> str:
     assert first is not None
     inputs = "on golden inputs" if evidence.mode == "injected" else "although everything before it is identical"
     words = f"{first.operator or 'The operator'} at {first.key.site} {_does(first)} {inputs}."
+    if "in" not in evidence.golden.run.sides:
+        words = f"What {first.operator or 'the operator'} at {first.key.site} returns {_does(first)}."
+        words += f" Golden has no inputs: {_or_before(evidence)}."
     words += _in_golden(first)
     if evidence.tie:
         words += (
@@ -134,9 +138,23 @@ def _in_golden(first: Finding) -> str:
     return "" if name is None else f" In golden it is {name}."
 
 
+def _or_before(evidence: Evidence) -> str:
+    """Who may be to blame where golden has not all of it."""
+    if evidence.golden.run.sites == Run.sites:
+        return "the fault is its own, or lies between operators right before it"
+    return "the fault is its own, or lies before it, in or between operators that golden does not have"
+
+
 def _why_edge(evidence: Evidence) -> str:
     first = evidence.comparison.first()
     assert first is not None
+    run = evidence.golden.run
+    if (run.sites, run.sides) != (Run.sites, Run.sides):
+        return (
+            f"What arrives at input {first.key.index} of {first.key.site} {_does(first)}. Golden has not all that "
+            f"comes before it: the fault is in an operator whose output it lacks, or between operators."
+            f"{_in_golden(first)}"
+        )
     return (
         f"What arrives at input {first.key.index} of {first.key.site} {_does(first)}, although every "
         f"operator before it returned golden results: the fault lies between operators.{_in_golden(first)}"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from tracereplay.device import Device
-from tracereplay.engines.vllm.guest.numbering import Numbering
+from tracereplay.engines.vllm.guest.numbering import Numbering, client_names
 from tracereplay.engines.vllm.guest.operators import (
     batched,
     compiled_modules,
@@ -23,10 +23,11 @@ from tracereplay.engines.vllm.guest.operators import (
     tap_operators,
 )  # fmt: skip
 from tracereplay.engines.vllm.guest.parameters import tensor_names
-from tracereplay.engines.vllm.guest.sampling import kept_sampling
+from tracereplay.engines.vllm.guest.sampling import kept_sampling, mark_of
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
+from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.trace.requests import bounded
 
@@ -47,7 +48,9 @@ class Recorder(Protocol):
 
     @property
     def recording(self) -> bool: ...
-    def begin_step(self, rows: RowMap) -> None: ...
+    @property
+    def choice(self) -> Choice: ...
+    def begin_step(self, rows: RowMap, others: int = 0) -> None: ...
     def end_step(self) -> None: ...
     def paused(self) -> AbstractContextManager[None]: ...
     def requested(self, requests: Sequence[Request]) -> bool: ...
@@ -126,7 +129,9 @@ class Adapter:
     def number(
         self, engine_id: str, prompt: Sequence[int], sampling: Any, lora: Any, beside: Sequence[str]
     ) -> tuple[int, int]:
-        """(request, sequence) of a scheduled request; a new one is reported if no workload has it.
+        """(request, sequence) of a request that is scheduled for the first time, and reports it if it is new.
+
+        Whether it is chosen is decided here, and stays; if not, it is `numbering.NOBODY`.
 
         Args:
             engine_id: vLLM's name for it.
@@ -135,16 +140,22 @@ class Adapter:
             lora: its ``LoRARequest``, or None.
             beside: names of what it was given beside tokens, which no workload can hold.
         """
-        known = self.numbering.counted or self.numbering.knows(engine_id)
+        counted = self.numbering.counted
+        if not counted and not self.recorder.choice.takes(client_names(engine_id), mark_of(sampling)):
+            return self.numbering.pass_over(engine_id)
         key = self.numbering.number(engine_id)
-        if not known:
+        if not counted:
             ids, kept = tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)
             self._begun.append(Request(*key, ids, kept, bounded(engine_id)))
         return key
 
-    def begin_step(self, rows: RowMap) -> None:
-        """Begins a step; reports requests that begin in it, or began in a step that was not recorded."""
-        self.recorder.begin_step(rows)
+    def begin_step(self, rows: RowMap, others: int = 0) -> None:
+        """Begins a step; reports requests that begin in it, or began in a step that was not recorded.
+
+        Args:
+            rows: see `make_rows`; of requests that are not chosen, which are ``others``, the request is -1.
+        """
+        self.recorder.begin_step(rows, others)
         if self._begun and self.recorder.requested(self._begun):
             self._begun = []
 

@@ -7,12 +7,33 @@ Engines decorate the caller's id. ``7`` can arrive as ``7_parallel_sample_1`` (V
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["Numbering"]
+__all__ = ["NOBODY", "Numbering", "client_names"]
 
 _V0_CHILD = re.compile(r"^(?P<id>.*)_parallel_sample_(?P<child>\d+)$")
 _V1 = re.compile(r"^(?:(?P<child>\d+)_)?(?P<id>.+?)(?:-[0-9a-f]{8})?$")
+
+# What a server's front end puts before a client's own id (X-Request-Id), or one that it makes up. To that of a
+# completion it always adds the number of the prompt, since there may be several.
+_COMPLETION = re.compile(r"^(?P<whole>cmpl-(?P<own>.+))-\d+$")
+_OTHER = re.compile(r"^(?P<whole>(?:chatcmpl-|resp_)(?P<own>.+))$")
+
+NOBODY = (-1, 0)  # (request, sequence) of a request that is not recorded
+
+
+def client_names(engine_id: str) -> tuple[str, ...]:
+    """What a request is called without what engines put to its id inside; each name once.
+
+    The first is that of the whole request as the answer has it: ``cmpl-7f`` of ``1_cmpl-7f-0-3f2a9c1b``. Then
+    follow the one that the front end gives to the engine, ``cmpl-7f-0``, and the client's own, ``7f``.
+    """
+    match = _V0_CHILD.match(engine_id) or _V1.match(engine_id)
+    assert match is not None  # the second pattern matches any id
+    external = match["id"]
+    served = _COMPLETION.match(external) or _OTHER.match(external)
+    names = (external,) if served is None else (served["whole"], external, served["own"])
+    return tuple(dict.fromkeys(names))
 
 
 class Numbering:
@@ -29,15 +50,26 @@ class Numbering:
         self._first, self._order = first, order
         self._seen: dict[str, int] = {}
         self._known: dict[str, tuple[int, int]] = {}
+        self._passed: set[str] = set()  # ids of requests under way that are not recorded
 
     @property
     def counted(self) -> bool:
         """Whether requests are numbered from a workload's first one."""
         return self._first is not None
 
-    def knows(self, engine_id: str) -> bool:
-        """Whether this id is known."""
-        return engine_id in self._known
+    def find(self, engine_id: str) -> tuple[int, int] | None:
+        """(request, sequence) of an id that was seen before, `NOBODY` if it was passed over; else None."""
+        return NOBODY if engine_id in self._passed else self._known.get(engine_id)
+
+    def pass_over(self, engine_id: str) -> tuple[int, int]:
+        """Gives no number to a request, and remembers that until it is `finished`."""
+        self._passed.add(engine_id)
+        return NOBODY
+
+    def finished(self, engine_ids: Iterable[str]) -> None:
+        """These ids do not come again."""
+        if self._passed:
+            self._passed.difference_update(engine_ids)
 
     def number(self, engine_id: str) -> tuple[int, int]:
         """(request, sequence) of an id as the engine's worker sees it."""

@@ -52,15 +52,18 @@ class SampledSteps(Adapter):
         self._rows: RowMap = make_rows(batch.rows)
         self._last_rows: RowMap = make_rows(batch.sampled)
         self._keys: list[RowKey] = batch.keys
+        self._others = batch.others
         self._discarded: np.ndarray[Any, np.dtype[np.bool_]] = np.array(batch.discarded, dtype=bool)
 
     def begin(self) -> None:
         """Begins the step that was settled."""
-        self.begin_step(self._rows)
+        self.begin_step(self._rows, self._others)
         self.set_logits_rows(self._last_rows, self._last_rows)
         self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
 
     def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        scheduled = args[0] if args else kwargs.get("scheduler_output")
+        self.numbering.finished(getattr(scheduled, "finished_req_ids", ()))
         result = original(*args, **kwargs)
         if result is not None:  # None: sample_tokens continues the step
             self.recorder.end_step()

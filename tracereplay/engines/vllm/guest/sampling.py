@@ -10,10 +10,11 @@ from typing import Any
 
 from tracereplay.errors import WorkloadError
 from tracereplay.event import UNAPPLIED
+from tracereplay.recorder.choosing import MARK
 from tracereplay.sampling import LORA, SAMPLING, as_engines_take_it, as_traces_keep_it
 from tracereplay.storage.adapter import Adapter, read_adapter
 
-__all__ = ["Adapters", "kept_sampling", "needs_tokenizer", "vllm_sampling"]
+__all__ = ["Adapters", "kept_sampling", "mark_of", "needs_tokenizer", "vllm_sampling"]
 
 # Fields that change nothing of what is generated: what is returned of it, and how.
 _OF_THE_ANSWER = frozenset(
@@ -104,6 +105,8 @@ def kept_sampling(sampling: Any, adapter: Any = None, beside: Sequence[str] = ()
         if (value := getattr(sampling, name, None)) not in (None, getattr(default, name, None))
         and (name, value) not in _RESOLVED
     }
+    more = {name: value for name, value in (given.pop("extra_args", None) or {}).items() if name != MARK}
+    given.update({"extra_args": more} if more else {})  # a mark changes nothing of what is generated
     kept = {name: given.pop(name) for name in SAMPLING if name in given and name not in _GRAMMAR_FIELDS}
     if grammar := next((given.pop(name) for name in _GRAMMAR_FIELDS if name in given), None):
         kept["structured_outputs"] = _plain_grammar(grammar)
@@ -112,6 +115,12 @@ def kept_sampling(sampling: Any, adapter: Any = None, beside: Sequence[str] = ()
     if unapplied := sorted({*given, *beside}):
         kept[UNAPPLIED] = unapplied
     return as_traces_keep_it(kept)
+
+
+def mark_of(sampling: Any) -> object:
+    """What a request's client says of recording it: ``vllm_xargs`` of a body; None: nothing."""
+    more = getattr(sampling, "extra_args", None)
+    return more.get(MARK) if isinstance(more, Mapping) else None
 
 
 def _fields(kind: Any) -> set[str]:

@@ -113,6 +113,8 @@ class Batch:
         drafts: of each request.
         discarded: of each request, whether its token is thrown away (it follows a chunk of a prompt).
         ends: of each request, where it ends; None where that does not matter.
+        others: how many of the requests are not recorded. Their rows have the request -1, and their tokens count
+            as thrown away; a batch of nothing else has no rows.
     """
 
     rows: list[tuple[int, int, int]] = field(default_factory=list)
@@ -122,6 +124,7 @@ class Batch:
     drafts: list[list[int]] = field(default_factory=list)
     discarded: list[bool] = field(default_factory=list)
     ends: list[Ends | None] = field(default_factory=list)
+    others: int = 0
 
     def add(
         self, request: int, sequence: int, positions: range, drafts: Sequence[int], *, discarded: bool,
@@ -135,7 +138,7 @@ class Batch:
         self.sampled += [(request, sequence, position) for position in last]
         self.keys += [RowKey(request, sequence, position + 1) for position in last]
         self.drafts.append(list(drafts))
-        self.discarded.append(discarded)
+        self.discarded.append(discarded or request < 0)
         self.ends.append(ends)
 
 

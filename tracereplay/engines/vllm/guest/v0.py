@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.numbering import NOBODY
 from tracereplay.engines.vllm.guest.refusals import NO_GRAPHS_V0, refuse_configuration, refuse_speculation
 from tracereplay.errors import Unsupported
 from tracereplay.event import RowKey, RowMap, make_rows
@@ -37,6 +38,7 @@ class V0Adapter(Adapter):
         from vllm.model_executor.layers import sampler
 
         self._rows: RowMap = make_rows([])
+        self._others = 0
         self._choices: list[int] = []
         self._keys: list[RowKey] = []
         self._sample_rows: RowMap = make_rows([])
@@ -49,6 +51,8 @@ class V0Adapter(Adapter):
         model_input = original(groups, *args, **kwargs)
         if self.recorder.recording:
             self._rows = self._rows_of(groups, model_input)
+            finished = args[1] if len(args) > 1 else kwargs.get("finished_requests_ids")
+            self.numbering.finished(finished or ())
         return model_input
 
     def _rows_of(self, groups: Any, model_input: Any) -> RowMap:
@@ -57,22 +61,27 @@ class V0Adapter(Adapter):
         positions = (positions if positions.dim() == 1 else positions[0]).tolist()
         lengths = list(model_input.query_lens)
         rows: list[tuple[int, int, int]] = []
+        self._others = 0
         for group in groups:
             for data in group.seq_data.values():
-                beside = ["multi_modal_data"] if group.multi_modal_data else []
-                key = self.number(
-                    group.request_id, data.prompt_token_ids, group.sampling_params, group.lora_request, beside
-                )
+                key = self.numbering.find(group.request_id) or self._begun_by(group, data)
+                self._others += key == NOBODY
                 start = len(rows)
                 rows.extend((*key, p) for p in positions[start : start + lengths.pop(0)])
         return make_rows(rows)
+
+    def _begun_by(self, group: Any, data: Any) -> tuple[int, int]:
+        beside = ["multi_modal_data"] if group.multi_modal_data else []
+        return self.number(
+            group.request_id, data.prompt_token_ids, group.sampling_params, group.lora_request, beside
+        )
 
     def _execute(self, original: Any, model_input: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.recorder.recording:
             return original(model_input, *args, **kwargs)
         # Ranks other than the driver receive only tensors; the reader uses the driver's rows for them.
         rows, self._rows = self._rows, make_rows([])
-        self.begin_step(rows)
+        self.begin_step(rows, self._others)
         metadata = model_input.sampling_metadata
         if len(rows) and metadata is not None:
             selected = rows[metadata.selected_token_indices.cpu().numpy()]
@@ -110,5 +119,15 @@ class V0Adapter(Adapter):
             tokens = torch.tensor([s.output_token for s in samples], dtype=torch.int64)
             logprobs = torch.tensor([s.logprobs[s.output_token].logprob for s in samples], dtype=torch.float32)
             choices = torch.tensor(self._choices, dtype=torch.int64)
-            self.report_sampler(self._sample_rows, self._keys, tokens, choices, logprobs)
+            self._report(tokens, choices, logprobs)
         return output
+
+    def _report(self, tokens: torch.Tensor, choices: torch.Tensor, logprobs: torch.Tensor) -> None:
+        """Reports the sampler's outputs, without the tokens of requests that are not recorded."""
+        rows, keys = self._sample_rows, self._keys
+        if self._others:
+            kept = np.flatnonzero(rows[:, 0] >= 0)
+            at = torch.from_numpy(kept)
+            tokens, choices, logprobs = tokens[at], choices[at], logprobs[at]
+            rows, keys = rows[kept], [keys[i] for i in kept]
+        self.report_sampler(rows, keys, tokens, choices, logprobs)

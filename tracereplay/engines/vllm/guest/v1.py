@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import wrap_method
+from tracereplay.engines.vllm.guest.numbering import NOBODY
 from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
 from tracereplay.engines.vllm.guest.sampled_steps import SampledSteps, given_beside
 from tracereplay.engines.vllm.guest.speculation import Batch, Verification, ends_of, remarks
@@ -56,14 +57,16 @@ class V1Adapter(SampledSteps):
 
     def _settle(self, scheduler_output: Any) -> None:
         """Reads the batch: the flattened rows, and each request's last one."""
-        batch, found = self.runner.input_batch, Batch()
+        self._verification = None
+        batch = self.runner.input_batch
+        keys = [self.numbering.find(engine_id) or self._begun_by(engine_id) for engine_id in batch.req_ids]
+        found = Batch(others=keys.count(NOBODY))
+        if found.others and found.others == len(keys):
+            self.settle(found)
+            return
         drafts = scheduler_output.scheduled_spec_decode_tokens
-        for index, engine_id in enumerate(batch.req_ids):
+        for index, (engine_id, (request, sequence)) in enumerate(zip(batch.req_ids, keys, strict=True)):
             state = self.runner.requests[engine_id]
-            beside = given_beside(state)
-            request, sequence = self.number(
-                engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request, beside
-            )
             start = int(batch.num_computed_tokens_cpu[index])
             end = start + scheduler_output.num_scheduled_tokens[engine_id]
             # A token sampled after a chunk of a prompt (or of a preempted sequence) is discarded.
@@ -72,11 +75,17 @@ class V1Adapter(SampledSteps):
                 request, sequence, range(start, end), drafted, discarded=end < state.num_tokens,
                 ends=ends_of(state, end - len(drafted), self.runner.max_model_len) if self._speculates else None,
             )  # fmt: skip
-        self._verification = None
         self.settle(found)
         if self._speculates:  # in steps without drafts too: the rejection sampler is then called all the same
             self._verification = Verification(found, self.forced)
             self._rows, self._last_rows = self._verification.rows, self._verification.last_rows
+
+    def _begun_by(self, engine_id: str) -> tuple[int, int]:
+        state = self.runner.requests[engine_id]
+        beside = given_beside(state)
+        return self.number(
+            engine_id, state.prompt_token_ids or (), state.sampling_params, state.lora_request, beside
+        )
 
     # -- logits and tokens ------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from tracereplay.engines.vllm.guest.adapter import wrap_method
+from tracereplay.engines.vllm.guest.numbering import NOBODY
 from tracereplay.engines.vllm.guest.refusals import refuse_configuration, refuse_speculation
 from tracereplay.engines.vllm.guest.sampled_steps import SampledSteps, given_beside
 from tracereplay.engines.vllm.guest.speculation import Batch
@@ -84,20 +85,23 @@ class V2Adapter(SampledSteps):
         return batch
 
     def _read(self, batch: Any) -> Batch:
-        found = Batch()
+        keys = [self.numbering.find(engine_id) or self._begun_by(engine_id) for engine_id in batch.req_ids]
+        found = Batch(others=keys.count(NOBODY))
+        if found.others and found.others == len(keys):
+            return found
         starts = batch.num_computed_tokens_np
         ends = starts + batch.num_scheduled_tokens
         discarded = ends < batch.prefill_len_np
-        for engine_id, start, end, away in zip(
-            batch.req_ids, starts.tolist(), ends.tolist(), discarded.tolist(), strict=True
-        ):
-            asked = self._requests[engine_id]
-            beside = given_beside(asked)
-            request, sequence = self.number(
-                engine_id, asked.prompt_token_ids or (), asked.sampling_params, asked.lora_request, beside
-            )
-            found.add(request, sequence, range(start, end), (), discarded=away)
+        for key, start, end, away in zip(keys, starts.tolist(), ends.tolist(), discarded.tolist(), strict=True):
+            found.add(*key, range(start, end), (), discarded=away)
         return found
+
+    def _begun_by(self, engine_id: str) -> tuple[int, int]:
+        asked = self._requests[engine_id]
+        beside = given_beside(asked)
+        return self.number(
+            engine_id, asked.prompt_token_ids or (), asked.sampling_params, asked.lora_request, beside
+        )
 
     # -- logits and tokens ------------------------------------------------------------------------------
 

@@ -24,12 +24,12 @@ from tracereplay.engines.roles import with_roles
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
-from tracereplay.engines.vllm.guest.choose import adapt
+from tracereplay.engines.vllm.guest.choose import adapt, generation
 from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.engines.vllm.guest.describe import describe
 from tracereplay.engines.vllm.guest.graphs import asked_of_graphs, watch_graphs
 from tracereplay.engines.vllm.guest.refusals import captures_graphs
-from tracereplay.errors import TracereplayError
+from tracereplay.errors import TracereplayError, Unsupported
 from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen
@@ -45,6 +45,10 @@ from tracereplay.trace import SegmentWriter, Trace, open_trace, segment_path
 __all__ = ["CONTROL", "GuestWorker"]
 
 CONTROL = "tracereplay_control"
+CHOOSE_ALONE = (
+    "Under tensor parallelism, only the first of V0's workers knows which request a row belongs to, so that no "
+    "requests can be chosen; record all of them, or use V1."
+)
 
 
 class GuestWorker:
@@ -151,6 +155,8 @@ class GuestWorker:
         if session is None or adapter is None:
             return {"error": self._refusal, "exit_code": 2}
         asked = PassRequest.from_dict(request)
+        if asked.options.choice.chooses and self._world() > 1 and generation(self._worker.model_runner) == "V0":
+            raise Unsupported(CHOOSE_ALONE)
         forced, replacement = self._given(asked)
         options = self._share(asked.options)
         meta = {"pass": asked.name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
