@@ -250,6 +250,8 @@ def _fields(names: list[str]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in FIELDS]:
         raise UsageError(f"{unknown[0]!r} is no field that can be kept; --keep-fields takes {', '.join(FIELDS)}.")
     return tuple(dict.fromkeys(names))
+
+
 def _sides(text: str) -> tuple[str, ...]:
     """Raises UsageError unless these are ``in``, ``out`` or both."""
     found = tuple(side.strip() for side in text.split(","))
