@@ -8,8 +8,8 @@
 
 Each round of a recorded server stands between two of the plain one; its ratio is to their mean, so that a machine
 that grows slower changes both sides. Medians of these ratios have bootstrap intervals (95 %). A ratio of
-``throughput`` is of seconds for the same tokens; those of ``p50`` and ``p99`` are of a request's time. ``plain`` in
-the table is each plain round against the mean of its own two neighbours: what the machine's noise alone looks like.
+``throughput`` is of seconds for the same tokens; those of ``p50`` and ``p99`` are of a request's time. ``plain``
+in the table is each plain round against the mean of its own two neighbours: what noise alone looks like.
 """
 
 from __future__ import annotations
