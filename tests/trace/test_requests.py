@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import second_reader
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Request, RowKey, Sampled, Site, make_rows
@@ -108,6 +109,22 @@ def test_a_trace_keeps_them_when_it_is_packed_and_its_digest_without_them(tmp_pa
         assert packed.requests[0].identity == FIRST
         assert packed.digest() == bare
         assert [r.name for r in verify(packed)] == ["record-rank0.seg", "requests-0.req", "requests-1.req"]
+
+
+def test_a_second_reader_finds_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    served(path, FIRST.id)
+    begun = replace(FIRST, ended=None, reason="", stop=None, tokens=None)
+    data = note(path, begun, SECOND, FIRST).read_bytes()
+    pack_trace(open_trace(path), tmp_path / "packed")
+    assert second_reader.requests_in_pack((tmp_path / "packed").read_bytes()) == {"requests-0.req": data}
+    said = second_reader.requests(data)
+    assert said.keys() == {FIRST.id, SECOND.id}
+    assert said[FIRST.id] == {
+        "id": FIRST.id, "name": "cmpl-7f-0", "arrived": [10**18, 5], "ended": [10**18 + 7, 12], "reason": "stop",
+        "stop": ".", "adapter": "mine", "priority": -3, "prompt": 2, "tokens": 4, "fields": {"user": "alice"},
+    }  # fmt: skip
+    assert said[SECOND.id]["sample"] == 1
 
 
 def test_whatever_is_cut_off_the_records_before_are_there(tmp_path: Path) -> None:
