@@ -198,6 +198,16 @@ def test_a_full_disk_tears_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(read_identities(LocalFile(file.path)).values()) == [FIRST, SECOND]
 
 
+def test_a_full_disk_leaves_no_files_without_anything_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    for _ in range(3):
+        with pytest.raises(OSError, match="only a part"):
+            RequestFile(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_its_owner_may_read_a_file(tmp_path: Path) -> None:
     assert note(tmp_path, FIRST).stat().st_mode & 0o777 == 0o600
 
