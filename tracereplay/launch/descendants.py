@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -188,5 +189,6 @@ def remove_memory(names: Iterable[str]) -> None:
         used |= Process(int(pid), 0).memory()
     for name, inode in left.items():
         if inode not in used:
+            path = SHARED / name
             with contextlib.suppress(OSError):
-                (SHARED / name).unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

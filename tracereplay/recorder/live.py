@@ -9,7 +9,7 @@ The writer process keeps this: it has every token on the host, whatever device s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -55,6 +55,11 @@ class LiveRequests:
         for key in keys:
             self._requests.pop(key, None)
             self._sampled.pop(key, None)
+
+    def ended(self, requests: Collection[int]) -> None:
+        """Forgets all sequences of requests, by their numbers."""
+        if requests:
+            self.finished([key for key in self._requests if key[0] in requests])
 
     def moved(self, moved: Moved) -> LiveRequests:
         """The requests that go on, under their numbers in the next trace."""

@@ -37,6 +37,7 @@ _TAKES: Mapping[str, Check] = {
     "check_writes": FLAG,
     "in_flight": COUNT,
 }
+CHANGEABLE = frozenset({"when_behind", "max_steps", "sites", "sides"})  # while a recording runs
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,20 @@ class Options:
             if name in given:
                 given[name] = tuple(given[name])
         return cls(**given)
+
+    def changed(self, data: Mapping[str, Any]) -> Options:
+        """With other values, as a recording that runs can take them.
+
+        Raises:
+            UsageError: one of them cannot be changed while it runs, or does not take such a value.
+        """
+        for name in data:
+            if name in _TAKES and name not in CHANGEABLE:
+                raise UsageError(
+                    f"The option {name!r} is decided when a recording starts; {', '.join(sorted(CHANGEABLE))} can be "
+                    "changed while it runs."
+                )
+        return Options.from_dict({**self.as_dict(), **data})
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.recorder.control import Control, Renumber
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
+from tracereplay.recorder.lacking import Lacking
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
@@ -73,12 +75,19 @@ class Session:
         self._census: Census | None = None  # as long as steps are left of which one is taken
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
+        self._control: Control | None = None  # of a recording that takes orders while it runs
+        self._resting = False  # paused, by an order
+        self._segment: tuple[Path, dict[str, Any]] = (Path(), {})  # its path and what it says of this process
+        self._lacking = Lacking()
+        self._finished: list[int] = []  # requests that ended since the last step that was recorded
+        self._changed: list[str] = []  # what orders have changed since, in sentences
 
     # -- a pass -----------------------------------------------------------------------------------------
 
     def begin_pass(
         self, path: Path, meta: Mapping[str, Any], replacement: Replacement | None = None,
-        options: Options | None = None, model: torch.nn.Module | None = None,
+        options: Options | None = None, model: torch.nn.Module | None = None, control: Control | None = None,
+        paused: bool = False,
     ) -> None:  # fmt: skip
         """Starts recording into a new segment.
 
@@ -88,6 +97,8 @@ class Session:
             replacement: feeds recorded values; None records only.
             options: see there.
             model: of which a census is taken, and whose parameters and buffers kernels take by name.
+            control: by which it takes orders while it runs.
+            paused: whether it begins with a pause.
 
         Raises:
             OSError, WriterGone: the segment or its writer cannot be created.
@@ -100,13 +111,10 @@ class Session:
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
-        self._writer = WriterClient(
-            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes
-        )
-        self._errors.update(self._writer.errors)
-        self._handover = Handover(
-            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
-        )
+        self._control, self._segment = control, (path, dict(meta))
+        self._resting, self._lacking = paused, Lacking()
+        self._open(path, meta)
+        self._show()
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
@@ -115,6 +123,17 @@ class Session:
         if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
             self.scope = self._watch_kernels
+
+    def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Opens a segment in a writer process that has none."""
+        self._writer = WriterClient(
+            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
+            live=self._control is not None,
+        )  # fmt: skip
+        self._errors.update(self._writer.errors)
+        self._handover = Handover(
+            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
+        )
         self._writer.sites(self.sites)
 
     def prepare(self) -> WriterHandle:
@@ -146,10 +165,14 @@ class Session:
             with self._guarded():
                 handover.close()
             self._writer = self._handover = None
-            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
             with self._guarded():
-                writer.close(summary, whole=not self._errors)
+                writer.close(self._summary(), whole=not self._errors)
             self._errors.update(writer.errors)
+            if self._control is not None:
+                self._ended = self._ended or "end"
+                self._show()
+                self._control.close()
+                self._control = None
         return {
             "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
         }  # fmt: skip
@@ -162,12 +185,105 @@ class Session:
 
     @property
     def recording(self) -> bool:
-        """Whether a pass is being recorded."""
-        return self._writer is not None
+        """Whether a pass is being recorded, and not paused."""
+        return self._writer is not None and not self._resting
+
+    def _summary(self) -> dict[str, Any]:
+        """For the end mark."""
+        counts = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
+        return {**counts, **self._lacking.summary()}
 
     def weights_updated(self) -> None:
         """Counts an update of the engine's weights."""
         self._weight_updates += 1
+
+    # -- orders (`control.Controlled`) ------------------------------------------------------------------
+
+    def attend(self, renumber: Renumber) -> None:
+        """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
+        control = self._control
+        if control is None:
+            return
+        self._give_up_step()
+        with self._guarded():
+            control.attend(self, renumber)
+        if self._resting:
+            self._lacking.paused += 1
+
+    def finished(self, requests: Sequence[int]) -> None:
+        """Requests have ended."""
+        if self._control is not None:
+            self._finished += requests
+
+    def lacks(self, requests: Iterable[int]) -> None:
+        """Requests have steps that are not recorded."""
+        self._lacking.add(requests)
+
+    @property
+    def ended(self) -> str | None:
+        return self._ended
+
+    def pause(self) -> None:
+        self._resting = True
+        self._show()
+
+    def resume(self) -> None:
+        self._resting = False
+        self._show()
+
+    def change(self, options: Mapping[str, Any]) -> None:
+        """Takes other options from the next step on."""
+        changed = self._options.changed(options)
+        if self.graphs is not None:
+            self.graphs.refuse(changed, None)
+        self._options = changed
+        self._left_out = changed.left_out(self.sites)
+        self._wanted = self._watchable()
+        told = changed.told() or ["From this step on, inputs and outputs of every operator are recorded."]
+        self._changed = [text.replace("was recorded", "is recorded from this step on") for text in told]
+
+    def cut(self, trace: Path, renumber: Renumber) -> None:
+        """Ends the segment, and begins the next in another trace, with the requests that are live."""
+        writer, handover, control = self._writer, self._handover, self._control
+        if writer is None or handover is None or control is None:
+            return
+        before, meta = self._segment
+        path = trace / before.name
+        meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
+        with self._guarded():
+            handover.drain(wait=True)
+        whole = not self._errors and not writer.gone
+        moved = renumber(whole)
+        summary = self._summary()
+        self._segment = path, meta
+        self._errors.clear()
+        self._silent.clear()
+        self._steps = self._dropped = 0
+        self._ended = None
+        self._finished.clear()
+        self._lacking = self._lacking.moved(moved)
+        if writer.gone:
+            with self._guarded():
+                handover.close()
+            writer.close(summary, whole=False)
+            self._open(path, meta)
+        else:
+            writer.cut(summary, path, meta, whole=whole, moved=moved, number=control.number)
+        self._show()
+
+    def _show(self) -> None:
+        """Says how it goes."""
+        control, writer = self._control, self._writer
+        if control is None:
+            return
+        counters = control.counters
+        if writer is not None:
+            counters.trace_bytes, counters.trace_steps = writer.size, self._steps
+            counters.bytes = writer.written
+        error = next(reversed(self._errors), None)
+        trace = str(self._segment[0].parent)
+        control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error, options=self._options.as_dict())
+        control.state(paused=self._resting, ended=self._ended is not None)
 
     # -- a step -----------------------------------------------------------------------------------------
 
@@ -177,29 +293,51 @@ class Session:
         if writer is None or handover is None or self._ended is not None:
             return
         self._give_up_step()
+        control = self._control
+        if control is not None:
+            control.costs.begin()
         if self._options.max_steps is not None and self._steps >= self._options.max_steps:
-            self._ended = "max_steps"
+            self._end("max_steps")
             return
         self._rows.clear()
         try:
             arena = handover.take(wait=self._options.when_behind == "block" or self._replacement is not None)
-            if writer.spent:
-                self._ended = "max_bytes"
+            failed = control is not None and bool(writer.errors)
+            if writer.spent or failed:
+                self._errors.update(writer.errors)
+                self._end("failed" if failed else "max_bytes")
                 writer.give_back([arena] if arena is not None else [])
             elif arena is None:
-                self._dropped += 1
+                self._drop(rows)
             else:
-                number = self._steps + self._dropped
+                number = self._steps + self._dropped if control is None else control.number
                 self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
                 self._step.feeds = self._replacement is not None and self._replacement.feeds
-                self._step.notes += self._told(writer) if self._steps == 0 else []
+                self._step.notes += self._told(writer) if self._steps == 0 else self._changed
+                self._step.notes += self._lacking.notes()
+                self._step.finished, self._finished = self._finished, []
+                self._changed = []
                 self.watched = self._wanted
                 if self._census is not None:
                     self._begin_census(self._census)
                 if self._kernels is not None:
                     self._kernels.begin_step(self._step)
+                if control is not None:
+                    control.costs.begun()
         except Exception as error:
             self.failed(error)
+
+    def _end(self, why: str) -> None:
+        """Records no more steps, until an order begins another trace."""
+        self._ended = why
+        self._show()
+
+    def _drop(self, rows: RowMap) -> None:
+        """Leaves a step out."""
+        self._dropped += 1
+        if self._control is not None:
+            self._control.counters.dropped += 1
+            self._lacking.add(set(rows[:, 0].tolist()))
 
     def _begin_census(self, census: Census) -> None:
         """All taps say that they are called, those too of which nothing is kept."""
@@ -249,6 +387,8 @@ class Session:
         handover = self._handover
         if step is None or handover is None:
             return
+        control = self._control
+        since = 0 if control is None else control.costs.end()
         self._end_census(step)
         self._note_silence(step)
         if self._kernels is not None:
@@ -256,6 +396,10 @@ class Session:
         self._steps += 1
         with self._guarded():
             handover.add(step)
+        if control is not None:
+            control.counters.recorded += 1
+            control.costs.ended(since)
+            self._show()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -482,12 +626,13 @@ class Session:
         """Counts an error; the engine goes on."""
         if isinstance(error, WriterGone):
             text = str(error)
-            self._ended = "the writer process ended"
+            self._end("the writer process ended")
         elif isinstance(error, OSError) and error.errno is not None:
             text = f"{os.strerror(error.errno)} (while writing the trace)"
         else:
             text = f"{type(error).__name__}: {error}"
         self._errors[text] = self._errors.get(text, 0) + 1
+        self._show()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -11,7 +11,8 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class Counters:
     trace_steps: int = 0
 
 
-_FORM = struct.Struct(f"<{len(fields(Counters))}Q")
+_NAMES = [field.name for field in fields(Counters)]
+_FORM = struct.Struct(f"<{len(_NAMES)}Q")
+_values = attrgetter(*_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class StatusPage:
 
     def show(self) -> None:
         """Shows the counters as they are."""
-        _FORM.pack_into(self._memory, 0, *astuple(self.counters))
+        _FORM.pack_into(self._memory, 0, *_values(self.counters))
 
     def say(self, words: Mapping[str, Any]) -> None:
         """Shows words, if they are others than those that stand there."""

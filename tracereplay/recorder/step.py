@@ -74,6 +74,7 @@ class PendingStep:
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self.frame: Any = None  # of `recorder.graphs`: whose graphs are being replayed
         self.regions: list[Any] = []  # of the frame, as far as they were
+        self.finished: list[int] = []  # requests that had ended before it, of a recording that takes orders
         self.padded = 0  # rows of the graphs that the step replayed; 0: it replayed none
         self._weight_updates = weight_updates
         self._writer = writer
@@ -321,5 +322,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels, self.census, self.padded,
+            self._weight_updates, self.kernels, self.census, self.padded, self.finished,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from tracereplay.event import Site
 from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.live import Moved
 from tracereplay.recorder.protocol import StepMessage, send
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.trace import codec, records
@@ -29,6 +30,7 @@ class WriterClient:
         meta: plain data about this process.
         codec_id: how chunks are stored.
         max_bytes: of the segment.
+        live: whether `cut` may be called.
 
     Raises:
         WriterGone: the process has exited.
@@ -36,7 +38,7 @@ class WriterClient:
 
     def __init__(
         self, handle: WriterHandle, path: Path, meta: Mapping[str, Any], *,
-        codec_id: int = codec.PLANES, max_bytes: int | None = None,
+        codec_id: int = codec.PLANES, max_bytes: int | None = None, live: bool = False,
     ) -> None:  # fmt: skip
         self._handle, self._to, self._inbox = handle, handle.to, handle.inbox
         self.arenas = handle.arenas
@@ -44,10 +46,12 @@ class WriterClient:
         self.errors: dict[str, int] = {}
         self.spent = False
         self.steps = self.size = 0
-        self._closed = False
+        self._closed = self.gone = False
+        self._cuts = 0  # of which the writer has not said yet that it has made them
+        self._before = 0  # bytes of earlier segments
         handle.begin()
         self.pid = handle.pid
-        self._send("open", str(path), dict(meta), codec_id, max_bytes, [arena.fd for arena in self.arenas])
+        self._send("open", str(path), dict(meta), codec_id, max_bytes, [arena.fd for arena in self.arenas], live)
         while not (self.size or self.errors):
             self._wait()
 
@@ -106,6 +110,27 @@ class WriterClient:
         while select.select([self._inbox.fd], [], [], 0)[0]:
             self._wait()
 
+    def cut(
+        self, summary: Mapping[str, Any], path: Path, meta: Mapping[str, Any], *, whole: bool, moved: Moved,
+        number: int,
+    ) -> None:  # fmt: skip
+        """Ends the segment and begins another; the writer does it when it has written what it has, and nobody waits.
+
+        Args:
+            summary, whole: see `close`.
+            path, meta: of the next segment.
+            moved: the requests that go on in it.
+            number: of its first step.
+        """
+        self._send("cut", dict(summary), whole, str(path), dict(meta), [list(m) for m in moved], number)
+        self._cuts += 1
+        self.errors, self.spent = {}, False
+
+    @property
+    def written(self) -> int:
+        """Bytes of all segments so far."""
+        return self._before + self.size
+
     def close(self, summary: Mapping[str, Any], *, whole: bool) -> None:
         """Waits until everything is written and the segment is closed.
 
@@ -139,13 +164,18 @@ class WriterClient:
         elif kind == "wrote":
             self.steps, self.size = rest
         elif kind == "spent":
-            self.spent = True
-        elif kind == "failed":
+            self.spent = not self._cuts
+        elif kind == "failed" and not self._cuts:  # else of a segment that was ended
             self.errors[rest[0]] = self.errors.get(rest[0], 0) + 1
+        elif kind == "cut":
+            self._cuts -= 1
+            self._before += rest[0]
+            self.size = 0
         elif kind == "closed":
             self._closed = True
 
     def _gone(self) -> str:
+        self.gone = True
         text = "the writer process ended prematurely"
         self.errors[text] = self.errors.get(text, 0) + 1
         return text

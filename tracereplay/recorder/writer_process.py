@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from tracereplay.event import RowKey, Sampled
+from tracereplay.event import RowKey, Sampled, make_rows
+from tracereplay.recorder.live import LiveRequests, Moved
 from tracereplay.recorder.protocol import Descriptor, Inbox, SampledBytes, StepMessage, send
-from tracereplay.trace import BudgetSpent, CallOfStep, SegmentWriter, TensorBytes, records
+from tracereplay.trace import BudgetSpent, CallOfStep, SegmentWriter, TensorBytes, codec, records
 from tracereplay.trace.kernels import renumbered
 
 __all__ = ["main"]
+
+BEGINS = (
+    "This trace begins while requests run: this step has no calls, and holds these requests and the tokens that they "
+    "had been given before."
+)
 
 
 class _Server:
@@ -42,6 +49,10 @@ class _Server:
         self._steps = 0
         self._given_up = False  # after a failure, or when the budget is spent
         self._failed = False
+        self._live: LiveRequests | None = None  # where a cut may come
+        self._sites_said: list[Any] = []
+        self._how: tuple[int, int | None] = (codec.PLANES, None)  # codec and bytes of each segment
+        self._closing: list[threading.Thread] = []  # of segments that were ended
 
     def serve(self, inbox: Inbox) -> None:
         """Handles messages until the engine has exited."""
@@ -67,17 +78,57 @@ class _Server:
         with contextlib.suppress(OSError):  # the engine has exited; still write what was handed over
             send(self._out, list(message))
 
-    def _open(self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int]) -> None:
-        self._fds = fds
+    def _open(
+        self, path: str, meta: Mapping[str, Any], codec_id: int, max_bytes: int | None, fds: list[int],
+        live: bool = False,
+    ) -> None:  # fmt: skip
+        self._fds, self._how = fds, (codec_id, max_bytes)
+        self._live = LiveRequests() if live else None
+        self._sites_said = []
+        self._create(path, meta)
+
+    def _create(self, path: str, meta: Mapping[str, Any]) -> None:
         self._steps, self._given_up, self._failed = 0, False, False
-        self._writer = SegmentWriter(Path(path), meta, codec, max_bytes, workers=_spare_cores())
+        self._writer = SegmentWriter(Path(path), meta, *self._how, workers=_spare_cores())
         # A held lock shows others that the segment is still being written.
         fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
         self._tell("wrote", 0, self._writer.size)
 
     def _sites(self, sites: list[Any]) -> None:
         assert self._writer is not None
+        self._sites_said += sites
         self._writer.sites(map(records.read_site, sites))
+
+    def _cut(
+        self, summary: Mapping[str, Any], whole: bool, path: str, meta: Mapping[str, Any], moved: Moved,
+        number: int,
+    ) -> None:  # fmt: skip
+        before, self._writer = self._writer, None
+        self._tell("cut", 0 if before is None else before.size)
+        if before is not None:
+            self._close_beside(before, summary, whole and not self._failed)
+        self._failed, self._given_up = True, True  # until there is another
+        live = self._live.moved(moved) if self._live is not None else LiveRequests()
+        self._live = live
+        self._create(path, meta)
+        sites, self._sites_said = self._sites_said, []
+        self._sites(sites)
+        if len(live) and self._writer is not None:
+            requests, sampled = live.beginning()
+            self._writer.commit(max(number - 1, 0), make_rows([]), [], sampled, [BEGINS], requests)
+
+    def _close_beside(self, writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
+        """Ends a segment while the next is written: waiting for the disk may take seconds."""
+
+        def close() -> None:
+            try:
+                _close_segment(writer, summary, whole)
+            except Exception as error:
+                traceback.print_exception(error)
+
+        self._closing = [thread for thread in self._closing if thread.is_alive()]
+        self._closing.append(threading.Thread(target=close))
+        self._closing[-1].start()
 
     def _tensors(self, arena: int, size: int, tensors: list[Any], asides: list[tuple[int, int]]) -> None:
         self._held.append(arena)
@@ -126,6 +177,10 @@ class _Server:
         ]
         sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
         requests = [records.read_request(r) for r in step.requests]
+        if self._live is not None:
+            self._live.ended(step.finished)
+            self._live.requested(requests)
+            self._live.sampled(sampled)
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
         writer.commit(
             step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census,
@@ -157,15 +212,20 @@ class _Server:
         self._release()
 
     def _close(self, summary: Mapping[str, Any], whole: bool) -> None:
+        for thread in self._closing:
+            thread.join()
         writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        try:
-            writer.close(summary) if whole and not self._failed else writer.abandon()
-        except OSError:
-            with contextlib.suppress(OSError):
-                writer.abandon()
-            raise
+        if writer is not None:
+            _close_segment(writer, summary, whole and not self._failed)
+
+
+def _close_segment(writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
+    try:
+        writer.close(summary) if whole else writer.abandon()
+    except OSError:
+        with contextlib.suppress(OSError):
+            writer.abandon()
+        raise
 
 
 def _words(error: Exception) -> str:

@@ -88,7 +88,8 @@ class TraceDirectory:
         }
         refuse_taken(path)
         try:
-            path.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
             self._held = _Held(path)
             weakref.finalize(self, self._held.release)
             self._write_first()
@@ -114,6 +115,11 @@ class TraceDirectory:
         self._manifest["state"] = "complete"
         self._save()
         self._held.release()
+
+    @property
+    def state(self) -> str:
+        """``complete`` or ``incomplete``."""
+        return str(self._manifest["state"])
 
     def let_go(self) -> None:
         """Says to others that it is no longer being made, whether it is complete or not."""
@@ -156,7 +162,8 @@ def replace_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Writes a trace's manifest in one step; raises OSError, and then the old one is still there."""
     partial = directory / f"{MANIFEST}.partial"
     try:
-        with partial.open("wb") as file:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
             file.write(write_manifest(manifest))
             file.flush()
             os.fsync(file.fileno())

@@ -172,7 +172,7 @@ def _why_not_ours(path: Path, trace: Trace) -> str | None:
 
 
 def _is_ours(name: str) -> bool:
-    ours = name in (MANIFEST, f"{MANIFEST}.partial") or SEGMENT.fullmatch(name) is not None
+    ours = name in (MANIFEST, f"{MANIFEST}.partial", "control.sock") or SEGMENT.fullmatch(name) is not None
     return ours or fnmatchcase(name, CLAIM.format("[0-9]*"))
 
 

@@ -43,7 +43,7 @@ def rewrite(
     """
     encoder = codec.Encoder(codec.STRONG if base is None else codec.ROWS, level)
     try:
-        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             _Copy(segment, Appender(fd, encoder), bases, base).run()
         finally:

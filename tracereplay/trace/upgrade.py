@@ -39,7 +39,7 @@ def upgrade(segment: SegmentReader, out: Path) -> None:
         DamagedTrace: a step cannot be read.
     """
     try:
-        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             to = Appender(fd, Encoder(PLANES))
             to.magic()

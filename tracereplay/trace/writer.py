@@ -84,7 +84,7 @@ class SegmentWriter:
         self, path: Path, meta: Mapping[str, Any], codec: int = PLANES, max_bytes: int | None = None,
         workers: int = 0,
     ) -> None:  # fmt: skip
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._to = Appender(self._fd, Encoder(codec), workers)
         self._max_bytes = max_bytes
         self._contents = Contents(self._to.chunk)

@@ -7,7 +7,7 @@ session) and, for replays, the tokens to force.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,8 @@ from tracereplay.engines.vllm.guest.sampling import kept_sampling
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
+from tracereplay.recorder.control import Renumber
+from tracereplay.recorder.live import Moved
 from tracereplay.recorder.rows_first import RowsFirst
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
@@ -46,6 +48,9 @@ class Recorder(Protocol):
 
     @property
     def recording(self) -> bool: ...
+    def attend(self, renumber: Renumber) -> None: ...
+    def finished(self, requests: Sequence[int]) -> None: ...
+    def lacks(self, requests: Iterable[int]) -> None: ...
     def begin_step(self, rows: RowMap) -> None: ...
     def end_step(self) -> None: ...
     def paused(self) -> AbstractContextManager[None]: ...
@@ -86,6 +91,8 @@ class Adapter:
         self.numbering = Numbering(0)
         self.forced: Mapping[RowKey, int] = {}
         self._begun: list[Request] = []
+        self._live: Iterable[str] = ()  # the engine's ids of requests that had begun before this step
+        self._late: set[str] = set()  # of these, those that began while the recording was paused
         self._sampler_slot = slot_of(SAMPLER)
         parallel = config.parallel_config.tensor_parallel_size
         heads = max(1, config.model_config.get_total_num_kv_heads())  # a state space has none
@@ -136,9 +143,37 @@ class Adapter:
         """
         known = self.numbering.counted or self.numbering.knows(engine_id)
         key = self.numbering.number(engine_id)
+        if not known and engine_id in self._late:
+            self._late.discard(engine_id)
+            self.recorder.lacks([key[0]])
         if not known:
             self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)))
         return key
+
+    def attend(self, live: Iterable[str], finished: Iterable[str] = ()) -> None:
+        """Lets the recorder obey its orders, before a step's rows are numbered.
+
+        Args:
+            live: the engine's ids of requests that have begun before this step and may go on.
+            finished: of those that have ended since the last one.
+        """
+        before, self._live = self.recorder.recording, live
+        self.recorder.finished([self.numbering.number(i)[0] for i in finished if self.numbering.knows(i)])
+        self.recorder.attend(self._renumber)
+        now = self.recorder.recording
+        if before and not now:
+            self.recorder.lacks([self.numbering.number(i)[0] for i in live if self.numbering.knows(i)])
+        elif now and not before:
+            self._late = set(live)
+
+    def _renumber(self, keep: bool) -> Moved:
+        """See `recorder.control.Renumber`; requests that do not go on are new ones whose beginning is not known."""
+        before, self.numbering = self.numbering, self.numbering.anew()
+        if not keep:
+            self._late = set(self._live)
+            return []
+        known = [engine_id for engine_id in self._live if before.knows(engine_id)]
+        return [(*before.number(i), *self.numbering.number(i)) for i in known]
 
     def begin_step(self, rows: RowMap) -> None:
         """Begins a step; reports requests that begin in it, or began in a step that was not recorded."""

@@ -39,6 +39,10 @@ class Numbering:
         """Whether this id is known."""
         return engine_id in self._known
 
+    def anew(self) -> Numbering:
+        """Numbers from 0 again, for the next trace of a recording."""
+        return Numbering(self._first, self._order)
+
     def number(self, engine_id: str) -> tuple[int, int]:
         """(request, sequence) of an id as the engine's worker sees it."""
         found = self._known.get(engine_id)
