@@ -9,6 +9,18 @@ from typing import Annotated
 
 import typer
 
+from tracereplay.cli.capture_options import (
+    CAPTURE,
+    Control,
+    Keep,
+    LeaveFree,
+    Paused,
+    ResumeWhenRoom,
+    Rotate,
+    WhenBehind,
+    behind_of,
+    how_of,
+)
 from tracereplay.cli.checks import check_log
 from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.options import (
@@ -33,7 +45,7 @@ from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
-from tracereplay.launch.command import record_command
+from tracereplay.launch.command import How, record_command
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 
@@ -52,13 +64,6 @@ class Level(str, Enum):
 
     operator = "operator"
     kernel = "kernel"  # what operators dispatch, too
-
-
-class WhenBehind(str, Enum):
-    """See ``--when-behind``."""
-
-    block = "block"  # the engine waits
-    drop = "drop"  # steps are left out and counted
 
 
 def record(
@@ -105,8 +110,12 @@ def record(
         typer.Option(min=MIN_BYTES, help="Stop recording before the files exceed this size.", show_default=False),
     ] = None,
     when_behind: Annotated[
-        WhenBehind, typer.Option(help="What to do when the writer cannot keep up with the engine.")
-    ] = WhenBehind.block,
+        WhenBehind | None,
+        typer.Option(
+            help="What to do when the writer cannot keep up with the engine.",
+            show_default="block; drop for a command",
+        ),
+    ] = None,
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -116,6 +125,12 @@ def record(
             "--check-observer", help="Also generate without recording, and report what recording changed."
         ),
     ] = False,
+    rotate: Rotate = None,
+    keep: Keep = None,
+    leave_free: LeaveFree = None,
+    resume_when_room: ResumeWhenRoom = False,
+    paused: Paused = False,
+    control: Control = True,
     log: Log = None,
     force: Force = False,
 ) -> None:
@@ -124,14 +139,18 @@ def record(
     The sampling options apply to prompts that do not set their own.
     """
     options = Options(
-        max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
-        check_writes=check_writes,
+        max_steps=max_steps, max_bytes=max_bytes, when_behind=behind_of(when_behind, command=bool(command)),
+        level=level.value, check_writes=check_writes,
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
-        raise typer.Exit(_record_command(command, out, engine, force, options))
+        how = how_of(
+            out, rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control
+        )
+        raise typer.Exit(_record_command(command, out, engine, force, options, how))
+    refuse_given(context, CAPTURE, "Only a command after -- is recorded into several traces or controlled")
     launched = load_engine(engine) if engine is not None else None
     model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
@@ -157,17 +176,31 @@ def record(
     _tell(place.path)
 
 
-def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:
+def _record_command(
+    command: list[str], out: Path, engine: str | None, force: bool, options: Options, how: How
+) -> int:
     """Runs the command; its exit code is the program's, but for a trace that was cut off."""
     launched = load_engine(engine) if engine else None
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        with new_trace(out, force=force) as place:
-            code = record_command(command, place.path, engine=launched, options=options)
+        if how.collection:
+            if force:
+                raise UsageError(
+                    f"--force replaces a trace, and {out} is a directory of traces, which is continued."
+                )
+            code, made = record_command(command, out, engine=launched, options=options, how=how)
+        else:
+            with new_trace(out, force=force) as place:
+                code, made = record_command(command, place.path, engine=launched, options=options, how=how)
     finally:
         signal.signal(signal.SIGINT, before)
-    complete = _tell(place.path)
+    if how.collection:
+        complete = all(whole for _, whole in made)
+        lacking = "" if complete else f", {sum(not whole for _, whole in made)} of them incomplete"
+        stderr.print(f"Recorded {len(made)} traces{lacking}: {out}", soft_wrap=True, markup=False)
+    else:
+        complete = _tell(place.path)
     if code:
         return code if code > 0 else 128 - code
     return 0 if complete else EngineFailed.exit_code

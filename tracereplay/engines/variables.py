@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["ARGUMENTS", "CONTROL", "ENABLED", "GRAPHS", "GRAPH_MEMORY", "NO_TAPS", "OPTIONS", "RECORD_TO", "SOCKET"]
+__all__ = [
+    "ARGUMENTS",
+    "CONTROL",
+    "ENABLED",
+    "GRAPHS",
+    "GRAPH_MEMORY",
+    "NO_TAPS",
+    "OPTIONS",
+    "RECORD_TO",
+    "SOCKET",
+]
 
 ENABLED = "TRACEREPLAY_GUEST"
 NO_TAPS = "TRACEREPLAY_NO_TAPS"  # do not tap the model, to measure the observer effect

@@ -1,6 +1,6 @@
 """The traces of a recording: one, or a collection of numbered ones of which each continues the one before it.
 
-    DIR/control.sock   DIR/000001.trace   DIR/000002.trace ...
+DIR/control.sock   DIR/000001.trace   DIR/000002.trace ...
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUMBERED = re.compile(r"(\d{6,})\.trace", re.ASCII)
 
 
 def check_collection(path: Path) -> None:
-    """Raises UsageError if ``path`` cannot be a collection: an earlier one is continued, nothing else is touched."""
+    """Raises UsageError if ``path`` cannot be a collection: only an earlier one is continued."""
     if path.suffix == ".trace":
         raise UsageError(
             f"A recording that is cut into several traces needs a directory for them, and {path} is named like a "

@@ -6,13 +6,14 @@ say which requests started and which tokens they produced.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class How:
     """
 
     collection: bool = False
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     control: bool = True
     paused: bool = False
 
@@ -97,9 +98,7 @@ def record_command(
     traces = Traces(out, header, collection=how.collection)
     room = Room()
     try:
-        recording = Recording(
-            traces, room, options, how.budget, said, control=how.control, paused=how.paused
-        )
+        recording = Recording(traces, room, options, how.budget, said, control=how.control, paused=how.paused)
     except BaseException:
         traces.discard()
         room.remove()
@@ -117,7 +116,7 @@ def record_command(
         with Child([found, *command[1:]], environment, memory=room.memory) as child:
             recording.start()
             code = child.wait()
-            child.settle(lambda: sum(path.stat().st_size for path in out.glob("**/*.seg")))
+            child.settle(lambda: _written(out))
             recording.stop()
         traces.finish()
     finally:
@@ -132,6 +131,15 @@ def record_command(
             "environment that tracereplay can enter? (--engine NAME says which)"
         )
     return code, traces.finished
+
+
+def _written(out: Path) -> int:
+    """Bytes of all segments; traces are removed meanwhile."""
+    total = 0
+    for path in out.glob("**/*.seg"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _find(name: str, engine: Launchable | None) -> str:

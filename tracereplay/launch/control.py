@@ -35,8 +35,8 @@ def check_socket(folder: Path) -> None:
     path = os.fsencode(folder.absolute() / SOCKET)
     if len(path) > LONGEST_PATH:
         raise UsageError(
-            f"{os.fsdecode(path)} is too long for a socket: {len(path)} bytes, and {LONGEST_PATH} are possible. Give a "
-            "shorter path, or --no-control to record without."
+            f"{os.fsdecode(path)} is too long for a socket: {len(path)} bytes, and {LONGEST_PATH} are possible. "
+            "Give a shorter path, or --no-control to record without."
         )
 
 
@@ -56,7 +56,9 @@ class ControlSocket:
         self.path = folder.absolute() / SOCKET
         if self.path.exists():
             if _serves(self.path):
-                raise UsageError(f"{folder} is being recorded into; give another directory, or end that recording.")
+                raise UsageError(
+                    f"{folder} is being recorded into; give another directory, or end that recording."
+                )
             self.path.unlink()  # left behind by a recording that was killed
         before = os.umask(0o177)
         try:
@@ -101,6 +103,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         assert isinstance(self.server, _Server)
+        answer: Mapping[str, Any]
         line = self.rfile.readline(LONGEST_LINE)
         try:
             message = json.loads(line)
@@ -160,10 +163,12 @@ def _exchange(path: Path, trace: Path, line: bytes) -> bytes:
             with peer.makefile("rb") as lines:
                 return lines.readline()
         except PermissionError:
-            raise UsageError(f"The recording into {trace} is another user's; only its owner may control it.") from None
+            raise UsageError(
+                f"The recording into {trace} is another user's; only its owner may control it."
+            ) from None
         except (ConnectionRefusedError, FileNotFoundError):
             raise NothingRuns(
-                f"Nothing is being recorded into {trace}; {path.name} was left behind by a recording that was killed."
+                f"Nothing is being recorded into {trace}; its {path.name} is that of a recording that was killed."
             ) from None
         except TimeoutError:
             raise NothingRuns(f"The recording into {trace} does not answer; is its process stopped?") from None

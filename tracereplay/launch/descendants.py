@@ -16,7 +16,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Descendants", "Process", "alive", "below", "end_with_parent", "gather_orphans", "remove_memory"]
+__all__ = [
+    "SHARED",
+    "Descendants",
+    "Process",
+    "alive",
+    "below",
+    "end_with_parent",
+    "gather_orphans",
+    "remove_memory",
+]
 
 SHARED = Path("/dev/shm")
 LOOKS = 5  # at a new file of shared memory, before it is taken for another program's

@@ -86,7 +86,8 @@ class Recording:
         """The command has ended: no more orders."""
         self._stopped.set()
         self._signalled.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         if self.socket is not None:
             self.socket.close()
 
@@ -122,8 +123,8 @@ class Recording:
         if ended and not self.traces.collection:
             why = ended[0].words.get("error") or ended[0].words.get("ended")
             raise UsageError(
-                f"The recording has ended ({why}), and a single trace cannot be continued; record into a collection "
-                "(--rotate) to begin another."
+                f"The recording has ended ({why}), and a single trace cannot be continued; record into a "
+                "collection (--rotate) to begin another."
             )
         if ended:
             self.cut(["Begun by start, after the recording had ended."])
@@ -147,9 +148,7 @@ class Recording:
         self._order({"do": "options", "options": options})
         return {"options": self.options.as_dict()}
 
-    def trigger(
-        self, kind: str, request: str | None, detail: str, *, asked: bool = False
-    ) -> Mapping[str, Any]:
+    def trigger(self, kind: str, request: str | None, detail: str, *, asked: bool = False) -> Mapping[str, Any]:
         """Something happened of which a trace shall be kept.
 
         Args:

@@ -70,7 +70,8 @@ def _cost(counters: Sequence[Counters]) -> dict[str, float | None]:
 def _rank(status: Status) -> dict[str, Any]:
     c = status.counters
     return {
-        "name": status.name, "pid": status.words.get("pid"), "state": ("recording", "paused", "ended")[min(c.state, 2)],
+        "name": status.name, "pid": status.words.get("pid"),
+        "state": ("recording", "paused", "ended")[min(c.state, 2)],
         "ended": status.words.get("ended"), "error": status.words.get("error"), "trace": status.words.get("trace"),
         "steps": c.steps, "recorded": c.recorded, "dropped": c.dropped, "unrecorded": c.unrecorded,
         "bytes": c.bytes, "trace_bytes": c.trace_bytes, "cuts": c.cuts, "step_seconds": c.step_ns / 1e9,
@@ -103,7 +104,9 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield f'tracereplay_state{{{path},state="{state}"}} {int(status["state"] == state)}'
     yield from _head("failed", "gauge", "1 if the last error of the recording has ended it, or is not overcome.")
     yield f"tracereplay_failed{{{path}}} {int(status['last_error'] is not None)}"
-    yield from _head("held_back_triggers_total", "counter", "Triggers that were held back, since others had just come.")
+    yield from _head(
+        "held_back_triggers_total", "counter", "Triggers that were held back, since others had just come."
+    )
     yield f"tracereplay_held_back_triggers_total{{{path}}} {status['triggers_held_back']}"
     if status["free"] is not None:
         yield from _head("free_bytes", "gauge", "Free bytes of the disk.")

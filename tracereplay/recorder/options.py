@@ -94,8 +94,8 @@ class Options:
         for name in data:
             if name in _TAKES and name not in CHANGEABLE:
                 raise UsageError(
-                    f"The option {name!r} is decided when a recording starts; {', '.join(sorted(CHANGEABLE))} can be "
-                    "changed while it runs."
+                    f"The option {name!r} is decided when a recording starts; {', '.join(sorted(CHANGEABLE))} can "
+                    "be changed while it runs."
                 )
         return Options.from_dict({**self.as_dict(), **data})
 

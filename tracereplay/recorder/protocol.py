@@ -1,7 +1,7 @@
 """Messages between the engine's process and the writer process: msgpack lists, each preceded by its length.
 
-engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], live]   live: whether it shall know the
-                                                        requests that are under way, for a "cut"
+engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], live]   live: whether it
+                                                        shall know the requests under way, for a "cut"
                    ["sites", [...]]                     see `trace.records`
                    ["tensors", arena, size, [...], [...]]   tensors of this step in the arena: `Descriptor`s of
                                                         values, and offset and size of asides

@@ -114,7 +114,7 @@ class WriterClient:
         self, summary: Mapping[str, Any], path: Path, meta: Mapping[str, Any], *, whole: bool, moved: Moved,
         number: int,
     ) -> None:  # fmt: skip
-        """Ends the segment and begins another; the writer does it when it has written what it has, and nobody waits.
+        """Ends the segment and begins another; the writer does it in its turn, and nobody waits.
 
         Args:
             summary, whole: see `close`.

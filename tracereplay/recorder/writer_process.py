@@ -30,8 +30,8 @@ from tracereplay.trace.kernels import renumbered
 __all__ = ["main"]
 
 BEGINS = (
-    "This trace begins while requests run: this step has no calls, and holds these requests and the tokens that they "
-    "had been given before."
+    "This trace begins while requests run: this step has no calls, and holds these requests and the tokens that "
+    "they had been given before."
 )
 
 

@@ -167,7 +167,7 @@ class Adapter:
             self._late = set(live)
 
     def _renumber(self, keep: bool) -> Moved:
-        """See `recorder.control.Renumber`; requests that do not go on are new ones whose beginning is not known."""
+        """See `recorder.control.Renumber`; those that do not go on are new ones of unknown beginning."""
         before, self.numbering = self.numbering, self.numbering.anew()
         if not keep:
             self._late = set(self._live)
