@@ -65,9 +65,9 @@ class Traces:
         self.finished: list[tuple[Path, bool]] = []  # with whether each is complete
         self.removed = 0
         self._ending: list[Filling] = []
-        if collection:
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True, mode=0o700)
+        self._made = collection and not path.exists()
+        if self._made:
+            _make(path)
         earlier = [int(found[1]) for p in _listed(path) if (found := NUMBERED.fullmatch(p.name))]
         self._number = max(earlier, default=0)
         self._current = Filling(self._make([]) if collection else TraceDirectory(path, header), self._checkpoints)
@@ -129,7 +129,11 @@ class Traces:
     def discard(self) -> None:
         """Removes the first trace again: the recording does not begin."""
         self._current.finish()
-        if self.collection:
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes an empty collection that was made here."""
+        if self._made:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
@@ -173,6 +177,14 @@ class Traces:
             return True
         short = budget.leave_free is not None and free is not None and free < budget.leave_free
         return short and len(found) > 1
+
+
+def _make(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise UsageError(f"The directory {path} cannot be created: {error.strerror}.") from error
 
 
 def _listed(path: Path) -> list[Path]:

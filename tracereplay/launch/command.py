@@ -125,6 +125,7 @@ def record_command(
         room.remove()
         traces.let_go()
     if not traces.finished:
+        traces.clear()
         title = family_named(DEFAULT).title
         raise UsageError(
             f"The command ended and no engine of {title} in it was recorded; does it start one in an "

@@ -139,9 +139,14 @@ def ask(trace: Path, message: Mapping[str, Any]) -> dict[str, Any]:
         NothingRuns: there is none.
         UsageError: it is somebody else's, or refuses.
     """
-    path = next((p for p in (trace / SOCKET, trace.absolute().parent / SOCKET) if p.exists()), None)
-    if path is None:
+    try:
+        path = next((p for p in (trace / SOCKET, trace.absolute().parent / SOCKET) if p.exists()), None)
         there = "" if trace.exists() else ", which does not exist"
+    except PermissionError:
+        raise UsageError(
+            f"{trace} is another user's; only its owner may control what is recorded there."
+        ) from None
+    if path is None:
         raise NothingRuns(f"Nothing is being recorded into {trace}{there}.")
     line = _exchange(path, trace, json.dumps(message).encode() + b"\n")
     try:

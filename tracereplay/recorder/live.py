@@ -1,8 +1,8 @@
 """The requests that are under way, with their tokens so far: what a trace that begins in the middle must hold.
 
 A trace that begins while requests run (the next of a rotation, what a flight recorder kept) cannot be replayed
-from its own steps alone: a replay generates each request from its prompt on, with golden's tokens forced. So such a
-trace begins with a step that has no rows and no calls, only the live requests and the tokens that they have.
+from its own steps alone: a replay generates each request from its prompt on, with golden's tokens forced. So such
+a trace begins with a step that has no rows and no calls, only the live requests and the tokens that they have.
 
 The writer process keeps this: it has every token on the host, whatever device sampled it.
 """
