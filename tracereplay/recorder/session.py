@@ -29,7 +29,7 @@ from tracereplay.recorder.lacking import Lacking
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
-from tracereplay.recorder.step import OpenCall, PendingStep
+from tracereplay.recorder.step import Behind, OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
@@ -37,6 +37,8 @@ from tracereplay.recorder.written import WrittenInputs
 __all__ = ["Session"]
 
 
+PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
+SILENCE = 20.0  # seconds that a writer may be silent when such an engine ends: a disk may hang for ever
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
@@ -158,15 +160,15 @@ class Session:
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
-        writer, handover, self._replacement = self._writer, self._handover, None
-        self._kernels = self._census = self.scope = None
+        writer, handover, patience = self._writer, self._handover, None if self._waits() else SILENCE
+        self._kernels = self._census = self.scope = self._replacement = None
         if writer is not None and handover is not None:
             self._give_up_step()
             with self._guarded():
                 handover.close()
             self._writer = self._handover = None
             with self._guarded():
-                writer.close(self._summary(), whole=not self._errors)
+                writer.close(self._summary(), whole=not self._errors, patience=patience)
             self._errors.update(writer.errors)
             if self._control is not None:
                 self._ended = self._ended or "end"
@@ -301,7 +303,7 @@ class Session:
             return
         self._rows.clear()
         try:
-            arena = handover.take(wait=self._options.when_behind == "block" or self._replacement is not None)
+            arena = handover.take(wait=self._waits())
             failed = control is not None and bool(writer.errors)
             if writer.spent or failed:
                 self._errors.update(writer.errors)
@@ -312,6 +314,7 @@ class Session:
             else:
                 number = self._steps + self._dropped if control is None else control.number
                 self._step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
+                self._step.patience = None if self._waits() else PATIENCE
                 self._step.feeds = self._replacement is not None and self._replacement.feeds
                 self._step.notes += self._told(writer) if self._steps == 0 else self._changed
                 self._step.notes += self._lacking.notes()
@@ -326,6 +329,10 @@ class Session:
                     control.costs.begun()
         except Exception as error:
             self.failed(error)
+
+    def _waits(self) -> bool:
+        """Whether the engine waits for the writer."""
+        return self._options.when_behind == "block" or self._replacement is not None
 
     def _end(self, why: str) -> None:
         """Records no more steps, until an order begins another trace."""
@@ -624,6 +631,12 @@ class Session:
 
     def failed(self, error: BaseException) -> None:
         """Counts an error; the engine goes on."""
+        if isinstance(error, Behind):
+            step = self._step
+            self._give_up_step()
+            if step is not None:
+                self._drop(step.rows)
+            return
         if isinstance(error, WriterGone):
             text = str(error)
             self._end("the writer process ended")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,16 @@ class WriterClient:
         """See `SegmentWriter.sites`."""
         self._send("sites", [records.write_site(site) for site in sites])
 
-    def take(self, *, wait: bool) -> Arena | None:
-        """An empty arena; None if there is none and ``wait`` is not set.
+    def take(self, *, wait: bool, patience: float | None = None) -> Arena | None:
+        """An empty arena; None if there is none and ``wait`` is not set, or after ``patience`` seconds.
 
         Raises:
             WriterGone: the writer has exited.
         """
         self.poll()
+        until = None if patience is None else time.monotonic() + patience
         while not self._free:
-            if not wait:
+            if not wait or not self._says(until):
                 return None
             self._wait()
         arena = self._free.pop()
@@ -131,16 +133,17 @@ class WriterClient:
         """Bytes of all segments so far."""
         return self._before + self.size
 
-    def close(self, summary: Mapping[str, Any], *, whole: bool) -> None:
+    def close(self, summary: Mapping[str, Any], *, whole: bool, patience: float | None = None) -> None:
         """Waits until everything is written and the segment is closed.
 
         Args:
             summary: for the end mark.
             whole: whether to write one.
+            patience: seconds that the writer may be silent; then it is left to itself.
         """
         with contextlib.suppress(WriterGone):
             self._send("close", dict(summary), whole)
-            while not self._closed:
+            while not self._closed and self._says(None if patience is None else time.monotonic() + patience):
                 self._wait()
         if self._closed:
             self._handle.end()
@@ -152,6 +155,10 @@ class WriterClient:
             send(self._to, list(message))
         except OSError as error:
             raise WriterGone(self._gone()) from error
+
+    def _says(self, until: float | None) -> bool:
+        """Whether the writer says something until then."""
+        return until is None or bool(select.select([self._inbox.fd], [], [], max(0, until - time.monotonic()))[0])
 
     def _wait(self) -> None:
         """Waits for the writer's next message and handles it."""
