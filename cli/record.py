@@ -45,7 +45,7 @@ from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
-from tracereplay.launch.command import How, record_command
+from tracereplay.launch.command import How, record_traces
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 
@@ -189,10 +189,10 @@ def _record_command(
                 raise UsageError(
                     f"--force replaces a trace, and {out} is a directory of traces, which is continued."
                 )
-            code, made = record_command(command, out, engine=launched, options=options, how=how)
+            code, made = record_traces(command, out, engine=launched, options=options, how=how)
         else:
             with new_trace(out, force=force) as place:
-                code, made = record_command(command, place.path, engine=launched, options=options, how=how)
+                code, made = record_traces(command, place.path, engine=launched, options=options, how=how)
     finally:
         signal.signal(signal.SIGINT, before)
     if how.collection:

@@ -262,6 +262,20 @@ def compared(trace: Trace, answers: Sequence[Answer]) -> int:
     return finished
 
 
+def tokens_of(trace: Trace) -> Iterator[tuple[tuple[int, ...], list[int], int]]:
+    """Of each request of a trace: its prompt, its tokens, and the position of the first of them."""
+    prompts, tokens = {}, dict[int, dict[int, int]]()
+    for step in trace.steps("record"):
+        prompts.update({request.request: request.prompt_token_ids for request in step.requests})
+        for sampled in step.sampled:
+            tokens.setdefault(sampled.key.request, {})[sampled.key.position] = sampled.token
+    for request, prompt in prompts.items():
+        found = sorted(tokens.get(request, {}).items())
+        positions = [position for position, _ in found]
+        if positions == list(range(positions[0], positions[0] + len(positions)) if positions else ()):
+            yield tuple(prompt), [token for _, token in found], positions[0] if positions else len(prompt)
+
+
 def shared_memory() -> set[str]:
     return {path.name for path in SHARED.iterdir()}
 

@@ -31,7 +31,7 @@ from tracereplay.launch.recording import Recording
 from tracereplay.launch.room import Room
 from tracereplay.recorder.options import GraphOptions, Options
 
-__all__ = ["How", "record_command"]
+__all__ = ["How", "record_command", "record_traces"]
 
 _SECRET = ("key", "token", "secret", "password", "credential", "auth")
 
@@ -66,6 +66,13 @@ class _Interpreter:
 
 
 def record_command(
+    command: Sequence[str], out: Path, *, engine: Launchable | None = None, options: Options = Options()
+) -> int:
+    """`record_traces` into one trace; returns the command's exit code."""
+    return record_traces(command, out, engine=engine, options=options)[0]
+
+
+def record_traces(
     command: Sequence[str], out: Path, *, engine: Launchable | None = None, options: Options = Options(),
     how: How = How(),
 ) -> tuple[int, list[tuple[Path, bool]]]:  # fmt: skip
