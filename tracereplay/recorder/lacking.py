@@ -32,7 +32,7 @@ class Lacking:
         if not new:
             return []
         which = f"Request {new[0]} is" if len(new) == 1 else f"Requests {', '.join(map(str, new[:NAMED]))} are"
-        return [f"{which} not whole: steps were left out while the recording was paused or behind."]
+        return [f"{which} not whole: steps were left out while the recording was paused, or behind the engine."]
 
     def summary(self) -> dict[str, Any]:
         """For the end mark."""

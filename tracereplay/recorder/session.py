@@ -27,6 +27,7 @@ from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.lacking import Lacking
 from tracereplay.recorder.options import KERNEL, Options
+from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import Behind, OpenCall, PendingStep
@@ -82,6 +83,8 @@ class Session:
         self._segment: tuple[Path, dict[str, Any]] = (Path(), {})  # its path and what it says of this process
         self._lacking = Lacking()
         self._finished: list[int] = []  # requests that ended since the last step that was recorded
+        self._dropping = False  # whether the engine's step is one that was left out
+        self._owed = Owed()
         self._changed: list[str] = []  # what orders have changed since, in sentences
 
     # -- a pass -----------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ class Session:
         self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
         self._control, self._segment = control, (path, dict(meta))
-        self._resting, self._lacking = paused, Lacking()
+        self._resting, self._lacking, self._owed = paused, Lacking(), Owed()
         self._open(path, meta)
         self._show()
         self._replacement = replacement
@@ -264,6 +267,7 @@ class Session:
         self._ended = None
         self._finished.clear()
         self._lacking = self._lacking.moved(moved)
+        self._owed.move(moved)
         if writer.gone:
             with self._guarded():
                 handover.close()
@@ -280,7 +284,7 @@ class Session:
             return
         counters = control.counters
         if writer is not None:
-            counters.trace_bytes, counters.trace_steps = writer.size, self._steps
+            counters.trace_bytes, counters.trace_steps = writer.of_last, self._steps
             counters.bytes = writer.written
         error = next(reversed(self._errors), None)
         trace = str(self._segment[0].parent)
@@ -295,7 +299,7 @@ class Session:
         if writer is None or handover is None or self._ended is not None:
             return
         self._give_up_step()
-        control = self._control
+        control, self._dropping = self._control, False
         if control is not None:
             control.costs.begin()
         if self._options.max_steps is not None and self._steps >= self._options.max_steps:
@@ -320,6 +324,7 @@ class Session:
                 self._step.notes += self._lacking.notes()
                 self._step.finished, self._finished = self._finished, []
                 self._changed = []
+                self._owed.pay(self._step)
                 self.watched = self._wanted
                 if self._census is not None:
                     self._begin_census(self._census)
@@ -344,6 +349,7 @@ class Session:
         self._dropped += 1
         if self._control is not None:
             self._control.counters.dropped += 1
+            self._dropping = True
             self._lacking.add(set(rows[:, 0].tolist()))
 
     def _begin_census(self, census: Census) -> None:
@@ -379,6 +385,8 @@ class Session:
         if self._step is not None:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
+        elif self._dropping:
+            self._owed.keep(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> bool:
         """Records requests that begin in this step, if no workload has them; returns whether it is recorded."""

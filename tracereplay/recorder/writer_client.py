@@ -133,6 +133,11 @@ class WriterClient:
         """Bytes of all segments so far."""
         return self._before + self.size
 
+    @property
+    def of_last(self) -> int:
+        """Bytes of the last segment so far; the writer may not have begun it."""
+        return 0 if self._cuts else self.size
+
     def close(self, summary: Mapping[str, Any], *, whole: bool, patience: float | None = None) -> None:
         """Waits until everything is written and the segment is closed.
 

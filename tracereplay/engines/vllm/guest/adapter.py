@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,11 +170,16 @@ class Adapter:
     def _renumber(self, keep: bool) -> Moved:
         """See `recorder.control.Renumber`; those that do not go on are new ones of unknown beginning."""
         before, self.numbering = self.numbering, self.numbering.anew()
+        begun, self._begun = self._begun, []
         if not keep:
             self._late = set(self._live)
             return []
         known = [engine_id for engine_id in self._live if before.knows(engine_id)]
-        return [(*before.number(i), *self.numbering.number(i)) for i in known]
+        places = {before.number(i): self.numbering.number(i) for i in known}
+        for request in begun:  # in steps that were not recorded
+            if place := places.get((request.request, request.sequence)):
+                self._begun.append(replace(request, request=place[0], sequence=place[1]))
+        return [(*old, *new) for old, new in places.items()]
 
     def begin_step(self, rows: RowMap) -> None:
         """Begins a step; reports requests that begin in it, or began in a step that was not recorded."""
