@@ -68,7 +68,7 @@ def finished(folder: Path) -> list[Trace]:
 def test_a_server_is_stopped_started_changed_and_cut_under_load(
     serve: Callable[..., Server], engines: Engines, single_process: Mapping[str, str]
 ) -> None:
-    server = serve("--rotate", "2MB")
+    server = serve("--rotate", "2MB", "--when-behind", "block")
     server.wait_until_ready()
     chance = random.Random(4)
     server.start_clients(CLIENTS, chance, tokens=64, aborts=0)

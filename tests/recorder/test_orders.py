@@ -87,7 +87,7 @@ def test_what_a_request_lacks_is_told_once_and_goes_on() -> None:
     lacking.add([3, 1, -1])
     lacking.add([3])
     assert lacking.notes() == [
-        "Requests 1, 3 are not whole: steps were left out while the recording was paused or behind."
+        "Requests 1, 3 are not whole: steps were left out while the recording was paused, or behind the engine."
     ]
     assert lacking.notes() == []
     assert lacking.summary() == {"lacking": [1, 3], "lacking_count": 2}

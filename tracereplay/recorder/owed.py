@@ -38,7 +38,7 @@ class Owed:
 
     def move(self, moved: Moved) -> None:
         """Gives them their requests' numbers in the next trace; those of requests that ended are lost."""
-        places = {(request, sequence): place for request, sequence, *place in moved}
+        places = {(before, part): (request, sequence) for before, part, request, sequence in moved}
         kept, self._kept = self._kept, []
         for keys, tokens, choices, logprobs in kept:
             at = [i for i, key in enumerate(keys) if (key.request, key.sequence) in places]
