@@ -146,7 +146,7 @@ class Traces:
         """A trace that cannot be read is left as it is, and does not hinder the others."""
         path = filling.directory.path
         try:
-            if filling.finish():
+            if filling.finish(empty=not self.finished):  # a cut may be the last thing that happens
                 self.finished.append((path, filling.directory.state == "complete"))
         except (TracereplayError, OSError):
             filling.directory.let_go()

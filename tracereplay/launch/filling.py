@@ -63,6 +63,7 @@ class Filling:
         self._checkpoints = checkpoints
         self._model: Path | None = None
         self._said = False
+        self._notes = list(directory.notes)  # the segments say their own again when the trace has ended
 
     def look(self) -> None:
         """Fills in engine, model and settings once an engine has begun its segment, and the weights' digests once
@@ -87,7 +88,7 @@ class Filling:
     def _write(self) -> None:
         """Writes the manifest without prompts, which may be very many and are in the segments."""
         trace = open_trace(self.directory.path)
-        run = {**trace.raw_run, "workload": {**trace.raw_run["workload"], "prompts": []}}
+        run = {**trace.raw_run, "workload": {**trace.raw_run["workload"], "prompts": []}, "notes": self._notes}
         self._fill(run)
         self.directory.update_run(**run)
 
@@ -98,13 +99,16 @@ class Filling:
             run["checkpoint"] = found["tensors"]
             run["model_files"] = found["files"]
 
-    def finish(self) -> bool:
+    def finish(self, *, empty: bool = True) -> bool:
         """Completes the manifest when the trace has ended; marks it complete if nothing is missing.
 
         A trace into which no engine wrote is removed. Returns whether it is there.
+
+        Args:
+            empty: whether one without steps is kept.
         """
         trace = open_trace(self.directory.path)
-        if RECORD not in trace.passes:
+        if RECORD not in trace.passes or not (empty or any(len(trace.part(k)) for k in trace.parts_of(RECORD))):
             shutil.rmtree(self.directory.path)
             self.directory.let_go()
             return False

@@ -101,6 +101,11 @@ class TraceDirectory:
         self._manifest["run"].update(values)
         self._save()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the trace lacks, as far as it has been said here."""
+        return tuple(self._manifest["run"].get("notes", ()))
+
     def note(self, sentence: str) -> None:
         """Adds what the trace lacks, in words."""
         self._manifest["run"].setdefault("notes", []).append(sentence)
