@@ -127,7 +127,7 @@ def test_a_recording_that_is_asked_and_told(short: Path) -> None:
         orders = Orders(room.path, "record")
         assert ask(short / "c", {"do": "status"})["state"] == "starting"
         page = StatusPage(room.path, "record-rank0")
-        page.say({"trace": str(traces.current), "error": None})
+        page.say({"trace": str(traces.current), "error": None, "pid": os.getpid()})
         page.counters.step_ns, page.counters.tap_ns, page.counters.hand_ns = 1000, 100, 50
         page.counters.trace_bytes = 2 << 20
         page.show()

@@ -229,8 +229,9 @@ class Recording:
     # -- looking ----------------------------------------------------------------------------------------
 
     def ranks(self) -> list[Status]:
-        """What the workers say."""
-        return read_status(self.room.path)
+        """What the workers say that run; if none does, those that have run."""
+        found = read_status(self.room.path)
+        return [status for status in found if status.alive()] or found
 
     def status(self) -> dict[str, Any]:
         """How it goes, as plain data."""
@@ -262,7 +263,7 @@ class Recording:
             moment, _ = self._rates.get(status.engine, (0.0, 0))
             if now - moment > 1:
                 self._rates[status.engine] = now, status.counters.steps
-        self.traces.look([Path(str(status.words.get("trace"))) for status in ranks])
+        self.traces.look([Path(str(s.words.get("trace"))) for s in ranks if s.alive()])
         free = self.free() if self.budget.leave_free is not None or self._ended(ranks) else None
         self.traces.tidy(self.budget, free)
         if not self.traces.collection:

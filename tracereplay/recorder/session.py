@@ -278,17 +278,18 @@ class Session:
         self._show()
 
     def _show(self) -> None:
-        """Says how it goes."""
-        control, writer = self._control, self._writer
-        if control is None:
-            return
-        counters = control.counters
+        """Says how it goes: after what happens seldom, in words too."""
+        if self._control is not None:
+            error, trace = next(reversed(self._errors), None), str(self._segment[0].parent)
+            self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
+            self._count(self._control)
+
+    def _count(self, control: Control) -> None:
+        """Shows the counters, with each step."""
+        counters, writer = control.counters, self._writer
         if writer is not None:
             counters.trace_bytes, counters.trace_steps = writer.of_last, self._steps
             counters.bytes = writer.written
-        error = next(reversed(self._errors), None)
-        trace = str(self._segment[0].parent)
-        control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error, options=self._options.as_dict())
         control.state(paused=self._resting, ended=self._ended is not None)
 
     # -- a step -----------------------------------------------------------------------------------------
@@ -414,7 +415,7 @@ class Session:
         if control is not None:
             control.counters.recorded += 1
             control.costs.ended(since)
-            self._show()
+            self._count(control)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

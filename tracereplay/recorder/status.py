@@ -76,6 +76,10 @@ class Status:
     counters: Counters
     words: Mapping[str, Any] = field(default_factory=dict)
 
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return os.path.exists(f"/proc/{self.words.get('pid')}")
+
     @property
     def engine(self) -> str:
         """The rank's engine; see `trace.directory.part_name`."""
