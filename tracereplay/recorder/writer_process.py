@@ -106,7 +106,7 @@ class _Server:
         before, self._writer = self._writer, None
         self._tell("cut", 0 if before is None else before.size)
         if before is not None:
-            self._close_beside(before, summary, whole and not self._failed)
+            self._end_beside(before, summary, whole and not self._failed)
         self._failed, self._given_up = True, True  # until there is another
         live = self._live.moved(moved) if self._live is not None else LiveRequests()
         self._live = live
@@ -117,18 +117,23 @@ class _Server:
             requests, sampled = live.beginning()
             self._writer.commit(max(number - 1, 0), make_rows([]), [], sampled, [BEGINS], requests)
 
-    def _close_beside(self, writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
-        """Ends a segment while the next is written: waiting for the disk may take seconds."""
+    def _end_beside(self, writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
+        """Ends a segment; another thread waits for the disk, which may take seconds.
 
-        def close() -> None:
-            try:
-                _close_segment(writer, summary, whole)
-            except Exception as error:
-                traceback.print_exception(error)
-
+        A segment that cannot be ended has no end mark, and says so to its readers.
+        """
         self._closing = [thread for thread in self._closing if thread.is_alive()]
-        self._closing.append(threading.Thread(target=close))
-        self._closing[-1].start()
+        try:
+            if whole:
+                writer.end(summary)
+        except OSError:
+            whole = False
+        if whole:
+            self._closing.append(threading.Thread(target=_settle, args=(writer,)))
+            self._closing[-1].start()
+        else:
+            with contextlib.suppress(OSError):
+                writer.abandon()
 
     def _tensors(self, arena: int, size: int, tensors: list[Any], asides: list[tuple[int, int]]) -> None:
         self._held.append(arena)
@@ -217,6 +222,14 @@ class _Server:
         writer, self._writer = self._writer, None
         if writer is not None:
             _close_segment(writer, summary, whole and not self._failed)
+
+
+def _settle(writer: SegmentWriter) -> None:
+    try:
+        writer.settle()
+    except OSError:
+        with contextlib.suppress(OSError):
+            writer.abandon()
 
 
 def _close_segment(writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
