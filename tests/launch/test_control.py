@@ -30,7 +30,7 @@ OTHER = 65534  # a user's id
 
 @pytest.fixture
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("s")
+    return tmp_path_factory.mktemp("s").resolve()
 
 
 def answer(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -65,6 +65,8 @@ class Traces:
         self.finished: list[tuple[Path, bool]] = []  # with whether each is complete
         self.removed = 0
         self._ending: list[Filling] = []
+        self._beside: set[Path] = set()  # those that are not of the sequence
+        self._quiet: set[Path] = set()  # those into which nobody wrote at the last look
         self._made = collection and not path.exists()
         if self._made:
             _make(path)
@@ -97,6 +99,7 @@ class Traces:
         """Makes another that is not current, for what is written beside (a flight recorder's)."""
         made = Filling(self._make(notes), self._checkpoints)
         self._ending.append(made)
+        self._beside.add(made.directory.path)
         return made.directory.path
 
     def _make(self, notes: Sequence[str]) -> TraceDirectory:
@@ -114,11 +117,16 @@ class Traces:
         for filling in [*self._ending]:
             path = filling.directory.path
             segments = [*path.glob("*.seg")]
-            if path in in_use or not segments or any(map(locked, segments)):
+            # A rank that is still in an earlier trace of the sequence has yet to come to this one.
+            awaited = path in in_use or (path not in self._beside and any(trace < path for trace in in_use))
+            if awaited or not segments or any(map(locked, segments)):
+                self._quiet.discard(path)
                 filling.look()
-                continue
-            self._ending.remove(filling)
-            self._finish(filling)
+            elif path not in self._quiet:
+                self._quiet.add(path)  # a segment is locked a moment after it was made
+            else:
+                self._ending.remove(filling)
+                self._finish(filling)
 
     def finish(self) -> None:
         """Finishes all: the command has ended."""

@@ -91,6 +91,7 @@ def record_traces(
     Raises:
         UsageError: the command is not found, or it generated nothing that could be recorded.
     """
+    out = out.resolve()  # workers name traces by this path, too
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
     said = _without_secrets(command)
@@ -112,7 +113,7 @@ def record_traces(
         raise
     environment = {
         **guest_environment(launched),
-        RECORD_TO: str(traces.current.resolve()),
+        RECORD_TO: str(traces.current),
         OPTIONS: json.dumps(options.as_dict()),
         GRAPHS: json.dumps(GraphOptions("nothing", options.sites, options.sides).as_dict()),
         CONTROL: str(room.path),

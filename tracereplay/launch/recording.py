@@ -191,7 +191,7 @@ class Recording:
             TracereplayError: it cannot be created.
         """
         trace = self.traces.next(notes)
-        self._order({"do": "cut", "trace": str(trace.absolute())})
+        self._order({"do": "cut", "trace": str(trace)})
         self._began_trace = time.monotonic()
         self._began_at = sum(s.counters.steps for s in self.ranks())
         return trace
@@ -275,7 +275,7 @@ class Recording:
 
     def _full(self, ranks: Sequence[Status]) -> bool:
         """Whether the trace has the size or the age at which the next one begins."""
-        in_it = [s for s in ranks if s.words.get("trace") == str(self.traces.current.absolute())]
+        in_it = [s for s in ranks if s.words.get("trace") == str(self.traces.current)]
         if not in_it:
             return False  # an order to begin it is on its way
         if self.budget.bytes is not None and sum(s.counters.trace_bytes for s in in_it) >= self.budget.bytes:
