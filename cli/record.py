@@ -46,6 +46,7 @@ from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
 from tracereplay.launch.command import How, record_traces
+from tracereplay.launch.control import check_socket
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 
@@ -181,6 +182,8 @@ def _record_command(
 ) -> int:
     """Runs the command; its exit code is the program's, but for a trace that was cut off."""
     launched = load_engine(engine) if engine else None
+    if how.control:
+        check_socket(out)
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:

@@ -24,7 +24,6 @@ from tracereplay.errors import UsageError
 from tracereplay.launch.budget import Budget
 from tracereplay.launch.child import Child
 from tracereplay.launch.collection import Traces, check_collection
-from tracereplay.launch.control import check_socket
 from tracereplay.launch.making import engine_header
 from tracereplay.launch.process import Launchable, guest_environment
 from tracereplay.launch.recording import Recording
@@ -101,8 +100,6 @@ def record_traces(
     }  # fmt: skip
     if how.collection:
         check_collection(out)
-    if how.control:
-        check_socket(out)
     traces = Traces(out, header, collection=how.collection)
     room = Room()
     try:

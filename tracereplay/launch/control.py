@@ -6,13 +6,14 @@ Only the recording's owner may connect: the file's mode says so, and the peer's 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ class ControlSocket:
     """
 
     def __init__(self, folder: Path, handle: Handler) -> None:
-        check_socket(folder)
         self.path = folder.absolute() / SOCKET
         if self.path.exists():
             if _serves(self.path):
@@ -62,7 +62,8 @@ class ControlSocket:
             self.path.unlink()  # left behind by a recording that was killed
         before = os.umask(0o177)
         try:
-            self._server = _Server(os.fspath(self.path), _Connection)
+            with _address(self.path) as address:
+                self._server = _Server(address, _Connection)
         except OSError as error:
             raise UsageError(
                 f"{self.path} cannot be made: {error.strerror}. Give another directory, or --no-control to record "
@@ -83,6 +84,19 @@ class ControlSocket:
             self._server.shutdown()
         self._server.server_close()
         self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """The address of a socket, short enough: a trace that replaces another is made under a longer name."""
+    if len(os.fsencode(path)) <= LONGEST_PATH:
+        yield os.fspath(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -121,10 +135,10 @@ class _Connection(socketserver.StreamRequestHandler):
 
 
 def _serves(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as peer:
+    with socket.socket(socket.AF_UNIX) as peer, _address(path) as address:
         peer.settimeout(1)
         try:
-            peer.connect(os.fspath(path))
+            peer.connect(address)
         except PermissionError:
             return True
         except OSError:
@@ -140,7 +154,7 @@ def ask(trace: Path, message: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: it is somebody else's, or refuses.
     """
     try:
-        path = next((p for p in (trace / SOCKET, trace.absolute().parent / SOCKET) if p.exists()), None)
+        path = next((p for p in _places(trace) if p.exists()), None)
         there = "" if trace.exists() else ", which does not exist"
     except PermissionError:
         raise UsageError(
@@ -159,11 +173,20 @@ def ask(trace: Path, message: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _places(trace: Path) -> Iterator[Path]:
+    """Where the socket may be, the likeliest first."""
+    trace = trace.absolute()
+    yield trace / SOCKET
+    yield trace.parent / SOCKET  # of the collection
+    if trace.parent.is_dir():  # of a trace that will replace this one
+        yield from sorted(trace.parent.glob(f".{glob.escape(trace.name)}.*/{SOCKET}"))
+
+
 def _exchange(path: Path, trace: Path, line: bytes) -> bytes:
-    with socket.socket(socket.AF_UNIX) as peer:
+    with socket.socket(socket.AF_UNIX) as peer, _address(path) as address:
         peer.settimeout(PATIENCE)
         try:
-            peer.connect(os.fspath(path))
+            peer.connect(address)
             peer.sendall(line)
             with peer.makefile("rb") as lines:
                 return lines.readline()
@@ -179,7 +202,3 @@ def _exchange(path: Path, trace: Path, line: bytes) -> bytes:
             raise NothingRuns(f"The recording into {trace} does not answer; is its process stopped?") from None
         except ConnectionError:
             return b""
-        except OSError as error:
-            if "too long" in str(error):
-                raise UsageError(f"{path} is too long for a socket; go to its directory and give '.'.") from error
-            raise
