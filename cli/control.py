@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -183,13 +184,10 @@ def _watch(trace: Path, found: Mapping[str, Any]) -> None:
     from rich.live import Live
 
     with Live(_table(rows(found)), console=Console(highlight=False), auto_refresh=False) as live:
-        while True:
-            time.sleep(WATCH_EVERY)
-            try:
-                found = ask(trace, {"do": "status"})
-            except NothingRuns:
-                return
-            live.update(_table(rows(found)), refresh=True)
+        with contextlib.suppress(KeyboardInterrupt, NothingRuns):  # both are how watching ends
+            while True:
+                time.sleep(WATCH_EVERY)
+                live.update(_table(rows(ask(trace, {"do": "status"}))), refresh=True)
 
 
 def _table(said: Sequence[tuple[str, str]]) -> Any:

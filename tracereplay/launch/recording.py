@@ -291,7 +291,8 @@ class Recording:
         """Begins another trace after a failure: when there is room, if asked to; after a writer's death always."""
         ended = {str(s.words.get("ended")) for s in ranks if s.counters.state == ENDED}
         lost = ended == {"the writer process ended"}
-        room = free is not None and free >= max(SPARE, self.budget.leave_free or 0)
+        enough = max(self.budget.leave_free or 0, min(SPARE, 2 * (self.budget.bytes or SPARE)))
+        room = free is not None and free >= enough
         failed = "failed" in ended and self.budget.resume and room
         if (lost or failed) and time.monotonic() > self._again:
             self._again = time.monotonic() + AGAIN
