@@ -183,11 +183,14 @@ def _watch(trace: Path, found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    with Live(_table(rows(found)), console=Console(highlight=False), auto_refresh=False) as live:
-        with contextlib.suppress(KeyboardInterrupt, NothingRuns):  # both are how watching ends
-            while True:
-                time.sleep(WATCH_EVERY)
-                live.update(_table(rows(ask(trace, {"do": "status"}))), refresh=True)
+    # Ctrl-C and the recording's end are how watching ends.
+    with (
+        contextlib.suppress(KeyboardInterrupt, NothingRuns),
+        Live(_table(rows(found)), console=Console(highlight=False), auto_refresh=False) as live,
+    ):
+        while True:
+            time.sleep(WATCH_EVERY)
+            live.update(_table(rows(ask(trace, {"do": "status"}))), refresh=True)
 
 
 def _table(said: Sequence[tuple[str, str]]) -> Any:
