@@ -32,6 +32,9 @@ KINDS = ("completion", "streamed completion", "chat", "streamed chat")
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
 
 
+BLOCK = ("--when-behind", "block")  # else steps may be left out, and what a client has need not be in the trace
+
+
 @dataclass
 class Answer:
     """What a client has of one request."""
@@ -55,7 +58,7 @@ class Server:
     """
 
     def __init__(
-        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = ()
+        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = BLOCK
     ) -> None:
         self.out = out
         self.port = _free_port()
