@@ -48,6 +48,7 @@ _TAKES: Mapping[str, Check] = {
     "keep_fields": list_of(lambda name: name in FIELDS, f"names of {', '.join(FIELDS)}"),
     "choice": OBJECT,
 }
+CHANGEABLE = frozenset({"when_behind", "max_steps", "sites", "sides"})  # while a recording runs
 
 _NO_TOKENS = (
     "Tokens were withheld: digests stand for them, and nothing is kept of operators that say directly which they "
@@ -97,6 +98,10 @@ class Options:
         lists = {name: list(getattr(self, name)) for name in _LISTS}
         return {**asdict(self), **lists, "choice": self.choice.as_dict()}
 
+    def public(self) -> dict[str, Any]:
+        """`as_dict`, without the key of what is withheld."""
+        return {**self.as_dict(), "withhold": self.withhold is not None}
+
     @classmethod
     def from_dict(cls, data: Any) -> Options:
         """Reads what `as_dict` wrote; what is missing is the default.
@@ -111,6 +116,20 @@ class Options:
         if "choice" in given:
             given["choice"] = Choice.from_dict(given["choice"])
         return cls(**given)
+
+    def changed(self, data: Mapping[str, Any]) -> Options:
+        """With other values, as a recording that runs can take them.
+
+        Raises:
+            UsageError: one of them cannot be changed while it runs, or does not take such a value.
+        """
+        for name in data:
+            if name in _TAKES and name not in CHANGEABLE:
+                raise UsageError(
+                    f"The option {name!r} is decided when a recording starts; {', '.join(sorted(CHANGEABLE))} can "
+                    "be changed while it runs."
+                )
+        return Options.from_dict({**self.as_dict(), **data})
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""

@@ -1,6 +1,8 @@
 """Messages between the engine's process and the writer process: msgpack lists, each preceded by its length.
 
-engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], [recipient...], key or nil]
+engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], [recipient...], key or nil, live]
+                                                         live: whether it shall know the requests under way,
+                                                         for a "cut"
                    ["sites", [...]]                     see `trace.records`
                    ["tensors", arena, size, [...], [...]]   tensors of this step in the arena: `Descriptor`s of
                                                         values, and offset and size of asides
@@ -9,14 +11,17 @@ engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]
                    ["discard"]                          the engine abandoned the step
                    ["close", summary, whole]            end the segment; not whole: without an end mark. Another
                                                         "open" may follow
+                   ["cut", summary, whole, path, meta, moved, number]   end the segment and begin another, with the
+                                                        requests that are live (`live.Moved`) before step `number`
 writer ─▶ engine   ["here", pid]   ["free", arena]   ["wrote", steps, bytes]   ["spent"]
-                     ["failed", text]   ["closed"]
+                     ["failed", text]   ["closed"]   ["cut", size of the segment that was ended]
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tracereplay.trace.plain import pack, unpack
@@ -66,6 +71,7 @@ class StepMessage(NamedTuple):
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
         padded, company: see `event.Step`.
+        finished: requests that had ended before the step.
     """
 
     number: int
@@ -79,6 +85,7 @@ class StepMessage(NamedTuple):
     census: dict[str, Any] | None = None
     padded: int = 0
     company: tuple[int, int, int] | None = None
+    finished: Sequence[int] = ()
 
 
 def send(fd: int, message: list[Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
 from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.control import Control, Renumber
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
+from tracereplay.recorder.lacking import Lacking
 from tracereplay.recorder.options import KERNEL, Options
+from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.selection import selection_of
-from tracereplay.recorder.step import OpenCall, PendingStep
+from tracereplay.recorder.step import Behind, OpenCall, PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
@@ -38,6 +41,8 @@ __all__ = ["Session"]
 
 
 NOT_KEPT = OpenCall(-1, 0, [], {}, {}, {})  # a call with none of the rows that are recorded
+PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
+SILENCE = 20.0  # seconds that a writer may be silent when such an engine ends: a disk may hang for ever
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
@@ -80,12 +85,21 @@ class Session:
         self._censuses = 0  # that were taken in the pass
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
+        self._control: Control | None = None  # of a recording that takes orders while it runs
+        self._resting = False  # paused, by an order
+        self._segment: tuple[Path, dict[str, Any]] = (Path(), {})  # its path and what it says of this process
+        self._lacking = Lacking()
+        self._finished: list[int] = []  # requests that ended since the last step that was recorded
+        self._dropping = False  # whether the engine's step is one that was left out
+        self._owed = Owed()
+        self._changed: list[str] = []  # what orders have changed since, in sentences
 
     # -- a pass -----------------------------------------------------------------------------------------
 
     def begin_pass(
         self, path: Path, meta: Mapping[str, Any], replacement: Replacement | None = None,
-        options: Options | None = None, model: torch.nn.Module | None = None,
+        options: Options | None = None, model: torch.nn.Module | None = None, control: Control | None = None,
+        paused: bool = False,
     ) -> None:  # fmt: skip
         """Starts recording into a new segment.
 
@@ -95,6 +109,8 @@ class Session:
             replacement: feeds recorded values; None records only.
             options: see there.
             model: of which a census is taken, and whose parameters and buffers kernels take by name.
+            control: by which it takes orders while it runs.
+            paused: whether it begins with a pause.
 
         Raises:
             OSError, WriterGone: the segment or its writer cannot be created.
@@ -107,14 +123,10 @@ class Session:
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = self._engine_steps = self._passed = 0
         self._ended = None
-        self._writer = WriterClient(
-            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
-            recipients=self._options.recipients, withhold=self._options.withhold,
-        )  # fmt: skip
-        self._errors.update(self._writer.errors)
-        self._handover = Handover(
-            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
-        )
+        self._control, self._segment = control, (path, dict(meta))
+        self._resting, self._lacking, self._owed = paused, Lacking(), Owed()
+        self._open(path, meta)
+        self._show()
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
@@ -123,6 +135,17 @@ class Session:
         if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
             self.scope = self._watch_kernels
+
+    def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Opens a segment in a writer process that has none."""
+        self._writer = WriterClient(
+            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
+            recipients=self._options.recipients, withhold=self._options.withhold, live=self._control is not None,
+        )  # fmt: skip
+        self._errors.update(self._writer.errors)
+        self._handover = Handover(
+            self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
+        )
         self._writer.sites(self.sites)
 
     def prepare(self) -> WriterHandle:
@@ -147,17 +170,21 @@ class Session:
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
-        writer, handover, self._replacement = self._writer, self._handover, None
-        self._kernels = self._census = self.scope = None
+        writer, handover, patience = self._writer, self._handover, None if self._waits() else SILENCE
+        self._kernels = self._census = self.scope = self._replacement = None
         if writer is not None and handover is not None:
             self._give_up_step()
             with self._guarded():
                 handover.close()
             self._writer = self._handover = None
-            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
             with self._guarded():
-                writer.close(summary, whole=not self._errors)
+                writer.close(self._summary(), whole=not self._errors, patience=patience)
             self._errors.update(writer.errors)
+            if self._control is not None:
+                self._ended = self._ended or "end"
+                self._show()
+                self._control.close()
+                self._control = None
         return {
             "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
         }  # fmt: skip
@@ -170,8 +197,13 @@ class Session:
 
     @property
     def recording(self) -> bool:
-        """Whether a pass is being recorded."""
-        return self._writer is not None
+        """Whether a pass is being recorded, and not paused."""
+        return self._writer is not None and not self._resting
+
+    def _summary(self) -> dict[str, Any]:
+        """For the end mark."""
+        counts = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
+        return {**counts, **self._lacking.summary()}
 
     @property
     def choice(self) -> Choice:
@@ -181,6 +213,98 @@ class Session:
     def weights_updated(self) -> None:
         """Counts an update of the engine's weights."""
         self._weight_updates += 1
+
+    # -- orders (`control.Controlled`) ------------------------------------------------------------------
+
+    def attend(self, renumber: Renumber) -> None:
+        """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
+        control = self._control
+        if control is None:
+            return
+        self._give_up_step()
+        with self._guarded():
+            control.attend(self, renumber)
+        if self._resting:
+            self._lacking.paused += 1
+
+    def finished(self, requests: Sequence[int]) -> None:
+        """Requests have ended."""
+        if self._control is not None:
+            self._finished += requests
+
+    def lacks(self, requests: Iterable[int]) -> None:
+        """Requests have steps that are not recorded."""
+        self._lacking.add(requests)
+
+    @property
+    def ended(self) -> str | None:
+        return self._ended
+
+    def pause(self) -> None:
+        self._resting = True
+        self._show()
+
+    def resume(self) -> None:
+        self._resting = False
+        self._show()
+
+    def change(self, options: Mapping[str, Any]) -> None:
+        """Takes other options from the next step on."""
+        before, changed = self._options, self._options.changed(options)
+        if self.graphs is not None:
+            self.graphs.refuse(changed, None)
+        self._options = changed
+        self._left_out = changed.left_out(self.sites)
+        self._wanted = self._watchable()
+        if (before.sites, before.sides) != (changed.sites, changed.sides):
+            told = [text for text in changed.told() if text not in before.told()]
+            told = told or ["From this step on, inputs and outputs of every operator are recorded."]
+            self._changed = [text.replace("were recorded", "are recorded from this step on") for text in told]
+
+    def cut(self, trace: Path, renumber: Renumber) -> None:
+        """Ends the segment, and begins the next in another trace, with the requests that are live."""
+        writer, handover, control = self._writer, self._handover, self._control
+        if writer is None or handover is None or control is None:
+            return
+        before, meta = self._segment
+        path = trace / before.name
+        meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
+        with self._guarded():
+            handover.drain(wait=True)
+        whole = not self._errors and not writer.gone
+        moved = renumber(whole)
+        summary = self._summary()
+        self._segment = path, meta
+        self._errors.clear()
+        self._silent.clear()
+        self._steps = self._dropped = 0
+        self._ended = None
+        self._finished.clear()
+        self._lacking = self._lacking.moved(moved)
+        self._owed.move(moved)
+        if writer.gone:
+            with self._guarded():
+                handover.close()
+            writer.close(summary, whole=False)
+            self._open(path, meta)
+        else:
+            writer.cut(summary, path, meta, whole=whole, moved=moved, number=control.number)
+        self._show()
+
+    def _show(self) -> None:
+        """Says how it goes: after what happens seldom, in words too."""
+        if self._control is not None:
+            error, trace = next(reversed(self._errors), None), str(self._segment[0].parent)
+            self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
+            self._count(self._control)
+
+    def _count(self, control: Control) -> None:
+        """Shows the counters, with each step."""
+        counters, writer = control.counters, self._writer
+        if writer is not None:
+            counters.trace_bytes, counters.trace_steps = writer.of_last, self._steps
+            counters.bytes = writer.written
+        control.state(paused=self._resting, ended=self._ended is not None)
 
     # -- a step -----------------------------------------------------------------------------------------
 
@@ -197,31 +321,43 @@ class Session:
         self._give_up_step()
         choice, at = self._options.choice, self._engine_steps
         self._engine_steps += 1
+        control, self._dropping = self._control, False
         if others and not (rows[:, 0] >= 0).any():
             self._passed += 1
             return
+        if control is not None:
+            control.costs.begin()
         if self._options.max_steps is not None and self._steps >= self._options.max_steps:
-            self._ended = "max_steps"
+            self._end("max_steps")
             return
         self._rows.clear()
         try:
-            arena = handover.take(wait=self._options.when_behind == "block" or self._replacement is not None)
-            if writer.spent:
-                self._ended = "max_bytes"
+            arena = handover.take(wait=self._waits())
+            failed = control is not None and bool(writer.errors)
+            if writer.spent or failed:
+                self._errors.update(writer.errors)
+                self._end("failed" if failed else "max_bytes")
                 writer.give_back([arena] if arena is not None else [])
             elif arena is None:
-                self._dropped += 1
+                self._drop(rows)
             else:
-                number = self._steps + self._dropped
+                number = self._steps + self._dropped if control is None else control.number
                 self._step = step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
+                step.patience = None if self._waits() else PATIENCE
                 step.feeds = self._replacement is not None and self._replacement.feeds
-                step.notes += self._told(writer) if self._steps == 0 else []
+                step.notes += self._told(writer) if self._steps == 0 else self._changed
+                step.notes += self._lacking.notes()
+                step.finished, self._finished = self._finished, []
+                self._changed = []
+                self._owed.pay(step)
                 if others or self._passed:
                     step.company = int((rows[:, 0] < 0).sum()), others, self._passed
                     self._passed = 0
                 step.selection = selection_of(choice, rows, self.device, self._turned)
                 nothing = step.selection is not None and not len(step.selection.of(rows))
                 step.bare = nothing or at % choice.every != 0
+                if control is not None:
+                    control.costs.begun()
                 if step.bare:
                     return
                 self.watched = self._wanted
@@ -231,6 +367,23 @@ class Session:
                     self._kernels.begin_step(step)
         except Exception as error:
             self.failed(error)
+
+    def _waits(self) -> bool:
+        """Whether the engine waits for the writer."""
+        return self._options.when_behind == "block" or self._replacement is not None
+
+    def _end(self, why: str) -> None:
+        """Records no more steps, until an order begins another trace."""
+        self._ended = why
+        self._show()
+
+    def _drop(self, rows: RowMap) -> None:
+        """Leaves a step out."""
+        self._dropped += 1
+        if self._control is not None:
+            self._control.counters.dropped += 1
+            self._dropping = True
+            self._lacking.add(set(rows[:, 0].tolist()))
 
     def _begin_census(self, census: Census) -> None:
         """All taps say that they are called, those too of which nothing is kept."""
@@ -266,6 +419,8 @@ class Session:
         if self._step is not None:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
+        elif self._dropping:
+            self._owed.keep(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> bool:
         """Records requests that begin in this step, if no workload has them; returns whether it is recorded."""
@@ -281,6 +436,8 @@ class Session:
         handover = self._handover
         if step is None or handover is None:
             return
+        control = self._control
+        since = 0 if control is None else control.costs.end()
         self._end_census(step)
         self._note_silence(step)
         if self._kernels is not None and not step.bare:
@@ -288,6 +445,10 @@ class Session:
         self._steps += 1
         with self._guarded():
             handover.add(step)
+        if control is not None:
+            control.counters.recorded += 1
+            control.costs.ended(since)
+            self._count(control)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -536,14 +697,21 @@ class Session:
 
     def failed(self, error: BaseException) -> None:
         """Counts an error; the engine goes on."""
+        if isinstance(error, Behind):
+            step = self._step
+            self._give_up_step()
+            if step is not None:
+                self._drop(step.rows)
+            return
         if isinstance(error, WriterGone):
             text = str(error)
-            self._ended = "the writer process ended"
+            self._end("the writer process ended")
         elif isinstance(error, OSError) and error.errno is not None:
             text = f"{os.strerror(error.errno)} (while writing the trace)"
         else:
             text = f"{type(error).__name__}: {error}"
         self._errors[text] = self._errors.get(text, 0) + 1
+        self._show()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -13,20 +13,28 @@ import fcntl
 import mmap
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tracereplay.event import RowKey, Sampled
+from tracereplay.event import RowKey, Sampled, make_rows
+from tracereplay.recorder.live import LiveRequests, Moved
 from tracereplay.recorder.protocol import Descriptor, Inbox, SampledBytes, StepMessage, send
 from tracereplay.trace import BudgetSpent, CallOfStep, SegmentWriter, TensorBytes, records
 from tracereplay.trace.kernels import renumbered
 from tracereplay.trace.withheld import Withheld
 
 __all__ = ["main"]
+
+BEGINS = (
+    "This trace begins while requests run: this step has no calls, and holds these requests and the tokens that "
+    "they had been given before."
+)
 
 
 class _Server:
@@ -43,6 +51,12 @@ class _Server:
         self._steps = 0
         self._given_up = False  # after a failure, or when the budget is spent
         self._failed = False
+        self._live: LiveRequests | None = None  # where a cut may come
+        self._sites_said: list[Any] = []
+        self._make: Callable[[Path, Mapping[str, Any]], SegmentWriter] = (
+            SegmentWriter  # each segment in the same way
+        )
+        self._closing: list[threading.Thread] = []  # of segments that were ended
 
     def serve(self, inbox: Inbox) -> None:
         """Handles messages until the engine has exited."""
@@ -69,27 +83,66 @@ class _Server:
             send(self._out, list(message))
 
     def _open(
-        self, path: str, meta: Mapping[str, Any], codec: int, max_bytes: int | None, fds: list[int],
-        recipients: Sequence[str] = (), withhold: str | None = None,
+        self, path: str, meta: Mapping[str, Any], codec_id: int, max_bytes: int | None, fds: list[int],
+        recipients: Sequence[str] = (), withhold: str | None = None, live: bool = False,
     ) -> None:  # fmt: skip
         self._fds = fds
+        withheld = None if withhold is None else Withheld(withhold)
+        self._make = partial(
+            SegmentWriter, codec=codec_id, max_bytes=max_bytes, workers=_spare_cores(), recipients=recipients,
+            withheld=withheld,
+        )  # fmt: skip
+        self._live = LiveRequests() if live else None
+        self._sites_said = []
+        self._create(path, meta)
+
+    def _create(self, path: str, meta: Mapping[str, Any]) -> None:
         self._steps, self._given_up, self._failed = 0, False, False
-        self._writer = SegmentWriter(
-            Path(path),
-            meta,
-            codec,
-            max_bytes,
-            workers=_spare_cores(),
-            recipients=recipients,
-            withheld=None if withhold is None else Withheld(withhold),
-        )
+        self._writer = self._make(Path(path), meta)
         # A held lock shows others that the segment is still being written.
         fcntl.flock(self._writer.fileno(), fcntl.LOCK_EX)
         self._tell("wrote", 0, self._writer.size)
 
     def _sites(self, sites: list[Any]) -> None:
         assert self._writer is not None
+        self._sites_said += sites
         self._writer.sites(map(records.read_site, sites))
+
+    def _cut(
+        self, summary: Mapping[str, Any], whole: bool, path: str, meta: Mapping[str, Any], moved: Moved,
+        number: int,
+    ) -> None:  # fmt: skip
+        before, self._writer = self._writer, None
+        self._tell("cut", 0 if before is None else before.size)
+        if before is not None:
+            self._end_beside(before, summary, whole and not self._failed)
+        self._failed, self._given_up = True, True  # until there is another
+        live = self._live.moved(moved) if self._live is not None else LiveRequests()
+        self._live = live
+        self._create(path, meta)
+        sites, self._sites_said = self._sites_said, []
+        self._sites(sites)
+        if len(live) and self._writer is not None:
+            requests, sampled = live.beginning()
+            self._writer.commit(max(number - 1, 0), make_rows([]), [], sampled, [BEGINS], requests)
+
+    def _end_beside(self, writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
+        """Ends a segment; another thread waits for the disk, which may take seconds.
+
+        A segment that cannot be ended has no end mark, and says so to its readers.
+        """
+        self._closing = [thread for thread in self._closing if thread.is_alive()]
+        try:
+            if whole:
+                writer.end(summary)
+        except OSError:
+            whole = False
+        if whole:
+            self._closing.append(threading.Thread(target=_settle, args=(writer,)))
+            self._closing[-1].start()
+        else:
+            with contextlib.suppress(OSError):
+                writer.abandon()
 
     def _tensors(self, arena: int, size: int, tensors: list[Any], asides: list[tuple[int, int]]) -> None:
         self._held.append(arena)
@@ -138,6 +191,10 @@ class _Server:
         ]
         sampled = [s for piece in step.sampled for s in self._sampled(SampledBytes(*piece))]
         requests = [records.read_request(r) for r in step.requests]
+        if self._live is not None:
+            self._live.ended(step.finished)
+            self._live.requested(requests)
+            self._live.sampled(sampled)
         kernels = None if step.kernels is None else renumbered(step.kernels, self._values)
         writer.commit(
             step.number, maps[0], calls, sampled, step.notes, requests, step.weight_updates, kernels, step.census,
@@ -169,15 +226,28 @@ class _Server:
         self._release()
 
     def _close(self, summary: Mapping[str, Any], whole: bool) -> None:
+        for thread in self._closing:
+            thread.join()
         writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        try:
-            writer.close(summary) if whole and not self._failed else writer.abandon()
-        except OSError:
-            with contextlib.suppress(OSError):
-                writer.abandon()
-            raise
+        if writer is not None:
+            _close_segment(writer, summary, whole and not self._failed)
+
+
+def _settle(writer: SegmentWriter) -> None:
+    try:
+        writer.settle()
+    except OSError:
+        with contextlib.suppress(OSError):
+            writer.abandon()
+
+
+def _close_segment(writer: SegmentWriter, summary: Mapping[str, Any], whole: bool) -> None:
+    try:
+        writer.close(summary) if whole else writer.abandon()
+    except OSError:
+        with contextlib.suppress(OSError):
+            writer.abandon()
+        raise
 
 
 def _words(error: Exception) -> str:

@@ -209,7 +209,13 @@ class SegmentReader:
             found = Outline()
             for step in self.records():
                 found.add(
-                    step.number, step.rows, len(step.sampled), step.form, step.form.sites, step.requests, step.company
+                    step.number,
+                    step.rows,
+                    len(step.sampled),
+                    step.form,
+                    step.form.sites,
+                    step.requests,
+                    step.company,
                 )
             self._outline = found.done()
         return self._outline

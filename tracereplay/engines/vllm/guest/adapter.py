@@ -7,8 +7,9 @@ session) and, for replays, the tokens to force.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.control import Renumber
+from tracereplay.recorder.live import Moved
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.trace.requests import bounded
 
@@ -50,6 +53,9 @@ class Recorder(Protocol):
     def recording(self) -> bool: ...
     @property
     def choice(self) -> Choice: ...
+    def attend(self, renumber: Renumber) -> None: ...
+    def finished(self, requests: Sequence[int]) -> None: ...
+    def lacks(self, requests: Iterable[int]) -> None: ...
     def begin_step(self, rows: RowMap, others: int = 0) -> None: ...
     def end_step(self) -> None: ...
     def paused(self) -> AbstractContextManager[None]: ...
@@ -90,6 +96,8 @@ class Adapter:
         self.numbering = Numbering(0)
         self.forced: Mapping[RowKey, int] = {}
         self._begun: list[Request] = []
+        self._live: Iterable[str] = ()  # the engine's ids of requests that had begun before this step
+        self._late: set[str] = set()  # of these, those that began while the recording was paused
         self._sampler_slot = slot_of(SAMPLER)
         parallel = config.parallel_config.tensor_parallel_size
         heads = max(1, config.model_config.get_total_num_kv_heads())  # a state space has none
@@ -142,12 +150,49 @@ class Adapter:
         """
         counted = self.numbering.counted
         if not counted and not self.recorder.choice.takes(client_names(engine_id), mark_of(sampling)):
+            self._late.discard(engine_id)
             return self.numbering.pass_over(engine_id)
         key = self.numbering.number(engine_id)
         if not counted:
+            if engine_id in self._late:
+                self._late.discard(engine_id)
+                self.recorder.lacks([key[0]])
             ids, kept = tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)
             self._begun.append(Request(*key, ids, kept, bounded(engine_id)))
         return key
+
+    def attend(self, live: Iterable[str], finished: Iterable[str] = ()) -> None:
+        """Lets the recorder obey its orders, before a step's rows are numbered.
+
+        Args:
+            live: the engine's ids of requests that have begun before this step and may go on.
+            finished: of those that have ended since the last one.
+        """
+        before, self._live = self.recorder.recording, live
+        self.recorder.finished([self.numbering.number(i)[0] for i in finished if self.numbering.knows(i)])
+        self.recorder.attend(self._renumber)
+        now = self.recorder.recording
+        if before and not now:
+            self.recorder.lacks([self.numbering.number(i)[0] for i in live if self.numbering.knows(i)])
+        elif now and not before:
+            self._late = set(live)
+
+    def _renumber(self, keep: bool) -> Moved:
+        """See `recorder.control.Renumber`; those that do not go on are new ones of unknown beginning.
+
+        Requests that were not chosen have no number here either, and go on unrecorded.
+        """
+        before, self.numbering = self.numbering, self.numbering.anew()
+        begun, self._begun = self._begun, []
+        if not keep:
+            self._late = set(self._live)
+            return []
+        known = [engine_id for engine_id in self._live if before.knows(engine_id)]
+        places = {before.number(i): self.numbering.number(i) for i in known}
+        for request in begun:  # in steps that were not recorded
+            if place := places.get((request.request, request.sequence)):
+                self._begun.append(replace(request, request=place[0], sequence=place[1]))
+        return [(*old, *new) for old, new in places.items()]
 
     def begin_step(self, rows: RowMap, others: int = 0) -> None:
         """Begins a step; reports requests that begin in it, or began in a step that was not recorded.

@@ -10,6 +10,7 @@ Nothing of this may disturb the engine: whatever goes wrong is counted, and the 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import time
 from collections import deque
@@ -19,8 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from tracereplay.engines.variables import RECORD_TO
+from tracereplay.engines.variables import CONTROL, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_serving
+from tracereplay.engines.vllm.guest.numbering import client_names
+from tracereplay.engines.vllm.guest.sampling import mark_of
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.orders import Orders
 from tracereplay.trace.requests import Identity, Moment, RequestFile, bounded, record_of
 
 __all__ = ["FRONTS", "Front", "front", "watch_front"]
@@ -154,7 +159,21 @@ class Front:
 @functools.cache
 def front() -> Front:
     """This process's."""
-    return Front(Path(os.environ[RECORD_TO]))
+    options = Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+
+    def takes(engine_id: str, sampling: Any) -> bool:
+        return options.choice.takes(client_names(engine_id), mark_of(sampling))
+
+    return Front(Path(os.environ[RECORD_TO]), _orders(), takes, options.withhold is not None)
+
+
+def _orders() -> Orders | None:
+    """Those of the recording; None where nobody can give any (more)."""
+    room = os.environ.get(CONTROL)
+    try:
+        return Orders(Path(room), "front") if room else None
+    except OSError:
+        return None
 
 
 def now() -> Moment:

@@ -61,6 +61,10 @@ class Numbering:
         """(request, sequence) of an id that was seen before, `NOBODY` if it was passed over; else None."""
         return NOBODY if engine_id in self._passed else self._known.get(engine_id)
 
+    def knows(self, engine_id: str) -> bool:
+        """Whether this id has a number."""
+        return engine_id in self._known
+
     def pass_over(self, engine_id: str) -> tuple[int, int]:
         """Gives no number to a request, and remembers that until it is `finished`."""
         self._passed.add(engine_id)
@@ -70,6 +74,12 @@ class Numbering:
         """These ids do not come again."""
         if self._passed:
             self._passed.difference_update(engine_ids)
+
+    def anew(self) -> Numbering:
+        """Numbers from 0 again, for the next trace of a recording; who was passed over stays so."""
+        found = Numbering(self._first, self._order)
+        found._passed |= self._passed
+        return found
 
     def number(self, engine_id: str) -> tuple[int, int]:
         """(request, sequence) of an id as the engine's worker sees it."""

@@ -50,6 +50,8 @@ class V1Adapter(SampledSteps):
 
     def _prepare_inputs(self, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(scheduler_output, *args, **kwargs)
+        new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
+        self.attend([i for i in self.runner.requests if i not in new], scheduler_output.finished_req_ids)
         if self.recorder.recording:
             self._settle(scheduler_output)
             self.begin()

@@ -21,6 +21,7 @@ from tracereplay.device import device_of
 from tracereplay.engines.naming import map_of
 from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.roles import with_roles
+from tracereplay.engines.variables import CONTROL as ROOM
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
@@ -34,6 +35,7 @@ from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen
 from tracereplay.passes import INJECTED, RECORD
+from tracereplay.recorder.control import Control
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.session import Session
@@ -104,7 +106,9 @@ class GuestWorker:
         self._refusal = why
         if os.environ.get(RECORD_TO):
             with contextlib.suppress(OSError):
-                path = claim_segment(Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank)
+                path = claim_segment(
+                    Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank, claims=_room()
+                )
                 SegmentWriter(path, {**self._meta(), "refused": why}).close_alone()
 
     def _record_all(self, trace: str) -> None:
@@ -158,16 +162,21 @@ class GuestWorker:
         if asked.options.choice.chooses and self._world() > 1 and generation(self._worker.model_runner) == "V0":
             raise Unsupported(CHOOSE_ALONE)
         forced, replacement = self._given(asked)
-        options = self._share(asked.options)
+        options, control, paused = self._share(asked.options), None, False
         meta = {"pass": asked.name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
-            path = claim_segment(asked.trace, self._worker.vllm_config, session.rank)
+            room = _room()
+            path = claim_segment(asked.trace, self._worker.vllm_config, session.rank, claims=room)
+            if room is not None:
+                control = Control(room, path.stem, session)
+                options, trace, paused = control.catch_up(options, asked.trace)
+                path = trace / path.name
             meta |= self._meta()
             options = replace(options, in_flight=0)
         else:
             path = segment_path(asked.trace, asked.name, session.rank)
         adapter.begin_pass(first_request, forced, asked.serving.order())
-        session.begin_pass(path, meta, replacement, options, adapter.model())
+        session.begin_pass(path, meta, replacement, options, adapter.model(), control, paused)
         return {}
 
     def _given(self, request: PassRequest) -> tuple[Mapping[RowKey, int], Replacement | None]:
@@ -242,6 +251,12 @@ def _served(config: Any) -> list[str]:
     """The names under which a server offers the model."""
     names = getattr(config, "served_model_name", None) or []
     return [str(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _room() -> Path | None:
+    """Where the parent of a recorded command gives its orders."""
+    room = os.environ.get(ROOM)
+    return Path(room) if room else None
 
 
 def _watch_weights(model: Any, session: Session) -> None:
