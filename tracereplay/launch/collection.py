@@ -53,13 +53,14 @@ class Traces:
         path: of the trace, or of the collection.
         header: of each trace.
         collection: whether it is one.
+        ring: whether nothing is recorded but what triggers make traces of (a collection, too).
 
     Raises:
         UsageError: the first trace cannot be created.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], *, collection: bool) -> None:
-        self.path, self.collection = path, collection
+    def __init__(self, path: Path, header: Mapping[str, Any], *, collection: bool, ring: bool = False) -> None:
+        self.path, self.collection, self.ring = path, collection, ring
         self._header = header
         self._checkpoints = Checkpoints()
         self.finished: list[tuple[Path, bool]] = []  # with whether each is complete
@@ -72,12 +73,15 @@ class Traces:
             _make(path)
         earlier = [int(found[1]) for p in _listed(path) if (found := NUMBERED.fullmatch(p.name))]
         self._number = max(earlier, default=0)
-        self._current = Filling(self._make([]) if collection else TraceDirectory(path, header), self._checkpoints)
+        self._current: Filling | None = None
+        if not ring:
+            first = self._make([]) if collection else TraceDirectory(path, header)
+            self._current = Filling(first, self._checkpoints)
 
     @property
     def current(self) -> Path:
-        """The one that is being recorded."""
-        return self._current.directory.path
+        """The one that is being recorded; of a ring, which has none, the directory of the traces."""
+        return self.path if self._current is None else self._current.directory.path
 
     @property
     def ending(self) -> list[Path]:
@@ -91,7 +95,8 @@ class Traces:
             TracereplayError: it cannot be created.
         """
         made = Filling(self._make(notes), self._checkpoints)
-        self._ending.append(self._current)
+        if self._current is not None:
+            self._ending.append(self._current)
         self._current = made
         return self.current
 
@@ -113,7 +118,8 @@ class Traces:
         Args:
             in_use: traces that a worker says it writes to.
         """
-        self._current.look()
+        if self._current is not None:
+            self._current.look()
         for filling in [*self._ending]:
             path = filling.directory.path
             segments = [*path.glob("*.seg")]
@@ -130,13 +136,18 @@ class Traces:
 
     def finish(self) -> None:
         """Finishes all: the command has ended."""
-        for filling in [*self._ending, self._current]:
+        for filling in self._all():
             self._finish(filling)
         self._ending.clear()
+        self._current = None
+
+    def _all(self) -> list[Filling]:
+        return self._ending if self._current is None else [*self._ending, self._current]
 
     def discard(self) -> None:
         """Removes the first trace again: the recording does not begin."""
-        self._current.finish()
+        for filling in self._all():
+            filling.finish()
         self.clear()
 
     def clear(self) -> None:
@@ -147,7 +158,7 @@ class Traces:
 
     def let_go(self) -> None:
         """Says to others that nothing is being made any more."""
-        for filling in [*self._ending, self._current]:
+        for filling in self._all():
             filling.directory.let_go()
 
     def _finish(self, filling: Filling) -> None:
