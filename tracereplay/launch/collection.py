@@ -47,7 +47,7 @@ def _ours(name: str) -> bool:
 
 
 class Traces:
-    """Makes, finishes and removes them. Not safe for threads.
+    """Makes, finishes and removes them. One thread may make them while another finishes and removes.
 
     Args:
         path: of the trace, or of the collection.
@@ -130,7 +130,8 @@ class Traces:
                 filling.look()
             elif path not in self._quiet:
                 self._quiet.add(path)  # a segment is locked a moment after it was made
-            else:
+                filling.look()
+            elif filling.ready:
                 self._ending.remove(filling)
                 self._finish(filling)
 
@@ -179,8 +180,9 @@ class Traces:
         """
         if not self.collection:
             return
-        busy = {self.current, *self.ending}
-        found = sorted(p for p in _listed(self.path) if NUMBERED.fullmatch(p.name) and p not in busy)
+        there = [p for p in _listed(self.path) if NUMBERED.fullmatch(p.name)]
+        busy = {self.current, *self.ending}  # read afterwards, since another may be made meanwhile
+        found = sorted(p for p in there if p not in busy)
         sizes = {p: sum(s.stat().st_size for s in p.glob("*")) for p in found}
         while found and self._too_much(found, sizes, budget, free):
             oldest = found.pop(0)

@@ -77,6 +77,11 @@ class Filling:
         except (TracereplayError, OSError):
             pass  # a segment may have just begun; the command goes on in any case
 
+    @property
+    def ready(self) -> bool:
+        """Whether `finish` need not wait for digests of weights."""
+        return self._model is None or self._checkpoints.there(self._model)
+
     def _begin(self) -> None:
         trace = open_trace(self.directory.path)
         if RECORD not in trace.passes or not all(trace.part(key).meta for key in trace.parts_of(RECORD)):

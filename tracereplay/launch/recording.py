@@ -250,8 +250,7 @@ class Recording:
                 with contextlib.suppress(TracereplayError):
                     self.trigger("signal", detail="SIGUSR2")
             try:
-                with self._lock:
-                    self._look()
+                self._look()
             except (TracereplayError, OSError) as error:
                 self.trouble = str(error)
 
@@ -262,15 +261,16 @@ class Recording:
             moment, _ = self._rates.get(status.engine, (0.0, 0))
             if now - moment > 1:
                 self._rates[status.engine] = now, status.counters.steps
-        self.traces.look([Path(str(s.words.get("trace"))) for s in ranks if s.alive()])
         free = self.free() if self.budget.leave_free is not None or self._ended(ranks) else None
+        if self.traces.collection and not self.traces.ring:
+            with self._lock:
+                if self._ended(ranks):
+                    self._begin_again(ranks, free)
+                elif self._full(ranks):
+                    self.cut()
+        # Reading a trace to the end takes a while, in which the socket must be answered.
+        self.traces.look([Path(str(s.words.get("trace"))) for s in ranks if s.alive()])
         self.traces.tidy(self.budget, free)
-        if not self.traces.collection or self.traces.ring:
-            return
-        if self._ended(ranks):
-            self._begin_again(ranks, free)
-        elif self._full(ranks):
-            self.cut()
 
     def _full(self, ranks: Sequence[Status]) -> bool:
         """Whether the trace has the size or the age at which the next one begins."""
