@@ -110,10 +110,11 @@ class Filling:
         A trace into which no engine wrote is removed. Returns whether it is there.
 
         Args:
-            empty: whether one without steps is kept.
+            empty: whether one without steps is kept; one that was cut off is in any case.
         """
         trace = open_trace(self.directory.path)
-        if RECORD not in trace.passes or not (empty or any(len(trace.part(k)) for k in trace.parts_of(RECORD))):
+        parts = [trace.part(key) for key in trace.parts_of(RECORD)]
+        if not parts or not (empty or any(len(part) or not part.complete for part in parts)):
             shutil.rmtree(self.directory.path)
             self.directory.let_go()
             return False
