@@ -90,7 +90,7 @@ def how_of(
                 raise UsageError(f"{name} is for a recording of several traces; give --rotate too.")
     if paused and not control:
         raise UsageError("--paused with --no-control would never record anything; leave out one of them.")
-    return How(collection, budget_of(rotate, keep, leave_free, resume=resume_when_room), control, paused)
+    return How(collection, ring, budget_of(rotate, keep, leave_free, resume=resume_when_room), control, paused)
 
 
 def behind_of(given: WhenBehind | None, *, command: bool) -> str:

@@ -150,6 +150,8 @@ def test_a_full_disk_ends_the_recording_and_not_the_server(serve: Callable[..., 
     until(lambda: status(server.out)["last_error"] is not None)
     resource.prlimit(writer, resource.RLIMIT_FSIZE, before)
     until(lambda: status(server.out)["state"] == "recording" and status(server.out)["last_error"] is None)
+    before_kill = status(server.out)["recorded"]
+    until(lambda: status(server.out)["recorded"] > before_kill + 20)
     server.kill(signal.SIGKILL, "writer")
     until(lambda: "writer" in str(status(server.out)["last_error"]))
     until(lambda: status(server.out)["state"] == "recording" and status(server.out)["last_error"] is None)

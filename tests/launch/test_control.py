@@ -185,3 +185,31 @@ def test_the_oldest_traces_are_removed(short: Path) -> None:
     traces.tidy(Budget(leave_free=1 << 40), 5)
     assert sorted(p.name for p in (short / "c").iterdir()) == ["000004.trace", "000005.trace"]
     assert traces.removed == 3
+
+
+def test_a_trigger_orders_a_trace_of_a_ring(short: Path) -> None:
+    room = Room()
+    traces = Traces(short / "c", HEADER, collection=True, ring=True)
+    recording = Recording(traces, room, Options(), Budget(), ["serve"])
+    try:
+        recording.start()
+        assert traces.current == short / "c"  # where workers record to, and make no trace by themselves
+        message = {
+            "do": "triggered",
+            "kind": "nonfinite",
+            "request": "cmpl-1",
+            "detail": "NaN",
+            "step": 40,
+            "after": 9,
+        }
+        trace = ask(short / "c", message)["trace"]
+        (order,) = Orders(room.path, "record").due(0)
+        assert (order["do"], order["trace"], order["after"]) == ("dump", trace, 9)
+        assert {name: order["trigger"][name] for name in ("kind", "request", "step")} == {
+            "kind": "nonfinite", "request": "cmpl-1", "step": 40,
+        }  # fmt: skip
+        assert Path(trace).name == "000001.trace"
+    finally:
+        recording.stop()
+        room.remove()
+        traces.let_go()

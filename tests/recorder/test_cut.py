@@ -44,7 +44,9 @@ class Engine:
         raise AssertionError(self.said)
 
     def begin(self, path: Path) -> None:
-        send(self.to, ["open", str(path), {"rank": 0, "world": 1}, codec.PLANES, None, [self.arena], True])
+        send(
+            self.to, ["open", str(path), {"rank": 0, "world": 1}, codec.PLANES, None, [self.arena], [], None, True]
+        )
         send(self.to, ["sites", [records.write_site(Site("model.norm", "RMSNorm", SLOT, ("x",)))]])
 
     def step(self, number: int, tokens: dict[tuple[int, int], int], requests: list[Request] = []) -> None:  # noqa: B006

@@ -48,7 +48,7 @@ def _ours(name: str) -> bool:
 
 
 class Traces:
-    """Makes, finishes and removes them. Not safe for threads.
+    """Makes, finishes and removes them. One thread may make them while another finishes and removes.
 
     Args:
         path: of the trace, or of the collection.
@@ -56,6 +56,7 @@ class Traces:
         options: of the recording, which may change; each trace says those under which it begins.
         collection: whether it is one.
         recipients: the only ones who can read them; see `TraceDirectory`.
+        ring: whether nothing is recorded but what triggers make traces of (a collection, too).
 
     Raises:
         UsageError: the first trace cannot be created.
@@ -63,9 +64,9 @@ class Traces:
 
     def __init__(
         self, path: Path, header: Mapping[str, Any], options: Options = Options(), *, collection: bool,
-        recipients: Sequence[str] = (),
+        ring: bool = False, recipients: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.path, self.collection = path, collection
+        self.path, self.collection, self.ring = path, collection, ring
         self.options = options
         self._header, self._recipients = header, recipients
         self._checkpoints = Checkpoints()
@@ -79,12 +80,15 @@ class Traces:
             _make(path)
         earlier = [int(found[1]) for p in _listed(path) if (found := NUMBERED.fullmatch(p.name))]
         self._number = max(earlier, default=0)
-        self._current = Filling(self._make([]) if collection else self._directory(path, []), self._checkpoints)
+        self._current: Filling | None = None
+        if not ring:
+            first = self._make([]) if collection else self._directory(path, [])
+            self._current = Filling(first, self._checkpoints)
 
     @property
     def current(self) -> Path:
-        """The one that is being recorded."""
-        return self._current.directory.path
+        """The one that is being recorded; of a ring, which has none, the directory of the traces."""
+        return self.path if self._current is None else self._current.directory.path
 
     @property
     def ending(self) -> list[Path]:
@@ -98,7 +102,8 @@ class Traces:
             TracereplayError: it cannot be created.
         """
         made = Filling(self._make(notes), self._checkpoints)
-        self._ending.append(self._current)
+        if self._current is not None:
+            self._ending.append(self._current)
         self._current = made
         return self.current
 
@@ -124,7 +129,8 @@ class Traces:
         Args:
             in_use: traces that a worker says it writes to.
         """
-        self._current.look()
+        if self._current is not None:
+            self._current.look()
         for filling in [*self._ending]:
             path = filling.directory.path
             segments = [*path.glob("*.seg")]
@@ -135,19 +141,25 @@ class Traces:
                 filling.look()
             elif path not in self._quiet:
                 self._quiet.add(path)  # a segment is locked a moment after it was made
-            else:
+                filling.look()
+            elif filling.ready:
                 self._ending.remove(filling)
                 self._finish(filling)
 
     def finish(self) -> None:
         """Finishes all: the command has ended."""
-        for filling in [*self._ending, self._current]:
+        for filling in self._all():
             self._finish(filling)
         self._ending.clear()
+        self._current = None
+
+    def _all(self) -> list[Filling]:
+        return self._ending if self._current is None else [*self._ending, self._current]
 
     def discard(self) -> None:
         """Removes the first trace again: the recording does not begin."""
-        self._current.finish()
+        for filling in self._all():
+            filling.finish()
         self.clear()
 
     def clear(self) -> None:
@@ -158,7 +170,7 @@ class Traces:
 
     def let_go(self) -> None:
         """Says to others that nothing is being made any more."""
-        for filling in [*self._ending, self._current]:
+        for filling in self._all():
             filling.directory.let_go()
 
     def _finish(self, filling: Filling) -> None:
@@ -179,8 +191,9 @@ class Traces:
         """
         if not self.collection:
             return
-        busy = {self.current, *self.ending}
-        found = sorted(p for p in _listed(self.path) if NUMBERED.fullmatch(p.name) and p not in busy)
+        there = [p for p in _listed(self.path) if NUMBERED.fullmatch(p.name)]
+        busy = {self.current, *self.ending}  # read afterwards, since another may be made meanwhile
+        found = sorted(p for p in there if p not in busy)
         sizes = {p: sum(s.stat().st_size for s in p.glob("*")) for p in found}
         while found and self._too_much(found, sizes, budget, free):
             oldest = found.pop(0)

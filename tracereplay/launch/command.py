@@ -43,12 +43,14 @@ class How:
 
     Args:
         collection: whether ``out`` is a directory of numbered traces.
+        ring: whether these hold what triggers find worth it, and nothing else is recorded.
         budget: of a collection.
         control: whether there is a socket by which it is controlled.
         paused: whether it begins with a pause.
     """
 
     collection: bool = False
+    ring: bool = False
     budget: Budget = field(default_factory=Budget)
     control: bool = True
     paused: bool = False
@@ -108,7 +110,7 @@ def record_traces(
         options = replace(options, recipients=(*recipients, own_recipient()))
     if how.collection:
         check_collection(out)
-    traces = Traces(out, header, options, collection=how.collection, recipients=recipients)
+    traces = Traces(out, header, options, collection=how.collection, ring=how.ring, recipients=recipients)
     room = Room()
     try:
         recording = Recording(traces, room, options, how.budget, said, control=how.control, paused=how.paused)

@@ -78,6 +78,11 @@ class Filling:
         except (TracereplayError, OSError):
             pass  # a segment may have just begun; the command goes on in any case
 
+    @property
+    def ready(self) -> bool:
+        """Whether `finish` need not wait for digests of weights."""
+        return self._model is None or self._checkpoints.there(self._model)
+
     def _begin(self) -> None:
         trace = open_trace(self.directory.path)
         if RECORD not in trace.passes or not all(trace.part(key).meta for key in trace.parts_of(RECORD)):
@@ -106,10 +111,11 @@ class Filling:
         A trace into which no engine wrote is removed. Returns whether it is there.
 
         Args:
-            empty: whether one without steps is kept.
+            empty: whether one without steps is kept; one that was cut off is in any case.
         """
         trace = open_trace(self.directory.path)
-        if RECORD not in trace.passes or not (empty or any(len(trace.part(k)) for k in trace.parts_of(RECORD))):
+        parts = [trace.part(key) for key in trace.parts_of(RECORD)]
+        if not parts or not (empty or any(len(part) or not part.complete for part in parts)):
             shutil.rmtree(self.directory.path)
             self.directory.let_go()
             return False

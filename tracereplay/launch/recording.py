@@ -110,17 +110,16 @@ class Recording:
                 case "set":
                     return self._set(message.get("options"))
                 case "trigger":
-                    return self.trigger("asked", None, str(message.get("why", ""))[:1000], asked=True)
+                    return self.trigger("asked", detail=str(message.get("why", ""))[:1000])
                 case "triggered":
-                    return self.trigger(
-                        str(message.get("kind"))[:100], message.get("request"), str(message.get("detail"))[:1000]
-                    )
+                    said = {name: value for name, value in message.items() if name not in ("do", "after")}
+                    return self.trigger(str(said.pop("kind", ""))[:100], after=message.get("after"), **_text(said))
                 case other:
                     raise UsageError(f"A recording does not know what {other!r:.60} is; is it another version's?")
 
     def _start(self) -> Mapping[str, Any]:
         ended = [s for s in self.ranks() if s.counters.state == ENDED]
-        if ended and not self.traces.collection:
+        if ended and (not self.traces.collection or self.traces.ring):
             why = ended[0].words.get("error") or ended[0].words.get("ended")
             raise UsageError(
                 f"The recording has ended ({why}), and a single trace cannot be continued; record into a "
@@ -148,32 +147,32 @@ class Recording:
         self._order({"do": "options", "options": options})
         return {"options": self.options.public()}
 
-    def trigger(self, kind: str, request: str | None, detail: str, *, asked: bool = False) -> Mapping[str, Any]:
+    def trigger(self, kind: str, after: Any = None, **more: Any) -> Mapping[str, Any]:
         """Something happened of which a trace shall be kept.
 
         Args:
-            kind: ``asked``, ``signal``, or what a worker saw.
-            request: whose, as its client knows it.
-            detail: in words.
-            asked: by a person, who is told what does not work.
+            kind: ``asked`` (by a person, who is told what does not work), ``signal``, or what a worker saw.
+            after: steps that follow and belong to it; None: as the options say.
+            more: ``detail`` in words, ``request`` as its client knows it, and whatever else the worker says.
         """
         with self._lock:
             now = time.time()
             last = max((t["at"] for t in self.triggers if t["kind"] == kind), default=0.0)
-            if not asked and now - last < TRIGGERS_EVERY:
+            if kind != "asked" and now - last < TRIGGERS_EVERY:
                 self.held_back += 1
                 return {"trace": None, "held_back": True}
-            said = {"kind": kind, "request": request, "detail": detail, "at": now}
-            trace = self._kept(said)
+            said = {"kind": kind, "request": None, "detail": "", **more, "at": now}
+            trace = self._kept(said, after)
             self.triggers = [*self.triggers[-99:], {**said, "trace": None if trace is None else trace.name}]
             return {"trace": None if trace is None else str(trace), "held_back": False}
 
-    def _kept(self, trigger: Mapping[str, Any]) -> Path | None:
+    def _kept(self, trigger: Mapping[str, Any], after: Any) -> Path | None:
         """The trace that a trigger begins."""
         words = f"Begun by a trigger ({trigger['kind']}): {trigger['detail']}."
-        if getattr(self.options, "ring", None) is not None:
+        if self.traces.ring:
             trace = self.traces.beside([words])
-            self._order({"do": "dump", "trace": str(trace), "trigger": dict(trigger)})
+            steps = after if type(after) is int else getattr(self.options, "trigger_after", 0)
+            self._order({"do": "dump", "trace": str(trace), "trigger": dict(trigger), "after": steps})
             return trace
         if self.traces.collection:
             return self.cut([words])
@@ -249,10 +248,9 @@ class Recording:
             if self._signalled.wait(EVERY) and not self._stopped.is_set():
                 self._signalled.clear()
                 with contextlib.suppress(TracereplayError):
-                    self.trigger("signal", None, "SIGUSR2")
+                    self.trigger("signal", detail="SIGUSR2")
             try:
-                with self._lock:
-                    self._look()
+                self._look()
             except (TracereplayError, OSError) as error:
                 self.trouble = str(error)
 
@@ -263,15 +261,16 @@ class Recording:
             moment, _ = self._rates.get(status.engine, (0.0, 0))
             if now - moment > 1:
                 self._rates[status.engine] = now, status.counters.steps
-        self.traces.look([Path(str(s.words.get("trace"))) for s in ranks if s.alive()])
         free = self.free() if self.budget.leave_free is not None or self._ended(ranks) else None
+        if self.traces.collection and not self.traces.ring:
+            with self._lock:
+                if self._ended(ranks):
+                    self._begin_again(ranks, free)
+                elif self._full(ranks):
+                    self.cut()
+        # Reading a trace to the end takes a while, in which the socket must be answered.
+        self.traces.look([Path(str(s.words.get("trace"))) for s in ranks if s.alive()])
         self.traces.tidy(self.budget, free)
-        if not self.traces.collection:
-            return
-        if self._ended(ranks):
-            self._begin_again(ranks, free)
-        elif self._full(ranks):
-            self.cut()
 
     def _full(self, ranks: Sequence[Status]) -> bool:
         """Whether the trace has the size or the age at which the next one begins."""
@@ -306,3 +305,11 @@ class Recording:
     def since(self) -> str:
         """When it began, in UTC."""
         return datetime.fromtimestamp(self.began, timezone.utc).isoformat(timespec="seconds")
+
+
+def _text(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker says of a trigger, as far as it is plain; texts are cut."""
+    plain = {
+        name: value for name, value in said.items() if isinstance(value, (str, int, float, list, dict, type(None)))
+    }
+    return {name: value[:1000] if isinstance(value, str) else value for name, value in plain.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
 from tracereplay.recorder.choosing import Choice
-from tracereplay.recorder.control import Control, Renumber
+from tracereplay.recorder.control import Control
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.lacking import Lacking
+from tracereplay.recorder.obeying import Obeying
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
@@ -46,7 +47,7 @@ SILENCE = 20.0  # seconds that a writer may be silent when such an engine ends: 
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
-class Session:
+class Session(Obeying):
     """The recorder of one process; also the taps' listener.
 
     Args:
@@ -55,6 +56,7 @@ class Session:
     """
 
     def __init__(self, rank: int, device: Device) -> None:
+        super().__init__()
         self.rank = rank
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
@@ -85,14 +87,7 @@ class Session:
         self._censuses = 0  # that were taken in the pass
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
-        self._control: Control | None = None  # of a recording that takes orders while it runs
-        self._resting = False  # paused, by an order
-        self._segment: tuple[Path, dict[str, Any]] = (Path(), {})  # its path and what it says of this process
-        self._lacking = Lacking()
-        self._finished: list[int] = []  # requests that ended since the last step that was recorded
         self._dropping = False  # whether the engine's step is one that was left out
-        self._owed = Owed()
-        self._changed: list[str] = []  # what orders have changed since, in sentences
 
     # -- a pass -----------------------------------------------------------------------------------------
 
@@ -130,8 +125,9 @@ class Session:
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
-        if replacement is None and model is not None:
-            self._census, self._censuses = self._new_census(model), 0
+        self._model = model if replacement is None else None
+        if self._model is not None:
+            self._census, self._censuses = self._new_census(self._model), 0
         if self._options.level == KERNEL and model is not None:
             self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
             self.scope = self._watch_kernels
@@ -171,7 +167,7 @@ class Session:
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
         writer, handover, patience = self._writer, self._handover, None if self._waits() else SILENCE
-        self._kernels = self._census = self.scope = self._replacement = None
+        self._kernels = self._census = self.scope = self._replacement = self._model = None
         if writer is not None and handover is not None:
             self._give_up_step()
             with self._guarded():
@@ -213,98 +209,6 @@ class Session:
     def weights_updated(self) -> None:
         """Counts an update of the engine's weights."""
         self._weight_updates += 1
-
-    # -- orders (`control.Controlled`) ------------------------------------------------------------------
-
-    def attend(self, renumber: Renumber) -> None:
-        """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
-        control = self._control
-        if control is None:
-            return
-        self._give_up_step()
-        with self._guarded():
-            control.attend(self, renumber)
-        if self._resting:
-            self._lacking.paused += 1
-
-    def finished(self, requests: Sequence[int]) -> None:
-        """Requests have ended."""
-        if self._control is not None:
-            self._finished += requests
-
-    def lacks(self, requests: Iterable[int]) -> None:
-        """Requests have steps that are not recorded."""
-        self._lacking.add(requests)
-
-    @property
-    def ended(self) -> str | None:
-        return self._ended
-
-    def pause(self) -> None:
-        self._resting = True
-        self._show()
-
-    def resume(self) -> None:
-        self._resting = False
-        self._show()
-
-    def change(self, options: Mapping[str, Any]) -> None:
-        """Takes other options from the next step on."""
-        before, changed = self._options, self._options.changed(options)
-        if self.graphs is not None:
-            self.graphs.refuse(changed, None)
-        self._options = changed
-        self._left_out = changed.left_out(self.sites)
-        self._wanted = self._watchable()
-        if (before.sites, before.sides) != (changed.sites, changed.sides):
-            told = [text for text in changed.told() if text not in before.told()]
-            told = told or ["From this step on, inputs and outputs of every operator are recorded."]
-            self._changed = [text.replace("were recorded", "are recorded from this step on") for text in told]
-
-    def cut(self, trace: Path, renumber: Renumber) -> None:
-        """Ends the segment, and begins the next in another trace, with the requests that are live."""
-        writer, handover, control = self._writer, self._handover, self._control
-        if writer is None or handover is None or control is None:
-            return
-        before, meta = self._segment
-        path = trace / before.name
-        meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
-        with self._guarded():
-            handover.drain(wait=True)
-        whole = not self._errors and not writer.gone
-        moved = renumber(whole)
-        summary = self._summary()
-        self._segment = path, meta
-        self._errors.clear()
-        self._silent.clear()
-        self._steps = self._dropped = 0
-        self._ended = None
-        self._finished.clear()
-        self._lacking = self._lacking.moved(moved)
-        self._owed.move(moved)
-        if writer.gone:
-            with self._guarded():
-                handover.close()
-            writer.close(summary, whole=False)
-            self._open(path, meta)
-        else:
-            writer.cut(summary, path, meta, whole=whole, moved=moved, number=control.number)
-        self._show()
-
-    def _show(self) -> None:
-        """Says how it goes: after what happens seldom, in words too."""
-        if self._control is not None:
-            error, trace = next(reversed(self._errors), None), str(self._segment[0].parent)
-            self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
-            self._count(self._control)
-
-    def _count(self, control: Control) -> None:
-        """Shows the counters, with each step."""
-        counters, writer = control.counters, self._writer
-        if writer is not None:
-            counters.trace_bytes, counters.trace_steps = writer.of_last, self._steps
-            counters.bytes = writer.written
-        control.state(paused=self._resting, ended=self._ended is not None)
 
     # -- a step -----------------------------------------------------------------------------------------
 
