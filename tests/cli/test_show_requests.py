@@ -160,6 +160,23 @@ def test_requests_of_a_workload_have_numbers_and_ends(tracereplay: Program, gold
     assert (ended.code, "its numbers are 0 to 1, and it names no ids" in ended.err) == (2, True)
 
 
+@pytest.mark.parametrize("field", ["authorization", "api_key", "prompt", ""])
+def test_only_fields_that_say_who_somebody_is_can_be_kept(
+    tracereplay: Program, tmp_path: Path, field: str
+) -> None:
+    ended = tracereplay("record", "-o", tmp_path / "a.trace", "--keep-fields", field, "--", "true")
+    assert (ended.code, "takes user, safety_identifier, metadata" in ended.err) == (2, True), ended.err
+    assert not (tmp_path / "a.trace").exists()
+
+
+def test_a_workload_has_no_fields_to_keep(
+    tracereplay: Program, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    asked = "--engine", "toy", "--model", model, "--prompts", prompts, "-o", tmp_path / "a.trace"
+    ended = tracereplay("record", *asked, "--keep-fields", "user")
+    assert (ended.code, "leave out --keep-fields" in ended.err) == (2, True), ended.err
+
+
 def test_what_a_client_wrote_is_shown_without_harm(tracereplay: Program, tmp_path: Path) -> None:
     evil = Identity(EVIL, EVIL, ARRIVED, ARRIVED, EVIL, EVIL, adapter=EVIL, fields={EVIL: EVIL})
     path = server(tmp_path / "evil.trace", evil)

@@ -18,6 +18,7 @@ import zstandard
 
 MAGIC = b"\x93TRACE\r\n"
 META, SITES, DATA, STEP, INDEX, END, MANIFEST, SEGMENT, FORM = range(1, 10)
+REQUEST, REQUESTS = 11, 12
 RAW, ZSTD, PLANES, STRONG, DELTA, ROWS = range(6)
 LIMIT = 64 << 20
 SEGMENT_NAME = re.compile(r"([a-z]{1,32})-rank(0|[1-9][0-9]{0,3})\.seg")
@@ -79,7 +80,7 @@ class Frame(NamedTuple):
 
     def stored(self) -> memoryview:
         """The payload as stored, checked."""
-        require(self.kind == SEGMENT or self.size <= LIMIT, f"the frame at {self.offset} is too large")
+        require(self.kind in (SEGMENT, REQUESTS) or self.size <= LIMIT, f"the frame at {self.offset} is too large")
         payload = self.data[self.offset + 32 : self.end]
         good = len(payload) == self.length and xxhash.xxh3_64_intdigest(payload) == self.checksum
         require(good, f"the payload at {self.offset} is damaged")
@@ -111,6 +112,30 @@ def frames(data: memoryview) -> Iterator[Frame]:
         if frame.end <= len(data):
             yield frame
         offset = len(data) if frame.kind == END else frame.end
+
+
+def requests(data: bytes) -> dict[str, dict[str, Any]]:
+    """What a file `requests-N.req` says, by the engine's id."""
+    require(data[:8] == MAGIC[: len(data)], "this does not begin as a trace's file")
+    found: dict[str, dict[str, Any]] = {}
+    for frame in frames(memoryview(data)):
+        if frame.kind == REQUEST:
+            record = frame.record()
+            found.setdefault(record["id"], {}).update(record)
+    return found
+
+
+def requests_in_pack(data: bytes) -> dict[str, bytes]:
+    """The files of requests in a pack, by name."""
+    view, found = memoryview(data), {}
+    end = closing(view)
+    require(end is not None, "the pack has no end")
+    for name, offset in end.record().get("requests", ()):  # type: ignore[union-attr]
+        stored = bytes(Frame.at(view, offset, REQUESTS).stored())
+        size = int.from_bytes(stored[:2], "little")
+        require(stored[2 : 2 + size].decode() == name, "a file has another name")
+        found[name] = stored[2 + size :]
+    return found
 
 
 def closing(data: memoryview) -> Frame | None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import second_reader
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import Request, RowKey, Sampled, Site, make_rows
@@ -110,6 +111,22 @@ def test_a_trace_keeps_them_when_it_is_packed_and_its_digest_without_them(tmp_pa
         assert [r.name for r in verify(packed)] == ["record-rank0.seg", "requests-0.req", "requests-1.req"]
 
 
+def test_a_second_reader_finds_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    served(path, FIRST.id)
+    begun = replace(FIRST, ended=None, reason="", stop=None, tokens=None)
+    data = note(path, begun, SECOND, FIRST).read_bytes()
+    pack_trace(open_trace(path), tmp_path / "packed")
+    assert second_reader.requests_in_pack((tmp_path / "packed").read_bytes()) == {"requests-0.req": data}
+    said = second_reader.requests(data)
+    assert said.keys() == {FIRST.id, SECOND.id}
+    assert said[FIRST.id] == {
+        "id": FIRST.id, "name": "cmpl-7f-0", "arrived": [10**18, 5], "ended": [10**18 + 7, 12], "reason": "stop",
+        "stop": ".", "adapter": "mine", "priority": -3, "prompt": 2, "tokens": 4, "fields": {"user": "alice"},
+    }  # fmt: skip
+    assert said[SECOND.id]["sample"] == 1
+
+
 def test_whatever_is_cut_off_the_records_before_are_there(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     served(path, FIRST.id)
@@ -179,6 +196,16 @@ def test_a_full_disk_tears_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     file.add(record_of(SECOND))
     assert list(read_identities(LocalFile(file.path)).values()) == [FIRST, SECOND]
+
+
+def test_a_full_disk_leaves_no_files_without_anything_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    for _ in range(3):
+        with pytest.raises(OSError, match="only a part"):
+            RequestFile(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_its_owner_may_read_a_file(tmp_path: Path) -> None:

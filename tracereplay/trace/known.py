@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
 
 from tracereplay.passes import RECORD
 from tracereplay.trace.outline import IdOf
@@ -13,9 +14,10 @@ from tracereplay.trace.requests import Identity, read_identities
 if TYPE_CHECKING:
     from tracereplay.trace.open import Trace
 
-__all__ = ["KnownRequest", "found_by", "identities", "known_requests", "numbers", "served_names"]
+__all__ = ["KnownRequest", "Numbers", "found_by", "identities", "known_requests", "numbers", "served_names"]
 
 MAX_NAME = 1024  # characters
+Numbers: TypeAlias = dict[tuple[int, int], tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,20 @@ def _fuller(one: Identity, other: Identity) -> Identity:
     return max(one, other, key=lambda identity: (identity.ended is not None, identity.arrived is not None))
 
 
-def numbers(trace: Trace) -> dict[tuple[int, int], tuple[int, str]]:
-    """By request and sequence, the step in which it begins and the engine's id of it, where steps say that."""
+def numbers(trace: Trace, most: int | None = None) -> Numbers:
+    """By request and sequence, the step in which it begins and the engine's id of it, where steps say that.
+
+    Args:
+        trace: to read.
+        most: steps that are read at most, where the end does not tell; None: all.
+    """
     if RECORD not in trace.passes:
         return {}
     told = trace.outline(RECORD).ids
     if told is None:
-        steps = trace.records(RECORD, trace.ranks(RECORD)[0])
+        steps = islice(trace.records(RECORD, trace.ranks(RECORD)[0]), most)
         told = [IdOf(s.number, r.request, r.sequence, r.id) for s in steps for r in s.requests if r.id is not None]
-    found: dict[tuple[int, int], tuple[int, str]] = {}
+    found: Numbers = {}
     for step, request, sequence, name in told:
         found.setdefault((request, sequence), (step, name))
     return found

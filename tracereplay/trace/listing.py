@@ -15,7 +15,7 @@ from tracereplay.errors import UsageError
 from tracereplay.event import Sampled
 from tracereplay.passes import RECORD
 from tracereplay.trace.forms import StepRecord
-from tracereplay.trace.known import KnownRequest, found_by, identities, numbers
+from tracereplay.trace.known import KnownRequest, Numbers, found_by, identities, numbers
 from tracereplay.trace.open import Trace
 from tracereplay.trace.requests import Identity
 from tracereplay.trace.run import RecordedPrompt
@@ -92,13 +92,15 @@ def listed(trace: Trace, pass_name: str, most: int | None = None) -> tuple[list[
         pass_name: of its passes.
         most: how many at most; None: all.
     """
-    keys = _keys(trace)
-    return _read(trace, pass_name, keys[:most], None if most is None else LOOK), len(keys)
+    limit = None if most is None else LOOK
+    told = numbers(trace, limit)
+    keys = _keys(trace, told)
+    return _read(trace, pass_name, keys[:most], told, limit), len(keys)
 
 
 def detailed(trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]]) -> list[Listed]:
     """Some requests, with their places."""
-    return _read(trace, pass_name, keys, places=True)
+    return _read(trace, pass_name, keys, numbers(trace), places=True)
 
 
 def named(trace: Trace, text: str) -> list[tuple[int, int]]:
@@ -108,7 +110,7 @@ def named(trace: Trace, text: str) -> list[tuple[int, int]]:
     Raises:
         UsageError: there is none, or several have ids that begin so.
     """
-    keys = _keys(trace)
+    keys = _keys(trace, numbers(trace))
     if text.isascii() and text.isdigit() and len(text) < MAX_DIGITS:
         numbered = [key for key in keys if key[0] == int(text)]
         if numbered or not keys:  # a trace that does not say what was asked for has numbers all the same
@@ -135,12 +137,11 @@ def _hint(trace: Trace, count: int) -> str:
     return f"{numbers}, and {'it names no ids' if not trace.requests else 'show without --request lists them'}."
 
 
-def _keys(trace: Trace) -> list[tuple[int, int]]:
+def _keys(trace: Trace, names: Numbers) -> list[tuple[int, int]]:
     """(request, sequence) of all, in order."""
-    known = list(numbers(trace))
-    told = {request for request, _ in known}
+    told = {request for request, _ in names}
     prompts = [(r, s) for r, p in enumerate(trace.run.prompts) if r not in told for s in range(_samples(p))]
-    return sorted({*known, *prompts})
+    return sorted({*names, *prompts})
 
 
 def _samples(prompt: RecordedPrompt) -> int:
@@ -149,9 +150,10 @@ def _samples(prompt: RecordedPrompt) -> int:
 
 
 def _read(
-    trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]], most: int | None = None, *, places: bool = False
-) -> list[Listed]:
-    names = {key: name for key, (_, name) in numbers(trace).items()}
+    trace: Trace, pass_name: str, keys: Sequence[tuple[int, int]], told: Numbers, most: int | None = None, *,
+    places: bool = False,
+) -> list[Listed]:  # fmt: skip
+    names = {key: name for key, (_, name) in told.items()}
     if most is None:
         said = {known.identity.id: known.identity for known in trace.requests}
     else:

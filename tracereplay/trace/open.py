@@ -45,8 +45,7 @@ class Trace:
         manifest: see `manifest.py`.
         segments: by pass and rank.
         base: the trace that parts of this one are stored as a difference from, if it is known already.
-        packed: whether it is one file.
-        request_files: say who asked, by name.
+        packed, request_files: whether it is one file; and by name, those that say who asked.
     """
 
     def __init__(

@@ -146,7 +146,7 @@ def write_outline(outline: Outline, slots: Mapping[Hashable, int] | None = None)
         "sampled": outline.sampled,
         "calls": sorted((site if slots is None else slots[site], count) for site, count in outline.calls.items()),
         "first": outline.first,
-        "ids": outline.ids,
+        **({"ids": outline.ids} if outline.ids != [] else {}),
         **({"company": outline.company} if outline.company != NOBODY else {}),
     }
 
@@ -168,7 +168,7 @@ def read_outline(data: Mapping[str, Any], steps: int, names: Mapping[int, str]) 
         for number, rows, requests, calls, sampled in data["first"][:FIRST]
     ]  # fmt: skip
     calls = Counter[Hashable]({names[slot]: as_place(count) for slot, count in data["calls"]})
-    ids = data.get("ids", [])  # older segments have none in their steps either
+    ids = data.get("ids", [])
     told = None if ids is None else [_id(*one) for one in ids[: MOST_IDS + 1]]
     shared, others, requests, passed = data.get("company", NOBODY)[:4]
     company = as_place(shared), as_place(others), as_place(requests), as_place(passed)

@@ -125,8 +125,14 @@ class RequestFile:
             if number >= MAX_FILES:
                 raise FileExistsError(f"{directory} has {MAX_FILES} of them")
         self._size = 0
-        self._write(MAGIC)
-        self._frame(Tag.META, meta)
+        try:
+            self._write(MAGIC)
+            self._frame(Tag.META, meta)
+        except OSError:  # the next attempt would take another number, and so on while the disk is full
+            self.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            raise
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a record, whole or not at all.
