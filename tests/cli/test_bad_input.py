@@ -47,6 +47,42 @@ def test_an_engine_that_does_not_exist(record: Callable[..., Ended], tmp_path: P
     assert not (tmp_path / "out.trace").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--sample", "0"), "'0' is no share of requests"),
+        (("--sample", "2"), "'2' is no share of requests"),
+        (("--sample", "1/0"), "'1/0' is no share of requests"),
+        (("--sample", "abc"), "'abc' is no share of requests"),
+        (("--sample", "-1/5"), "is no share of requests"),
+        (("--requests", ""), "--requests is empty"),
+        (("--tokens", "5:5"), "'5:5' is no range of positions"),
+        (("--tokens", "9:3"), "'9:3' is no range of positions"),
+        (("--tokens", "64"), "'64' is no range of positions"),
+        (("--tokens", "-1:4"), "'-1:4' is no range of positions"),
+        (("--every", "0"), "--every 0 would never record a step"),
+        (("--sides", "up"), "--sides up is none"),
+        (("--sides", ""), "is none; give in, out, or in,out"),
+        (("--level", "kernel", "--marked"), "Kernels take whole batches"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_starts_no_server(
+    tracereplay: Program, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    command = ("--", "touch", str(tmp_path / "started"))
+    ended = tracereplay("record", "-o", tmp_path / "out.trace", *words, *command)
+    check(ended, 2, said)
+    assert len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "started").exists()
+    assert not (tmp_path / "out.trace").exists()
+
+
+def test_requests_are_chosen_of_a_command_only(record: Callable[..., Ended]) -> None:
+    check(record("--sample", "1/2"), 2, "All prompts of a file are recorded", "--sample")
+    check(record("--marked"), 2, "All prompts of a file are recorded", "--marked")
+    check(record("--every", "2"), 2, "The toy engine records every row of every step")
+
+
 def test_a_model_directory_that_does_not_exist(record: Callable[..., Ended], tmp_path: Path) -> None:
     check(record(model=tmp_path / "nowhere"), 2, "There is no model directory", "nowhere")
     (tmp_path / "empty").mkdir()

@@ -14,6 +14,7 @@ from unit_runner import run
 from tracereplay.device import Cpu
 from tracereplay.engines.vllm.guest.numbering import NOBODY, Numbering, client_names
 from tracereplay.engines.vllm.guest.sampling import mark_of
+from tracereplay.engines.vllm.guest.speculation import Batch, Ends, Verification
 from tracereplay.event import Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
 from tracereplay.recorder.choosing import Choice
@@ -157,6 +158,18 @@ def rejected_rows_are_told_as_they_are_in_the_end():
     rows[2, 2] = -1 - 4
     assert found.of(rows).rows().tolist() == [[0, 0, 3], [0, 0, -5]]
     assert found.own().tolist() == [[0, 0, 3], [0, 0, -5]]
+
+
+def drafts_of_others_are_neither_rejected_nor_kept():
+    batch = Batch(others=1)
+    batch.add(-1, 0, range(4, 7), (8, 9), discarded=False, ends=Ends(9, frozenset()))
+    batch.add(0, 0, range(10, 13), (5, 6), discarded=False, ends=Ends(9, frozenset()))
+    found = Verification(batch, {})
+    found.settle(torch.tensor([[8, 7, -1], [5, 3, -1]], dtype=torch.int32), 100)
+    assert found.kept() == [3, 4]
+    assert found.rows.tolist() == [[-1, 0, 4], [-1, 0, 5], [-1, 0, 6], [0, 0, 10], [0, 0, 11], [0, 0, -13]]
+    selection = Selection(ALL, found.rows, Cpu())
+    assert selection.own().tolist() == [[0, 0, 10], [0, 0, 11], [0, 0, -13]]
 
 
 def padding_and_several_rows_for_each_are_told_apart():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +15,12 @@ from typing import Any
 
 import pytest
 import xxhash
-from engine_support import FAULTS, ROOT, Engines, find_engine, greedy
+from engine_support import FAULTS, ROOT, TINY, Engines, find_engine, greedy
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(ROOT / "fixtures"))
 
-from recorded_server import KINDS, Answer, Server, compared
+from recorded_server import ENVIRONMENT, KINDS, Answer, Server, compared
 
 from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.options import Options
@@ -159,3 +162,45 @@ def test_a_replay_of_a_part_compares_that_and_all_tokens(
     assert found.first_divergence is not None
     assert found.first_divergence.site == "model.layers.1.input_layernorm"
     assert ("on golden inputs" in found.reasons[0]) == (what != "outputs")
+
+
+STAND_IN = Path(__file__).parent / "stand_in"
+ASYNCHRONOUS = {"PYTHONPATH": str(STAND_IN), "TRITON_INTERPRET": "1", "STAND_IN_ASYNC": "1"}
+ENGINES = {
+    "V0": ("v0", {}),
+    "V1 asynchronous": ("v1", {**ASYNCHRONOUS, "VLLM_USE_V2_MODEL_RUNNER": "0"}),
+    "V2 asynchronous": ("v1", {**ASYNCHRONOUS, "VLLM_USE_V2_MODEL_RUNNER": "1"}),
+}
+
+
+@pytest.mark.parametrize("what", ENGINES)
+def test_requests_that_ask_for_it_are_recorded_by_every_runner(
+    engines: Engines, tmp_path: Path, single_process: Mapping[str, str], what: str
+) -> None:
+    name, env = ENGINES[what]
+    engines.stop()
+    out, answers = tmp_path / "marked.trace", tmp_path / "answers.json"
+    script = Path(__file__).with_name("chosen_requests.py")
+    command = [
+        sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", name, "--marked", "-o", str(out),
+        "--", "python", str(script), str(TINY), name,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **ENVIRONMENT, **single_process, **env, "ANSWERS": str(answers)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(answers.read_text())
+    trace = open_trace(out)
+    prompts = trace.raw_run["workload"]["prompts"]
+    assert [len(prompt["prompt_token_ids"]) for prompt in prompts] == [4, 34]  # requests 0 and 6
+    assert not any("extra_args" in note for note in trace.run.notes)
+    tokens: dict[tuple[int, int], list[int]] = {}
+    for step in trace.steps("record"):
+        for sampled in step.sampled:
+            tokens.setdefault(sampled.key[:2], []).append(sampled.token)
+        for call in step.calls:
+            for side, _, value in call.values():
+                assert len(call.rows_of("out" if side == "out" else "in")) in value.shape[:2], call.site
+    assert [tokens[0, 0], tokens[1, 0], tokens[1, 1]] == [*said[0], *said[6]]
+    assert any(step.company and step.company[1] for step in trace.steps("record"))

@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+READS_EARLIER = ("attention", "mixer", "convolution")  # roles of operators that keep something of earlier rows
 AT_ONCE = 1024  # rows whose integers are compared at a time
 
 
@@ -185,12 +186,12 @@ def by_rows(exclusion: Exclusion) -> Exclusion:
 
 
 def unfed_context(index: PassIndex, rows: Rows) -> Exclusion:
-    """A row of attention shows its own error only if each earlier row of its sequence was fed golden values."""
+    """A row of what reads earlier ones shows its own error only if each of these was fed golden values."""
     known: dict[Pattern, Mask] = {}
 
     def unfed(table: Table) -> tuple[str, Mask] | None:
         site = index.sites.get(table.key.site)
-        if table.key.side == "in" or site is None or site.role != "attention":
+        if table.key.side == "in" or site is None or site.role not in READS_EARLIER:
             return None
         pattern = table.pattern
         if pattern is None:

@@ -28,6 +28,7 @@ from tracereplay.engines.toy.runs import golden_for
 from tracereplay.engines.toy.weights import VOCABULARY
 from tracereplay.errors import Unsupported, UsageError, WorkloadError
 from tracereplay.passes import INJECTED
+from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.options import OPERATOR, Options
 from tracereplay.trace import open_trace
 from tracereplay.workload import Prompt, Workload
@@ -136,6 +137,8 @@ def _check_options(options: Options) -> None:
     """Raises UsageError for options that the toy's recorder does not support."""
     if options.level != OPERATOR:
         raise Unsupported("The toy engine's operators dispatch no kernels; record it with --level operator.")
+    if options.choice != Choice():
+        raise Unsupported("The toy engine records every row of every step; leave out --tokens and --every.")
     for name, most in (("max_steps", options.max_steps), ("max_bytes", options.max_bytes)):
         if most is not None:
             option = f"--{name.replace('_', '-')}"
