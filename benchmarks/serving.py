@@ -8,7 +8,8 @@
 
 Each round of a recorded server stands between two of the plain one; its ratio is to their mean, so that a machine
 that grows slower changes both sides. Medians of these ratios have bootstrap intervals (95 %). A ratio of
-``throughput`` is of seconds for the same tokens; those of ``p50`` and ``p99`` are of a request's time. ``plain``
+``throughput`` is of seconds for the same tokens; those of ``p50`` and ``p99`` are of a request's time; that of
+``cpu`` is of what all processes of the server computed, which other work on the machine hardly changes. ``plain``
 in the table is each plain round against the mean of its own two neighbours: what noise alone looks like.
 """
 
@@ -61,11 +62,13 @@ class Round:
         seconds: from the first question to the last answer.
         tokens: of all answers.
         times: of each request, in seconds.
+        busy: seconds of CPU that the server's processes took, those of the recording included.
     """
 
     seconds: float
     tokens: int
     times: list[float]
+    busy: float
 
     def measures(self) -> dict[str, float]:
         times = sorted(self.times)
@@ -73,6 +76,7 @@ class Round:
             "throughput": self.seconds / self.tokens,
             "p50": statistics.median(times),
             "p99": times[min(len(times) - 1, round(0.99 * (len(times) - 1)))],
+            "cpu": self.busy / self.tokens,
         }
 
 
@@ -141,10 +145,21 @@ class Server:
                 raise SystemExit(f"A server answered {answer}")
             return time.perf_counter() - began
 
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), _busy(self._process.pid)
         with ThreadPoolExecutor(clients) as pool:
             times = list(pool.map(ask, prompts))
-        return Round(time.perf_counter() - began, tokens * requests, times)
+        seconds = time.perf_counter() - began
+        return Round(seconds, tokens * requests, times, _busy(self._process.pid) - busy)
+
+
+def _busy(session: int) -> float:
+    """Seconds of CPU that the living processes of a session have taken."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:13])) if int(fields[3]) == session else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _free_port() -> int:
@@ -206,7 +221,7 @@ def main() -> None:
         for clients in given.clients:
             found = measured(servers, clients, given, lambda line: print(line, file=sys.stderr))
             results[str(clients)] = found
-            print(f"\n| {clients} clients | throughput | p50 | p99 | rounds |\n|---|---|---|---|---|")
+            print(f"\n| {clients} clients | throughput | p50 | p99 | cpu | rounds |\n|---|---|---|---|---|---|")
             for name, ratios in found.items():
                 cells = ["{:.3f} ({:.3f}-{:.3f})".format(*interval(values)) for values in ratios.values()]
                 print(f"| {name} | {' | '.join(cells)} | {len(next(iter(ratios.values())))} |", flush=True)

@@ -16,7 +16,7 @@ def main():
     for number in range(9):
         mark = {"tracereplay": "record" if number % 3 == 0 else "skip"} if number % 2 == 0 else None
         prompts.append({"prompt_token_ids": [5 + number + i for i in range(4 + 5 * number)]})
-        params.append(SamplingParams(n=1 + (number == 6), max_tokens=5 + number, temperature=0.0 if number % 4 else
+        params.append(SamplingParams(n=1 + (number == 6), max_tokens=5 + number, temperature=0.0 if number % 2 else
                                      0.7, seed=number, ignore_eos=True, detokenize=False, logprobs=0,
                                      extra_args=mark))  # fmt: skip
     answers = llm.generate(prompts, params, use_tqdm=False)
