@@ -28,6 +28,15 @@ from tracereplay.cli.options import (
     with_lora,
 )
 from tracereplay.cli.output import new_trace
+from tracereplay.cli.ring_options import (
+    Ring,
+    Trigger,
+    TriggerAfter,
+    TriggerEvery,
+    TriggerMost,
+    record_ring,
+    ring_options,
+)
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
@@ -107,6 +116,11 @@ def record(
     when_behind: Annotated[
         WhenBehind, typer.Option(help="What to do when the writer cannot keep up with the engine.")
     ] = WhenBehind.block,
+    ring: Ring = None,
+    trigger: Trigger = None,
+    trigger_every: TriggerEvery = "60s",
+    trigger_most: TriggerMost = 100,
+    trigger_after: TriggerAfter = 16,
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -126,12 +140,16 @@ def record(
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
         check_writes=check_writes,
+        **ring_options(context, ring, trigger, trigger_every, trigger_most, trigger_after),
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
-        raise typer.Exit(_record_command(command, out, engine, force, options))
+        run = _record_command if ring is None else record_ring
+        raise typer.Exit(run(command, out, engine, force, options))
+    if ring is not None:
+        raise UsageError("A ring is for a command of yours, after --; prompts have an end, so record them whole.")
     launched = load_engine(engine) if engine is not None else None
     model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tracereplay.cli.options import BaseTrace, OneRequest, OneStep, PassName, TracePath, opened, refuse_given
 from tracereplay.cli.show_kernels import show_kernels
-from tracereplay.cli.summary import observer_words, summary
+from tracereplay.cli.summary import observer_words, summary, trigger_words
 from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import UsageError
@@ -133,6 +133,8 @@ def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "settings", asked["settings"]
     if run.observer:
         yield "observer", f"recording changed {observer_words(run.observer)}"
+    if run.trigger:
+        yield "trigger", trigger_words(run.trigger)
     for note in run.notes:
         yield "note", note
     for name in sorted(passes, key=_order):

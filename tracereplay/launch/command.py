@@ -29,7 +29,7 @@ from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
 from tracereplay.trace.served import is_whole
 
-__all__ = ["record_command"]
+__all__ = ["command_environment", "command_header", "find_command", "record_command", "weights_of"]
 
 _SECRET = ("key", "token", "secret", "password", "credential", "auth")
 
@@ -63,19 +63,9 @@ def record_command(
     Raises:
         UsageError: the command is not found, or it generated nothing that could be recorded.
     """
-    found = _find(command[0], engine)
-    launched = engine or _Interpreter(_interpreter(found))
-    header = {
-        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level, "notes": [],
-        "command": _without_secrets(command), "engine": engine_header(launched),
-    }  # fmt: skip
-    environment = {
-        **guest_environment(launched),
-        RECORD_TO: str(out.resolve()),
-        OPTIONS: json.dumps(options.as_dict()),
-        GRAPHS: json.dumps(GraphOptions("nothing", options.sites, options.sides).as_dict()),
-    }
-    directory = TraceDirectory(out, header)
+    found = find_command(command[0], engine)
+    environment = command_environment(found, engine, out, options)
+    directory = TraceDirectory(out, command_header(command, found, engine, options))
     filling = _Filling(directory)
     try:
         with Child([found, *command[1:]], environment, filling.look) as child:
@@ -87,7 +77,43 @@ def record_command(
     return code
 
 
-def _find(name: str, engine: Launchable | None) -> str:
+def command_header(
+    command: Sequence[str], found: str, engine: Launchable | None, options: Options
+) -> dict[str, Any]:
+    """What the manifest says of the run before it begins; see `record_command`."""
+    return {
+        "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level, "notes": [],
+        "command": _without_secrets(command), "engine": engine_header(engine or _Interpreter(_interpreter(found))),
+    }  # fmt: skip
+
+
+def command_environment(found: str, engine: Launchable | None, out: Path, options: Options) -> dict[str, str]:
+    """The environment in which ``found`` is recorded to ``out``."""
+    return {
+        **guest_environment(engine or _Interpreter(_interpreter(found))),
+        RECORD_TO: str(out.resolve()),
+        OPTIONS: json.dumps(options.as_dict()),
+        GRAPHS: json.dumps(GraphOptions("nothing", options.sites, options.sides).as_dict()),
+    }
+
+
+def weights_of(model: Path) -> dict[str, Any]:
+    """The digests of a model's ``weights``, of its ``tensors`` and ``files``; empty if they cannot be read."""
+    try:
+        found = read_checkpoint(model) if model.is_dir() else None
+    except (TracereplayError, OSError):
+        found = None
+    if found is None or found.digest is None:
+        return {}
+    return {"weights": found.digest, "tensors": found.tensors, "files": model_files(model)}
+
+
+def find_command(name: str, engine: Launchable | None) -> str:
+    """The program; that of the engine's environment comes first.
+
+    Raises:
+        UsageError: there is none.
+    """
     beside = None if engine is None else shutil.which(name, path=str(engine.python.parent))
     found = beside or shutil.which(name)
     if found is None:
@@ -149,12 +175,7 @@ class _Filling:
         self._thread.start()
 
     def _read(self, model: Path) -> None:
-        try:
-            found = read_checkpoint(model) if model.is_dir() else None
-        except (TracereplayError, OSError):
-            found = None
-        if found is not None and found.digest is not None:
-            self._checkpoint = {"weights": found.digest, "tensors": found.tensors, "files": model_files(model)}
+        self._checkpoint = weights_of(model)
 
     def _write(self) -> None:
         """Writes the manifest without prompts, which may be very many and are in the segments."""

@@ -76,6 +76,12 @@ class Handover:
             self._hand_over(0)  # otherwise `discard` would discard theirs
             step.give_up(self._writer)
 
+    def between_steps(self, say: Callable[[], None]) -> None:
+        """Calls ``say``, which tells the writer something, after the steps whose copies are complete."""
+        with self._lock:
+            self._hand_over(len(self._waiting))
+            say()
+
     def close(self) -> None:
         """Hands over the remaining steps, and drops them if that fails."""
         if self._idle is not None:

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tracereplay.checked import COUNT, FLAG, Check, among, checked, list_of, or_none
+from tracereplay.checked import COUNT, FLAG, NUMBER, STRING, Check, among, checked, list_of, or_none
 from tracereplay.errors import UsageError
 from tracereplay.event import Site
+from tracereplay.recorder import triggers as kinds
+from tracereplay.recorder.ring_limits import RingLimits, read_ring
 from tracereplay.trace import codec
 
 __all__ = ["KERNEL", "NO_KERNELS", "OPERATOR", "GraphOptions", "Options"]
@@ -36,7 +38,16 @@ _TAKES: Mapping[str, Check] = {
     "level": among(OPERATOR, KERNEL),
     "check_writes": FLAG,
     "in_flight": COUNT,
+    "ring": or_none(STRING),
+    "triggers": list_of(lambda text: isinstance(text, str), "triggers"),
+    "trigger_every": NUMBER,
+    "trigger_most": COUNT,
+    "trigger_after": COUNT,
+    "ring_share": COUNT,
 }
+
+
+_LISTS = ("sites", "sides", "triggers")
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,13 @@ class Options:
             kernels wrote, which declare nothing, is always found out.
         in_flight: steps whose copies may still run on the device when the next one begins; 0: each is handed over
             before its tokens can leave the engine, so that no client receives tokens that the trace lacks.
+        ring: keeps the last steps in memory, as many as this says (`ring_limits.read_ring`), and writes a trace of
+            them when a trigger fires; None: writes every step.
+        triggers: what does (`recorder.triggers`).
+        trigger_every: seconds between two traces that triggers of one kind make.
+        trigger_most: how many of them are made.
+        trigger_after: steps that a trace has after its trigger, or fewer if the trigger's sequence ends before.
+        ring_share: processes that share the bytes of the ring.
     """
 
     when_behind: str = "block"
@@ -67,9 +85,16 @@ class Options:
     level: str = OPERATOR
     check_writes: bool = True
     in_flight: int = 2
+    ring: str | None = None
+    triggers: tuple[str, ...] = kinds.DEFAULT
+    trigger_every: float = kinds.EVERY
+    trigger_most: int = kinds.MOST
+    trigger_after: int = 16
+    ring_share: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sites": list(self.sites), "sides": list(self.sides)}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -79,10 +104,22 @@ class Options:
             UsageError: there is no such option, or it does not take such a value.
         """
         given = checked(data, _TAKES, "the recording options", whole=False)
-        for name in ("sites", "sides"):
+        for name in _LISTS:
             if name in given:
                 given[name] = tuple(given[name])
-        return cls(**given)
+        found = cls(**given)
+        found.ring_limits()
+        for text in found.triggers:
+            kinds.check_trigger(text)
+        return found
+
+    def ring_limits(self) -> RingLimits | None:
+        """What this process's ring keeps at most; None: there is none.
+
+        Raises:
+            UsageError: it is no size of a ring, or too large a one.
+        """
+        return None if self.ring is None else read_ring(self.ring).share(self.ring_share)
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""

@@ -9,14 +9,22 @@ engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]
                    ["discard"]                          the engine abandoned the step
                    ["close", summary, whole]            end the segment; not whole: without an end mark. Another
                                                         "open" may follow
+                   with a flight recorder:
+                   ["ring", path, meta, options, [fd of each arena]]    instead of "open": keep what follows in
+                                                        memory; no segment of that path is made
+                   ["ended", [...]]                     `triggers.Ended` of sequences
+                   ["fired", ...]                       a `triggers.Fired`
+                   ["dump", trace, trigger, after]      see `flight.FlightRecorder.dump`
 writer ─▶ engine   ["here", pid]   ["free", arena]   ["wrote", steps, bytes]   ["spent"]
-                     ["failed", text]   ["closed"]
+                     ["failed", text]   ["closed"]   ["dumping", trace]   ["dumped", trace, bytes]
 """
 
 from __future__ import annotations
 
 import os
+import select
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tracereplay.trace.plain import pack, unpack
@@ -65,6 +73,7 @@ class StepMessage(NamedTuple):
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
         padded: see `event.Step`.
+        flags: of logits, the aside that says which of their rows are finite (``bool``), and the row map.
     """
 
     number: int
@@ -77,6 +86,7 @@ class StepMessage(NamedTuple):
     kernels: dict[str, Any] | None = None
     census: dict[str, Any] | None = None
     padded: int = 0
+    flags: Sequence[tuple[int, bytes]] = ()
 
 
 def send(fd: int, message: list[Any]) -> None:
@@ -101,6 +111,10 @@ class Inbox:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._data = bytearray()
+
+    def ready(self, seconds: float | None) -> bool:
+        """Waits so long for the next message, or the end, to begin to arrive; None: as long as it takes."""
+        return bool(self._data) or bool(select.select([self.fd], [], [], seconds)[0])
 
     def next(self) -> list[Any] | None:
         """Waits for the next message; None if the other process has exited, even within a message."""

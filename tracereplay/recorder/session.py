@@ -21,6 +21,7 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.hooks.kernels import unseen
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
@@ -28,6 +29,7 @@ from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
+from tracereplay.recorder.triggers import ERROR, NONFINITE, Ended, Fired
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
@@ -69,6 +71,7 @@ class Session:
         self._silent: set[int] = set()
         self._written = WrittenInputs()
         self._wanted: frozenset[int] = frozenset()
+        self._flagged: frozenset[int] = frozenset()  # of which it is looked at whether they are finite
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
         self.watched: Container[int] = frozenset()
@@ -100,9 +103,12 @@ class Session:
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = 0
         self._ended = None
+        ring = None if self._options.ring is None else self._options
         self._writer = WriterClient(
-            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes
+            self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes, ring=ring
         )
+        flags = ring is not None and NONFINITE in ring.triggers
+        self._flagged = frozenset(s.slot for s in self.sites if s.role == "logits") if flags else frozenset()
         self._errors.update(self._writer.errors)
         self._handover = Handover(
             self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
@@ -158,7 +164,7 @@ class Session:
         """The sites of which something is kept, or may be replaced."""
         nowhere, given = self._left_out["in"] & self._left_out["out"], self._replacement
         taken = {slot for slot in nowhere if given is not None and given.takes(slot)}
-        return frozenset(site.slot for site in self.sites) - (nowhere - taken)
+        return frozenset(site.slot for site in self.sites) - (nowhere - taken - self._flagged)
 
     @property
     def recording(self) -> bool:
@@ -242,6 +248,56 @@ class Session:
         self._step.requests.extend(requests)
         return True
 
+    # -- a flight recorder ------------------------------------------------------------------------------
+
+    def ended(self, ends: Sequence[Ended]) -> None:
+        """Says which sequences have ended, so that a ring need not know of them any more."""
+        if ends and self._options.ring is not None:
+            self._say(lambda writer: writer.ended(ends))
+
+    def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None:
+        """Something happened that may make a trace of the ring.
+
+        Args:
+            kind: see `triggers.Fired`.
+            request: the engine's name of the request that it happened to.
+            detail: more of it, in words.
+            number: that request's, and its sequence's.
+        """
+        if self._options.ring is not None:
+            words = detail if request is None else f"{detail} (request {request})"
+            fired = Fired(kind, words, *number, step=self._steps + self._dropped)
+            self._say(lambda writer: writer.fired(fired))
+
+    def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
+        """Makes a trace of the ring and of the ``after`` steps that follow; see `flight.FlightRecorder.dump`."""
+        if self._options.ring is not None:
+            self._say(lambda writer: writer.dump(trace, trigger, after))
+
+    def broke(self, error: BaseException) -> None:
+        """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
+        if self._options.ring is None or self._writer is None:
+            return
+        text = f"{type(error).__name__}: {error}"[:500]
+        if self._step is not None:
+            self._step.notes.append(f"The engine raised {text} in step {self._step.number}, which is not whole.")
+            self._silent.update(site.slot for site in self.sites)  # the rest of its operators did not run
+            self.end_step()
+        self.trigger(ERROR, None, text)
+
+    def _say(self, what: Callable[[WriterClient], None]) -> None:
+        """Tells the writer something about the steps that are finished."""
+        writer, handover = self._writer, self._handover
+        if writer is None or handover is None:
+            return
+        with self._guarded():
+            handover.between_steps(lambda: what(writer))
+
+    def _flag(self, step: PendingStep, x: torch.Tensor, rows: RowMap) -> None:
+        """Notes which rows of logits are finite: their sums are, since no finite logits are so large."""
+        with self._guarded(), unseen():
+            step.add_flags(torch.isfinite(x.sum(-1, dtype=torch.float32)), rows)
+
     def end_step(self) -> None:
         """Hands the step to the writer."""
         step, self._step = self._step, None
@@ -302,6 +358,8 @@ class Session:
             return self._captured(slot, inputs)
         if self._census is not None:
             self._census.entered()
+        elif slot in self._flagged and slot in self._left_out["in"] and slot in self._left_out["out"]:
+            return slot, inputs
         call = step.begin_call(slot, self.rows_of(slot))
         rows_first = self.rows_first.all(slot, "in", inputs)
         if slot not in self._left_out["in"]:
@@ -339,7 +397,12 @@ class Session:
             return
         if self._census is not None:
             self._census.left()
+        if isinstance(call, int):
+            self._flag(step, outputs[0], self.rows_of(call)[1])
+            return
         slot = call.slot
+        if slot in self._flagged:
+            self._flag(step, outputs[0], self.rows_of(slot)[1])
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
@@ -402,6 +465,8 @@ class Session:
                 self.graphs.observe(slot, index, x)
             return
         rows = self.rows_of(slot)
+        if slot in self._flagged and index == 0:
+            self._flag(step, x, rows[1])
         if slot not in self._left_out["out"]:
             with self._guarded():
                 step.add(x, slot, "out", index, rows)

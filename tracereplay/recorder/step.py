@@ -86,6 +86,7 @@ class PendingStep:
         self._before = [0, 0]  # number of tensors and asides in the arenas filled before the current one
         self._calls: dict[tuple[int, int], OpenCall] = {}
         self._sampled: list[SampledBytes] = []
+        self._flags: list[tuple[int, bytes]] = []
         self._fired: dict[tuple[int, str, int], int] = {}
         self._begun: dict[int, int] = {}  # per slot, the calls begun by `begin_call`
         self._storages: dict[int, int] = {}
@@ -144,6 +145,10 @@ class PendingStep:
         self._sampled.append(
             SampledBytes([(*k,) for k in keys], self._aside(tokens), self._aside(choices), values)
         )
+
+    def add_flags(self, finite: torch.Tensor, rows: RowMap) -> None:
+        """Says of logits which of their rows are finite (``bool``)."""
+        self._flags.append((self._aside(finite), records.write_rows(rows)))
 
     def changed(self, call: OpenCall, index: int, x: torch.Tensor) -> bool:
         """Whether an input of a call in progress has changed since it was recorded.
@@ -321,5 +326,5 @@ class PendingStep:
         requests = [records.write_request(r) for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels, self.census, self.padded,
+            self._weight_updates, self.kernels, self.census, self.padded, self._flags,
         )  # fmt: skip

@@ -13,7 +13,9 @@ from typing import Any
 
 from tracereplay.event import Site
 from tracereplay.recorder.arena import Arena
+from tracereplay.recorder.options import Options
 from tracereplay.recorder.protocol import StepMessage, send
+from tracereplay.recorder.triggers import Ended, Fired
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.trace import codec, records
 
@@ -29,6 +31,7 @@ class WriterClient:
         meta: plain data about this process.
         codec_id: how chunks are stored.
         max_bytes: of the segment.
+        ring: keeps steps in memory as these options say, and makes no segment; None: writes it.
 
     Raises:
         WriterGone: the process has exited.
@@ -36,7 +39,7 @@ class WriterClient:
 
     def __init__(
         self, handle: WriterHandle, path: Path, meta: Mapping[str, Any], *,
-        codec_id: int = codec.PLANES, max_bytes: int | None = None,
+        codec_id: int = codec.PLANES, max_bytes: int | None = None, ring: Options | None = None,
     ) -> None:  # fmt: skip
         self._handle, self._to, self._inbox = handle, handle.to, handle.inbox
         self.arenas = handle.arenas
@@ -47,7 +50,12 @@ class WriterClient:
         self._closed = False
         handle.begin()
         self.pid = handle.pid
-        self._send("open", str(path), dict(meta), codec_id, max_bytes, [arena.fd for arena in self.arenas])
+        self.dumped: list[str] = []  # traces that were made of the ring
+        fds = [arena.fd for arena in self.arenas]
+        if ring is not None:
+            self._send("ring", str(path), dict(meta), ring.as_dict(), fds)
+        else:
+            self._send("open", str(path), dict(meta), codec_id, max_bytes, fds)
         while not (self.size or self.errors):
             self._wait()
 
@@ -101,6 +109,18 @@ class WriterClient:
         """Abandons the step whose arenas were handed over."""
         self._send("discard")
 
+    def ended(self, ends: Iterable[Ended]) -> None:
+        """Tells a ring of sequences that have ended."""
+        self._send("ended", [list(end) for end in ends])
+
+    def fired(self, fired: Fired) -> None:
+        """Tells a ring what the writer cannot see itself."""
+        self._send("fired", *fired)
+
+    def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
+        """See `flight.FlightRecorder.dump`."""
+        self._send("dump", str(trace), dict(trigger), after)
+
     def poll(self) -> None:
         """Handles the writer's messages received so far."""
         while select.select([self._inbox.fd], [], [], 0)[0]:
@@ -138,6 +158,8 @@ class WriterClient:
             self._free.append(self.arenas[rest[0]])
         elif kind == "wrote":
             self.steps, self.size = rest
+        elif kind == "dumped":
+            self.dumped.append(rest[0])
         elif kind == "spent":
             self.spent = True
         elif kind == "failed":

@@ -45,6 +45,7 @@ _SHAPE: Any = {
         "notes": [str],
         "observer": {"logprob_abs_diff": {}},
         "base": {"name": str, "digest": str},
+        "trigger": {"kind": str, "detail": str, "time": str, "request": int, "step": int},
     },
 }
 _RESULT: Any = {"request": int, "sequence": int, "token_ids": [_is_token], "prompt_logprobs": [_is_number]}

@@ -7,7 +7,7 @@ session) and, for replays, the tokens to force.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,10 +28,12 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
 from tracereplay.recorder.rows_first import RowsFirst
+from tracereplay.recorder.triggers import MARK, Ended
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
 
 SAMPLER = "sampler"
+XARG = "tracereplay"  # in a request's extra arguments
 
 
 class Recorder(Protocol):
@@ -50,6 +52,9 @@ class Recorder(Protocol):
     def end_step(self) -> None: ...
     def paused(self) -> AbstractContextManager[None]: ...
     def requested(self, requests: Sequence[Request]) -> bool: ...
+    def ended(self, ends: Sequence[Ended]) -> None: ...
+    def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None: ...
+    def broke(self, error: BaseException) -> None: ...
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None: ...
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None: ...
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None: ...
@@ -68,6 +73,13 @@ def wrap_method(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         return wrapper(original, *args, **kwargs)
 
     setattr(owner, name, wrapped)
+
+
+def marked(sampling: Any) -> str | None:
+    """What a request says to tracereplay: ``"vllm_xargs": {"tracereplay": ...}``."""
+    extra = getattr(sampling, "extra_args", None)
+    found = extra.get(XARG) if isinstance(extra, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 class Adapter:
@@ -138,7 +150,22 @@ class Adapter:
         key = self.numbering.number(engine_id)
         if not known:
             self._begun.append(Request(*key, tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)))
+            if marked(sampling) == "trigger":
+                self.recorder.trigger(MARK, engine_id, "the request says so itself", key)
         return key
+
+    def finished(self, engine_ids: Iterable[str], reason: Callable[[str], tuple[str, int]]) -> None:
+        """Requests have ended, as the engine's scheduler says.
+
+        Args:
+            engine_ids: vLLM's names for them.
+            reason: gives, for a name, why it ended (see `triggers.Ended`) and how many tokens it has generated.
+        """
+        known = [engine_id for engine_id in engine_ids if self.numbering.knows(engine_id)]
+        if not self.numbering.counted:
+            self.recorder.ended([Ended(*self.numbering.number(one), *reason(one)) for one in known])
+            for engine_id in known:
+                self.numbering.forget(engine_id)
 
     def begin_step(self, rows: RowMap) -> None:
         """Begins a step; reports requests that begin in it, or began in a step that was not recorded."""

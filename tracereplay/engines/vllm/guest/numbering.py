@@ -29,6 +29,7 @@ class Numbering:
         self._first, self._order = first, order
         self._seen: dict[str, int] = {}
         self._known: dict[str, tuple[int, int]] = {}
+        self._count = 0  # of requests that were seen
 
     @property
     def counted(self) -> bool:
@@ -38,6 +39,14 @@ class Numbering:
     def knows(self, engine_id: str) -> bool:
         """Whether this id is known."""
         return engine_id in self._known
+
+    def forget(self, engine_id: str) -> None:
+        """Lets go of an id that does not come again: a server has no end of them. Of several samples of a request
+        some may come only when others have ended, so that the request stays known."""
+        self._known.pop(engine_id, None)
+        match = _V0_CHILD.match(engine_id) or _V1.match(engine_id)
+        if match is not None and match["child"] is None:
+            self._seen.pop(engine_id, None)
 
     def number(self, engine_id: str) -> tuple[int, int]:
         """(request, sequence) of an id as the engine's worker sees it."""
@@ -55,4 +64,7 @@ class Numbering:
             return place if self._order is None else self._order[place], child
         # With the random suffix, since a client may send the same id twice, for two requests.
         own = external if match.re is _V0_CHILD else engine_id[match.start("id") :]
-        return self._seen.setdefault(own, len(self._seen)), child
+        if own not in self._seen:
+            self._seen[own] = self._count
+            self._count += 1
+        return self._seen[own], child

@@ -157,7 +157,8 @@ class GuestWorker:
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
             path = claim_segment(asked.trace, self._worker.vllm_config, session.rank)
             meta |= self._meta()
-            options = replace(options, in_flight=0)
+            # A client may have tokens that a ring is still to get; with a whole trace, it may not.
+            options = options if options.ring is not None else replace(options, in_flight=0)
         else:
             path = segment_path(asked.trace, asked.name, session.rank)
         adapter.begin_pass(first_request, forced, asked.serving.order())
@@ -182,7 +183,7 @@ class GuestWorker:
     def _share(self, options: Options) -> Options:
         """This rank's: a budget is for all of them together."""
         share = options.max_bytes and options.max_bytes // self._world()
-        return replace(options, max_bytes=share)
+        return replace(options, max_bytes=share, ring_share=self._world())
 
     def _cancelled(self, golden: Trace, cancel: Cancel) -> CancelledRows:
         """Keeps both passes' rows for the next time: a bisection runs many passes over the same two."""
