@@ -71,6 +71,8 @@ class Dump:
         self._number: int | None = None  # of the step written last
         kept = [ring.at(place) for place in range(ring.begin, ring.end)]
         numbers = {request for step in kept for request, _ in step.sequences}
+        if fired.request > ring.newest:  # it is about to begin
+            numbers.add(fired.request)
         self._numbers = {request: place for place, request in enumerate(sorted(numbers))}
         self._known: set[SequenceKey] = set()
         said = {**trigger, "request": self._numbers.get(fired.request)}

@@ -108,6 +108,7 @@ class Ring:
         self.census: dict[str, Any] | None = None
         self.weight_updates = 0
         self.last_number = -1  # of the youngest step that is no longer kept
+        self.newest = -1  # the highest number of a request
 
     @property
     def end(self) -> int:
@@ -147,6 +148,7 @@ class Ring:
         self._steps.append(found)
         self._in_steps += size
         self._last.update(dict.fromkeys(sequences, self.end - 1))
+        self.newest = max([self.newest, *(request for request, _ in sequences)])
         return found
 
     def ended(self, key: SequenceKey) -> None:

@@ -20,7 +20,7 @@ _STEPS = re.compile(r"(\d+)STEPS?", re.ASCII)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(S|MIN|H)", re.ASCII)
 _SECONDS = {"S": 1, "MIN": 60, "H": 3600}
 USUAL = 1 << 30  # bytes where only steps or seconds are asked for, or a quarter of the memory, if that is less
-LEAST = 1 << 20  # bytes; less holds no step of any model
+LEAST = 10**6  # bytes; less holds no step of any model
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -59,7 +59,7 @@ def read_ring(text: str) -> RingLimits:
         given[name] = amount
     size = int(given.get("bytes", min(USUAL, most // 4)))
     if size < LEAST:
-        raise UsageError(f"A ring of {size} bytes holds no step; give 1MiB or more.")
+        raise UsageError(f"A ring of {size} bytes holds no step; give 1MB or more.")
     if size > most:
         raise UsageError(
             f"A ring of {size} bytes is larger than this machine's memory, {most} bytes; give less than that."

@@ -37,6 +37,7 @@ from tracereplay.passes import INJECTED, RECORD
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.session import Session
+from tracereplay.recorder.triggers import ERROR
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
@@ -115,9 +116,13 @@ class GuestWorker:
         atexit.register(self._do_end)
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
+            above = os.getppid()
 
             @functools.wraps(shutdown)
             def ending(*args: Any, **kwargs: Any) -> Any:
+                if os.getppid() != above and self._session is not None:
+                    # A worker ends by itself when its engine's process was killed.
+                    self._session.trigger(ERROR, None, "the process that started this worker was gone")
                 self._do_end()
                 return shutdown(*args, **kwargs)
 
