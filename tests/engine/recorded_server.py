@@ -51,9 +51,12 @@ class Server:
         out: the trace to make.
         engine: a registered engine.
         arguments: more of the server's.
+        recording: more of ``record``'s.
     """
 
-    def __init__(self, out: Path, engine: str = "v1", arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), recording: Sequence[str] = ()
+    ) -> None:
         self.out = out
         self.port = _free_port()
         self.before = shared_memory()
@@ -65,7 +68,8 @@ class Server:
         template.write_text(TEMPLATE)
         self.log = out.with_suffix(".log")
         command = [
-            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out), "--",
+            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out),
+            *recording, "--",
             "vllm", "serve", str(TINY), "--served-model-name", MODEL, "--host", "127.0.0.1",
             "--port", str(self.port), "--max-model-len", "256", "--max-num-seqs", "8", "--enforce-eager",
             "--chat-template", str(template), *arguments,

@@ -1,4 +1,4 @@
-"""A ring, its triggers and the traces that they make, without an engine: steps as `step.PendingStep` hands them over."""
+"""A ring, its triggers and their traces, without an engine: steps as `step.PendingStep` hands them over."""
 
 from __future__ import annotations
 
