@@ -113,7 +113,10 @@ def test_an_option_out_of_range_is_wrong_usage(record: Callable[..., Ended], wor
         (("--ring", "0MB"), "keeps nothing"),
         (("--ring", "800TB"), "is no size of a ring"),
         (("--ring", "800000GB"), "larger than this machine's memory"),
-        (("--ring", "1MB", "--trigger", "nonfinit"), "There is no trigger 'nonfinit'; did you mean nonfinite?"),
+        (
+            ("--ring", "1MB", "--trigger", "nonfinit"),
+            "There is no trigger 'nonfinit'; did you mean nonfinite; there are",
+        ),
         (("--ring", "1MB", "--trigger", "finish=boredom"), "never fires"),
         (("--ring", "1MB", "--trigger", "logprob<1"), "fires with every token"),
         (("--ring", "1MB", "--trigger-every", "often"), "is no time"),

@@ -51,10 +51,8 @@ def whole(path: Path) -> Trace:
 
 
 def tokens(trace: Trace, request: int) -> list[int]:
-    found = {
-        s.key.position: s.token for step in trace.steps("record") for s in step.sampled if s.key[0] == request
-    }
-    return [token for _, token in sorted(found.items())]
+    sampled = [s for step in trace.steps("record") for s in step.sampled if s.key.request == request]
+    return [token for _, token in sorted({s.key.position: s.token for s in sampled}.items())]
 
 
 def kinds(server: Server) -> list[str]:
@@ -123,6 +121,7 @@ def test_an_engine_that_breaks_leaves_a_trace_of_the_step_in_which_it_does(serve
     trigger, last = trace.run.trigger, trace.steps("record")[-1]
     assert trigger is not None
     assert (trigger["kind"], trigger["detail"]) == ("error", "RuntimeError: no more of this")
+    assert trigger["step"] == last.number
     assert "The engine raised RuntimeError: no more of this" in last.notes[0]
     assert last.calls[-1].site == "model.layers.3.mlp.down_proj"
     assert last.calls[-1].outputs == ()

@@ -266,8 +266,7 @@ class Session:
         """
         if self._options.ring is not None:
             words = detail if request is None else f"{detail} (request {request})"
-            fired = Fired(kind, words, *number, step=self._steps + self._dropped)
-            self._say(lambda writer: writer.fired(fired))
+            self._fire(Fired(kind, words, *number, step=self._steps + self._dropped))
 
     def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
         """Makes a trace of the ring and of the ``after`` steps that follow; see `flight.FlightRecorder.dump`."""
@@ -279,11 +278,15 @@ class Session:
         if self._options.ring is None or self._writer is None:
             return
         text = f"{type(error).__name__}: {error}"[:500]
+        fired = Fired(ERROR, text, step=self._steps + self._dropped)
         if self._step is not None:
             self._step.notes.append(f"The engine raised {text} in step {self._step.number}, which is not whole.")
             self._silent.update(site.slot for site in self.sites)  # the rest of its operators did not run
             self.end_step()
-        self.trigger(ERROR, None, text)
+        self._fire(fired)
+
+    def _fire(self, fired: Fired) -> None:
+        self._say(lambda writer: writer.fired(fired))
 
     def _say(self, what: Callable[[WriterClient], None]) -> None:
         """Tells the writer something about the steps that are finished."""
