@@ -13,7 +13,7 @@ from tracereplay.cli.options import refuse_given
 from tracereplay.cli.summary import summary, trigger_words
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
-from tracereplay.launch.ringed import ring_command, ring_traces
+from tracereplay.launch.ringed import refusals, ring_command, ring_traces
 from tracereplay.recorder import triggers
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.ring_limits import read_ring, read_seconds
@@ -80,6 +80,8 @@ def record_ring(command: list[str], out: Path, engine: str | None, force: bool, 
     finally:
         signal.signal(signal.SIGINT, before)
     found = ring_traces(out)
+    for why in refusals(out):
+        stderr.print(f"The engine was not recorded. {why}", soft_wrap=True, markup=False)
     if not found:
         stderr.print(f"No trigger fired: {out} has no trace.", soft_wrap=True, markup=False)
     for path in found:

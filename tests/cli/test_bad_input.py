@@ -115,7 +115,7 @@ def test_an_option_out_of_range_is_wrong_usage(record: Callable[..., Ended], wor
         (("--ring", "800000GB"), "larger than this machine's memory"),
         (
             ("--ring", "1MB", "--trigger", "nonfinit"),
-            "There is no trigger 'nonfinit'; did you mean nonfinite; there are",
+            "no trigger 'nonfinit'; did you mean nonfinite; there are",
         ),
         (("--ring", "1MB", "--trigger", "finish=boredom"), "never fires"),
         (("--ring", "1MB", "--trigger", "logprob<1"), "fires with every token"),

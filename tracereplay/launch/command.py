@@ -29,8 +29,12 @@ from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
 from tracereplay.trace.served import is_whole
 
-__all__ = ["command_environment", "command_header", "find_command", "record_command", "weights_of"]
+__all__ = ["NO_ENGINE", "command_environment", "command_header", "find_command", "record_command", "weights_of"]
 
+NO_ENGINE = (
+    "The command ended and no engine of {} in it was recorded; does it start one in an environment that "
+    "tracereplay can enter? (--engine NAME says which)"
+)
 _SECRET = ("key", "token", "secret", "password", "credential", "auth")
 
 
@@ -198,12 +202,8 @@ class _Filling:
         """
         trace = open_trace(self._directory.path)
         if RECORD not in trace.passes:
-            title = family_named(DEFAULT).title
             shutil.rmtree(self._directory.path)
-            raise UsageError(
-                f"The command ended and no engine of {title} in it was recorded; does it start one in an "
-                "environment that tracereplay can enter? (--engine NAME says which)"
-            )
+            raise UsageError(NO_ENGINE.format(family_named(DEFAULT).title))
         if self._thread is None:
             self._begin()
         if self._thread is not None:

@@ -9,23 +9,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch.child import Child
-from tracereplay.launch.command import command_environment, command_header, find_command, weights_of
+from tracereplay.launch.command import NO_ENGINE, command_environment, command_header, find_command, weights_of
 from tracereplay.launch.process import Launchable
 from tracereplay.recorder.flight import RUN
 from tracereplay.recorder.options import Options
-from tracereplay.trace import open_trace
+from tracereplay.storage.files import LocalFile
+from tracereplay.trace import SegmentReader, open_trace
 from tracereplay.trace.directory import CLAIM, MANIFEST, locked, refuse_taken, replace_manifest
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.served import is_whole
 
-__all__ = ["ring_command", "ring_traces"]
+__all__ = ["refusals", "ring_command", "ring_traces"]
 
 
 def ring_command(
@@ -43,7 +46,7 @@ def ring_command(
         The command's exit code.
 
     Raises:
-        UsageError: the command is not found, or ``out`` is taken.
+        UsageError: the command is not found, ``out`` is taken, or no engine in it could be recorded.
     """
     found = find_command(command[0], engine)
     header = command_header(command, found, engine, options)
@@ -62,9 +65,22 @@ def ring_command(
             child.settle(lambda: sum(path.stat().st_size for path in out.glob("*/*.seg")))
         finishing.finish()
     finally:
-        for path in (out / RUN, *out.glob(CLAIM.format("*"))):
+        claims = list(out.glob(CLAIM.format("*")))
+        for path in (out / RUN, *claims):
             path.unlink(missing_ok=True)
+    if not claims:
+        shutil.rmtree(out)
+        raise UsageError(NO_ENGINE.format(family_named(DEFAULT).title))
     return code
+
+
+def refusals(folder: Path) -> list[str]:
+    """Why engines could not be recorded, in sentences; their workers leave a segment without steps each."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.seg")):
+        with contextlib.suppress(TracereplayError, OSError), contextlib.closing(LocalFile(path)) as file:
+            found.append(str(SegmentReader(file).meta.get("refused")))
+    return list(dict.fromkeys(found))
 
 
 def ring_traces(folder: Path) -> list[Path]:
