@@ -62,6 +62,7 @@ class KeptStep(NamedTuple):
         sequences: those that have rows in it.
         requests: that begin in it, packed.
         sampled: its tokens.
+        notes, census, weight_updates: of the `StepMessage`.
         size: bytes that it takes.
     """
 
@@ -72,6 +73,9 @@ class KeptStep(NamedTuple):
     sequences: tuple[SequenceKey, ...]
     requests: tuple[bytes, ...]
     sampled: SampledRows
+    notes: tuple[str, ...]
+    census: dict[str, Any] | None
+    weight_updates: int
     size: int
 
 
@@ -137,19 +141,21 @@ class Ring:
             asides: the latter once more.
         """
         step = StepMessage(*message)
-        sampled = np.concatenate(
-            [np.empty(0, SAMPLED), *(_sampled(SampledBytes(*each), asides) for each in step.sampled)]
-        )
+        found = [_sampled(SampledBytes(*each), asides) for each in step.sampled]
+        sampled = found[0] if len(found) == 1 else np.concatenate([np.empty(0, SAMPLED), *found])
         packed, requests = pack(list(message)), tuple(map(pack, step.requests))
         rows = records.read_rows(step.maps[0])
         sequences = tuple(dict.fromkeys((r, s) for r, s, _ in rows.tolist() if r >= 0))
         size = OVERHEAD + len(packed) + sum(map(len, requests)) + sampled.nbytes + sum(p.size for p in pieces)
-        found = KeptStep(time.monotonic(), step.number, packed, tuple(pieces), sequences, requests, sampled, size)
-        self._steps.append(found)
+        kept = KeptStep(
+            time.monotonic(), step.number, packed, tuple(pieces), sequences, requests, sampled, tuple(step.notes),
+            step.census, step.weight_updates, size,
+        )  # fmt: skip
+        self._steps.append(kept)
         self._in_steps += size
         self._last.update(dict.fromkeys(sequences, self.end - 1))
         self.newest = max([self.newest, *(request for request, _ in sequences)])
-        return found
+        return kept
 
     def ended(self, key: SequenceKey) -> None:
         """A sequence has come to its end; what is known of it goes with its last step."""
@@ -171,25 +177,21 @@ class Ring:
         step = self._steps.popleft()
         self.begin += 1
         self._in_steps -= step.size
-        self._keep_words(step)
+        new = [note for note in step.notes if note not in self.notes]
+        self.notes = (self.notes + new)[:MOST_NOTES]
+        self.census = step.census or self.census
+        self.weight_updates, self.last_number = step.weight_updates, step.number
         for packed in step.requests:
             request, sequence, *_ = unpack(packed, "the request", own=True)
             self._grow((request, sequence), request=packed)
-        keys = step.sampled["key"][:, :2]
-        for key in dict.fromkeys(map(tuple, keys.tolist())):
-            self._grow(key, step.sampled[(keys == key).all(axis=1)].tobytes())
+        tokens, size = step.sampled.tobytes(), SAMPLED.itemsize
+        for place, (request, sequence, _) in enumerate(step.sampled["key"].tolist()):
+            self._grow((request, sequence), tokens[place * size : (place + 1) * size])
         for sequence_key in step.sequences:
             self._let_go(sequence_key)
         while self._in_past > self.limits.bytes // 2:  # the rest is for steps
             self._forget(next(iter(self._past)))
             self.forgotten += 1
-
-    def _keep_words(self, step: KeptStep) -> None:
-        said = StepMessage(*unpack(step.message, "the step", own=True))
-        new = [note for note in said.notes if note not in self.notes]
-        self.notes = (self.notes + new)[:MOST_NOTES]
-        self.census = said.census or self.census
-        self.weight_updates, self.last_number = said.weight_updates, said.number
 
     def _grow(self, key: SequenceKey, tokens: bytes = b"", request: bytes | None = None) -> None:
         found = self._past.pop(key, None)
