@@ -21,15 +21,15 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
-from tracereplay.hooks.kernels import unseen
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.reports import Reports
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.step import OpenCall, PendingStep
-from tracereplay.recorder.triggers import ERROR, NONFINITE, Ended, Fired
+from tracereplay.recorder.triggers import ERROR, Ended, Fired
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
@@ -71,7 +71,8 @@ class Session:
         self._silent: set[int] = set()
         self._written = WrittenInputs()
         self._wanted: frozenset[int] = frozenset()
-        self._flagged: frozenset[int] = frozenset()  # of which it is looked at whether they are finite
+        self._reports: Reports | None = None  # to a ring, if there is one
+        self._flagged: frozenset[int] = frozenset()  # see `Reports`
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
         self.watched: Container[int] = frozenset()
@@ -107,12 +108,14 @@ class Session:
         self._writer = WriterClient(
             self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes, ring=ring
         )
-        flags = ring is not None and NONFINITE in ring.triggers
-        self._flagged = frozenset(s.slot for s in self.sites if s.role == "logits") if flags else frozenset()
         self._errors.update(self._writer.errors)
         self._handover = Handover(
             self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
         )
+        self._reports = (
+            None if ring is None else Reports(ring, self.sites, self._writer, self._handover, self.failed)
+        )
+        self._flagged = frozenset() if self._reports is None else self._reports.flagged
         self._replacement = replacement
         self._left_out = self._options.left_out(self.sites)
         self._wanted = self._watchable()
@@ -151,7 +154,7 @@ class Session:
             self._give_up_step()
             with self._guarded():
                 handover.close()
-            self._writer = self._handover = None
+            self._writer = self._handover = self._reports = None
             summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
             with self._guarded():
                 writer.close(summary, whole=not self._errors)
@@ -252,8 +255,8 @@ class Session:
 
     def ended(self, ends: Sequence[Ended]) -> None:
         """Says which sequences have ended, so that a ring need not know of them any more."""
-        if ends and self._options.ring is not None:
-            self._say(lambda writer: writer.ended(ends))
+        if self._reports is not None:
+            self._reports.ended(ends)
 
     def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None:
         """Something happened that may make a trace of the ring.
@@ -264,42 +267,26 @@ class Session:
             detail: more of it, in words.
             number: that request's, and its sequence's.
         """
-        if self._options.ring is not None:
+        if self._reports is not None:
             words = detail if request is None else f"{detail} (request {request})"
-            self._fire(Fired(kind, words, *number, step=self._steps + self._dropped))
+            self._reports.fired(Fired(kind, words, *number, step=self._steps + self._dropped))
 
     def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
         """Makes a trace of the ring and of the ``after`` steps that follow; see `flight.FlightRecorder.dump`."""
-        if self._options.ring is not None:
-            self._say(lambda writer: writer.dump(trace, trigger, after))
+        if self._reports is not None:
+            self._reports.dump(trace, trigger, after)
 
     def broke(self, error: BaseException) -> None:
         """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
-        if self._options.ring is None or self._writer is None:
+        if self._reports is None:
             return
-        text = f"{type(error).__name__}: {error}"[:500]
-        fired = Fired(ERROR, text, step=self._steps + self._dropped)
+        fired = Fired(ERROR, f"{type(error).__name__}: {error}"[:500], step=self._steps + self._dropped)
         if self._step is not None:
-            self._step.notes.append(f"The engine raised {text} in step {self._step.number}, which is not whole.")
+            words = f"The engine raised {fired.detail} in step {fired.step}, which is not whole."
+            self._step.notes.append(words)
             self._silent.update(site.slot for site in self.sites)  # the rest of its operators did not run
             self.end_step()
-        self._fire(fired)
-
-    def _fire(self, fired: Fired) -> None:
-        self._say(lambda writer: writer.fired(fired))
-
-    def _say(self, what: Callable[[WriterClient], None]) -> None:
-        """Tells the writer something about the steps that are finished."""
-        writer, handover = self._writer, self._handover
-        if writer is None or handover is None:
-            return
-        with self._guarded():
-            handover.between_steps(lambda: what(writer))
-
-    def _flag(self, step: PendingStep, x: torch.Tensor, rows: RowMap) -> None:
-        """Notes which rows of logits are finite: their sums are, since no finite logits are so large."""
-        with self._guarded(), unseen():
-            step.add_flags(torch.isfinite(x.sum(-1, dtype=torch.float32)), rows)
+        self._reports.fired(fired)
 
     def end_step(self) -> None:
         """Hands the step to the writer."""
@@ -400,12 +387,11 @@ class Session:
             return
         if self._census is not None:
             self._census.left()
+        slot: int = call if isinstance(call, int) else call.slot
+        if self._reports is not None and slot in self._flagged:
+            self._reports.flag(step, outputs[0], self.rows_of(slot)[1])
         if isinstance(call, int):
-            self._flag(step, outputs[0], self.rows_of(call)[1])
             return
-        slot = call.slot
-        if slot in self._flagged:
-            self._flag(step, outputs[0], self.rows_of(slot)[1])
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
@@ -468,8 +454,8 @@ class Session:
                 self.graphs.observe(slot, index, x)
             return
         rows = self.rows_of(slot)
-        if slot in self._flagged and index == 0:
-            self._flag(step, x, rows[1])
+        if self._reports is not None and slot in self._flagged and index == 0:
+            self._reports.flag(step, x, rows[1])
         if slot not in self._left_out["out"]:
             with self._guarded():
                 step.add(x, slot, "out", index, rows)
