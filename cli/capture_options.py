@@ -82,12 +82,14 @@ def how_of(
     Raises:
         UsageError: they do not go together.
     """
+    if ring and rotate is not None:
+        raise UsageError("--ring makes a trace when a trigger fires, and --rotate after a size or time; give one.")
     collection = rotate is not None or ring
     given = {"--keep": keep, "--leave-free": leave_free, "--resume-when-room": resume_when_room or None}
     if not collection:
         for name, value in given.items():
             if value is not None:
-                raise UsageError(f"{name} is for a recording of several traces; give --rotate too.")
+                raise UsageError(f"{name} is for a recording of several traces; give --rotate or --ring too.")
     if paused and not control:
         raise UsageError("--paused with --no-control would never record anything; leave out one of them.")
     return How(collection, ring, budget_of(rotate, keep, leave_free, resume=resume_when_room), control, paused)

@@ -55,6 +55,15 @@ from tracereplay.cli.options import (
 )
 from tracereplay.cli.output import new_trace
 from tracereplay.cli.privacy_options import KeepFields, Withhold, WithholdKey, fields_of, key_of
+from tracereplay.cli.ring_options import (
+    Ring,
+    Trigger,
+    TriggerAfter,
+    TriggerEvery,
+    TriggerMost,
+    ring_options,
+    tell_ring,
+)
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
@@ -141,6 +150,11 @@ def record(
     sides: Sides = "in,out",
     tokens: Tokens = None,
     every: Every = 1,
+    ring: Ring = None,
+    trigger: Trigger = None,
+    trigger_every: TriggerEvery = "60s",
+    trigger_most: TriggerMost = 100,
+    trigger_after: TriggerAfter = 16,
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -173,6 +187,7 @@ def record(
         withhold=key_of(withhold, withhold_key, level.value), keep_fields=fields_of(keep_fields),
         sites=tuple(sites) or Options.sites, sides=sides_of(sides),
         choice=choice_of(sample, requests, marked, tokens, every),
+        **ring_options(context, ring, trigger, trigger_every, trigger_most, trigger_after),
     )  # fmt: skip
     refuse_kernels(options)
     if level is Level.operator:
@@ -180,9 +195,12 @@ def record(
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
         how = how_of(
-            out, rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control
-        )
+            out, rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
+            ring=ring is not None,
+        )  # fmt: skip
         raise typer.Exit(_record_command(command, out, engine, force, options, how))
+    if ring is not None:
+        raise UsageError("A ring is for a command of yours, after --; prompts have an end, so record them whole.")
     refuse_given(context, ["keep_fields"], "Only the requests of a command after -- have fields")
     refuse_given(context, CHOOSES, "All prompts of a file are recorded; requests are chosen of a command after --")
     refuse_given(context, CAPTURE, "Only a command after -- is recorded into several traces or controlled")
@@ -232,7 +250,10 @@ def _record_command(
                 code, made = record_traces(command, place.path, engine=launched, options=options, how=how)
     finally:
         signal.signal(signal.SIGINT, before)
-    if how.collection:
+    if how.ring:
+        tell_ring(out, made)
+        complete = True
+    elif how.collection:
         complete = all(whole for _, whole in made)
         lacking = "" if complete else f", {sum(not whole for _, whole in made)} of them incomplete"
         stderr.print(f"Recorded {len(made)} traces{lacking}: {out}", soft_wrap=True, markup=False)

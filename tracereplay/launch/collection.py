@@ -16,10 +16,11 @@ from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch.budget import Budget
 from tracereplay.launch.filling import Checkpoints, Filling
 from tracereplay.recorder.options import Options
-from tracereplay.trace import TraceDirectory
+from tracereplay.storage.files import LocalFile
+from tracereplay.trace import SegmentReader, TraceDirectory
 from tracereplay.trace.directory import live_part, locked
 
-__all__ = ["SOCKET", "Traces", "check_collection"]
+__all__ = ["SOCKET", "Traces", "check_collection", "refusals"]
 
 SOCKET = "control.sock"
 NUMBERED = re.compile(r"(\d{6,})\.trace", re.ASCII)
@@ -79,7 +80,7 @@ class Traces:
         if self._made:
             _make(path)
         earlier = [int(found[1]) for p in _listed(path) if (found := NUMBERED.fullmatch(p.name))]
-        self._number = max(earlier, default=0)
+        self._number = self._first = max(earlier, default=0)
         self._current: Filling | None = None
         if not ring:
             first = self._make([]) if collection else self._directory(path, [])
@@ -114,7 +115,12 @@ class Traces:
         self._beside.add(made.directory.path)
         return made.directory.path
 
+    def _there(self) -> set[Path]:
+        return {p for p in _listed(self.path) if NUMBERED.fullmatch(p.name)}
+
     def _make(self, notes: Sequence[str]) -> TraceDirectory:
+        while self.ring and (self.path / f"{self._number + 1:06}.trace").exists():
+            self._number += 1  # see `finish`
         directory = self._directory(self.path / f"{self._number + 1:06}.trace", notes)
         self._number += 1
         return directory
@@ -152,6 +158,10 @@ class Traces:
             self._finish(filling)
         self._ending.clear()
         self._current = None
+        known = {path for path, _ in self.finished}
+        if self.ring:  # a writer makes them itself where nobody answers
+            alone = sorted(p for p in self._there() - known if int(p.stem) > self._first)
+            self.finished += [(path, False) for path in alone]
 
     def _all(self) -> list[Filling]:
         return self._ending if self._current is None else [*self._ending, self._current]
@@ -191,7 +201,7 @@ class Traces:
         """
         if not self.collection:
             return
-        there = [p for p in _listed(self.path) if NUMBERED.fullmatch(p.name)]
+        there = self._there()
         busy = {self.current, *self.ending}  # read afterwards, since another may be made meanwhile
         found = sorted(p for p in there if p not in busy)
         sizes = {p: sum(s.stat().st_size for s in p.glob("*")) for p in found}
@@ -209,6 +219,17 @@ class Traces:
             return True
         short = budget.leave_free is not None and free is not None and free < budget.leave_free
         return short and len(found) > 1
+
+
+def refusals(folder: Path) -> list[str]:
+    """Why engines could not be recorded into a ring, in sentences; removes the segments that say so."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.seg")):
+        with contextlib.suppress(TracereplayError, OSError):
+            with contextlib.closing(LocalFile(path)) as file:
+                found.append(str(SegmentReader(file).meta.get("refused")))
+            path.unlink()
+    return list(dict.fromkeys(found))
 
 
 def _make(path: Path) -> None:

@@ -28,12 +28,18 @@ from tracereplay.launch.making import engine_header
 from tracereplay.launch.process import Launchable, guest_environment
 from tracereplay.launch.recording import Recording
 from tracereplay.launch.room import Room
+from tracereplay.recorder.flight import RUN
 from tracereplay.recorder.options import GraphOptions, Options
+from tracereplay.trace.directory import CLAIM
 from tracereplay.trace.sealed import IDENTITY, own_recipient
 from tracereplay.trace.withheld import Withheld
 
 __all__ = ["How", "record_command", "record_traces"]
 
+NO_ENGINE = (
+    "The command ended and no engine of {} in it was recorded; does it start one in an environment that "
+    "tracereplay can enter? (--engine NAME says which)"
+)
 _SECRET = ("key", "token", "secret", "password", "credential", "auth")
 
 
@@ -112,6 +118,9 @@ def record_traces(
         check_collection(out)
     traces = Traces(out, header, options, collection=how.collection, ring=how.ring, recipients=recipients)
     room = Room()
+    if how.ring:  # for traces that are made when nobody is left to ask
+        told = {"notes": options.told(), **options.header()}
+        (room.path / RUN).write_text(json.dumps({**header, **told}))
     try:
         recording = Recording(traces, room, options, how.budget, said, control=how.control, paused=how.paused)
     except BaseException:
@@ -138,16 +147,13 @@ def record_traces(
         traces.finish()
     finally:
         recording.stop()
+        served = any(room.path.glob(CLAIM.format("*")))
         signal.signal(signal.SIGUSR2, before)
         room.remove()
         traces.let_go()
-    if not traces.finished:
+    if not (traces.finished or (how.ring and served)):
         traces.clear()
-        title = family_named(DEFAULT).title
-        raise UsageError(
-            f"The command ended and no engine of {title} in it was recorded; does it start one in an "
-            "environment that tracereplay can enter? (--engine NAME says which)"
-        )
+        raise UsageError(NO_ENGINE.format(family_named(DEFAULT).title))
     return code, traces.finished
 
 

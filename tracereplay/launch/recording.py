@@ -62,6 +62,7 @@ class Recording:
         self.paused = paused
         self.began = time.time()
         self.triggers: list[dict[str, Any]] = []
+        self._made: dict[str, int] = {}  # traces that triggers of a kind have made
         self.held_back = 0  # triggers that came too soon after another of their kind
         self.trouble: str | None = None  # what could not be done here
         self._lock = threading.RLock()
@@ -158,11 +159,14 @@ class Recording:
         with self._lock:
             now = time.time()
             last = max((t["at"] for t in self.triggers if t["kind"] == kind), default=0.0)
-            if kind != "asked" and now - last < TRIGGERS_EVERY:
+            every = self.options.trigger_every if self.traces.ring else TRIGGERS_EVERY
+            most = self.options.trigger_most if self.traces.ring else len(self.triggers) + 1
+            if kind != "asked" and (now - last < every or self._made.get(kind, 0) >= most):
                 self.held_back += 1
                 return {"trace": None, "held_back": True}
             said = {"kind": kind, "request": None, "detail": "", **more, "at": now}
             trace = self._kept(said, after)
+            self._made[kind] = self._made.get(kind, 0) + 1
             self.triggers = [*self.triggers[-99:], {**said, "trace": None if trace is None else trace.name}]
             return {"trace": None if trace is None else str(trace), "held_back": False}
 
@@ -171,7 +175,7 @@ class Recording:
         words = f"Begun by a trigger ({trigger['kind']}): {trigger['detail']}."
         if self.traces.ring:
             trace = self.traces.beside([words])
-            steps = after if type(after) is int else getattr(self.options, "trigger_after", 0)
+            steps = after if type(after) is int else self.options.trigger_after
             self._order({"do": "dump", "trace": str(trace), "trigger": dict(trigger), "after": steps})
             return trace
         if self.traces.collection:

@@ -48,6 +48,7 @@ class Control:
     """
 
     def __init__(self, room: Path, name: str, listener: Any) -> None:
+        self.room = room
         self.page = StatusPage(room, name)
         self.counters = self.page.counters
         self.costs = Costs(listener, self.counters)

@@ -31,9 +31,11 @@ from tracereplay.recorder.obeying import Obeying
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.reports import Reports
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.selection import selection_of
 from tracereplay.recorder.step import Behind, OpenCall, PendingStep
+from tracereplay.recorder.triggers import ERROR, Ended, Fired
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
@@ -82,6 +84,8 @@ class Session(Obeying):
         self._silent: set[int] = set()
         self._written = WrittenInputs()
         self._wanted: frozenset[int] = frozenset()
+        self._reports: Reports | None = None  # to a ring, if there is one
+        self._flagged: frozenset[int] = frozenset()  # see `Reports`
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
         self._censuses = 0  # that were taken in the pass
@@ -133,15 +137,21 @@ class Session(Obeying):
             self.scope = self._watch_kernels
 
     def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
-        """Opens a segment in a writer process that has none."""
+        """Opens a segment, or a ring, in a writer process that has none."""
+        ring = None if self._options.ring is None else self._options
         self._writer = WriterClient(
             self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
             recipients=self._options.recipients, withhold=self._options.withhold, live=self._control is not None,
+            ring=ring, room=None if self._control is None else self._control.room,
         )  # fmt: skip
         self._errors.update(self._writer.errors)
         self._handover = Handover(
             self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
         )
+        self._reports = (
+            None if ring is None else Reports(ring, self.sites, self._writer, self._handover, self.failed)
+        )
+        self._flagged = frozenset() if self._reports is None else self._reports.flagged
         self._writer.sites(self.sites)
 
     def prepare(self) -> WriterHandle:
@@ -172,7 +182,7 @@ class Session(Obeying):
             self._give_up_step()
             with self._guarded():
                 handover.close()
-            self._writer = self._handover = None
+            self._writer = self._handover = self._reports = None
             with self._guarded():
                 writer.close(self._summary(), whole=not self._errors, patience=patience)
             self._errors.update(writer.errors)
@@ -189,7 +199,7 @@ class Session(Obeying):
         """The sites of which something is kept, or may be replaced."""
         nowhere, given = self._left_out["in"] & self._left_out["out"], self._replacement
         taken = {slot for slot in nowhere if given is not None and given.takes(slot)}
-        return frozenset(site.slot for site in self.sites) - (nowhere - taken)
+        return frozenset(site.slot for site in self.sites) - (nowhere - taken - self._flagged)
 
     @property
     def recording(self) -> bool:
@@ -245,8 +255,8 @@ class Session(Obeying):
             elif arena is None:
                 self._drop(rows)
             else:
-                number = self._steps + self._dropped if control is None else control.number
-                self._step = step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
+                self._step = step = PendingStep(self._number, rows, arena, writer, self._weight_updates, handover)
+                step.dropped = self._dropped
                 step.patience = None if self._waits() else PATIENCE
                 step.feeds = self._replacement is not None and self._replacement.feeds
                 step.notes += self._told(writer) if self._steps == 0 else self._changed
@@ -271,6 +281,11 @@ class Session(Obeying):
                     self._kernels.begin_step(step)
         except Exception as error:
             self.failed(error)
+
+    @property
+    def _number(self) -> int:
+        """Of the engine's step."""
+        return self._steps + self._dropped if self._control is None else self._control.number
 
     def _waits(self) -> bool:
         """Whether the engine waits for the writer."""
@@ -332,6 +347,44 @@ class Session(Obeying):
             return False
         self._step.requests.extend(requests)
         return True
+
+    # -- a flight recorder ------------------------------------------------------------------------------
+
+    def sequences_ended(self, ends: Sequence[Ended]) -> None:
+        """Says which sequences have ended, so that a ring need not know of them any more."""
+        if self._reports is not None:
+            self._reports.ended(ends)
+
+    def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None:
+        """Something happened that may make a trace of the ring.
+
+        Args:
+            kind: see `triggers.Fired`.
+            request: the engine's name of the request that it happened to.
+            detail: more of it, in words.
+            number: that request's, and its sequence's.
+        """
+        if self._reports is not None:
+            words = detail if request is None else f"{detail} (request {request})"
+            self._reports.fired(Fired(kind, words, *number, step=self._number))
+
+    def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
+        """Makes a trace of the ring and of the ``after`` steps that follow; see `flight.FlightRecorder.dump`."""
+        if self._reports is not None:
+            self._reports.dump(trace, trigger, after)
+
+    def broke(self, error: BaseException) -> None:
+        """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
+        if self._reports is None:
+            return
+        words = type(error).__name__ if self._options.withhold else f"{type(error).__name__}: {error}"[:500]
+        fired = Fired(ERROR, words, step=self._number)
+        if self._step is not None:
+            words = f"The engine raised {fired.detail} in step {fired.step}, which is not whole."
+            self._step.notes.append(words)
+            self._silent.update(site.slot for site in self.sites)  # the rest of its operators did not run
+            self.end_step()
+        self._reports.fired(fired)
 
     def end_step(self) -> None:
         """Hands the step to the writer."""
@@ -401,6 +454,8 @@ class Session(Obeying):
             return self._captured(slot, inputs)
         if self._census is not None:
             self._census.entered()
+        elif slot in self._flagged and slot in self._left_out["in"] and slot in self._left_out["out"]:
+            return slot, inputs
         rows = self.rows_of(slot)
         if self._leaves(step, slot, rows):
             return NOT_KEPT, inputs
@@ -443,7 +498,11 @@ class Session(Obeying):
             self._census.left()
         if call is NOT_KEPT:
             return
-        slot = call.slot
+        slot: int = call if isinstance(call, int) else call.slot
+        if self._reports is not None and slot in self._flagged:
+            self._reports.flag(step, outputs[0], self.rows_of(slot)[1])
+        if isinstance(call, int):
+            return
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
@@ -520,6 +579,8 @@ class Session(Obeying):
         if step.bare:
             return
         rows = self.rows_of(slot)
+        if self._reports is not None and slot in self._flagged and index == 0:
+            self._reports.flag(step, x, rows[1])
         if slot not in self._left_out["out"] and not self._leaves(step, slot, rows):
             with self._guarded():
                 step.add(x, slot, "out", index, rows)

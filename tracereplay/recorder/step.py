@@ -100,6 +100,8 @@ class PendingStep:
         self._before = [0, 0]  # number of tensors and asides in the arenas filled before the current one
         self._calls: dict[tuple[int, int], OpenCall] = {}
         self._sampled: list[SampledBytes] = []
+        self._flags: list[tuple[int, bytes]] = []
+        self.dropped = 0  # see `StepMessage`
         self._fired: dict[tuple[int, str, int], int] = {}
         self._begun: dict[int, int] = {}  # per slot, the calls begun by `begin_call`
         self._storages: dict[int, int] = {}
@@ -160,6 +162,10 @@ class PendingStep:
         self._sampled.append(
             SampledBytes([(*k,) for k in keys], self._aside(tokens), self._aside(choices), values)
         )
+
+    def add_flags(self, finite: torch.Tensor, rows: RowMap) -> None:
+        """Says of logits which of their rows are finite (``bool``)."""
+        self._flags.append((self._aside(finite), records.write_rows(rows)))
 
     def changed(self, call: OpenCall, index: int, x: torch.Tensor) -> bool:
         """Whether an input of a call in progress has changed since it was recorded.
@@ -370,5 +376,6 @@ class PendingStep:
         requests = [[*records.write_request(r), r.id] for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels, self.census, self.padded, self.company, self.finished,
+            self._weight_updates, self.kernels, self.census, self.padded, self.company, self.finished, self._flags,
+            self.dropped,
         )  # fmt: skip

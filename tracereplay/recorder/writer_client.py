@@ -15,7 +15,9 @@ from typing import Any
 from tracereplay.event import Site
 from tracereplay.recorder.arena import Arena
 from tracereplay.recorder.live import Moved
+from tracereplay.recorder.options import Options
 from tracereplay.recorder.protocol import StepMessage, send
+from tracereplay.recorder.triggers import Ended, Fired
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.trace import codec, records
 from tracereplay.trace.sealed import opened_for
@@ -35,6 +37,8 @@ class WriterClient:
         recipients: see `SegmentWriter`.
         withhold: see `Options`.
         live: whether `cut` may be called.
+        ring: keeps steps in memory as these options say, and makes no segment; None: writes it.
+        room: where a ring finds its parent's orders; None: there is no parent.
 
     Raises:
         WriterGone: the process has exited.
@@ -43,7 +47,7 @@ class WriterClient:
     def __init__(
         self, handle: WriterHandle, path: Path, meta: Mapping[str, Any], *,
         codec_id: int = codec.PLANES, max_bytes: int | None = None, recipients: Sequence[str] = (),
-        withhold: str | None = None, live: bool = False,
+        withhold: str | None = None, live: bool = False, ring: Options | None = None, room: Path | None = None,
     ) -> None:  # fmt: skip
         self._handle, self._to, self._inbox = handle, handle.to, handle.inbox
         self.arenas = handle.arenas
@@ -56,10 +60,14 @@ class WriterClient:
         self._before = 0  # bytes of earlier segments
         handle.begin()
         self.pid = handle.pid
+        self.dumped: list[str] = []  # traces that were made of the ring
         fds = [arena.fd for arena in self.arenas]
         # The writer process has read nothing: for whom to seal what is made of a sealed trace, this one knows.
         known = list(recipients or opened_for())
-        self._send("open", str(path), dict(meta), codec_id, max_bytes, fds, known, withhold, live)
+        if ring is not None:
+            self._send("ring", str(path), dict(meta), ring.as_dict(), fds, None if room is None else str(room))
+        else:
+            self._send("open", str(path), dict(meta), codec_id, max_bytes, fds, known, withhold, live)
         while not (self.size or self.errors):
             self._wait()
 
@@ -113,6 +121,18 @@ class WriterClient:
     def discard(self) -> None:
         """Abandons the step whose arenas were handed over."""
         self._send("discard")
+
+    def ended(self, ends: Iterable[Ended]) -> None:
+        """Tells a ring of sequences that have ended."""
+        self._send("ended", [list(end) for end in ends])
+
+    def fired(self, fired: Fired) -> None:
+        """Tells a ring what the writer cannot see itself."""
+        self._send("fired", *fired)
+
+    def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
+        """See `flight.FlightRecorder.dump`."""
+        self._send("dump", str(trace), dict(trigger), after)
 
     def poll(self) -> None:
         """Handles the writer's messages received so far."""
@@ -182,6 +202,8 @@ class WriterClient:
             self._free.append(self.arenas[rest[0]])
         elif kind == "wrote":
             self.steps, self.size = rest
+        elif kind == "dumped":
+            self.dumped.append(rest[0])
         elif kind == "spent":
             self.spent = not self._cuts
         elif kind == "failed" and not self._cuts:  # else of a segment that was ended

@@ -58,8 +58,10 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
     workload = Workload(model, _prompts(requests), settings, known.get("weights")).as_dict()
     given = {k: v for k, v in known.items() if k in ("model", "settings", "weights") and v}
     notes = [str(note) for note in run.get("notes", [])]
+    trigger = next((m["trigger"] for m in metas if isinstance(m.get("trigger"), dict)), None)
     return {
         **run,
+        **({} if trigger is None else {"trigger": trigger}),
         "engine": {"name": "command", **engine, **run.get("engine", {})},
         "engines": _engines(trace),
         "workload": {**workload, **given},

@@ -28,10 +28,11 @@ from tracereplay.engines.vllm.guest.sampling import kept_sampling, mark_of
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
-from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.choosing import TRIGGER_IT, Choice
 from tracereplay.recorder.control import Renumber
 from tracereplay.recorder.live import Moved
 from tracereplay.recorder.rows_first import RowsFirst
+from tracereplay.recorder.triggers import MARK, Ended
 from tracereplay.trace.requests import bounded
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
@@ -60,6 +61,9 @@ class Recorder(Protocol):
     def end_step(self) -> None: ...
     def paused(self) -> AbstractContextManager[None]: ...
     def requested(self, requests: Sequence[Request]) -> bool: ...
+    def sequences_ended(self, ends: Sequence[Ended]) -> None: ...
+    def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None: ...
+    def broke(self, error: BaseException) -> None: ...
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None: ...
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None: ...
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None: ...
@@ -159,23 +163,41 @@ class Adapter:
                 self.recorder.lacks([key[0]])
             ids, kept = tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)
             self._begun.append(Request(*key, ids, kept, bounded(engine_id)))
+            if mark_of(sampling) == TRIGGER_IT:
+                self.recorder.trigger(MARK, engine_id, "the request says so itself", key)
         return key
 
-    def attend(self, live: Iterable[str], finished: Iterable[str] = ()) -> None:
+    def attend(self, live: Iterable[str]) -> None:
         """Lets the recorder obey its orders, before a step's rows are numbered.
 
         Args:
             live: the engine's ids of requests that have begun before this step and may go on.
-            finished: of those that have ended since the last one.
         """
         before, self._live = self.recorder.recording, live
-        self.recorder.finished([self.numbering.number(i)[0] for i in finished if self.numbering.knows(i)])
         self.recorder.attend(self._renumber)
         now = self.recorder.recording
         if before and not now:
             self.recorder.lacks([self.numbering.number(i)[0] for i in live if self.numbering.knows(i)])
         elif now and not before:
             self._late = set(live)
+
+    def finished(self, engine_ids: Iterable[str], reason: Callable[[str], tuple[str, int]]) -> None:
+        """Requests have ended, as the engine's scheduler says.
+
+        Args:
+            engine_ids: vLLM's names for them.
+            reason: gives, for a name, why it ended (see `triggers.Ended`) and how many tokens it has generated.
+        """
+        if self.numbering.counted:
+            return
+        known = {one: self.numbering.number(one) for one in engine_ids if self.numbering.knows(one)}
+        self.numbering.finished(engine_ids)
+        if known:
+            self.recorder.sequences_ended([Ended(*key, *reason(one)) for one, key in known.items()])
+            for one in known:
+                self.numbering.forget(one)
+            going_on = self.numbering.under_way()
+            self.recorder.finished([request for request, _ in known.values() if request not in going_on])
 
     def _renumber(self, keep: bool) -> Moved:
         """See `recorder.control.Renumber`; those that do not go on are new ones of unknown beginning.

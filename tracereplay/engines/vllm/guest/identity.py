@@ -165,7 +165,8 @@ def front() -> Front:
     def takes(engine_id: str, sampling: Any) -> bool:
         return options.choice.takes(client_names(engine_id), mark_of(sampling))
 
-    return Front(Path(os.environ[RECORD_TO]), _orders(), takes, options.withhold is not None)
+    directory = Path(os.environ[RECORD_TO]) if options.ring is None else None
+    return Front(directory, _orders(), takes, options.withhold is not None)
 
 
 def _orders() -> Orders | None:

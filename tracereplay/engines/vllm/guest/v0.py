@@ -97,6 +97,9 @@ class V0Adapter(Adapter):
             self.recorder.set_rows(self._sampler_slot, selected, selected)
         try:
             return original(model_input, *args, **kwargs)
+        except BaseException as error:
+            self.recorder.broke(error)
+            raise
         finally:
             self.recorder.end_step()
 

@@ -57,7 +57,6 @@ class V2Adapter(SampledSteps):
         super().attach()
         self._requests: dict[str, Any] = {}  # by the engine's id, as they were scheduled first
         self._new: set[str] = set()  # ids of those that are scheduled for the first time
-        self._ended: list[str] = []  # ids of those that have ended since the last step
         wrap_method(self.runner, "add_requests", self._add_requests)
         wrap_method(self.runner, "finish_requests", self._finish_requests)
         wrap_method(self.runner, "prepare_inputs", self._prepare_inputs)
@@ -76,15 +75,13 @@ class V2Adapter(SampledSteps):
         return original(scheduler_output)
 
     def _finish_requests(self, original: Any, scheduler_output: Any) -> Any:
-        self._ended += scheduler_output.finished_req_ids
         for engine_id in scheduler_output.finished_req_ids:
             self._requests.pop(engine_id, None)
         return original(scheduler_output)
 
     def _prepare_inputs(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(*args, **kwargs)
-        ended, self._ended = self._ended, []
-        self.attend([i for i in self._requests if i not in self._new], ended)
+        self.attend([i for i in self._requests if i not in self._new])
         if self.recorder.recording:
             self.settle(self._read(batch))
             self.begin()

@@ -39,6 +39,7 @@ from tracereplay.recorder.control import Control
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.session import Session
+from tracereplay.recorder.triggers import ERROR
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
@@ -123,9 +124,13 @@ class GuestWorker:
         atexit.register(self._do_end)
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
+            above = os.getppid()
 
             @functools.wraps(shutdown)
             def ending(*args: Any, **kwargs: Any) -> Any:
+                if os.getppid() != above and self._session is not None:
+                    # A worker ends by itself when its engine's process was killed.
+                    self._session.trigger(ERROR, None, "the process that started this worker was gone")
                 self._do_end()
                 return shutdown(*args, **kwargs)
 
@@ -172,7 +177,8 @@ class GuestWorker:
                 options, trace, paused = control.catch_up(options, asked.trace)
                 path = trace / path.name
             meta |= self._meta()
-            options = replace(options, in_flight=0)
+            # A client may have tokens that a ring is still to get; with a whole trace, it may not.
+            options = options if options.ring is not None else replace(options, in_flight=0)
         else:
             path = segment_path(asked.trace, asked.name, session.rank)
         adapter.begin_pass(first_request, forced, asked.serving.order())
@@ -197,7 +203,7 @@ class GuestWorker:
     def _share(self, options: Options) -> Options:
         """This rank's: a budget is for all of them together."""
         share = options.max_bytes and options.max_bytes // self._world()
-        return replace(options, max_bytes=share)
+        return replace(options, max_bytes=share, ring_share=self._world())
 
     def _cancelled(self, golden: Trace, cancel: Cancel) -> CancelledRows:
         """Keeps both passes' rows for the next time: a bisection runs many passes over the same two."""
