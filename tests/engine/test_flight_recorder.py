@@ -14,7 +14,7 @@ from engine_support import FAULTS, Engines, find_engine
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from recorded_server import Server
+from recorded_server import BLOCK, Server
 
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.verify import verify
@@ -34,7 +34,7 @@ def serve(tmp_path: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / "fault").write_text(fault)
         monkeypatch.setenv("PYTHONPATH", str(FAULTS))
         monkeypatch.setenv("TRACEREPLAY_TEST_FAULT", str(tmp_path / "fault"))
-        started.append(Server(tmp_path / "ring", recording=recording))
+        started.append(Server(tmp_path / "ring", options=(*BLOCK, *recording)))
         started[-1].wait_until_ready()
         return started[-1]
 
