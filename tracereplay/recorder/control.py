@@ -82,6 +82,7 @@ class Control:
         for order in self._orders.due(self.number):
             try:
                 self._obey(order, session, renumber)
+                self.trouble = None
             except Exception as error:  # an order that fails harms no trace
                 self.trouble = f"An order could not be obeyed: {error}"
                 self.say(error=self.trouble)
