@@ -62,6 +62,11 @@ def test_a_ring(name: str) -> None:
     assert raised("v1", "ring_units.py")[name] is None, raised("v1", "ring_units.py")[name]
 
 
+@pytest.mark.parametrize("name", names("ordered_units.py"))
+def test_under_orders(name: str) -> None:
+    assert raised("v1", "ordered_units.py")[name] is None, raised("v1", "ordered_units.py")[name]
+
+
 @pytest.mark.parametrize("name", names("graphs_units.py"))
 def test_within_cuda_graphs(name: str) -> None:
     assert raised("v1", "graphs_units.py")[name] is None, raised("v1", "graphs_units.py")[name]

@@ -32,7 +32,6 @@ class Controlled(Protocol):
     def resume(self) -> None: ...
     def change(self, options: Mapping[str, Any]) -> None: ...
     def cut(self, trace: Path, renumber: Renumber) -> None: ...
-    def failed(self, error: BaseException) -> None: ...
 
 
 class Control:
@@ -53,6 +52,7 @@ class Control:
         self.counters = self.page.counters
         self.costs = Costs(listener, self.counters)
         self.number = -1  # of the engine's step
+        self.trouble: str | None = None  # with an order
         self._orders = Orders(room, name.rpartition("-rank")[0])
         self._words: dict[str, Any] = {}
 
@@ -83,8 +83,10 @@ class Control:
         for order in self._orders.due(self.number):
             try:
                 self._obey(order, session, renumber)
-            except Exception as error:  # an order that fails is no reason to stop
-                session.failed(error)
+                self.trouble = None
+            except Exception as error:  # an order that fails harms no trace
+                self.trouble = f"An order could not be obeyed: {error}"
+                self.say(error=self.trouble)
         if before == RECORDING and self.counters.state == RECORDING:
             return False
         if self.counters.state != RECORDING:

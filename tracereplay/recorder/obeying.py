@@ -156,7 +156,7 @@ class Obeying:
     def _show(self) -> None:
         """Says how it goes: after what happens seldom, in words too."""
         if self._control is not None:
-            error, trace = next(reversed(self._errors), None), str(self._segment[0].parent)
+            error, trace = next(reversed(self._errors), self._control.trouble), str(self._segment[0].parent)
             self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
             self._count(self._control)
 

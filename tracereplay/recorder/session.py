@@ -302,6 +302,7 @@ class Session(Obeying):
         if self._control is not None:
             self._control.counters.dropped += 1
             self._dropping = True
+            self._count(self._control)
             self._lacking.add(set(rows[:, 0].tolist()))
 
     def _begin_census(self, census: Census) -> None:
