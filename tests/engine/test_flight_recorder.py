@@ -82,6 +82,7 @@ def test_a_fault_long_after_a_request_began_is_named_by_a_replay_of_the_ring(
     assert steps[where].rows.tolist() == [[0, 0, place]]
     assert [p.token_ids for p in trace.run.prompts] == [broken.prompt]
     assert tokens(trace, 0) == broken.tokens[: 40 + 17]
+    (server.out.parent / "fault").write_text("")
     verdict = engines.start("v1", env=single_process).verdict(trace).as_dict()
     first = verdict["first_divergence"]
     assert first["site"] == "model.layers.4.self_attn.o_proj"
