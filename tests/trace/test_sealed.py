@@ -240,7 +240,7 @@ def test_nonces_do_not_repeat_though_a_step_is_taken_back(tmp_path: Path) -> Non
         frames = [frame for frame in scan(LocalFile(tmp_path / "a.seg")) if frame.kind == Tag.DATA]
         data = (tmp_path / "a.seg").read_bytes()
         assert frames
-        found = {data[frame.payload : frame.payload + 12] for frame in frames}
+        found = {data[frame.payload + 1 : frame.payload + 13] for frame in frames}
         assert len(found) == len(frames)
         assert not found & seen
         seen |= found
