@@ -298,3 +298,14 @@ def test_what_is_made_after_one_was_opened_is_sealed_for_who_opened_it(tmp_path:
     assert PLANTED not in said(made)
     with open_trace(made) as trace:
         assert trace.manifest["recipients"] == [one.public]
+
+
+def test_it_is_read_from_a_url(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    closed = record(tmp_path / "a.trace", [pair.public])
+    sealed.use_identity(pair.file)
+    expected = values(closed)
+    with open_trace(closed) as trace:
+        pack_trace(trace, tmp_path / "a.trz")
+    with open_trace(f"file://{tmp_path}/a.trz") as remote:
+        assert contents(list(remote.segment("record").steps())) == expected

@@ -99,13 +99,14 @@ class GuestWorker:
         """Keeps why this engine is not recorded; a command's trace says so by a segment without steps."""
         self._refusal = why
         if os.environ.get(RECORD_TO):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TracereplayError):
                 path = claim_segment(Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank)
-                SegmentWriter(path, {**self._meta(), "refused": why}).close_alone()
+                meta = {**self._meta(), "refused": why}
+                SegmentWriter(path, meta, recipients=_recording_options().recipients).close_alone()
 
     def _record_all(self, trace: str) -> None:
         """Records everything until the process ends: the engine belongs to a command of the user's."""
-        options = Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+        options = _recording_options()
         request = PassRequest(Path(trace), RECORD, options=options)
         message = {"do": "begin", "first_request": None, "request": request.as_dict()}
         answer = json.loads(self.control(json.dumps(message)))
@@ -230,6 +231,11 @@ class GuestWorker:
 
     def _world(self) -> int:
         return int(self._worker.vllm_config.parallel_config.tensor_parallel_size)
+
+
+def _recording_options() -> Options:
+    """How a command's recording was asked for."""
+    return Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
 
 
 def _watch_weights(model: Any, session: Session) -> None:
