@@ -23,7 +23,10 @@ from tracereplay.cli.options import (
     SamplingSeed,
     Settings,
     Temperature,
+    Withhold,
+    WithholdKey,
     assignments,
+    key_of,
     local_path,
     refuse_given,
     with_lora,
@@ -38,7 +41,6 @@ from tracereplay.launch.command import record_command
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 from tracereplay.trace.sealed import check_recipients
-from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = ["record"]
 
@@ -55,12 +57,6 @@ class Level(str, Enum):
 
     operator = "operator"
     kernel = "kernel"  # what operators dispatch, too
-
-
-class Kept(str, Enum):
-    """See ``--withhold``."""
-
-    tokens = "tokens"
 
 
 class WhenBehind(str, Enum):
@@ -126,21 +122,8 @@ def record(
         ),
     ] = False,
     encrypt_to: EncryptTo = [],  # noqa: B006
-    withhold: Annotated[
-        Kept | None,
-        typer.Option(
-            help="Keep prompts and outputs out of the trace; it can be compared, but not generated again.",
-            show_default=False,
-        ),
-    ] = None,
-    withhold_key: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key of the digests that stand for tokens, made if missing: traces of one key can be compared.",
-            show_default="one that is thrown away",
-        ),
-    ] = None,
+    withhold: Withhold = None,
+    withhold_key: WithholdKey = None,
     log: Log = None,
     force: Force = False,
 ) -> None:
@@ -149,10 +132,12 @@ def record(
     The sampling options apply to prompts that do not set their own.
     """
     check_recipients(encrypt_to)
+    if withhold is not None and level is Level.kernel:
+        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
         check_writes=check_writes, recipients=tuple(encrypt_to),
-        withhold=_key(withhold, withhold_key, level),
+        withhold=key_of(withhold, withhold_key),
     )  # fmt: skip
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
@@ -182,19 +167,6 @@ def record(
             report=report,
         )
     _tell(place.path)
-
-
-def _key(withhold: Kept | None, file: Path | None, level: Level) -> str | None:
-    """The key of the digests that stand for what is withheld; None if nothing is."""
-    if withhold is None:
-        if file is not None:
-            raise UsageError(
-                "--withhold-key is the key of what --withhold keeps out; give that too, or leave it out."
-            )
-        return None
-    if level is Level.kernel:
-        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
-    return new_key() if file is None else key_in(file)
 
 
 def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:
