@@ -48,13 +48,16 @@ from tracereplay.cli.options import (
     SamplingSeed,
     Settings,
     Temperature,
+    Withhold,
+    WithholdKey,
     assignments,
+    key_of,
     local_path,
     refuse_given,
     with_lora,
 )
 from tracereplay.cli.output import new_trace
-from tracereplay.cli.privacy_options import KeepFields, Withhold, WithholdKey, fields_of, key_of
+from tracereplay.cli.privacy_options import KeepFields, fields_of
 from tracereplay.cli.ring_options import (
     Ring,
     Trigger,
@@ -181,10 +184,12 @@ def record(
     The sampling options apply to prompts that do not set their own.
     """
     check_recipients(encrypt_to)
+    if withhold is not None and level is Level.kernel:
+        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
     options = Options(
         max_steps=max_steps, max_bytes=max_bytes, when_behind=behind_of(when_behind, command=bool(command)),
         level=level.value, check_writes=check_writes, recipients=tuple(encrypt_to),
-        withhold=key_of(withhold, withhold_key, level.value), keep_fields=fields_of(keep_fields),
+        withhold=key_of(withhold, withhold_key), keep_fields=fields_of(keep_fields),
         sites=tuple(sites) or Options.sites, sides=sides_of(sides),
         choice=choice_of(sample, requests, marked, tokens, every),
         **ring_options(context, ring, trigger, trigger_every, trigger_most, trigger_after),

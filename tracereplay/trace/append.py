@@ -242,7 +242,8 @@ class Appender:
         self, kind: int, codec: int, pieces: Sequence[Bytes], size: int, digest: int | None = None
     ) -> tuple[int, int]:
         if self._seal is not None and kind != Tag.KEY:
-            pieces = [self._seal.close(kind, codec, self.size, size, b"".join(pieces))]
+            payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces = self._seal.close(kind, codec, self.size, size, payload)
             codec, digest = SEALED, None
         if digest is None:
             state = xxhash.xxh3_64()

@@ -106,15 +106,16 @@ class GuestWorker:
         """Keeps why this engine is not recorded; a command's trace says so by a segment without steps."""
         self._refusal = why
         if os.environ.get(RECORD_TO):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TracereplayError):
                 path = claim_segment(
                     Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank, claims=_room()
                 )
-                SegmentWriter(path, {**self._meta(), "refused": why}).close_alone()
+                meta = {**self._meta(), "refused": why}
+                SegmentWriter(path, meta, recipients=_recording_options().recipients).close_alone()
 
     def _record_all(self, trace: str) -> None:
         """Records everything until the process ends: the engine belongs to a command of the user's."""
-        options = Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+        options = _recording_options()
         request = PassRequest(Path(trace), RECORD, options=options)
         message = {"do": "begin", "first_request": None, "request": request.as_dict()}
         answer = json.loads(self.control(json.dumps(message)))
@@ -263,6 +264,11 @@ def _room() -> Path | None:
     """Where the parent of a recorded command gives its orders."""
     room = os.environ.get(ROOM)
     return Path(room) if room else None
+
+
+def _recording_options() -> Options:
+    """How a command's recording was asked for."""
+    return Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
 
 
 def _watch_weights(model: Any, session: Session) -> None:
