@@ -1,4 +1,4 @@
-"""Options of ``record`` that say what a trace may tell of those who asked; `options` has those of ``pack``, too."""
+"""Options of ``record`` that say what a trace may tell of those who asked; ``pack`` has others."""
 
 from __future__ import annotations
 

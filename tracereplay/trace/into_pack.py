@@ -15,6 +15,7 @@ from tracereplay.trace.open import Key, Trace
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.requests import described, rewritten
 from tracereplay.trace.rewrite import rewrite
 from tracereplay.trace.sealed import Seal
 from tracereplay.trace.upgrade import is_current, upgrade
@@ -75,7 +76,15 @@ def pack_trace(
                 continue
             segment_without(trace.part(key), key[0], file, withheld, manifest.get("recipients", ()))
             segments[name] = LocalFile(file)
-        write_pack(place.path, manifest, segments, trace.request_files)
+        requests: dict[str, File] = dict(trace.request_files)
+        if requests and (recipients or withheld is not None):
+            for name, source in trace.request_files.items():
+                to = Path(scratch) / name
+                rewritten(source, to, manifest.get("recipients", ()), withhold=withheld is not None)
+                requests[name] = LocalFile(to)
+            told = {name: described(file) for name, file in requests.items()}
+            manifest["run"] = {**manifest["run"], "requests": told}
+        write_pack(place.path, manifest, segments, requests)
     place.put()
 
 
