@@ -51,8 +51,8 @@ def verdict(tracereplay: Program, golden: Path, judged: Path) -> Path:
     return judged
 
 
-# What each verb is asked for. Those that only exist for engines of vLLM's, or while something is recorded, are asked
-# for help.
+# What each verb is asked for. Those that only exist for engines of vLLM's are asked for help, as are those for a
+# recording that runs.
 TELL = {
     "show": ("show", "{golden}"), "compare": ("compare", "{golden}", "{golden}"),
     "replay": ("replay", "{golden}", "--engine", "toy", "--set", "flaw=model.norm:scale"),
