@@ -56,6 +56,3 @@ def test_where_requests_stopped_is_withheld(tmp_path: Path) -> None:
     rewritten(LocalFile(made.path), out, (), withhold=True)
     found = read_identities(LocalFile(out))["a-1"]
     assert (found.stop, found.reason) == (None, "stop")
-        None,
-        "stop",
-    )
