@@ -15,6 +15,11 @@ import numpy as np
 import pytest
 
 from tracereplay.event import Request, Site, make_rows
+from tracereplay.launch.budget import Budget
+from tracereplay.launch.collection import Traces
+from tracereplay.launch.control import ask
+from tracereplay.launch.recording import Recording
+from tracereplay.launch.room import Room
 from tracereplay.recorder.flight import CONTROL, RUN, FlightRecorder
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
@@ -29,12 +34,12 @@ META = {"pass": "record", "rank": 0, "world": 1, "model": "none", "engines": 3}
 class Engine:
     """Hands steps over: request r has a prompt of one token and gets one token a step."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, room: Path | None = None, **options: Any) -> None:
         self.folder = folder
         self.said: list[tuple[Any, ...]] = []
         given = {"ring": "1MB", "trigger_every": 0.0, "trigger_after": 2, **options}
         self.flight = FlightRecorder(
-            folder / "record-rank0.seg", META, Options(**given), 0, lambda *words: self.said.append(words)
+            folder / "record-rank0.seg", META, Options(**given), 0, lambda *words: self.said.append(words), room
         )
         self.flight.sites([records.write_site(Site("model.norm", "RMSNorm", SLOT, ("x",)))])
         self.number = 0
@@ -289,3 +294,30 @@ def test_memory_stays_what_was_asked_for(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _short_paths(tmp_path: Path) -> None:
     assert len(os.fspath(tmp_path / CONTROL)) < 108
+
+
+def test_a_parent_orders_one_trace_for_a_trigger_and_others_when_asked(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder, options = tmp_path_factory.mktemp("c").resolve() / "c", Options(ring="1MB", trigger_every=60.0)
+    room = Room()
+    traces = Traces(folder, {"kind": "recording", "command": ["serve"]}, options, collection=True, ring=True)
+    recording = Recording(traces, room, options, Budget(), ["serve"])
+    try:
+        recording.start()
+        engine = Engine(folder, room=room.path)
+        engine.step(0, 1)
+        engine.step(0, 1, finite=False)
+        engine.step(0, 1, finite=False)  # too soon
+        assert ask(folder, {"do": "trigger", "why": "I said so"})["trace"] == str(folder / "000002.trace")
+        engine.flight.obey()
+        engine.flight.close()
+    finally:
+        recording.stop()
+        traces.finish()
+        room.remove()
+        traces.let_go()
+    assert traces.finished == [(folder / "000001.trace", True), (folder / "000002.trace", True)]
+    first, second = engine.traces()
+    assert [(trace.run.trigger or {})["kind"] for trace in (first, second)] == ["nonfinite", "asked"]
+    assert ((first.run.trigger or {})["step"], (second.run.trigger or {})["detail"]) == (1, "I said so")

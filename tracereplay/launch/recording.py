@@ -175,8 +175,9 @@ class Recording:
         words = f"Begun by a trigger ({trigger['kind']}): {trigger['detail']}."
         if self.traces.ring:
             trace = self.traces.beside([words])
+            said = {name: value for name, value in trigger.items() if name != "at" and value is not None}
             steps = after if type(after) is int else self.options.trigger_after
-            self._order({"do": "dump", "trace": str(trace), "trigger": dict(trigger), "after": steps})
+            self._order({"do": "dump", "trace": str(trace), "trigger": said, "after": steps})
             return trace
         if self.traces.collection:
             return self.cut([words])

@@ -205,7 +205,7 @@ class FlightRecorder:
                 to.connect(os.fspath(path))
                 to.sendall(json.dumps({"do": "triggered", **said}).encode() + b"\n")
                 answer = json.loads(to.makefile("rb").readline(1 << 20))
-            return "trace" in answer
+            return "ok" in answer
         except TimeoutError:
             self._awaited = time.monotonic() + LATE
             return True
