@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.listing import named
+from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = [
     "BaseTrace",
@@ -39,7 +41,10 @@ __all__ = [
     "Temperature",
     "TracePath",
     "UseOracle",
+    "Withhold",
+    "WithholdKey",
     "assignments",
+    "key_of",
     "local_path",
     "local_trace",
     "one_request",
@@ -161,6 +166,29 @@ EncryptTo = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Kept(str, Enum):
+    """See ``--withhold``."""
+
+    tokens = "tokens"
+
+
+Withhold = Annotated[
+    Kept | None,
+    typer.Option(
+        help="Keep prompts and outputs out of what is written; it can be compared, but not generated again.",
+        show_default=False,
+    ),
+]
+WithholdKey = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Key of the digests that stand for tokens, made if missing: traces of one key can be compared.",
+        show_default="one that is thrown away",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing trace.")]
 Log = Annotated[
     Path | None,
@@ -209,6 +237,19 @@ def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None
     ]
     if given:
         raise UsageError(f"{why}; leave out {', '.join(given)}.")
+
+
+def key_of(withhold: Kept | None, file: Path | None) -> str | None:
+    """The key of the digests that stand for what is withheld; None if nothing is.
+
+    Raises:
+        UsageError: nothing is, and there is a key; or the file has none.
+    """
+    if withhold is not None:
+        return new_key() if file is None else key_in(file)
+    if file is not None:
+        raise UsageError("--withhold-key is for what --withhold keeps out; give that too, or leave it out.")
+    return None
 
 
 def read_from(*paths: str | Path | None) -> list[Path]:

@@ -10,7 +10,18 @@ import typer
 from rich.text import Text
 
 from tracereplay.cli.console import stderr
-from tracereplay.cli.options import BaseTrace, EncryptTo, Force, TracePath, local_path, opened
+from tracereplay.cli.options import (
+    BaseTrace,
+    EncryptTo,
+    Force,
+    TracePath,
+    Withhold,
+    WithholdKey,
+    key_of,
+    local_path,
+    opened,
+    refuse_given,
+)
 from tracereplay.cli.summary import size_words
 from tracereplay.engines.known import family_of
 from tracereplay.engines.naming import map_of
@@ -22,11 +33,13 @@ from tracereplay.trace import Trace
 from tracereplay.trace.bases import Counterparts, PartsOf, by_name
 from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.sealed import check_recipients
+from tracereplay.trace.withheld import Withheld
 
 __all__ = ["pack"]
 
 
 def pack(
+    context: typer.Context,
     trace: TracePath,
     out: Annotated[
         Path | None,
@@ -40,6 +53,8 @@ def pack(
     ] = None,
     base: BaseTrace = None,
     encrypt_to: EncryptTo = [],  # noqa: B006
+    withhold: Withhold = None,
+    withhold_key: WithholdKey = None,
     force: Force = False,
 ) -> None:
     """Pack a trace into one file, which opens like the directory, also from a URL.
@@ -48,6 +63,9 @@ def pack(
     needed to read the file.
     """
     check_recipients(encrypt_to)
+    key = key_of(withhold, withhold_key)
+    if key is not None:
+        refuse_given(context, ["level", "base"], "Tokens are withheld from a trace that is packed as it is")
     source = opened(trace)
     if out is None:
         if isinstance(source.path, str):
@@ -56,8 +74,9 @@ def pack(
     golden = opened(base) if base is not None else None
     counterparts = by_name if golden is None else _counterparts(golden, source)
     pack_trace(
-        source, out, level=level, base=golden, counterparts=counterparts, force=force, recipients=encrypt_to
-    )
+        source, out, level=level, base=golden, counterparts=counterparts, force=force, recipients=encrypt_to,
+        withheld=None if key is None else Withheld(key),
+    )  # fmt: skip
     words = f"Packed {size_words(source.size)} into {size_words(out.stat().st_size)}: {out}"
     stderr.print(Text(words), soft_wrap=True)
 

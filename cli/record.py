@@ -9,7 +9,32 @@ from typing import Annotated
 
 import typer
 
+from tracereplay.cli.capture_options import (
+    CAPTURE,
+    Control,
+    Keep,
+    LeaveFree,
+    Paused,
+    ResumeWhenRoom,
+    Rotate,
+    WhenBehind,
+    behind_of,
+    how_of,
+)
 from tracereplay.cli.checks import check_log
+from tracereplay.cli.choice_options import (
+    CHOOSES,
+    Every,
+    Marked,
+    Requests,
+    Sample,
+    Sides,
+    Sites,
+    Tokens,
+    choice_of,
+    refuse_kernels,
+    sides_of,
+)
 from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.options import (
     EncryptTo,
@@ -23,23 +48,35 @@ from tracereplay.cli.options import (
     SamplingSeed,
     Settings,
     Temperature,
+    Withhold,
+    WithholdKey,
     assignments,
+    key_of,
     local_path,
     refuse_given,
     with_lora,
 )
 from tracereplay.cli.output import new_trace
+from tracereplay.cli.privacy_options import KeepFields, fields_of
+from tracereplay.cli.ring_options import (
+    Ring,
+    Trigger,
+    TriggerAfter,
+    TriggerEvery,
+    TriggerMost,
+    ring_options,
+    tell_ring,
+)
 from tracereplay.cli.summary import observer_words, summary
 from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
-from tracereplay.launch.command import record_command
-from tracereplay.recorder.choosing import Choice, positions_of, rate_of
-from tracereplay.recorder.options import FIELDS, KERNEL, Options
+from tracereplay.launch.command import How, record_traces
+from tracereplay.launch.control import check_socket
+from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 from tracereplay.trace.sealed import check_recipients
-from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = ["record"]
 
@@ -48,8 +85,6 @@ GENERATES = (
     "model", "prompts", "max_tokens", "temperature", "seed", "logprobs", "n", "settings", "lora",
     "with_weights", "check_observer", "log",
 )  # fmt: skip
-# How requests are chosen of those that a server is asked for.
-CHOOSES = ("sample", "requests", "marked")
 MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
 
 
@@ -58,19 +93,6 @@ class Level(str, Enum):
 
     operator = "operator"
     kernel = "kernel"  # what operators dispatch, too
-
-
-class Kept(str, Enum):
-    """See ``--withhold``."""
-
-    tokens = "tokens"
-
-
-class WhenBehind(str, Enum):
-    """See ``--when-behind``."""
-
-    block = "block"  # the engine waits
-    drop = "drop"  # steps are left out and counted
 
 
 def record(
@@ -117,49 +139,25 @@ def record(
         typer.Option(min=MIN_BYTES, help="Stop recording before the files exceed this size.", show_default=False),
     ] = None,
     when_behind: Annotated[
-        WhenBehind, typer.Option(help="What to do when the writer cannot keep up with the engine.")
-    ] = WhenBehind.block,
-    keep_fields: Annotated[
-        list[str],
+        WhenBehind | None,
         typer.Option(
-            metavar="NAME",
-            help=f"Field of a server's requests to keep: {', '.join(FIELDS)}. May be repeated.",
-            show_default="none",
-        ),
-    ] = [],  # noqa: B006
-    sample: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RATE", help="Record this share of a command's requests, such as 1/1000.", show_default=False
+            help="What to do when the writer cannot keep up with the engine.",
+            show_default="block; drop for a command",
         ),
     ] = None,
-    requests: Annotated[
-        list[str],
-        typer.Option(metavar="GLOB", help="Record a command's requests with such an id; may be repeated."),
-    ] = [],  # noqa: B006
-    marked: Annotated[
-        bool,
-        typer.Option(
-            "--marked",
-            help='Record a command\'s requests that ask for it: vllm_xargs of {"tracereplay": "record"}, which '
-            "also counts under --sample and --requests.",
-        ),
-    ] = False,
-    sites: Annotated[
-        list[str], typer.Option(metavar="GLOB", help="Record operators at such sites only; may be repeated.")
-    ] = [],  # noqa: B006
-    sides: Annotated[
-        str, typer.Option(metavar="in,out", help="Record inputs (in), outputs (out) or both.")
-    ] = "in,out",
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIRST:BEHIND",
-            help="Record operators at these positions of a sequence only, such as 0:64.",
-            show_default=False,
-        ),
-    ] = None,
-    every: Annotated[int, typer.Option(metavar="N", help="Record operators in one step of N only.")] = 1,
+    keep_fields: KeepFields = [],  # noqa: B006
+    sample: Sample = None,
+    requests: Requests = [],  # noqa: B006
+    marked: Marked = False,
+    sites: Sites = [],  # noqa: B006
+    sides: Sides = "in,out",
+    tokens: Tokens = None,
+    every: Every = 1,
+    ring: Ring = None,
+    trigger: Trigger = None,
+    trigger_every: TriggerEvery = "60s",
+    trigger_most: TriggerMost = 100,
+    trigger_after: TriggerAfter = 16,
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Copy the weights into the trace, not only their digests.")
     ] = False,
@@ -170,21 +168,14 @@ def record(
         ),
     ] = False,
     encrypt_to: EncryptTo = [],  # noqa: B006
-    withhold: Annotated[
-        Kept | None,
-        typer.Option(
-            help="Keep prompts and outputs out of the trace; it can be compared, but not generated again.",
-            show_default=False,
-        ),
-    ] = None,
-    withhold_key: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key of the digests that stand for tokens, made if missing: traces of one key can be compared.",
-            show_default="one that is thrown away",
-        ),
-    ] = None,
+    withhold: Withhold = None,
+    withhold_key: WithholdKey = None,
+    rotate: Rotate = None,
+    keep: Keep = None,
+    leave_free: LeaveFree = None,
+    resume_when_room: ResumeWhenRoom = False,
+    paused: Paused = False,
+    control: Control = True,
     log: Log = None,
     force: Force = False,
 ) -> None:
@@ -193,21 +184,31 @@ def record(
     The sampling options apply to prompts that do not set their own.
     """
     check_recipients(encrypt_to)
+    if withhold is not None and level is Level.kernel:
+        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
     options = Options(
-        max_steps=max_steps, max_bytes=max_bytes, when_behind=when_behind.value, level=level.value,
-        check_writes=check_writes, recipients=tuple(encrypt_to),
-        withhold=_key(withhold, withhold_key, level), keep_fields=_fields(keep_fields),
-        sites=tuple(sites) or Options.sites, sides=_sides(sides),
-        choice=_choice(sample, requests, marked, tokens, every),
+        max_steps=max_steps, max_bytes=max_bytes, when_behind=behind_of(when_behind, command=bool(command)),
+        level=level.value, check_writes=check_writes, recipients=tuple(encrypt_to),
+        withhold=key_of(withhold, withhold_key), keep_fields=fields_of(keep_fields),
+        sites=tuple(sites) or Options.sites, sides=sides_of(sides),
+        choice=choice_of(sample, requests, marked, tokens, every),
+        **ring_options(context, ring, trigger, trigger_every, trigger_most, trigger_after),
     )  # fmt: skip
-    _refuse_kernels(options)
+    refuse_kernels(options)
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
-        raise typer.Exit(_record_command(command, out, engine, force, options))
+        how = how_of(
+            out, rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
+            ring=ring is not None,
+        )  # fmt: skip
+        raise typer.Exit(_record_command(command, out, engine, force, options, how))
+    if ring is not None:
+        raise UsageError("A ring is for a command of yours, after --; prompts have an end, so record them whole.")
     refuse_given(context, ["keep_fields"], "Only the requests of a command after -- have fields")
     refuse_given(context, CHOOSES, "All prompts of a file are recorded; requests are chosen of a command after --")
+    refuse_given(context, CAPTURE, "Only a command after -- is recorded into several traces or controlled")
     launched = load_engine(engine) if engine is not None else None
     model = model or (launched.model if launched is not None else None)
     missing = [k for k, v in (("--engine", engine), ("--model", model), ("--prompts", prompts)) if v is None]
@@ -233,63 +234,36 @@ def record(
     _tell(place.path)
 
 
-def _key(withhold: Kept | None, file: Path | None, level: Level) -> str | None:
-    """The key of the digests that stand for what is withheld; None if nothing is."""
-    if withhold is None:
-        if file is not None:
-            raise UsageError(
-                "--withhold-key is the key of what --withhold keeps out; give that too, or leave it out."
-            )
-        return None
-    if level is Level.kernel:
-        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
-    return new_key() if file is None else key_in(file)
-
-
-def _fields(names: list[str]) -> tuple[str, ...]:
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise UsageError(f"{unknown[0]!r} is no field that can be kept; --keep-fields takes {', '.join(FIELDS)}.")
-    return tuple(dict.fromkeys(names))
-
-
-def _sides(text: str) -> tuple[str, ...]:
-    """Raises UsageError unless these are ``in``, ``out`` or both."""
-    found = tuple(side.strip() for side in text.split(","))
-    if not set(found) <= {"in", "out"} or len(set(found)) < len(found):
-        raise UsageError(f"--sides {text} is none; give in, out, or in,out.")
-    return found
-
-
-def _choice(sample: str | None, requests: list[str], marked: bool, tokens: str | None, every: int) -> Choice:
-    """Raises UsageError if one of them makes no sense."""
-    if every < 1:
-        raise UsageError(f"--every {every} would never record a step; give 1 or more.")
-    if "" in requests:
-        raise UsageError("--requests is empty and fits no request; give a glob of ids, such as 'cmpl-a*'.")
-    rate = None if sample is None else rate_of(sample)
-    return Choice(rate, tuple(requests), marked, None if tokens is None else positions_of(tokens), every)
-
-
-def _refuse_kernels(options: Options) -> None:
-    """Raises UsageError where kernels would be recorded with the rows of requests that are not."""
-    if options.level == KERNEL and (options.choice.chooses or options.choice.tokens is not None):
-        raise UsageError(
-            "Kernels take whole batches, with the rows of all requests in them; record operators only "
-            "(--level operator), or leave out --sample, --requests, --marked and --tokens."
-        )
-
-
-def _record_command(command: list[str], out: Path, engine: str | None, force: bool, options: Options) -> int:
+def _record_command(
+    command: list[str], out: Path, engine: str | None, force: bool, options: Options, how: How
+) -> int:
     """Runs the command; its exit code is the program's, but for a trace that was cut off."""
     launched = load_engine(engine) if engine else None
+    if how.control:
+        check_socket(out)
     # Ctrl-C is for the command, at the same terminal: that is how a server ends, and it must not lose its parent.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        with new_trace(out, force=force) as place:
-            code = record_command(command, place.path, engine=launched, options=options)
+        if how.collection:
+            if force:
+                raise UsageError(
+                    f"--force replaces a trace, and {out} is a directory of traces, which is continued."
+                )
+            code, made = record_traces(command, out, engine=launched, options=options, how=how)
+        else:
+            with new_trace(out, force=force) as place:
+                code, made = record_traces(command, place.path, engine=launched, options=options, how=how)
     finally:
         signal.signal(signal.SIGINT, before)
-    complete = _tell(place.path)
+    if how.ring:
+        tell_ring(out, made)
+        complete = True
+    elif how.collection:
+        complete = all(whole for _, whole in made)
+        lacking = "" if complete else f", {sum(not whole for _, whole in made)} of them incomplete"
+        stderr.print(f"Recorded {len(made)} traces{lacking}: {out}", soft_wrap=True, markup=False)
+    else:
+        complete = _tell(place.path)
     if code:
         return code if code > 0 else 128 - code
     return 0 if complete else EngineFailed.exit_code

@@ -27,7 +27,7 @@ from tracereplay.cli.options import (
 )
 from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.cli.show_requests import FIRST, as_json, check_json, print_requests, show_one
-from tracereplay.cli.summary import observer_words, summary
+from tracereplay.cli.summary import observer_words, summary, trigger_words
 from tracereplay.cli.texts import decoder
 from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
@@ -175,6 +175,8 @@ def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "withheld", f"{', '.join(run.withheld.get('what') or ())} (key {run.withheld.get('key')})"
     if run.observer:
         yield "observer", f"recording changed {observer_words(run.observer)}"
+    if run.trigger:
+        yield "trigger", trigger_words(run.trigger)
     for note in run.notes:
         yield "note", note
     for said in dict.fromkeys(trace.outline(name).said() for name in passes):

@@ -8,7 +8,7 @@ from typing import Any
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
 
-__all__ = ["observer_words", "size_words", "summary"]
+__all__ = ["observer_words", "size_words", "summary", "trigger_words"]
 
 
 def summary(trace: Trace) -> str:
@@ -25,6 +25,17 @@ def observer_words(observer: Mapping[str, Any]) -> str:
     differ, drift = observer.get("tokens_differ"), observer.get("logprob_abs_diff")
     words = f"the tokens of {differ} of {observer.get('sequences')} sequences"
     return words if drift is None else f"{words}, and logprobs by at most {number(drift['max'])}"
+
+
+def trigger_words(trigger: Mapping[str, Any]) -> str:
+    """What set a flight recorder off."""
+    where = [
+        f"{name} {trigger[name]}" for name in ("request", "position", "step") if trigger.get(name) is not None
+    ]
+    said = ", ".join(filter(None, (trigger.get("detail"), " ".join(where))))
+    suppressed = sum(n for n in (trigger.get("suppressed") or {}).values() if type(n) is int)
+    more = f"; before it {suppressed} more made no trace" if suppressed else ""
+    return f"{trigger.get('kind')}: {said}, at {trigger.get('time')}{more}"
 
 
 def size_words(size: float) -> str:

@@ -20,6 +20,12 @@ __all__ = ["VERBS", "Verbs", "load"]
 VERBS: Mapping[str, str] = {
     "demo": "Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.",
     "record": "Generate under an engine, and record every operator's inputs and outputs.",
+    "status": "Show how a running recording goes: what it keeps and costs, bytes, steps, drops, the last error.",
+    "start": "Go on recording: after stop, record --paused, or (into a collection) after a failure.",
+    "stop": "Pause a running recording; the recorded command goes on, and start resumes it.",
+    "trigger": "Keep what a flight recorder has in a trace of its own; without one, begin the next trace of a "
+    "collection.",
+    "set": "Change what a running recording keeps, from the engine's next step on.",
     "replay": "Replay a golden trace under another engine, and name the first operator that differs.",
     "compare": "Compare two traces and give the verdict; no engine is started.",
     "calibrate": "Measure the noise between runs that should agree with GOLDEN, and write it as a policy.",
@@ -35,6 +41,10 @@ VERBS: Mapping[str, str] = {
     "engine": "Build, register and examine engines.",
     "bisect": "Prove by experiment what makes an engine diverge.",
 }
+
+_MODULES = dict.fromkeys(
+    ("status", "start", "stop", "trigger", "set"), "control"
+)  # where it is not the verb's name
 
 
 class Verbs(TyperGroup):
@@ -52,10 +62,10 @@ class Verbs(TyperGroup):
 
 def load(name: str) -> Any:
     """The command of that name, from its module: a function called as the verb, or an ``app`` of several."""
-    module = import_module(f"tracereplay.cli.{name}")
+    module = import_module(f"tracereplay.cli.{_MODULES.get(name, name)}")
     program = typer.Typer()
     if hasattr(module, "app"):
         program.add_typer(module.app, name=name)
     else:
-        program.command(name)(getattr(module, name))
+        program.command(name)(getattr(module, f"{name}_" if name == "set" else name))
     return get_group(program).commands[name]

@@ -87,6 +87,7 @@ SAYS_VLLM = {
     "tracereplay/engines/known.py": "puts it among the families",
     "tracereplay/gate/gate.toml": "what a trace may ask for, in one list to be read as one",
     "cli/record.py": "a command of its is the example of what to record",
+    "cli/choice_options.py": "how a request is marked in its bodies",
 }
 VLLM_ROOM = "tracereplay/engines/vllm/"
 NEVER = (

@@ -8,13 +8,26 @@ from typing import Any, TypeAlias
 
 from tracereplay.errors import UsageError
 
-__all__ = ["COUNT", "FLAG", "OBJECT", "STRING", "Check", "among", "checked", "list_of", "or_none", "similar"]
+__all__ = [
+    "COUNT",
+    "FLAG",
+    "NUMBER",
+    "OBJECT",
+    "STRING",
+    "Check",
+    "among",
+    "checked",
+    "list_of",
+    "or_none",
+    "similar",
+]
 
 Check: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is taken, and what would be, in words
 
 STRING: Check = (lambda value: isinstance(value, str), "a string")
 FLAG: Check = (lambda value: type(value) is bool, "true or false")
 COUNT: Check = (lambda value: type(value) is int and value >= 0, "a non-negative integer")
+NUMBER: Check = (lambda value: type(value) in (int, float) and value >= 0, "a number, 0 or more")
 OBJECT: Check = (lambda value: isinstance(value, Mapping), "an object")
 
 

@@ -7,6 +7,7 @@
     │   ├── OtherWeights               the checkpoint differs from golden's; commands that judge give a verdict
     │   └── EngineNotFound             no engine of that name is registered
     ├── EnvironmentFailed     exit 4   an engine's environment could not be built
+    ├── NothingRuns           exit 4   no recording runs that could be asked or told something
     ├── EngineFailed          exit 4   the engine did not start, or died
     ├── Unsupported           exit 2   the engine runs in a way that cannot be recorded
     ├── RecordingIncomplete   exit 4   the engine finished, but the trace lacks steps
@@ -28,6 +29,7 @@ __all__ = [
     "EnvironmentFailed",
     "MissingWeights",
     "NotATrace",
+    "NothingRuns",
     "OtherWeights",
     "RecordingIncomplete",
     "TraceError",
@@ -87,6 +89,12 @@ class Unsupported(UsageError):
 
 class EnvironmentFailed(TracereplayError):
     """An engine's Python environment could not be built."""
+
+    exit_code = 4
+
+
+class NothingRuns(TracereplayError):
+    """No recording runs that could be asked or told something."""
 
     exit_code = 4
 

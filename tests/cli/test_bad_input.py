@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +141,37 @@ def test_a_token_id_outside_the_vocabulary(record: Callable[..., Ended], tmp_pat
 )
 def test_an_option_out_of_range_is_wrong_usage(record: Callable[..., Ended], words: tuple[object, ...]) -> None:
     check(record(*words), 2, str(words[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--ring", "0MB"), "keeps nothing"),
+        (("--ring", "800TB"), "is no size of a ring"),
+        (("--ring", "800000GB"), "larger than this machine's memory"),
+        (
+            ("--ring", "1MB", "--trigger", "nonfinit"),
+            "no trigger 'nonfinit'; did you mean nonfinite; there are",
+        ),
+        (("--ring", "1MB", "--trigger", "finish=boredom"), "never fires"),
+        (("--ring", "1MB", "--trigger", "logprob<1"), "fires with every token"),
+        (("--ring", "1MB", "--trigger-every", "often"), "is no time"),
+        (("--ring", "1MB", "--trigger-most", "0"), "--trigger-most"),
+        (("--ring", "1MB", "--level", "kernel"), "leave --level kernel out"),
+        (("--ring", "1MB", "--force"), "remove the folder yourself"),
+        (("--trigger", "error"), "leave out --trigger"),
+    ],
+)
+def test_a_flight_recorder_that_cannot_be_is_refused_before_the_command_starts(
+    tracereplay: Program, tmp_path: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    command = (sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    check(tracereplay("record", "-o", tmp_path / "c", *words, "--", *command), 2, sentence)
+    assert list(tmp_path.glob("ran")) == list(tmp_path.glob("c")) == []
+
+
+def test_prompts_are_not_recorded_into_a_ring(record: Callable[..., Ended]) -> None:
+    check(record("--ring", "1MB"), 2, "A ring is for a command of yours, after --")
 
 
 def test_an_unknown_engine_setting(record: Callable[..., Ended]) -> None:

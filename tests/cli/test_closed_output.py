@@ -51,7 +51,8 @@ def verdict(tracereplay: Program, golden: Path, judged: Path) -> Path:
     return judged
 
 
-# What each verb is asked for. Those that only exist for engines of vLLM's are asked for help.
+# What each verb is asked for. Those that only exist for engines of vLLM's are asked for help, as are those for a
+# recording that runs.
 TELL = {
     "show": ("show", "{golden}"), "compare": ("compare", "{golden}", "{golden}"),
     "replay": ("replay", "{golden}", "--engine", "toy", "--set", "flaw=model.norm:scale"),
@@ -65,6 +66,7 @@ TELL = {
     "engine list": ("engine", "list"), "engine create": ("engine", "create", "--help"),
     "engine add": ("engine", "add", "-h"), "engine doctor": ("engine", "doctor", "-h"),
     "engine remove": ("engine", "remove", "-h"), "demo": ("demo", "--help"),
+    **{verb: (verb, "--help") for verb in ("status", "start", "stop", "trigger", "set")},
 }  # fmt: skip
 # Verbs whose result is a file: they have nothing to say on standard output.
 MAKE = {

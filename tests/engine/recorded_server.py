@@ -32,6 +32,9 @@ KINDS = ("completion", "streamed completion", "chat", "streamed chat")
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
 
 
+BLOCK = ("--when-behind", "block")  # else steps may be left out, and what a client has need not be in the trace
+
+
 @dataclass
 class Answer:
     """What a client has of one request."""
@@ -51,11 +54,11 @@ class Server:
         out: the trace to make.
         engine: a registered engine.
         arguments: more of the server's.
-        options: more of the recording's.
+        options: more of ``record``'s.
     """
 
     def __init__(
-        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = ()
+        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = BLOCK
     ) -> None:
         self.out = out
         self.port = _free_port()
@@ -259,6 +262,20 @@ def compared(trace: Trace, answers: Sequence[Answer]) -> int:
             assert there == answer.tokens, (answer, recorded)
             finished += answer.finished
     return finished
+
+
+def tokens_of(trace: Trace) -> Iterator[tuple[tuple[int, ...], list[int], int]]:
+    """Of each request of a trace: its prompt, its tokens, and the position of the first of them."""
+    prompts, tokens = {}, dict[int, dict[int, int]]()
+    for step in trace.steps("record"):
+        prompts.update({request.request: request.prompt_token_ids for request in step.requests})
+        for sampled in step.sampled:
+            tokens.setdefault(sampled.key.request, {})[sampled.key.position] = sampled.token
+    for request, prompt in prompts.items():
+        found = sorted(tokens.get(request, {}).items())
+        positions = [position for position, _ in found]
+        if positions == list(range(positions[0], positions[0] + len(positions)) if positions else ()):
+            yield tuple(prompt), [token for _, token in found], positions[0] if positions else len(prompt)
 
 
 def shared_memory() -> set[str]:

@@ -57,6 +57,16 @@ def test_on_a_device_whose_copies_are_late(name: str) -> None:
     assert raised("v1", "late_units.py")[name] is None, raised("v1", "late_units.py")[name]
 
 
+@pytest.mark.parametrize("name", names("ring_units.py"))
+def test_a_ring(name: str) -> None:
+    assert raised("v1", "ring_units.py")[name] is None, raised("v1", "ring_units.py")[name]
+
+
+@pytest.mark.parametrize("name", names("ordered_units.py"))
+def test_under_orders(name: str) -> None:
+    assert raised("v1", "ordered_units.py")[name] is None, raised("v1", "ordered_units.py")[name]
+
+
 @pytest.mark.parametrize("name", names("graphs_units.py"))
 def test_within_cuda_graphs(name: str) -> None:
     assert raised("v1", "graphs_units.py")[name] is None, raised("v1", "graphs_units.py")[name]

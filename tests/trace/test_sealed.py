@@ -240,7 +240,7 @@ def test_nonces_do_not_repeat_though_a_step_is_taken_back(tmp_path: Path) -> Non
         frames = [frame for frame in scan(LocalFile(tmp_path / "a.seg")) if frame.kind == Tag.DATA]
         data = (tmp_path / "a.seg").read_bytes()
         assert frames
-        found = {data[frame.payload : frame.payload + 12] for frame in frames}
+        found = {data[frame.payload + 1 : frame.payload + 13] for frame in frames}
         assert len(found) == len(frames)
         assert not found & seen
         seen |= found
@@ -298,3 +298,14 @@ def test_what_is_made_after_one_was_opened_is_sealed_for_who_opened_it(tmp_path:
     assert PLANTED not in said(made)
     with open_trace(made) as trace:
         assert trace.manifest["recipients"] == [one.public]
+
+
+def test_it_is_read_from_a_url(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    closed = record(tmp_path / "a.trace", [pair.public])
+    sealed.use_identity(pair.file)
+    expected = values(closed)
+    with open_trace(closed) as trace:
+        pack_trace(trace, tmp_path / "a.trz")
+    with open_trace(f"file://{tmp_path}/a.trz") as remote:
+        assert contents(list(remote.segment("record").steps())) == expected

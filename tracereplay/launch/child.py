@@ -33,16 +33,18 @@ class Child:
         command: what to run.
         environment: of the command.
         watch: called twice a second.
+        memory: names in /dev/shm that are removed in the end, however this process ends.
 
     A context manager for the main thread; signals are forwarded within it.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], watch: Callable[[], None] = lambda: None
-    ) -> None:
+        self, command: Sequence[str], environment: Mapping[str, str], watch: Callable[[], None] = lambda: None,
+        memory: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._command = list(command)
         self._environment = dict(environment)
-        self._watch = watch
+        self._watch, self._memory = watch, memory
         self._came: list[int] = []  # signals not forwarded yet
         self._last: int = signal.SIGTERM
         self._code: int | None = None
@@ -54,6 +56,7 @@ class Child:
         gather_orphans()
         self._janitor = Janitor(GRACE)
         self._descendants = Descendants()
+        self._descendants.memory.update(self._memory)
         self._wake, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._theirs = theirs
         self._old_wake = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)

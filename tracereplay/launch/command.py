@@ -6,36 +6,60 @@ say which requests started and which tokens they produced.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tracereplay.engines.known import DEFAULT, family_named
-from tracereplay.engines.variables import GRAPHS, OPTIONS, RECORD_TO
-from tracereplay.errors import TracereplayError, UsageError
+from tracereplay.engines.variables import CONTROL, GRAPHS, OPTIONS, RECORD_TO, SOCKET
+from tracereplay.errors import UsageError
+from tracereplay.launch.budget import Budget
 from tracereplay.launch.child import Child
+from tracereplay.launch.collection import Traces, check_collection
 from tracereplay.launch.making import engine_header
 from tracereplay.launch.process import Launchable, guest_environment
-from tracereplay.passes import RECORD
+from tracereplay.launch.recording import Recording
+from tracereplay.launch.room import Room
+from tracereplay.recorder.flight import RUN
 from tracereplay.recorder.options import GraphOptions, Options
-from tracereplay.storage.checkpoint import model_files, read_checkpoint
-from tracereplay.trace import TraceDirectory, open_trace
 from tracereplay.trace.directory import CLAIM
-from tracereplay.trace.requests import described
 from tracereplay.trace.sealed import IDENTITY, own_recipient
-from tracereplay.trace.served import is_whole
 from tracereplay.trace.withheld import Withheld
 
-__all__ = ["record_command"]
+__all__ = ["How", "record_command", "record_traces"]
 
+NO_ENGINE = (
+    "The command ended and no engine of {} in it was recorded; does it start one in an environment that "
+    "tracereplay can enter? (--engine NAME says which)"
+)
 _SECRET = ("key", "token", "secret", "password", "credential", "auth")
+
+
+@dataclass(frozen=True)
+class How:
+    """How a command's recording is cut into traces, and controlled.
+
+    Args:
+        collection: whether ``out`` is a directory of numbered traces.
+        ring: whether these hold what triggers find worth it, and nothing else is recorded.
+        budget: of a collection.
+        control: whether there is a socket by which it is controlled.
+        paused: whether it begins with a pause.
+    """
+
+    collection: bool = False
+    ring: bool = False
+    budget: Budget = field(default_factory=Budget)
+    control: bool = True
+    paused: bool = False
 
 
 class _Interpreter:
@@ -53,50 +77,93 @@ class _Interpreter:
 def record_command(
     command: Sequence[str], out: Path, *, engine: Launchable | None = None, options: Options = Options()
 ) -> int:
+    """`record_traces` into one trace; returns the command's exit code."""
+    return record_traces(command, out, engine=engine, options=options)[0]
+
+
+def record_traces(
+    command: Sequence[str], out: Path, *, engine: Launchable | None = None, options: Options = Options(),
+    how: How = How(),
+) -> tuple[int, list[tuple[Path, bool]]]:  # fmt: skip
     """Runs ``command`` with recording on, as its parent (`child.Child`).
 
     Args:
         command: what to run.
-        out: trace to create.
+        out: trace to create, or the directory of a collection.
         engine: whose environment to run it in; by default the interpreter that the command itself names.
         options: how much is recorded.
+        how: into which traces, and who may control it.
 
     Returns:
-        The command's exit code. The trace is complete if every worker closed its segment.
+        The command's exit code, and the traces, each with whether it is complete: every worker closed its segment.
 
     Raises:
         UsageError: the command is not found, or it generated nothing that could be recorded.
     """
+    out = out.resolve()  # workers name traces by this path, too
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
+    said = _without_secrets(command)
     header = {
         "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level,
-        "notes": options.told(), **options.header(), "command": _without_secrets(command),
-        "engine": engine_header(launched),
+        "command": said, "engine": engine_header(launched),
     }  # fmt: skip
     if options.withhold is not None:
-        header |= {"withheld": Withheld(options.withhold).said(), "command": [command[0], "..."]}
+        said = [command[0], "..."]
+        header |= {"withheld": Withheld(options.withhold).said(), "command": said}
     recipients = options.recipients
     if recipients:
         options = replace(options, recipients=(*recipients, own_recipient()))
+    if how.collection:
+        check_collection(out)
+    traces = Traces(out, header, options, collection=how.collection, ring=how.ring, recipients=recipients)
+    room = Room()
+    if how.ring:  # for traces that are made when nobody is left to ask
+        told = {"notes": options.told(), **options.header()}
+        (room.path / RUN).write_text(json.dumps({**header, **told}))
+    try:
+        recording = Recording(traces, room, options, how.budget, said, control=how.control, paused=how.paused)
+    except BaseException:
+        traces.discard()
+        room.remove()
+        raise
     graphs = GraphOptions("nothing", options.sites, options.sides, withhold=options.withhold is not None)
     environment = {
         **guest_environment(launched),
-        RECORD_TO: str(out.resolve()),
+        RECORD_TO: str(traces.current),
         OPTIONS: json.dumps(options.as_dict()),
         GRAPHS: json.dumps(graphs.as_dict()),
+        CONTROL: str(room.path),
+        **({} if recording.socket is None else {SOCKET: str(recording.socket.path)}),
     }
     environment.pop(IDENTITY, None)  # what is recorded has no use for what opens traces
-    directory = TraceDirectory(out, header, recipients)
-    filling = _Filling(directory)
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: recording.signalled())
     try:
-        with Child([found, *command[1:]], environment, filling.look) as child:
+        with Child([found, *command[1:]], environment, memory=room.memory) as child:
+            recording.start()
             code = child.wait()
-            child.settle(lambda: sum(path.stat().st_size for path in out.glob("*.seg")))
-        filling.finish()
+            child.settle(lambda: _written(out))
+            recording.stop()
+        traces.finish()
     finally:
-        directory.let_go()
-    return code
+        recording.stop()
+        served = any(room.path.glob(CLAIM.format("*")))
+        signal.signal(signal.SIGUSR2, before)
+        room.remove()
+        traces.let_go()
+    if not (traces.finished or (how.ring and served)):
+        traces.clear()
+        raise UsageError(NO_ENGINE.format(family_named(DEFAULT).title))
+    return code, traces.finished
+
+
+def _written(out: Path) -> int:
+    """Bytes of all segments; traces are removed meanwhile."""
+    total = 0
+    for path in out.glob("**/*.seg"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _find(name: str, engine: Launchable | None) -> str:
@@ -128,84 +195,3 @@ def _without_secrets(command: Sequence[str]) -> list[str]:
         said.append("..." if hide else f"{name}=..." if secret and equals else word)
         hide = bool(secret) and not equals and not hide
     return said
-
-
-class _Filling:
-    """Fills a trace's manifest while the command runs, so that it is useful whenever this process dies."""
-
-    def __init__(self, directory: TraceDirectory) -> None:
-        self._directory = directory
-        self._thread: threading.Thread | None = None
-        self._said = False
-        self._checkpoint: dict[str, Any] = {}
-
-    def look(self) -> None:
-        """Fills in engine, model and settings once an engine has begun its segment, and the weights' digests once
-        they are read."""
-        try:
-            if self._thread is None:
-                self._begin()
-            elif not self._said and not self._thread.is_alive():
-                self._said = True
-                self._write()
-        except (TracereplayError, OSError):
-            pass  # a segment may have just begun; the command goes on in any case
-
-    def _begin(self) -> None:
-        trace = open_trace(self._directory.path)
-        if RECORD not in trace.passes or not all(trace.part(key).meta for key in trace.parts_of(RECORD)):
-            return
-        self._write()
-        model = Path(trace.raw_run["workload"]["model"])
-        self._thread = threading.Thread(target=self._read, args=(model,), daemon=True)
-        self._thread.start()
-
-    def _read(self, model: Path) -> None:
-        try:
-            found = read_checkpoint(model) if model.is_dir() else None
-        except (TracereplayError, OSError):
-            found = None
-        if found is not None and found.digest is not None:
-            self._checkpoint = {"weights": found.digest, "tensors": found.tensors, "files": model_files(model)}
-
-    def _write(self) -> None:
-        """Writes the manifest without prompts, which may be very many and are in the segments."""
-        trace = open_trace(self._directory.path)
-        run = {**trace.raw_run, "workload": {**trace.raw_run["workload"], "prompts": []}}
-        self._fill(run)
-        self._directory.update_run(**run)
-
-    def _fill(self, run: dict[str, Any]) -> None:
-        if self._checkpoint:
-            run["workload"]["weights"] = self._checkpoint["weights"]
-            run["checkpoint"] = self._checkpoint["tensors"]
-            run["model_files"] = self._checkpoint["files"]
-
-    def finish(self) -> None:
-        """Completes the manifest when everything has ended; marks the trace complete if nothing is missing.
-
-        Raises:
-            UsageError: nothing was recorded.
-        """
-        trace = open_trace(self._directory.path)
-        if RECORD not in trace.passes:
-            title = family_named(DEFAULT).title
-            shutil.rmtree(self._directory.path)
-            raise UsageError(
-                f"The command ended and no engine of {title} in it was recorded; does it start one in an "
-                "environment that tracereplay can enter? (--engine NAME says which)"
-            )
-        if self._thread is None:
-            self._begin()
-        if self._thread is not None:
-            self._thread.join()
-        trace = open_trace(self._directory.path)
-        run = {**trace.raw_run, "workload": dict(trace.raw_run["workload"])}
-        self._fill(run)
-        if trace.request_files:
-            run["requests"] = {name: described(file) for name, file in trace.request_files.items()}
-        self._directory.update_run(**run)
-        for claim in self._directory.path.glob(CLAIM.format("*")):
-            claim.unlink(missing_ok=True)
-        if is_whole(trace):
-            self._directory.complete()

@@ -9,13 +9,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Descendants", "Process", "alive", "below", "end_with_parent", "gather_orphans", "remove_memory"]
+__all__ = [
+    "SHARED",
+    "Descendants",
+    "Process",
+    "alive",
+    "below",
+    "end_with_parent",
+    "gather_orphans",
+    "remove_memory",
+]
 
 SHARED = Path("/dev/shm")
 LOOKS = 5  # at a new file of shared memory, before it is taken for another program's
@@ -188,5 +198,6 @@ def remove_memory(names: Iterable[str]) -> None:
         used |= Process(int(pid), 0).memory()
     for name, inode in left.items():
         if inode not in used:
+            path = SHARED / name
             with contextlib.suppress(OSError):
-                (SHARED / name).unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

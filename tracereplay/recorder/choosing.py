@@ -22,10 +22,11 @@ import xxhash
 from tracereplay.checked import FLAG, Check, checked, list_of, or_none
 from tracereplay.errors import UsageError
 
-__all__ = ["MARK", "RECORD_IT", "SKIP_IT", "Choice", "positions_of", "rate_of"]
+__all__ = ["MARK", "RECORD_IT", "SKIP_IT", "TRIGGER_IT", "Choice", "positions_of", "rate_of"]
 
 MARK = "tracereplay"  # the key among a request's extra arguments
 RECORD_IT, SKIP_IT = "record", "skip"  # what it may say to be chosen, or not to be
+TRIGGER_IT = "trigger"  # to be chosen, and to set a flight recorder off
 
 _HASHES = 1 << 64
 _TERMS = 1 << 53  # of a rate: what JSON carries without loss
@@ -81,7 +82,7 @@ class Choice:
             names: what it is called, as its client and the engine's front end know it; the first one is hashed.
             mark: what its client says of it; see `MARK`.
         """
-        if not self.chooses or mark == RECORD_IT:
+        if not self.chooses or mark in (RECORD_IT, TRIGGER_IT):
             return True
         if mark == SKIP_IT:
             return False

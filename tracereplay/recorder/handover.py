@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tracereplay.recorder.arena import Arena
 from tracereplay.recorder.idle import IdleThread
@@ -12,6 +13,18 @@ from tracereplay.recorder.step import PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 
 __all__ = ["Handover"]
+
+
+class _Said(NamedTuple):
+    """Something that the writer is told between two steps."""
+
+    say: Callable[[], None]
+
+    def arrived(self) -> bool:
+        return True
+
+    def hand_over(self, writer: WriterClient) -> None:
+        self.say()
 
 
 class Handover:
@@ -30,14 +43,14 @@ class Handover:
         self, writer: WriterClient, in_flight: int, *, idle: bool, failed: Callable[[BaseException], None]
     ) -> None:
         self._writer, self._in_flight, self._failed = writer, in_flight, failed
-        self._waiting: deque[PendingStep] = deque()
+        self._waiting: deque[PendingStep | _Said] = deque()
         self._lock = threading.RLock()
         self._idle = IdleThread(self._hand_over_arrived) if idle else None
 
     @property
     def waiting(self) -> int:
         """How many steps are not handed over yet."""
-        return len(self._waiting)
+        return sum(isinstance(one, PendingStep) for one in self._waiting)
 
     def take(self, *, wait: bool) -> Arena | None:
         """An empty arena; None if there is none and ``wait`` is not set.
@@ -76,6 +89,14 @@ class Handover:
             self._hand_over(0)  # otherwise `discard` would discard theirs
             step.give_up(self._writer)
 
+    def between_steps(self, say: Callable[[], None]) -> None:
+        """Calls ``say``, which tells the writer something, when the steps that are finished are handed over."""
+        with self._lock:
+            self._waiting.append(_Said(say))
+            self._hand_over(len(self._waiting))
+            if self._waiting and self._idle is not None:
+                self._idle.wake()
+
     def close(self) -> None:
         """Hands over the remaining steps, and drops them if that fails."""
         if self._idle is not None:
@@ -88,7 +109,7 @@ class Handover:
     def _hand_over(self, leave: int) -> None:
         """Hands over the steps whose copies are complete, and waits until at most ``leave`` remain."""
         with self._lock:
-            while self._waiting and (len(self._waiting) > leave or self._waiting[0].arrived()):
+            while self._waiting and (self.waiting > leave or self._waiting[0].arrived()):
                 self._waiting.popleft().hand_over(self._writer)
 
     def _hand_over_arrived(self) -> bool:

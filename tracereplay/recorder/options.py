@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tracereplay.checked import COUNT, FLAG, OBJECT, Check, among, checked, list_of, or_none
+from tracereplay.checked import COUNT, FLAG, NUMBER, OBJECT, STRING, Check, among, checked, list_of, or_none
 from tracereplay.errors import UsageError
 from tracereplay.event import Site
+from tracereplay.recorder import triggers as kinds
 from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.ring_limits import RingLimits, read_ring
 from tracereplay.trace import codec
 from tracereplay.trace.withheld import withheld_slots
 
@@ -47,13 +49,20 @@ _TAKES: Mapping[str, Check] = {
     ),
     "keep_fields": list_of(lambda name: name in FIELDS, f"names of {', '.join(FIELDS)}"),
     "choice": OBJECT,
+    "ring": or_none(STRING),
+    "triggers": list_of(lambda text: isinstance(text, str), "triggers"),
+    "trigger_every": NUMBER,
+    "trigger_most": COUNT,
+    "trigger_after": COUNT,
+    "ring_share": COUNT,
 }
+CHANGEABLE = frozenset({"when_behind", "max_steps", "sites", "sides"})  # while a recording runs
 
 _NO_TOKENS = (
     "Tokens were withheld: digests stand for them, and nothing is kept of operators that say directly which they "
     "are, those of the first layer among them."
 )
-_LISTS = ("sites", "sides", "recipients", "keep_fields")
+_LISTS = ("sites", "sides", "recipients", "keep_fields", "triggers")
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,13 @@ class Options:
         withhold: the key of the digests that stand for tokens (`trace.withheld`); None: tokens are recorded.
         keep_fields: of the bodies of a server's requests, fields to keep; see `FIELDS`.
         choice: which requests, and which of their rows and steps.
+        ring: keeps the last steps in memory, as many as this says (`ring_limits.read_ring`), and writes a trace of
+            them when a trigger fires; None: writes every step.
+        triggers: what does (`recorder.triggers`).
+        trigger_every: seconds between two traces that triggers of one kind make.
+        trigger_most: how many of them are made.
+        trigger_after: steps that a trace has after its trigger, or fewer if the trigger's sequence ends before.
+        ring_share: processes that share the bytes of the ring.
     """
 
     when_behind: str = "block"
@@ -92,10 +108,20 @@ class Options:
     withhold: str | None = None
     keep_fields: tuple[str, ...] = ()
     choice: Choice = field(default_factory=Choice)
+    ring: str | None = None
+    triggers: tuple[str, ...] = kinds.DEFAULT
+    trigger_every: float = kinds.EVERY
+    trigger_most: int = kinds.MOST
+    trigger_after: int = 16
+    ring_share: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         lists = {name: list(getattr(self, name)) for name in _LISTS}
         return {**asdict(self), **lists, "choice": self.choice.as_dict()}
+
+    def public(self) -> dict[str, Any]:
+        """`as_dict`, without the key of what is withheld."""
+        return {**self.as_dict(), "withhold": self.withhold is not None}
 
     @classmethod
     def from_dict(cls, data: Any) -> Options:
@@ -110,7 +136,33 @@ class Options:
                 given[name] = tuple(given[name])
         if "choice" in given:
             given["choice"] = Choice.from_dict(given["choice"])
-        return cls(**given)
+        found = cls(**given)
+        found.ring_limits()
+        for text in found.triggers:
+            kinds.check_trigger(text)
+        return found
+
+    def ring_limits(self) -> RingLimits | None:
+        """What this process's ring keeps at most; None: there is none.
+
+        Raises:
+            UsageError: it is no size of a ring, or too large a one.
+        """
+        return None if self.ring is None else read_ring(self.ring).share(self.ring_share)
+
+    def changed(self, data: Mapping[str, Any]) -> Options:
+        """With other values, as a recording that runs can take them.
+
+        Raises:
+            UsageError: one of them cannot be changed while it runs, or does not take such a value.
+        """
+        for name in data:
+            if name in _TAKES and name not in CHANGEABLE:
+                raise UsageError(
+                    f"The option {name!r} is decided when a recording starts; {', '.join(sorted(CHANGEABLE))} can "
+                    "be changed while it runs."
+                )
+        return Options.from_dict({**self.as_dict(), **data})
 
     def left_out(self, sites: Sequence[Site]) -> dict[str, set[int]]:
         """For each side, the slots for which it is not kept."""

@@ -1,6 +1,8 @@
 """Messages between the engine's process and the writer process: msgpack lists, each preceded by its length.
 
-engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], [recipient...], key or nil]
+engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena], [recipient...], key or nil, live]
+                                                         live: whether it shall know the requests under way,
+                                                         for a "cut"
                    ["sites", [...]]                     see `trace.records`
                    ["tensors", arena, size, [...], [...]]   tensors of this step in the arena: `Descriptor`s of
                                                         values, and offset and size of asides
@@ -9,14 +11,26 @@ engine ─▶ writer   ["open", path, meta, codec, max_bytes, [fd of each arena]
                    ["discard"]                          the engine abandoned the step
                    ["close", summary, whole]            end the segment; not whole: without an end mark. Another
                                                         "open" may follow
+                   ["cut", summary, whole, path, meta, moved, number]   end the segment and begin another, with the
+                                                        requests that are live (`live.Moved`) before step `number`
+                   with a flight recorder:
+                   ["ring", path, meta, options, [fd of each arena], room or nil]   instead of "open": keep what
+                                                        follows in memory; no segment of that path is made. room:
+                                                        where its parent gives orders
+                   ["ended", [...]]                     `triggers.Ended` of sequences
+                   ["fired", ...]                       a `triggers.Fired`
+                   ["dump", trace, trigger, after]      see `flight.FlightRecorder.dump`
 writer ─▶ engine   ["here", pid]   ["free", arena]   ["wrote", steps, bytes]   ["spent"]
-                     ["failed", text]   ["closed"]
+                     ["failed", text]   ["closed"]   ["cut", size of the segment that was ended]
+                     ["dumping", trace]   ["dumped", trace, bytes]
 """
 
 from __future__ import annotations
 
 import os
+import select
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tracereplay.trace.plain import pack, unpack
@@ -66,6 +80,9 @@ class StepMessage(NamedTuple):
         kernels: a record of `trace.kernels`; None unless kernels are recorded.
         census: what `hooks.census` found; None for most steps.
         padded, company: see `event.Step`.
+        finished: requests that had ended before the step.
+        flags: of logits, the aside that says which of their rows are finite (``bool``), and the row map.
+        dropped: steps that the recording has dropped so far, as it is counted where the step is handed over.
     """
 
     number: int
@@ -79,6 +96,9 @@ class StepMessage(NamedTuple):
     census: dict[str, Any] | None = None
     padded: int = 0
     company: tuple[int, int, int] | None = None
+    finished: Sequence[int] = ()
+    flags: Sequence[tuple[int, bytes]] = ()
+    dropped: int = 0
 
 
 def send(fd: int, message: list[Any]) -> None:
@@ -103,6 +123,10 @@ class Inbox:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._data = bytearray()
+
+    def ready(self, seconds: float | None) -> bool:
+        """Waits so long for the next message, or the end, to begin to arrive; None: as long as it takes."""
+        return bool(self._data) or bool(select.select([self.fd], [], [], seconds)[0])
 
     def next(self) -> list[Any] | None:
         """Waits for the next message; None if the other process has exited, even within a message."""

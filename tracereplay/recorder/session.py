@@ -22,14 +22,20 @@ from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
 from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.control import Control
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
+from tracereplay.recorder.lacking import Lacking
+from tracereplay.recorder.obeying import Obeying
 from tracereplay.recorder.options import KERNEL, Options
+from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
+from tracereplay.recorder.reports import Reports
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.selection import selection_of
-from tracereplay.recorder.step import OpenCall, PendingStep
+from tracereplay.recorder.step import Behind, OpenCall, PendingStep
+from tracereplay.recorder.triggers import ERROR, Ended, Fired
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import WriterGone, WriterHandle
 from tracereplay.recorder.written import WrittenInputs
@@ -38,10 +44,12 @@ __all__ = ["Session"]
 
 
 NOT_KEPT = OpenCall(-1, 0, [], {}, {}, {})  # a call with none of the rows that are recorded
+PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
+SILENCE = 20.0  # seconds that a writer may be silent when such an engine ends: a disk may hang for ever
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
-class Session:
+class Session(Obeying):
     """The recorder of one process; also the taps' listener.
 
     Args:
@@ -50,6 +58,7 @@ class Session:
     """
 
     def __init__(self, rank: int, device: Device) -> None:
+        super().__init__()
         self.rank = rank
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
@@ -75,17 +84,21 @@ class Session:
         self._silent: set[int] = set()
         self._written = WrittenInputs()
         self._wanted: frozenset[int] = frozenset()
+        self._reports: Reports | None = None  # to a ring, if there is one
+        self._flagged: frozenset[int] = frozenset()  # see `Reports`
         self._kernels: KernelRecorder | None = None
         self._census: Census | None = None  # as long as steps are left of which one is taken
         self._censuses = 0  # that were taken in the pass
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
+        self._dropping = False  # whether the engine's step is one that was left out
 
     # -- a pass -----------------------------------------------------------------------------------------
 
     def begin_pass(
         self, path: Path, meta: Mapping[str, Any], replacement: Replacement | None = None,
-        options: Options | None = None, model: torch.nn.Module | None = None,
+        options: Options | None = None, model: torch.nn.Module | None = None, control: Control | None = None,
+        paused: bool = False,
     ) -> None:  # fmt: skip
         """Starts recording into a new segment.
 
@@ -95,6 +108,8 @@ class Session:
             replacement: feeds recorded values; None records only.
             options: see there.
             model: of which a census is taken, and whose parameters and buffers kernels take by name.
+            control: by which it takes orders while it runs.
+            paused: whether it begins with a pause.
 
         Raises:
             OSError, WriterGone: the segment or its writer cannot be created.
@@ -107,22 +122,36 @@ class Session:
         self._silent.clear()
         self._steps = self._dropped = self._weight_updates = self._engine_steps = self._passed = 0
         self._ended = None
+        self._control, self._segment = control, (path, dict(meta))
+        self._resting, self._lacking, self._owed = paused, Lacking(), Owed()
+        self._open(path, meta)
+        self._show()
+        self._replacement = replacement
+        self._left_out = self._options.left_out(self.sites)
+        self._wanted = self._watchable()
+        self._model = model if replacement is None else None
+        if self._model is not None:
+            self._census, self._censuses = self._new_census(self._model), 0
+        if self._options.level == KERNEL and model is not None:
+            self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
+            self.scope = self._watch_kernels
+
+    def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Opens a segment, or a ring, in a writer process that has none."""
+        ring = None if self._options.ring is None else self._options
         self._writer = WriterClient(
             self.prepare(), path, meta, codec_id=self._options.codec, max_bytes=self._options.max_bytes,
-            recipients=self._options.recipients, withhold=self._options.withhold,
+            recipients=self._options.recipients, withhold=self._options.withhold, live=self._control is not None,
+            ring=ring, room=None if self._control is None else self._control.room,
         )  # fmt: skip
         self._errors.update(self._writer.errors)
         self._handover = Handover(
             self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
         )
-        self._replacement = replacement
-        self._left_out = self._options.left_out(self.sites)
-        self._wanted = self._watchable()
-        if replacement is None and model is not None:
-            self._census, self._censuses = self._new_census(model), 0
-        if self._options.level == KERNEL and model is not None:
-            self._kernels = KernelRecorder(model, check_writes=self._options.check_writes, failed=self.failed)
-            self.scope = self._watch_kernels
+        self._reports = (
+            None if ring is None else Reports(ring, self.sites, self._writer, self._handover, self.failed)
+        )
+        self._flagged = frozenset() if self._reports is None else self._reports.flagged
         self._writer.sites(self.sites)
 
     def prepare(self) -> WriterHandle:
@@ -147,17 +176,21 @@ class Session:
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
-        writer, handover, self._replacement = self._writer, self._handover, None
-        self._kernels = self._census = self.scope = None
+        writer, handover, patience = self._writer, self._handover, None if self._waits() else SILENCE
+        self._kernels = self._census = self.scope = self._replacement = self._model = None
         if writer is not None and handover is not None:
             self._give_up_step()
             with self._guarded():
                 handover.close()
-            self._writer = self._handover = None
-            summary = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
+            self._writer = self._handover = self._reports = None
             with self._guarded():
-                writer.close(summary, whole=not self._errors)
+                writer.close(self._summary(), whole=not self._errors, patience=patience)
             self._errors.update(writer.errors)
+            if self._control is not None:
+                self._ended = self._ended or "end"
+                self._show()
+                self._control.close()
+                self._control = None
         return {
             "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
         }  # fmt: skip
@@ -166,12 +199,17 @@ class Session:
         """The sites of which something is kept, or may be replaced."""
         nowhere, given = self._left_out["in"] & self._left_out["out"], self._replacement
         taken = {slot for slot in nowhere if given is not None and given.takes(slot)}
-        return frozenset(site.slot for site in self.sites) - (nowhere - taken)
+        return frozenset(site.slot for site in self.sites) - (nowhere - taken - self._flagged)
 
     @property
     def recording(self) -> bool:
-        """Whether a pass is being recorded."""
-        return self._writer is not None
+        """Whether a pass is being recorded, and not paused."""
+        return self._writer is not None and not self._resting
+
+    def _summary(self) -> dict[str, Any]:
+        """For the end mark."""
+        counts = {"ended": self._ended, "dropped": self._dropped, "weights": self._weight_updates}
+        return {**counts, **self._lacking.summary()}
 
     @property
     def choice(self) -> Choice:
@@ -197,31 +235,43 @@ class Session:
         self._give_up_step()
         choice, at = self._options.choice, self._engine_steps
         self._engine_steps += 1
+        control, self._dropping = self._control, False
         if others and not (rows[:, 0] >= 0).any():
             self._passed += 1
             return
+        if control is not None:
+            control.costs.begin()
         if self._options.max_steps is not None and self._steps >= self._options.max_steps:
-            self._ended = "max_steps"
+            self._end("max_steps")
             return
         self._rows.clear()
         try:
-            arena = handover.take(wait=self._options.when_behind == "block" or self._replacement is not None)
-            if writer.spent:
-                self._ended = "max_bytes"
+            arena = handover.take(wait=self._waits())
+            failed = control is not None and bool(writer.errors)
+            if writer.spent or failed:
+                self._errors.update(writer.errors)
+                self._end("failed" if failed else "max_bytes")
                 writer.give_back([arena] if arena is not None else [])
             elif arena is None:
-                self._dropped += 1
+                self._drop(rows)
             else:
-                number = self._steps + self._dropped
-                self._step = step = PendingStep(number, rows, arena, writer, self._weight_updates, handover)
+                self._step = step = PendingStep(self._number, rows, arena, writer, self._weight_updates, handover)
+                step.dropped = self._dropped
+                step.patience = None if self._waits() else PATIENCE
                 step.feeds = self._replacement is not None and self._replacement.feeds
-                step.notes += self._told(writer) if self._steps == 0 else []
+                step.notes += self._told(writer) if self._steps == 0 else self._changed
+                step.notes += self._lacking.notes()
+                step.finished, self._finished = self._finished, []
+                self._changed = []
+                self._owed.pay(step)
                 if others or self._passed:
                     step.company = int((rows[:, 0] < 0).sum()), others, self._passed
                     self._passed = 0
                 step.selection = selection_of(choice, rows, self.device, self._turned)
                 nothing = step.selection is not None and not len(step.selection.of(rows))
                 step.bare = nothing or at % choice.every != 0
+                if control is not None:
+                    control.costs.begun()
                 if step.bare:
                     return
                 self.watched = self._wanted
@@ -231,6 +281,29 @@ class Session:
                     self._kernels.begin_step(step)
         except Exception as error:
             self.failed(error)
+
+    @property
+    def _number(self) -> int:
+        """Of the engine's step."""
+        return self._steps + self._dropped if self._control is None else self._control.number
+
+    def _waits(self) -> bool:
+        """Whether the engine waits for the writer."""
+        return self._options.when_behind == "block" or self._replacement is not None
+
+    def _end(self, why: str) -> None:
+        """Records no more steps, until an order begins another trace."""
+        self._ended = why
+        self._show()
+
+    def _drop(self, rows: RowMap) -> None:
+        """Leaves a step out."""
+        self._dropped += 1
+        if self._control is not None:
+            self._control.counters.dropped += 1
+            self._dropping = True
+            self._count(self._control)
+            self._lacking.add(set(rows[:, 0].tolist()))
 
     def _begin_census(self, census: Census) -> None:
         """All taps say that they are called, those too of which nothing is kept."""
@@ -266,6 +339,8 @@ class Session:
         if self._step is not None:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
+        elif self._dropping:
+            self._owed.keep(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> bool:
         """Records requests that begin in this step, if no workload has them; returns whether it is recorded."""
@@ -274,6 +349,44 @@ class Session:
         self._step.requests.extend(requests)
         return True
 
+    # -- a flight recorder ------------------------------------------------------------------------------
+
+    def sequences_ended(self, ends: Sequence[Ended]) -> None:
+        """Says which sequences have ended, so that a ring need not know of them any more."""
+        if self._reports is not None:
+            self._reports.ended(ends)
+
+    def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None:
+        """Something happened that may make a trace of the ring.
+
+        Args:
+            kind: see `triggers.Fired`.
+            request: the engine's name of the request that it happened to.
+            detail: more of it, in words.
+            number: that request's, and its sequence's.
+        """
+        if self._reports is not None:
+            words = detail if request is None else f"{detail} (request {request})"
+            self._reports.fired(Fired(kind, words, *number, step=self._number))
+
+    def dump(self, trace: Path, trigger: Mapping[str, Any], after: int) -> None:
+        """Makes a trace of the ring and of the ``after`` steps that follow; see `flight.FlightRecorder.dump`."""
+        if self._reports is not None:
+            self._reports.dump(trace, trigger, after)
+
+    def broke(self, error: BaseException) -> None:
+        """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
+        if self._reports is None:
+            return
+        words = type(error).__name__ if self._options.withhold else f"{type(error).__name__}: {error}"[:500]
+        fired = Fired(ERROR, words, step=self._number)
+        if self._step is not None:
+            words = f"The engine raised {fired.detail} in step {fired.step}, which is not whole."
+            self._step.notes.append(words)
+            self._silent.update(site.slot for site in self.sites)  # the rest of its operators did not run
+            self.end_step()
+        self._reports.fired(fired)
+
     def end_step(self) -> None:
         """Hands the step to the writer."""
         step, self._step = self._step, None
@@ -281,6 +394,8 @@ class Session:
         handover = self._handover
         if step is None or handover is None:
             return
+        control = self._control
+        since = 0 if control is None else control.costs.end()
         self._end_census(step)
         self._note_silence(step)
         if self._kernels is not None and not step.bare:
@@ -288,6 +403,10 @@ class Session:
         self._steps += 1
         with self._guarded():
             handover.add(step)
+        if control is not None:
+            control.counters.recorded += 1
+            control.costs.ended(since)
+            self._count(control)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -336,6 +455,8 @@ class Session:
             return self._captured(slot, inputs)
         if self._census is not None:
             self._census.entered()
+        elif slot in self._flagged and slot in self._left_out["in"] and slot in self._left_out["out"]:
+            return slot, inputs
         rows = self.rows_of(slot)
         if self._leaves(step, slot, rows):
             return NOT_KEPT, inputs
@@ -378,7 +499,11 @@ class Session:
             self._census.left()
         if call is NOT_KEPT:
             return
-        slot = call.slot
+        slot: int = call if isinstance(call, int) else call.slot
+        if self._reports is not None and slot in self._flagged:
+            self._reports.flag(step, outputs[0], self.rows_of(slot)[1])
+        if isinstance(call, int):
+            return
         taken, outputs = self.rows_first.all(slot, "in", taken), self.rows_first.all(slot, "out", outputs)
         if self._replacement is None and self._written.may_write(slot):
             with self._guarded():
@@ -455,6 +580,8 @@ class Session:
         if step.bare:
             return
         rows = self.rows_of(slot)
+        if self._reports is not None and slot in self._flagged and index == 0:
+            self._reports.flag(step, x, rows[1])
         if slot not in self._left_out["out"] and not self._leaves(step, slot, rows):
             with self._guarded():
                 step.add(x, slot, "out", index, rows)
@@ -536,14 +663,21 @@ class Session:
 
     def failed(self, error: BaseException) -> None:
         """Counts an error; the engine goes on."""
+        if isinstance(error, Behind):
+            step = self._step
+            self._give_up_step()
+            if step is not None:
+                self._drop(step.rows)
+            return
         if isinstance(error, WriterGone):
             text = str(error)
-            self._ended = "the writer process ended"
+            self._end("the writer process ended")
         elif isinstance(error, OSError) and error.errno is not None:
             text = f"{os.strerror(error.errno)} (while writing the trace)"
         else:
             text = f"{type(error).__name__}: {error}"
         self._errors[text] = self._errors.get(text, 0) + 1
+        self._show()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.recorder.writer_handle import ARENAS
 from tracereplay.trace import records
 
-__all__ = ["OpenCall", "PendingStep", "dtype_name"]
+__all__ = ["Behind", "OpenCall", "PendingStep", "dtype_name"]
 
 _DTYPES = {getattr(torch, name): name for name in (
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64",
@@ -27,6 +27,10 @@ _DTYPES = {getattr(torch, name): name for name in (
 def dtype_name(x: torch.Tensor) -> str | None:
     """The dtype's name in traces, or None if such a tensor cannot be recorded."""
     return _DTYPES.get(x.dtype) if x.layout is torch.strided else None
+
+
+class Behind(Exception):
+    """The step needs another arena, and the writer has not freed one in time: the step must be given up."""
 
 
 class OpenCall(NamedTuple):
@@ -79,6 +83,11 @@ class PendingStep:
         self.latest: dict[int, OpenCall] = {}  # the last call of each slot
         self.frame: Any = None  # of `recorder.graphs`: whose graphs are being replayed
         self.regions: list[Any] = []  # of the frame, as far as they were
+        self.finished: list[int] = []  # requests that had ended before it, of a recording that takes orders
+        self.patience: float | None = (
+            None  # seconds that the engine may wait for the writer in the step; None: any
+        )
+        self._behind = False  # whether it had to wait longer: the current arena is not the step's own any more
         self.padded = 0  # rows of the graphs that the step replayed; 0: it replayed none
         self._weight_updates = weight_updates
         self._writer = writer
@@ -91,6 +100,8 @@ class PendingStep:
         self._before = [0, 0]  # number of tensors and asides in the arenas filled before the current one
         self._calls: dict[tuple[int, int], OpenCall] = {}
         self._sampled: list[SampledBytes] = []
+        self._flags: list[tuple[int, bytes]] = []
+        self.dropped = 0  # see `StepMessage`
         self._fired: dict[tuple[int, str, int], int] = {}
         self._begun: dict[int, int] = {}  # per slot, the calls begun by `begin_call`
         self._storages: dict[int, int] = {}
@@ -151,6 +162,10 @@ class PendingStep:
         self._sampled.append(
             SampledBytes([(*k,) for k in keys], self._aside(tokens), self._aside(choices), values)
         )
+
+    def add_flags(self, finite: torch.Tensor, rows: RowMap) -> None:
+        """Says of logits which of their rows are finite (``bool``)."""
+        self._flags.append((self._aside(finite), records.write_rows(rows)))
 
     def changed(self, call: OpenCall, index: int, x: torch.Tensor) -> bool:
         """Whether an input of a call in progress has changed since it was recorded.
@@ -291,6 +306,8 @@ class PendingStep:
         self._arena.grow(size)
 
     def _begin_another(self) -> None:
+        if self._behind:
+            raise Behind
         self._arena.flush()
         self._full.append((self._arena, self._tensors, self._asides))
         self._before = [self._before[0] + len(self._tensors), self._before[1] + len(self._asides)]
@@ -298,8 +315,10 @@ class PendingStep:
         self._at.clear()
         # All arenas may hold steps that are not written yet; then the writer must get them, to free one.
         self._hand_full(wait=self._writer.starved())
-        arena = self._writer.take(wait=True)
-        assert arena is not None
+        arena = self._writer.take(wait=True, patience=self.patience)
+        if arena is None:
+            self._behind = True
+            raise Behind
         self._arena = arena
 
     def _hand_full(self, *, wait: bool) -> None:
@@ -336,7 +355,8 @@ class PendingStep:
     def give_up(self, writer: WriterClient) -> None:
         """Abandons the step and returns its arenas."""
         self._forget_storages()
-        writer.give_back([arena for arena, _, _ in self._full] + [self._arena])
+        own = [arena for arena, _, _ in self._full]
+        writer.give_back(own if self._behind else [*own, self._arena])
         writer.discard()
 
     def _message(self) -> StepMessage:
@@ -356,5 +376,6 @@ class PendingStep:
         requests = [[*records.write_request(r), r.id] for r in self.requests]
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
-            self._weight_updates, self.kernels, self.census, self.padded, self.company,
+            self._weight_updates, self.kernels, self.census, self.padded, self.company, self.finished, self._flags,
+            self.dropped,
         )  # fmt: skip

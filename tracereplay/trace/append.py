@@ -183,7 +183,7 @@ class Appender:
         return self.index.room() + sum(len(known.data) for known in self._copied())
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Writes the index, the END frame and the tail, and waits until the disk has them.
+        """Writes the index, the END frame and the tail; `sync` waits until the disk has them.
 
         Args:
             summary: what END says; ``content`` if it is known already.
@@ -201,6 +201,9 @@ class Appender:
         payload, codec = encode_record(data)
         offset, _ = self._write_frame(Tag.END, codec, [payload], len(data))
         self._write([write_tail(offset)])
+
+    def sync(self) -> None:
+        """Waits until the disk has everything."""
         os.fsync(self._fd)
 
     def _copied(self) -> list[_Known]:
@@ -239,7 +242,8 @@ class Appender:
         self, kind: int, codec: int, pieces: Sequence[Bytes], size: int, digest: int | None = None
     ) -> tuple[int, int]:
         if self._seal is not None and kind != Tag.KEY:
-            pieces = [self._seal.close(kind, codec, self.size, size, b"".join(pieces))]
+            payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces = self._seal.close(kind, codec, self.size, size, payload)
             codec, digest = SEALED, None
         if digest is None:
             state = xxhash.xxh3_64()

@@ -95,7 +95,8 @@ class TraceDirectory:
             self._manifest["recipients"] = list(known)
         refuse_taken(path)
         try:
-            path.mkdir(PRIVATE_FOLDER, parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(PRIVATE_FOLDER)
             self._held = _Held(path)
             weakref.finalize(self, self._held.release)
             self._write_first()
@@ -106,6 +107,11 @@ class TraceDirectory:
         """Adds to what is known of the run (the engine describes itself only after it has started)."""
         self._manifest["run"].update(values)
         self._save()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the trace lacks, as far as it has been said here."""
+        return tuple(self._manifest["run"].get("notes", ()))
 
     def note(self, sentence: str) -> None:
         """Adds what the trace lacks, in words."""
@@ -121,6 +127,11 @@ class TraceDirectory:
         self._manifest["state"] = "complete"
         self._save()
         self._held.release()
+
+    @property
+    def state(self) -> str:
+        """``complete`` or ``incomplete``."""
+        return str(self._manifest["state"])
 
     def let_go(self) -> None:
         """Says to others that it is no longer being made, whether it is complete or not."""

@@ -15,9 +15,12 @@ from tracereplay.trace.open import Key, Trace
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
 from tracereplay.trace.reader import SegmentReader
+from tracereplay.trace.requests import described, rewritten
 from tracereplay.trace.rewrite import rewrite
 from tracereplay.trace.sealed import Seal
 from tracereplay.trace.upgrade import is_current, upgrade
+from tracereplay.trace.withheld import Withheld
+from tracereplay.trace.withholding import check_withholding, manifest_without, segment_without
 
 __all__ = ["STRONG_LEVEL", "pack_trace"]
 
@@ -27,6 +30,7 @@ STRONG_LEVEL = 19
 def pack_trace(
     trace: Trace, out: Path, *, level: int | None = None, base: Trace | None = None,
     counterparts: Counterparts = by_name, force: bool = False, recipients: Sequence[str] = (),
+    withheld: Withheld | None = None,
 ) -> None:  # fmt: skip
     """Writes ``trace`` as one file.
 
@@ -39,6 +43,7 @@ def pack_trace(
             needs it.
         counterparts: which of the base's operators is which.
         force: replace a trace at ``out`` once the new one is complete.
+        withheld: puts digests in the place of tokens; segments are then written anew, with another digest.
         recipients: seal it for these; none: for those whom ``trace`` is sealed for, if it is.
 
     Raises:
@@ -59,14 +64,27 @@ def pack_trace(
         manifest["run"] = {k: v for k, v in trace.manifest["run"].items() if k != "base"}
     if recipients:
         manifest["recipients"] = list(recipients)
+    if withheld is not None:
+        check_withholding(trace)
+        manifest = manifest_without(trace, manifest, withheld)
     with tempfile.TemporaryDirectory(prefix="tracereplay-pack-") as scratch:
-        segments = {
-            segment_path(Path(), *key).name: _stored(
-                trace, key, Path(scratch), level, base, counterparts, recipients
-            )
-            for key in trace.parts
-        }
-        write_pack(place.path, manifest, segments, trace.request_files)
+        segments: dict[str, File] = {}
+        for key in trace.parts:
+            name, file = segment_path(Path(), *key).name, segment_path(Path(scratch), *key)
+            if withheld is None:
+                segments[name] = _stored(trace, key, Path(scratch), level, base, counterparts, recipients)
+                continue
+            segment_without(trace.part(key), key[0], file, withheld, manifest.get("recipients", ()))
+            segments[name] = LocalFile(file)
+        requests: dict[str, File] = dict(trace.request_files)
+        if requests and (recipients or withheld is not None):
+            for name, source in trace.request_files.items():
+                to = Path(scratch) / name
+                rewritten(source, to, manifest.get("recipients", ()), withhold=withheld is not None)
+                requests[name] = LocalFile(to)
+            told = {name: described(file) for name, file in requests.items()}
+            manifest["run"] = {**manifest["run"], "requests": told}
+        write_pack(place.path, manifest, segments, requests)
     place.put()
 
 

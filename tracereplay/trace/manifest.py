@@ -48,6 +48,7 @@ _SHAPE: Any = {
         "observer": {"logprob_abs_diff": {}},
         "base": {"name": str, "digest": str},
         "withheld": {"what": [str], "key": str},
+        "trigger": {"kind": str, "detail": str, "time": str, "request": int, "step": int},
     },
     "recipients": [str],
 }

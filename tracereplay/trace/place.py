@@ -173,7 +173,8 @@ def _why_not_ours(path: Path, trace: Trace) -> str | None:
 
 
 def _is_ours(name: str) -> bool:
-    ours = name in (MANIFEST, f"{MANIFEST}.partial") or any(known.fullmatch(name) for known in (SEGMENT, REQUESTS))
+    ours = name in (MANIFEST, f"{MANIFEST}.partial", "control.sock")
+    ours = ours or any(known.fullmatch(name) for known in (SEGMENT, REQUESTS))
     return ours or fnmatchcase(name, CLAIM.format("[0-9]*"))
 
 

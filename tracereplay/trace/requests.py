@@ -13,7 +13,7 @@ import dataclasses
 import os
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -23,12 +23,15 @@ import xxhash
 
 from tracereplay.errors import DamagedTrace
 from tracereplay.storage.files import File
-from tracereplay.trace.frames import MAGIC, Tag, fetch, scan, write_header
+from tracereplay.trace.codec import RAW
+from tracereplay.trace.frames import MAGIC, Tag, fetch, scan, unlocked, write_header
 from tracereplay.trace.limits import Limits
 from tracereplay.trace.plain import decode_record, encode_record, pack, unpack
+from tracereplay.trace.sealed import SEALED, Seal
 
 __all__ = [
     "NAME", "Identity", "Moment", "RequestFile", "bounded", "checked", "described", "read_identities", "record_of",
+    "rewritten",
 ]  # fmt: skip
 
 NAME = re.compile(r"requests-(?P<number>0|[1-9]\d{0,3})\.req", re.ASCII)
@@ -109,13 +112,16 @@ class RequestFile:
     Args:
         directory: the trace's.
         meta: what the process says of itself, plain data.
+        recipients: the only ones who can read it; see `SegmentWriter`.
 
     Raises:
         OSError: it cannot be made.
+        UsageError: it cannot be sealed.
     """
 
-    def __init__(self, directory: Path, meta: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, meta: Mapping[str, Any], recipients: Sequence[str] = ()) -> None:
         self._lock = threading.Lock()
+        self._seal = Seal.new(recipients) if recipients else None
         for number in count():
             self.path = directory / f"requests-{number}.req"
             with contextlib.suppress(FileExistsError):
@@ -127,6 +133,8 @@ class RequestFile:
         self._size = 0
         try:
             self._write(MAGIC)
+            if self._seal is not None:
+                self._write(_frame(Tag.KEY, RAW, self._seal.wrapped, len(self._seal.wrapped)))
             self._frame(Tag.META, meta)
         except OSError:  # the next attempt would take another number, and so on while the disk is full
             self.close()
@@ -150,22 +158,57 @@ class RequestFile:
     def _frame(self, kind: Tag, record: Mapping[str, Any]) -> None:
         data = pack(dict(record))
         payload, codec = encode_record(data)
-        digest = xxhash.xxh3_64_intdigest(payload)
-        self._write(write_header(kind, codec, len(payload), len(data), digest) + payload)
+        with self._lock:
+            if self._seal is not None:
+                pieces = self._seal.close(kind, codec, self._size, len(data), payload)
+                payload, codec = b"".join(pieces), SEALED
+            self._write(_frame(kind, codec, payload, len(data)))
 
     def _write(self, data: bytes) -> None:
         """Appends all of it in one call to the system, so that a process that is killed has written it or not."""
-        with self._lock:
-            written = 0
-            try:
-                written = os.write(self._fd, data)
-            finally:
-                if written < len(data):  # a torn record would hide all that follows
-                    with contextlib.suppress(OSError):
-                        os.ftruncate(self._fd, self._size)
-            if written < len(data):
-                raise OSError("the disk took only a part of a record")
-            self._size += written
+        written = 0
+        try:
+            written = os.write(self._fd, data)
+        finally:
+            if written < len(data):  # a torn record would hide all that follows
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._size)
+        if written < len(data):
+            raise OSError("the disk took only a part of a record")
+        self._size += written
+
+
+def _frame(kind: Tag, codec: int, payload: bytes, size: int) -> bytes:
+    return write_header(kind, codec, len(payload), size, xxhash.xxh3_64_intdigest(payload)) + payload
+
+
+def rewritten(file: File, out: Path, recipients: Sequence[str], *, withhold: bool) -> None:
+    """Writes a file anew.
+
+    Args:
+        file: what there is.
+        out: file to create, named like `NAME`.
+        recipients: see `RequestFile`.
+        withhold: whether texts are left out at which requests stopped, since these are theirs.
+
+    Raises:
+        OSError: it cannot be written.
+        NotATrace, DamagedTrace: it is not what was written.
+    """
+    source, _ = unlocked(file)
+    to: RequestFile | None = None
+    for frame in scan(source):
+        if frame.kind not in (Tag.META, Tag.REQUEST):
+            continue
+        found, payload = fetch(source, frame.offset, frame.length, Tag(frame.kind))
+        record = unpack(decode_record(payload, found.codec, frame.size, file.name, MAX_RECORD), file.name)
+        if to is None:
+            to = RequestFile(out.parent, record if frame.kind == Tag.META else {}, recipients)
+            to.path.rename(out)
+        elif isinstance(record, dict):
+            to.add({name: value for name, value in record.items() if name != "stop" or not withhold})
+    if to is not None:
+        to.close()
 
 
 def record_of(identity: Identity) -> dict[str, Any]:
@@ -187,7 +230,7 @@ def read_identities(source: File, wanted: Collection[str] | None = None) -> dict
     Raises:
         NotATrace, DamagedTrace: it is not what was written.
     """
-    limits, file = Limits(source), _Ahead(source)
+    limits, file = Limits(source), unlocked(_Ahead(source))[0]
     said: dict[str, dict[str, Any]] = {}
     left = None if wanted is None else set(wanted)
     for number, frame in enumerate(scan(file)):
@@ -198,8 +241,8 @@ def read_identities(source: File, wanted: Collection[str] | None = None) -> dict
         if frame.size > MAX_RECORD:
             raise DamagedTrace(f"{file.name} declares a request of {frame.size} bytes; the limit is {MAX_RECORD}.")
         limits.record(frame.offset, frame.size)
-        _, payload = fetch(file, frame.offset, min(frame.length, _GUESS), Tag.REQUEST)
-        record = unpack(decode_record(payload, frame.codec, frame.size, file.name), file.name)
+        found_at, payload = fetch(file, frame.offset, min(frame.length, _GUESS), Tag.REQUEST)
+        record = unpack(decode_record(payload, found_at.codec, frame.size, file.name), file.name)
         try:
             name = _text(record["id"])
             if wanted is not None and name not in wanted:
@@ -261,10 +304,11 @@ def checked(file: File, stated: Mapping[str, Any] | None) -> Checked:
     """
     read_identities(file)
     frames, end, lost = 0, len(MAGIC), 0
-    for frame in scan(file):
+    source, _ = unlocked(file)
+    for frame in scan(source):
         if frame.kind in (Tag.META, Tag.REQUEST):
-            _, payload = fetch(file, frame.offset, frame.length, Tag(frame.kind))
-            said = unpack(decode_record(payload, frame.codec, frame.size, file.name, MAX_RECORD), file.name)
+            found, payload = fetch(source, frame.offset, frame.length, Tag(frame.kind))
+            said = unpack(decode_record(payload, found.codec, frame.size, file.name, MAX_RECORD), file.name)
             lost = max(lost, _lost(said))
         frames, end = frames + 1, frame.end
     size = None if stated is None else stated.get("size")

@@ -88,6 +88,8 @@ class Run:
         observer: what recording changed, if that was measured.
         golden: of a replay, the digest of its golden trace.
         base: the trace that parts of it are stored as a difference from.
+        trigger: of a trace that a flight recorder made, what set it off: ``kind``, ``detail``, ``time``, and
+            ``request``, ``sequence``, ``position``, ``step`` as far as they are known.
         not_replayed: of an isolated replay, site, calls, rows and reason of what was left out.
         withheld: ``what`` was kept out of it (tokens), and a name of the ``key`` of the digests in their place.
     """
@@ -107,6 +109,7 @@ class Run:
     observer: Mapping[str, Any] | None = None
     golden: str | None = None
     base: Mapping[str, Any] | None = None
+    trigger: Mapping[str, Any] | None = None
     not_replayed: tuple[Any, ...] = ()
     withheld: Mapping[str, Any] | None = None
 
@@ -144,6 +147,7 @@ def read_run(said: Mapping[str, Any]) -> Run:
         observer=said.get("observer"),
         golden=said.get("golden"),
         base=said.get("base"),
+        trigger=said.get("trigger"),
         not_replayed=tuple(said.get("not_replayed") or ()),
         withheld=said.get("withheld"),
     )

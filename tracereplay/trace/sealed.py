@@ -1,6 +1,6 @@
 """Sealing: what a trace holds, readable only by those whose keys it was made for.
 
-    recipient (age1...)  ──age──▶  a segment's key, once  ──ChaCha20-Poly1305──▶  each frame's payload
+    recipient (age1...)  ──age──▶  a segment's key, once  ──AES-256-GCM──▶  each frame's payload
                          ──age──▶  the manifest's `run` and `passes`
 
 Nothing here is a cipher of our own: age is `pyrage`'s, the seal of a frame `cryptography`'s. Both are loaded only
@@ -21,6 +21,7 @@ from typing import Any
 
 from tracereplay.errors import DamagedTrace, UsageError
 from tracereplay.storage.files import File
+from tracereplay.trace.chunk import Bytes
 
 __all__ = [
     "IDENTITY", "OVERHEAD", "PACKAGES", "SEALED", "Seal", "SealedFile", "check_recipients", "close_text", "in_use",
@@ -33,8 +34,10 @@ IDENTITY = (
 PACKAGES = "TRACEREPLAY_SEALING"  # a folder with what is needed for that, where the interpreter has none
 SEALED = 6  # the codec of a frame whose payload is sealed
 _NONCE = 12
-OVERHEAD = _NONCE + 1 + 16  # bytes that a seal adds to a payload: nonce, codec, tag
-_BOUND = struct.Struct("<BQQ")  # what else must not have changed: kind, offset in the segment, decoded size
+OVERHEAD = 1 + _NONCE + 16  # bytes that a seal adds to a payload: codec, nonce, tag
+_BOUND = struct.Struct(
+    "<BBQQ"
+)  # what else must not have changed: kind, codec, offset in the segment, decoded size
 _KEY = 32
 
 
@@ -188,14 +191,14 @@ def open_text(text: str, name: str) -> bytes:
 
 
 def _cipher(key: bytes) -> Any:
-    return _library("cryptography.hazmat.primitives.ciphers.aead").ChaCha20Poly1305(key)
+    return _library("cryptography.hazmat.primitives.ciphers.aead").AESGCM(key)
 
 
 class Seal:
     """A segment's key, and how it is kept in the segment.
 
     Args:
-        key: of ChaCha20-Poly1305.
+        key: of AES-256-GCM.
         wrapped: the same, as only the recipients can read it.
     """
 
@@ -221,8 +224,8 @@ class Seal:
             raise DamagedTrace(f"{name} is damaged: its key has {len(key)} bytes, not {_KEY}.")
         return cls(key, wrapped)
 
-    def close(self, kind: int, codec: int, offset: int, size: int, payload: bytes) -> bytes:
-        """A frame's payload, sealed.
+    def close(self, kind: int, codec: int, offset: int, size: int, payload: Bytes) -> list[bytes]:
+        """A frame's payload, sealed, in pieces.
 
         Args:
             kind, size: of the frame; see `frames.Frame`.
@@ -234,8 +237,8 @@ class Seal:
         # writes other bytes at the same place, and must never use the same one. Of 2^32 frames two have the same
         # one with a probability of 2^-33.
         nonce = os.urandom(_NONCE)
-        bound = _BOUND.pack(kind, offset, size)
-        return nonce + bytes(self._cipher.encrypt(nonce, bytes([codec]) + payload, bound))
+        closed = self._cipher.encrypt(nonce, payload, _BOUND.pack(kind, codec, offset, size))
+        return [bytes([codec]) + nonce, closed]
 
     def open(self, kind: int, offset: int, size: int, payload: bytes, name: str) -> tuple[int, bytes]:
         """The codec and the payload that were sealed.
@@ -247,14 +250,13 @@ class Seal:
         try:
             if len(payload) < OVERHEAD:
                 raise ValueError
-            found: bytes = self._cipher.decrypt(
-                payload[:_NONCE], payload[_NONCE:], _BOUND.pack(kind, offset, size)
-            )
+            codec, nonce, closed = payload[0], payload[1 : 1 + _NONCE], memoryview(payload)[1 + _NONCE :]
+            found: bytes = self._cipher.decrypt(nonce, closed, _BOUND.pack(kind, codec, offset, size))
         except (exceptions.InvalidTag, ValueError) as error:
             raise DamagedTrace(
                 f"{name} is damaged: the frame at byte {offset} is not what was sealed there."
             ) from error
-        return found[0], found[1:]
+        return codec, found
 
 
 class SealedFile:

@@ -58,8 +58,10 @@ def served_run(trace: Trace, run: Mapping[str, Any]) -> dict[str, Any]:
     workload = Workload(model, _prompts(requests), settings, known.get("weights")).as_dict()
     given = {k: v for k, v in known.items() if k in ("model", "settings", "weights") and v}
     notes = [str(note) for note in run.get("notes", [])]
+    trigger = next((m["trigger"] for m in metas if isinstance(m.get("trigger"), dict)), None)
     return {
         **run,
+        **({} if trigger is None else {"trigger": trigger}),
         "engine": {"name": "command", **engine, **run.get("engine", {})},
         "engines": _engines(trace),
         "workload": {**workload, **given},
@@ -127,6 +129,12 @@ def _notes(trace: Trace) -> Iterator[str]:
             yield f"The recording ended after {len(part)} steps, as {_ENDED[summary['ended']]} asked."
         if dropped := summary.get("dropped"):
             yield f"{part.name}: {dropped} steps were dropped because the writer could not keep up."
+        if paused := summary.get("paused"):
+            yield f"{part.name}: {paused} steps came while the recording was paused."
+        if lacking := _numbers(summary.get("lacking")):
+            count = summary.get("lacking_count", len(lacking))
+            which = f"Request {lacking[0]} is" if count == 1 else f"{count} requests, {lacking[0]} the first, are"
+            yield f"{part.name}: {which} not whole."
     if left := trace.engines(RECORD)[len(trace.joined(RECORD)) :]:
         yield (
             f"The engines of {', '.join(left)} ran another model than the first, or were cut otherwise; they are "
@@ -136,18 +144,25 @@ def _notes(trace: Trace) -> Iterator[str]:
 
 def is_whole(trace: Trace) -> bool:
     """Whether all that the engines generated is there, as far as the segments can tell: each engine has all of its
-    ranks, each segment was closed by its engine's word, and no step was left out."""
+    ranks, each segment was closed by its engine's word, and no step of a request was left out."""
     engines = _engines(trace) if RECORD in trace.passes else []
     for engine in engines:
         name, ranks = engine["segments"], engine["ranks"]
         if ranks != list(range(engine["world"] if isinstance(engine["world"], int) else 0)):
             return False
         parts = [trace.part((name, rank)) for rank in ranks]
-        if not all(part.complete and not (part.summary or {}).get("dropped") for part in parts):
+        summaries = [part.summary or {} for part in parts]
+        if not all(part.complete for part in parts) or any(
+            s.get("dropped") or s.get("lacking") for s in summaries
+        ):
             return False
         if len({len(part) for part in parts}) > 1:
             return False
     return bool(engines) and len(engines) >= _expected(trace)
+
+
+def _numbers(found: Any) -> list[int]:
+    return [n for n in found if type(n) is int] if isinstance(found, list) else []
 
 
 def _expected(trace: Trace) -> int:

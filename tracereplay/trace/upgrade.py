@@ -87,3 +87,4 @@ def copy_end(segment: SegmentReader, to: Appender, content: str | None = None) -
         kept = {key: value for key, value in segment.summary.items() if key not in _COMPUTED}
         known = {} if content is None else {"content": content}
         to.end({**kept, "outline": segment.written_outline(), **known})
+        to.sync()

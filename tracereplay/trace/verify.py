@@ -246,6 +246,7 @@ def _close(path: Path, trace: Trace) -> None:
             if to.index.due():
                 to.write_index()
         to.end({"interrupted": True, "outline": segment.written_outline()})
+        to.sync()
     except OSError as error:
         raise UsageError(f"{path} cannot be repaired: {error.strerror}.") from error
     finally:

@@ -252,8 +252,17 @@ class SegmentWriter:
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Writes the index and the end mark; a segment without one is incomplete."""
+        self.end(summary)
+        self.settle()
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Does what `close` does, but for `settle`, which must follow."""
         self.rollback()
         self._to.end({**summary, "outline": write_outline(self._outline.done())})
+
+    def settle(self) -> None:
+        """Waits until the disk has everything, and closes the file. Another thread may do this."""
+        self._to.sync()
         self._to.close()
         os.close(self._fd)
 

@@ -108,6 +108,28 @@ def late_nan(run, x, *rest, module=None):
     return _first(run(x, *rest), broken)
 
 
+def nan_at_forty(run, x, *rest, module=None):
+    """One NaN in the last row of the fortieth step of one row or a few, counted from the last prompt on."""
+    key = id(module), "forty"
+    count = STATE.keys[key] = STATE.keys.get(key, 0) + 1 if len(x) <= DECODE_ROWS else 0
+
+    def broken(y):
+        if count == 40:
+            y[-1, 3] = float("nan")
+        return y
+
+    return _first(run(x, *rest), broken)
+
+
+def error_at_forty(run, x, *rest, module=None):
+    """The engine breaks in the fortieth step of one row or a few, counted from the last prompt on."""
+    key = id(module), "error"
+    STATE.keys[key] = STATE.keys.get(key, 0) + 1 if len(x) <= DECODE_ROWS else 0
+    if STATE.keys[key] == 40:
+        raise RuntimeError("no more of this")
+    return run(x, *rest)
+
+
 def wrong_row(run, ids, *rest):
     """The embedding of the space is that of the next byte."""
     return run(torch.where(ids == 32, ids + 1, ids), *rest)
@@ -345,6 +367,8 @@ WITHIN = {
     "late_positions": ("model.layers.1.self_attn.rotary_emb", late_positions),
     "stale_key": ("model.layers.2.self_attn.attn", stale_key),
     "late_nan": ("model.layers.4.self_attn.o_proj", late_nan),
+    "error_at_forty": ("model.layers.3.mlp.down_proj", error_at_forty),
+    "nan_at_forty": ("model.layers.4.self_attn.o_proj", nan_at_forty),
     "wrong_row": ("model.embed_tokens", wrong_row),
     "rounded_logits": ("logits_processor", rounded_logits),
     "other_activation": ("model.layers.3.mlp.act_fn", other_activation),

@@ -7,8 +7,9 @@ session) and, for replays, the tokens to force.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,8 +28,11 @@ from tracereplay.engines.vllm.guest.sampling import kept_sampling, mark_of
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.taps import slot_of
-from tracereplay.recorder.choosing import Choice
+from tracereplay.recorder.choosing import TRIGGER_IT, Choice
+from tracereplay.recorder.control import Renumber
+from tracereplay.recorder.live import Moved
 from tracereplay.recorder.rows_first import RowsFirst
+from tracereplay.recorder.triggers import MARK, Ended
 from tracereplay.trace.requests import bounded
 
 __all__ = ["SAMPLER", "Adapter", "Recorder", "wrap_method"]
@@ -50,10 +54,16 @@ class Recorder(Protocol):
     def recording(self) -> bool: ...
     @property
     def choice(self) -> Choice: ...
+    def attend(self, renumber: Renumber) -> None: ...
+    def finished(self, requests: Sequence[int]) -> None: ...
+    def lacks(self, requests: Iterable[int]) -> None: ...
     def begin_step(self, rows: RowMap, others: int = 0) -> None: ...
     def end_step(self) -> None: ...
     def paused(self) -> AbstractContextManager[None]: ...
     def requested(self, requests: Sequence[Request]) -> bool: ...
+    def sequences_ended(self, ends: Sequence[Ended]) -> None: ...
+    def trigger(self, kind: str, request: str | None, detail: str, number: tuple[int, int] = (-1, -1)) -> None: ...
+    def broke(self, error: BaseException) -> None: ...
     def set_rows(self, slot: int, rows_in: RowMap, rows_out: RowMap) -> None: ...
     def feed(self, x: torch.Tensor, slot: int, index: int) -> torch.Tensor | None: ...
     def observe(self, x: torch.Tensor, slot: int, index: int, *, replace: bool = True) -> None: ...
@@ -90,6 +100,8 @@ class Adapter:
         self.numbering = Numbering(0)
         self.forced: Mapping[RowKey, int] = {}
         self._begun: list[Request] = []
+        self._live: Iterable[str] = ()  # the engine's ids of requests that had begun before this step
+        self._late: set[str] = set()  # of these, those that began while the recording was paused
         self._sampler_slot = slot_of(SAMPLER)
         parallel = config.parallel_config.tensor_parallel_size
         heads = max(1, config.model_config.get_total_num_kv_heads())  # a state space has none
@@ -142,12 +154,67 @@ class Adapter:
         """
         counted = self.numbering.counted
         if not counted and not self.recorder.choice.takes(client_names(engine_id), mark_of(sampling)):
+            self._late.discard(engine_id)
             return self.numbering.pass_over(engine_id)
         key = self.numbering.number(engine_id)
         if not counted:
+            if engine_id in self._late:
+                self._late.discard(engine_id)
+                self.recorder.lacks([key[0]])
             ids, kept = tuple(int(t) for t in prompt), kept_sampling(sampling, lora, beside)
             self._begun.append(Request(*key, ids, kept, bounded(engine_id)))
+            if mark_of(sampling) == TRIGGER_IT:
+                self.recorder.trigger(MARK, engine_id, "the request says so itself", key)
         return key
+
+    def attend(self, live: Iterable[str]) -> None:
+        """Lets the recorder obey its orders, before a step's rows are numbered.
+
+        Args:
+            live: the engine's ids of requests that have begun before this step and may go on.
+        """
+        before, self._live = self.recorder.recording, live
+        self.recorder.attend(self._renumber)
+        now = self.recorder.recording
+        if before and not now:
+            self.recorder.lacks([self.numbering.number(i)[0] for i in live if self.numbering.knows(i)])
+        elif now and not before:
+            self._late = set(live)
+
+    def finished(self, engine_ids: Iterable[str], reason: Callable[[str], tuple[str, int]]) -> None:
+        """Requests have ended, as the engine's scheduler says.
+
+        Args:
+            engine_ids: vLLM's names for them.
+            reason: gives, for a name, why it ended (see `triggers.Ended`) and how many tokens it has generated.
+        """
+        if self.numbering.counted:
+            return
+        known = {one: self.numbering.number(one) for one in engine_ids if self.numbering.knows(one)}
+        self.numbering.finished(engine_ids)
+        if known:
+            self.recorder.sequences_ended([Ended(*key, *reason(one)) for one, key in known.items()])
+            for one in known:
+                self.numbering.forget(one)
+            going_on = self.numbering.under_way()
+            self.recorder.finished([request for request, _ in known.values() if request not in going_on])
+
+    def _renumber(self, keep: bool) -> Moved:
+        """See `recorder.control.Renumber`; those that do not go on are new ones of unknown beginning.
+
+        Requests that were not chosen have no number here either, and go on unrecorded.
+        """
+        before, self.numbering = self.numbering, self.numbering.anew()
+        begun, self._begun = self._begun, []
+        if not keep:
+            self._late = set(self._live)
+            return []
+        known = [engine_id for engine_id in self._live if before.knows(engine_id)]
+        places = {before.number(i): self.numbering.number(i) for i in known}
+        for request in begun:  # in steps that were not recorded
+            if place := places.get((request.request, request.sequence)):
+                self._begun.append(replace(request, request=place[0], sequence=place[1]))
+        return [(*old, *new) for old, new in places.items()]
 
     def begin_step(self, rows: RowMap, others: int = 0) -> None:
         """Begins a step; reports requests that begin in it, or began in a step that was not recorded.

@@ -18,7 +18,9 @@ from tracereplay.trace.directory import CLAIM, part_name, segment_path
 __all__ = ["claim_segment", "data_parallel_rank"]
 
 
-def claim_segment(trace: Path, config: Any, rank: int, pass_name: str = RECORD) -> Path:
+def claim_segment(
+    trace: Path, config: Any, rank: int, pass_name: str = RECORD, claims: Path | None = None
+) -> Path:
     """The path of the segment for a rank of an engine; does not exist yet.
 
     Args:
@@ -26,6 +28,7 @@ def claim_segment(trace: Path, config: Any, rank: int, pass_name: str = RECORD) 
         config: the engine's ``VllmConfig``, whose ``instance_id`` all of its ranks share.
         rank: of the worker.
         pass_name: of the pass.
+        claims: where engines claim their numbers, which hold for all traces of a recording; by default the trace.
 
     Raises:
         OSError: the directory cannot be written to.
@@ -34,7 +37,7 @@ def claim_segment(trace: Path, config: Any, rank: int, pass_name: str = RECORD) 
     name = f"{getattr(config, 'instance_id', '')} {first}"
     for number in count(first):
         path = segment_path(trace, part_name(pass_name, number), rank)
-        if _claimed(trace / CLAIM.format(number), name) and not path.exists():
+        if _claimed((claims or trace) / CLAIM.format(number), name) and not path.exists():
             return path
     raise AssertionError
 

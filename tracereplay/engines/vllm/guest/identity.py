@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from tracereplay.engines.variables import RECORD_TO
+from tracereplay.engines.variables import CONTROL, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_serving
+from tracereplay.engines.vllm.guest.numbering import client_names
+from tracereplay.engines.vllm.guest.sampling import mark_of
+from tracereplay.errors import TracereplayError
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.orders import Orders
 from tracereplay.trace.requests import Identity, Moment, RequestFile, bounded, record_of
 
 __all__ = ["FRONTS", "Front", "front", "watch_front"]
@@ -49,14 +55,16 @@ class Front:
         orders: that may send it to another trace.
         takes: whether a request is recorded, by its engine's id and its sampling parameters.
         withhold: whether what a request stopped at, which is text or a token of its own, is kept out.
+        recipients: the only ones who can read the files; see `RequestFile`.
     """
 
     def __init__(
         self, directory: Path | None, orders: Ordered | None = None,
         takes: Callable[[str, Any], bool] = lambda engine_id, sampling: True, withhold: bool = False,
+        recipients: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.takes = takes
-        self._withhold = withhold
+        self._withhold, self._recipients = withhold, recipients
         self.failures = 0  # records that could not be written
         self._directory = directory
         self._orders = orders
@@ -92,11 +100,11 @@ class Front:
     def copy_to(self, directory: Path) -> None:
         """Writes what is known of requests that run or ended lately into another trace, and later their ends."""
         try:
-            file = RequestFile(directory, {"process": os.getpid()})
+            file = RequestFile(directory, {"process": os.getpid()}, self._recipients)
             self._keep(file, set(self._live))
             for identity in (*self._lately, *self._live.values()):
                 file.add(record_of(identity))
-        except OSError:
+        except (OSError, TracereplayError):
             self.failures += 1
 
     def begun(self, identity: Identity) -> None:
@@ -139,8 +147,8 @@ class Front:
             self._older.clear()
         try:
             if self._file is None and self._directory is not None:
-                self._file = RequestFile(self._directory, {"process": self._pid})
-        except OSError:
+                self._file = RequestFile(self._directory, {"process": self._pid}, self._recipients)
+        except (OSError, TracereplayError):
             self.failures += 1
         if self._file is not None:
             self._add(self._file, identity)
@@ -155,7 +163,22 @@ class Front:
 @functools.cache
 def front() -> Front:
     """This process's."""
-    return Front(Path(os.environ[RECORD_TO]))
+    options = Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+
+    def takes(engine_id: str, sampling: Any) -> bool:
+        return options.choice.takes(client_names(engine_id), mark_of(sampling))
+
+    directory = Path(os.environ[RECORD_TO]) if options.ring is None else None
+    return Front(directory, _orders(), takes, options.withhold is not None, options.recipients)
+
+
+def _orders() -> Orders | None:
+    """Those of the recording; None where nobody can give any (more)."""
+    room = os.environ.get(CONTROL)
+    try:
+        return Orders(Path(room), "front") if room else None
+    except OSError:
+        return None
 
 
 def now() -> Moment:

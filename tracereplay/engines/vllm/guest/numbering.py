@@ -51,6 +51,7 @@ class Numbering:
         self._seen: dict[str, int] = {}
         self._known: dict[str, tuple[int, int]] = {}
         self._passed: set[str] = set()  # ids of requests under way that are not recorded
+        self._count = 0  # of requests that were seen
 
     @property
     def counted(self) -> bool:
@@ -61,15 +62,37 @@ class Numbering:
         """(request, sequence) of an id that was seen before, `NOBODY` if it was passed over; else None."""
         return NOBODY if engine_id in self._passed else self._known.get(engine_id)
 
+    def knows(self, engine_id: str) -> bool:
+        """Whether this id has a number."""
+        return engine_id in self._known
+
     def pass_over(self, engine_id: str) -> tuple[int, int]:
         """Gives no number to a request, and remembers that until it is `finished`."""
         self._passed.add(engine_id)
         return NOBODY
 
     def finished(self, engine_ids: Iterable[str]) -> None:
-        """These ids do not come again."""
+        """These ids, which have no numbers, do not come again."""
         if self._passed:
             self._passed.difference_update(engine_ids)
+
+    def under_way(self) -> set[int]:
+        """Requests of which an id is known."""
+        return {request for request, _ in self._known.values()}
+
+    def anew(self) -> Numbering:
+        """Numbers from 0 again, for the next trace of a recording; who was passed over stays so."""
+        found = Numbering(self._first, self._order)
+        found._passed |= self._passed
+        return found
+
+    def forget(self, engine_id: str) -> None:
+        """Lets go of an id that does not come again: a server has no end of them. Of several samples of a request
+        some may come only when others have ended, so that the request stays known."""
+        self._known.pop(engine_id, None)
+        match = _V0_CHILD.match(engine_id) or _V1.match(engine_id)
+        if match is not None and match["child"] is None:
+            self._seen.pop(engine_id, None)
 
     def number(self, engine_id: str) -> tuple[int, int]:
         """(request, sequence) of an id as the engine's worker sees it."""
@@ -87,4 +110,7 @@ class Numbering:
             return place if self._order is None else self._order[place], child
         # With the random suffix, since a client may send the same id twice, for two requests.
         own = external if match.re is _V0_CHILD else engine_id[match.start("id") :]
-        return self._seen.setdefault(own, len(self._seen)), child
+        if own not in self._seen:
+            self._seen[own] = self._count
+            self._count += 1
+        return self._seen[own], child

@@ -6,7 +6,8 @@ begin ─▶ model ─▶ compute_logits ─▶ sampler(sample) ─▶ prompt lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,36 @@ class SampledSteps(Adapter):
         self.set_logits_rows(self._last_rows, self._last_rows)
         self.recorder.set_rows(self._sampler_slot, self._last_rows, self._last_rows)
 
-    def _execute_model(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        scheduled = args[0] if args else kwargs.get("scheduler_output")
-        self.numbering.finished(getattr(scheduled, "finished_req_ids", ()))
-        result = original(*args, **kwargs)
+    def _execute_model(self, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if scheduler_output.finished_req_ids:
+            self.finished(scheduler_output.finished_req_ids, self.reason)
+        with self._watched():
+            result = original(scheduler_output, *args, **kwargs)
         if result is not None:  # None: sample_tokens continues the step
             self.recorder.end_step()
         return result
 
     def _sample_tokens(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
+        with self._watched():
+            result = original(*args, **kwargs)
         self.recorder.end_step()
         return result
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.recorder.broke(error)
+            raise
+
+    def reason(self, engine_id: str) -> tuple[str, int]:
+        """Why a request ended, as far as a worker can know, and how many tokens it has generated.
+
+        The scheduler, in another process, tells workers only that it did. What ended neither at its length nor
+        with a token that stops was given up, or ended with a text that stops it, which is found in the front end.
+        """
+        return "", 0
 
     # -- logits and tokens ------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class V0Adapter(Adapter):
         self._rows: RowMap = make_rows([])
         self._others = 0
         self._choices: list[int] = []
+        self._attended = False  # whether the step that was prepared has been announced
         self._keys: list[RowKey] = []
         self._sample_rows: RowMap = make_rows([])
         wrap_method(self.runner, "prepare_model_input", self._prepare)
@@ -49,6 +50,9 @@ class V0Adapter(Adapter):
 
     def _prepare(self, original: Any, groups: Any, *args: Any, **kwargs: Any) -> Any:
         model_input = original(groups, *args, **kwargs)
+        # What is scheduled no more has ended, as far as can be known here: V0 tells its workers of no end.
+        self.attend([group.request_id for group in groups if not group.is_prompt])
+        self._attended = True
         if self.recorder.recording:
             self._rows = self._rows_of(groups, model_input)
             finished = args[1] if len(args) > 1 else kwargs.get("finished_requests_ids")
@@ -77,6 +81,9 @@ class V0Adapter(Adapter):
         )
 
     def _execute(self, original: Any, model_input: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._attended:  # a rank other than the driver, which prepares
+            self.attend(())
+        self._attended = False
         if not self.recorder.recording:
             return original(model_input, *args, **kwargs)
         # Ranks other than the driver receive only tensors; the reader uses the driver's rows for them.
@@ -90,6 +97,9 @@ class V0Adapter(Adapter):
             self.recorder.set_rows(self._sampler_slot, selected, selected)
         try:
             return original(model_input, *args, **kwargs)
+        except BaseException as error:
+            self.recorder.broke(error)
+            raise
         finally:
             self.recorder.end_step()
 

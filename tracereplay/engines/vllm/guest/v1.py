@@ -50,10 +50,24 @@ class V1Adapter(SampledSteps):
 
     def _prepare_inputs(self, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(scheduler_output, *args, **kwargs)
+        new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
+        self.attend([i for i in self.runner.requests if i not in new])
         if self.recorder.recording:
             self._settle(scheduler_output)
             self.begin()
         return result
+
+    def reason(self, engine_id: str) -> tuple[str, int]:
+        state = self.runner.requests.get(engine_id)
+        if state is None or state.sampling_params is None:
+            return "", 0
+        tokens, asked = state.output_token_ids, state.sampling_params
+        if len(tokens) >= (asked.max_tokens or 1 << 62) or state.num_tokens >= self.runner.max_model_len:
+            return "length", len(tokens)
+        stops = asked.stop_token_ids or () if asked.ignore_eos else asked.all_stop_token_ids
+        if tokens and tokens[-1] in stops:
+            return "stop", len(tokens)
+        return ("" if asked.stop else "abort"), len(tokens)
 
     def _settle(self, scheduler_output: Any) -> None:
         """Reads the batch: the flattened rows, and each request's last one."""

@@ -56,6 +56,7 @@ class V2Adapter(SampledSteps):
     def attach(self) -> None:
         super().attach()
         self._requests: dict[str, Any] = {}  # by the engine's id, as they were scheduled first
+        self._new: set[str] = set()  # ids of those that are scheduled for the first time
         wrap_method(self.runner, "add_requests", self._add_requests)
         wrap_method(self.runner, "finish_requests", self._finish_requests)
         wrap_method(self.runner, "prepare_inputs", self._prepare_inputs)
@@ -68,6 +69,7 @@ class V2Adapter(SampledSteps):
     # -- steps ------------------------------------------------------------------------------------------
 
     def _add_requests(self, original: Any, scheduler_output: Any) -> Any:
+        self._new = {r.req_id for r in scheduler_output.scheduled_new_reqs} - self._requests.keys()
         for request in scheduler_output.scheduled_new_reqs:  # a preempted one comes again
             self._requests.setdefault(request.req_id, request)
         return original(scheduler_output)
@@ -79,6 +81,7 @@ class V2Adapter(SampledSteps):
 
     def _prepare_inputs(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(*args, **kwargs)
+        self.attend([i for i in self._requests if i not in self._new])
         if self.recorder.recording:
             self.settle(self._read(batch))
             self.begin()

@@ -21,6 +21,7 @@ from tracereplay.device import device_of
 from tracereplay.engines.naming import map_of
 from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.roles import with_roles
+from tracereplay.engines.variables import CONTROL as ROOM
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
@@ -34,9 +35,11 @@ from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen
 from tracereplay.passes import INJECTED, RECORD
+from tracereplay.recorder.control import Control
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.session import Session
+from tracereplay.recorder.triggers import ERROR
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
@@ -103,13 +106,16 @@ class GuestWorker:
         """Keeps why this engine is not recorded; a command's trace says so by a segment without steps."""
         self._refusal = why
         if os.environ.get(RECORD_TO):
-            with contextlib.suppress(OSError):
-                path = claim_segment(Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank)
-                SegmentWriter(path, {**self._meta(), "refused": why}).close_alone()
+            with contextlib.suppress(OSError, TracereplayError):
+                path = claim_segment(
+                    Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank, claims=_room()
+                )
+                meta = {**self._meta(), "refused": why}
+                SegmentWriter(path, meta, recipients=_recording_options().recipients).close_alone()
 
     def _record_all(self, trace: str) -> None:
         """Records everything until the process ends: the engine belongs to a command of the user's."""
-        options = Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+        options = _recording_options()
         request = PassRequest(Path(trace), RECORD, options=options)
         message = {"do": "begin", "first_request": None, "request": request.as_dict()}
         answer = json.loads(self.control(json.dumps(message)))
@@ -119,9 +125,13 @@ class GuestWorker:
         atexit.register(self._do_end)
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
+            above = os.getppid()
 
             @functools.wraps(shutdown)
             def ending(*args: Any, **kwargs: Any) -> Any:
+                if os.getppid() != above and self._session is not None:
+                    # A worker ends by itself when its engine's process was killed.
+                    self._session.trigger(ERROR, None, "the process that started this worker was gone")
                 self._do_end()
                 return shutdown(*args, **kwargs)
 
@@ -158,16 +168,22 @@ class GuestWorker:
         if asked.options.choice.chooses and self._world() > 1 and generation(self._worker.model_runner) == "V0":
             raise Unsupported(CHOOSE_ALONE)
         forced, replacement = self._given(asked)
-        options = self._share(asked.options)
+        options, control, paused = self._share(asked.options), None, False
         meta = {"pass": asked.name, "rank": session.rank, "world": self._world(), "engine": self._do_describe()}
         if first_request is None:  # a command of the user's: only the engine knows which model it loaded
-            path = claim_segment(asked.trace, self._worker.vllm_config, session.rank)
+            room = _room()
+            path = claim_segment(asked.trace, self._worker.vllm_config, session.rank, claims=room)
+            if room is not None:
+                control = Control(room, path.stem, session)
+                options, trace, paused = control.catch_up(options, asked.trace)
+                path = trace / path.name
             meta |= self._meta()
-            options = replace(options, in_flight=0)
+            # A client may have tokens that a ring is still to get; with a whole trace, it may not.
+            options = options if options.ring is not None else replace(options, in_flight=0)
         else:
             path = segment_path(asked.trace, asked.name, session.rank)
         adapter.begin_pass(first_request, forced, asked.serving.order())
-        session.begin_pass(path, meta, replacement, options, adapter.model())
+        session.begin_pass(path, meta, replacement, options, adapter.model(), control, paused)
         return {}
 
     def _given(self, request: PassRequest) -> tuple[Mapping[RowKey, int], Replacement | None]:
@@ -188,7 +204,7 @@ class GuestWorker:
     def _share(self, options: Options) -> Options:
         """This rank's: a budget is for all of them together."""
         share = options.max_bytes and options.max_bytes // self._world()
-        return replace(options, max_bytes=share)
+        return replace(options, max_bytes=share, ring_share=self._world())
 
     def _cancelled(self, golden: Trace, cancel: Cancel) -> CancelledRows:
         """Keeps both passes' rows for the next time: a bisection runs many passes over the same two."""
@@ -242,6 +258,17 @@ def _served(config: Any) -> list[str]:
     """The names under which a server offers the model."""
     names = getattr(config, "served_model_name", None) or []
     return [str(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _room() -> Path | None:
+    """Where the parent of a recorded command gives its orders."""
+    room = os.environ.get(ROOM)
+    return Path(room) if room else None
+
+
+def _recording_options() -> Options:
+    """How a command's recording was asked for."""
+    return Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
 
 
 def _watch_weights(model: Any, session: Session) -> None:

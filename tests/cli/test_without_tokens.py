@@ -159,3 +159,26 @@ def test_what_cannot_be_withheld_is_said_first(
     ended = tracereplay("record", *given, *words)
     assert (ended.code, says in ended.err) == (2, True), ended.err
     assert not (tmp_path / "t.trace").exists()
+
+
+def test_tokens_are_withheld_from_a_trace_that_has_them(
+    tracereplay: Program, model: Path, planted: Path, tmp_path: Path
+) -> None:
+    key = ("--withhold", "tokens", "--withhold-key", tmp_path / "key")
+    plain = record(tracereplay, model, planted, tmp_path / "plain.trace")
+    closed = record(tracereplay, model, planted, tmp_path / "closed.trace", *key)
+    out = tmp_path / "packed.trz"
+    ended = tracereplay("pack", plain, "-o", out, *key)
+    assert ended.code == 0, ended.err
+    ended = tracereplay("compare", closed, out, "--strict")
+    assert ended.code == 0, ended.out + ended.err
+    with open_trace(plain) as trace, open_trace(closed) as known, open_trace(out) as made:
+        assert made.complete
+        assert made.run.prompts == known.run.prompts
+        assert generated(made) == generated(known)
+        said = [json.dumps(made.manifest).encode()]
+        said += [bytes(data) for _, _, data in made.part(("record", 0)).frames() if data is not None]
+        for tokens in runs([*PLANTED, *generated(trace)[0]]):
+            assert not any(form in part for form in forms(tokens).values() for part in said)
+    assert tracereplay("pack", closed, "-o", tmp_path / "again.trz", *key).code == 2
+    assert tracereplay("pack", plain, "-o", tmp_path / "again.trz", *key, "--level", 3).code == 2

@@ -1,0 +1,79 @@
+"""``tracereplay record --ring``: the last steps in memory, and a trace of them when something happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tracereplay.cli.console import stderr
+from tracereplay.cli.options import refuse_given
+from tracereplay.cli.summary import summary, trigger_words
+from tracereplay.errors import UsageError
+from tracereplay.launch.collection import refusals
+from tracereplay.recorder import triggers
+from tracereplay.recorder.ring_limits import read_ring, read_seconds
+from tracereplay.trace import open_trace
+
+__all__ = ["Ring", "Trigger", "TriggerAfter", "TriggerEvery", "TriggerMost", "ring_options", "tell_ring"]
+
+Ring = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Keep the last steps in memory, and write a trace of them to the folder -o when a trigger fires: "
+        "256MB, 500steps, 60s, or several, with commas.",
+        show_default=False,
+    ),
+]
+Trigger = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHEN",
+        help="What makes a trace of the ring: nonfinite (logits), logprob<-20 (of requests that ask for "
+        "logprobs), error, finish=abort (or length, stop), tokens>4096, mark (a request's own); repeatable.",
+        show_default="nonfinite, error, mark",
+    ),
+]
+TriggerEvery = Annotated[
+    str, typer.Option(metavar="TIME", help="Least time between two traces that a kind of trigger makes.")
+]
+TriggerMost = Annotated[int, typer.Option(min=1, help="Number of traces that a kind of trigger makes.")]
+TriggerAfter = Annotated[int, typer.Option(min=0, help="Steps that a trace has after its trigger.")]
+_OPTIONS = ("trigger", "trigger_every", "trigger_most", "trigger_after")
+
+
+def ring_options(
+    context: typer.Context, ring: str | None, given: list[str] | None, every: str, most: int, after: int
+) -> dict[str, Any]:
+    """The fields of `Options` for what the command line says.
+
+    Raises:
+        UsageError: it says something that cannot be.
+    """
+    if ring is None:
+        refuse_given(context, _OPTIONS, "A trigger makes a trace of a ring; give its size with --ring")
+        return {}
+    if context.params.get("level") is not None and context.params["level"].value != "operator":
+        raise UsageError("A ring keeps operators, not kernels; leave --level kernel out.")
+    read_ring(ring)
+    for text in given or ():
+        triggers.check_trigger(text)
+    return {
+        "ring": ring, "triggers": tuple(given or triggers.DEFAULT), "trigger_every": read_seconds(every),
+        "trigger_most": most, "trigger_after": after,
+    }  # fmt: skip
+
+
+def tell_ring(out: Path, made: Sequence[tuple[Path, bool]]) -> None:
+    """Says what traces a ring in ``out`` has made; see `command.record_traces`."""
+    for why in refusals(out):
+        stderr.print(f"The engine was not recorded. {why}", soft_wrap=True, markup=False)
+    if not made:
+        stderr.print(f"No trigger fired: {out} has no trace.", soft_wrap=True, markup=False)
+    for path, _ in made:
+        with open_trace(path) as trace:
+            why = trigger_words(trace.run.trigger or {})
+            stderr.print(f"Recorded {summary(trace)}: {path}; {why}", soft_wrap=True, markup=False)

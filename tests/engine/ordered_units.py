@@ -1,0 +1,199 @@
+"""Sessions that take orders while they record; run under an engine's interpreter, as in_process_units.py."""
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from unit_runner import run
+
+from tracereplay.device import Cpu
+from tracereplay.engines.vllm.guest.adapter import Adapter
+from tracereplay.engines.vllm.guest.numbering import Numbering
+from tracereplay.event import Request, RowKey, Site, make_rows
+from tracereplay.hooks.taps import listen, slot_of, tap
+from tracereplay.recorder import session as session_module
+from tracereplay.recorder.control import Control
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.orders import ORDERS, give
+from tracereplay.recorder.session import Session
+from tracereplay.recorder.status import ENDED, PAUSED, RECORDING, read_status
+from tracereplay.trace import TraceDirectory, open_trace, segment_path
+
+RUN = {"kind": "recording", "command": ["x"], "notes": []}
+
+
+class _Doubler(torch.nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+class _Recording:
+    """A session with orders; its requests are as in an engine: numbered, sampled, ended."""
+
+    def __init__(self, **options):
+        self.folder = Path(tempfile.mkdtemp())
+        self.room = self.folder / "room"
+        self.room.mkdir()
+        (self.room / ORDERS).touch()
+        self.directories = []
+        first = self.new()
+        self.session = Session(0, Cpu())
+        self.module = _Doubler()
+        site = Site("double", "Doubler", slot_of("double"), ("x",))
+        self.session.sites = [site]
+        tap(self.module, site.slot, {"forward": self.module.forward})
+        listen(self.session)
+        self.control = Control(self.room, "record-rank0", self.session)
+        path = segment_path(first, "record", 0)
+        meta = {"pass": "record", "rank": 0, "world": 1, "model": "none"}
+        self.session.begin_pass(path, meta, None, Options(**options), None, self.control)
+        self.moved = []
+
+    def new(self):
+        self.directories.append(TraceDirectory(self.folder / f"{len(self.directories) + 1:06}.trace", RUN))
+        return self.directories[-1].path
+
+    def order(self, **order):
+        give(self.room, order)
+
+    def step(self, tokens, begin=(), rows=1):
+        """One step, in which each request of ``tokens`` has rows up to its new token's position."""
+        self.session.attend(lambda keep: self.moved if keep else [])
+        if not self.session.recording:
+            return
+        self.session.begin_step(make_rows([(r, 0, p - 1) for r, p in tokens]))
+        self.session.requested(list(begin))
+        assert torch.equal(self.module(torch.ones(rows, 4)), torch.full((rows, 4), 2.0))
+        values = torch.tensor([100 + p for _, p in tokens])
+        self.session.sampled([RowKey(r, 0, p) for r, p in tokens], values, values, None)
+        self.session.end_step()
+
+    @property
+    def status(self):
+        (found,) = read_status(self.room)
+        return found
+
+    def end(self):
+        summary = self.session.end_pass()
+        listen(None)
+        return summary, [open_trace(directory.path) for directory in self.directories]
+
+
+def _request(number):
+    return Request(number, 0, (1, 2), {})
+
+
+def a_recording_is_paused_changed_and_cut_between_two_steps():
+    recording = _Recording()
+    recording.step([(0, 2), (1, 2)], [_request(0), _request(1)])
+    recording.step([(0, 3), (1, 3)])
+    recording.order(do="pause")
+    recording.step([(0, 4)])
+    recording.session.lacks([0])
+    assert recording.status.counters.state == PAUSED
+    recording.order(do="resume")
+    recording.order(do="options", options={"sides": ["out"]})
+    recording.step([(0, 5)])
+    recording.order(do="options", options={"level": "kernel"})  # cannot be: it is noted, and nothing else happens
+    recording.step([(0, 6)])
+    assert "decided when a recording starts" in recording.status.words["error"]
+    recording.moved = [(0, 0, 0, 0)]
+    recording.order(do="cut", trace=str(recording.new()))
+    recording.step([(0, 7), (1, 2)], [_request(1)])
+    counters = recording.status.counters
+    assert (counters.state, counters.steps, counters.recorded, counters.unrecorded) == (RECORDING, 6, 5, 1)
+    assert counters.cuts == 1
+    recording.step([(0, 8)])
+    _, (one, two) = recording.end()
+    assert recording.status.counters.state == ENDED
+    assert one.part(("record", 0)).complete
+    steps = one.steps("record")
+    assert [step.number for step in steps] == [0, 1, 3, 4]
+    assert [len(step.calls[0].inputs) for step in steps] == [1, 1, 0, 0]
+    assert any("only this is recorded from this step on: out" in note for note in steps[2].notes), steps[2].notes
+    assert "Request 0 is not whole" in str(steps[2].notes)
+    begins, *steps = two.steps("record")
+    assert [step.number for step in steps] == [5, 6]
+    assert [r.request for r in begins.requests] == [0]
+    assert [(s.key.position, s.token) for s in begins.sampled] == [(p, 100 + p) for p in (2, 3, 5, 6)]
+    assert two.part(("record", 0)).summary["lacking"] == [0]
+    assert two.part(("record", 0)).complete
+
+
+def tokens_of_steps_that_were_dropped_come_with_the_next():
+    recording = _Recording(when_behind="drop")
+    recording.step([(0, 2)], [_request(0)])
+    take = type(recording.session._writer).take
+    type(recording.session._writer).take = lambda self, *, wait, patience=None: None
+    try:
+        recording.step([(0, 3), (1, 2)])
+        recording.step([(0, 4), (1, 3)])
+    finally:
+        type(recording.session._writer).take = take
+    recording.step([(0, 5)])
+    _, (trace,) = recording.end()
+    assert [step.number for step in trace.steps("record")] == [0, 3]
+    last = trace.steps("record")[-1]
+    assert sorted((s.key.request, s.key.position) for s in last.sampled) == [
+        (0, 3),
+        (0, 4),
+        (0, 5),
+        (1, 2),
+        (1, 3),
+    ]
+    assert trace.part(("record", 0)).summary["lacking"] == [0, 1]
+    assert trace.part(("record", 0)).summary["dropped"] == 2
+
+
+def a_writer_that_hangs_costs_steps_and_not_time():
+    recording = _Recording(when_behind="drop")
+    recording.step([(0, 2)], [_request(0)])
+    large = (40 << 20) // 16  # rows of a tensor that fills an arena
+    os.kill(recording.session._writer.pid, signal.SIGSTOP)
+    silence, session_module.SILENCE = session_module.SILENCE, 0.5
+    begun = time.monotonic()
+    try:
+        for position in range(3, 9):
+            recording.step([(0, position)], rows=large)
+        assert time.monotonic() - begun < 20, "the engine waits"
+        assert recording.status.counters.dropped >= 4, recording.status.counters
+    finally:
+        os.kill(recording.session._writer.pid, signal.SIGCONT)
+    end = time.monotonic() + 30
+    while recording.session._writer.starved() and time.monotonic() < end:
+        time.sleep(0.05)
+    recording.step([(0, 9)])
+    pid = recording.session._writer.pid
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    recording.session.end_pass()
+    listen(None)
+    assert time.monotonic() - begun < 10, "the engine's end waits"
+    os.kill(pid, signal.SIGCONT)
+    session_module.SILENCE = silence
+
+
+def requests_go_on_under_new_numbers():
+    adapter = object.__new__(Adapter)
+    lacking = []
+    adapter.recorder = SimpleNamespace(lacks=lacking.extend)
+    adapter.numbering, adapter._begun, adapter._late = Numbering(None), [], set()
+    ids = ["cmpl-a-0-12345678", "cmpl-b-0-12345678", "1_cmpl-c-0-12345678", "0_cmpl-c-0-12345678"]
+    for name in ids:
+        adapter.numbering.number(name)
+    adapter._begun = [Request(1, 0, (5,), {}), Request(0, 0, (6,), {})]  # in a step that was not recorded
+    adapter._live = ids[1:]
+    assert adapter._renumber(True) == [(1, 0, 0, 0), (2, 1, 1, 1), (2, 0, 1, 0)]
+    assert [(r.request, r.prompt_token_ids) for r in adapter._begun] == [(0, (5,))]
+    assert adapter.numbering.knows(ids[1])
+    assert adapter._renumber(False) == []
+    assert adapter._late == set(ids[1:])
+    assert not adapter.numbering.knows(ids[1])
+
+
+if __name__ == "__main__":
+    run(globals())

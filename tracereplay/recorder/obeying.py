@@ -1,0 +1,169 @@
+"""What a session does on orders: pauses, takes other options, goes on in another trace, and says how it goes.
+
+A part of `session.Session`, in a module of its own; it begins and ends segments, and touches no step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tracereplay.event import Site
+from tracereplay.hooks.census import Census
+from tracereplay.recorder.control import Control, Renumber
+from tracereplay.recorder.graphs import GraphRecorder
+from tracereplay.recorder.handover import Handover
+from tracereplay.recorder.lacking import Lacking
+from tracereplay.recorder.options import Options
+from tracereplay.recorder.owed import Owed
+from tracereplay.recorder.writer_client import WriterClient
+
+__all__ = ["Obeying"]
+
+
+class Obeying:
+    """See the module (`control.Controlled`)."""
+
+    sites: list[Site]
+    graphs: GraphRecorder | None
+    _options: Options
+    _writer: WriterClient | None
+    _handover: Handover | None
+    _census: Census | None
+    _errors: dict[str, int]
+    _silent: set[int]
+    _left_out: dict[str, set[int]]
+    _wanted: frozenset[int]
+    _censuses: int
+    _steps: int
+    _dropped: int
+    _ended: str | None
+
+    def __init__(self) -> None:
+        self._control: Control | None = None  # of a recording that takes orders while it runs
+        self._resting = False  # paused, by an order
+        self._segment: tuple[Path, dict[str, Any]] = (Path(), {})  # its path and what it says of this process
+        self._model: torch.nn.Module | None = None  # of which each trace has a census
+        self._lacking = Lacking()
+        self._finished: list[int] = []  # requests that ended since the last step that was recorded
+        self._owed = Owed()
+        self._changed: list[str] = []  # what orders have changed since, in sentences
+
+    # What the session has.
+    def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _give_up_step(self) -> None:
+        raise NotImplementedError
+
+    def _watchable(self) -> frozenset[int]:
+        raise NotImplementedError
+
+    def _new_census(self, model: torch.nn.Module) -> Census | None:
+        raise NotImplementedError
+
+    def _summary(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _guarded(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def failed(self, error: BaseException) -> None:
+        raise NotImplementedError
+
+    def attend(self, renumber: Renumber) -> None:
+        """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
+        control = self._control
+        if control is None:
+            return
+        self._give_up_step()
+        with self._guarded():
+            control.attend(self, renumber)
+        if self._resting:
+            self._lacking.paused += 1
+
+    def finished(self, requests: Sequence[int]) -> None:
+        """Requests have ended."""
+        if self._control is not None:
+            self._finished += requests
+
+    def lacks(self, requests: Iterable[int]) -> None:
+        """Requests have steps that are not recorded."""
+        self._lacking.add(requests)
+
+    @property
+    def ended(self) -> str | None:
+        return self._ended
+
+    def pause(self) -> None:
+        self._resting = True
+        self._show()
+
+    def resume(self) -> None:
+        self._resting = False
+        self._show()
+
+    def change(self, options: Mapping[str, Any]) -> None:
+        """Takes other options from the next step on."""
+        before, changed = self._options, self._options.changed(options)
+        if self.graphs is not None:
+            self.graphs.refuse(changed, None)
+        self._options = changed
+        self._left_out = changed.left_out(self.sites)
+        self._wanted = self._watchable()
+        if (before.sites, before.sides) != (changed.sites, changed.sides):
+            told = [text for text in changed.told() if text not in before.told()]
+            told = told or ["From this step on, inputs and outputs of every operator are recorded."]
+            self._changed = [text.replace("were recorded", "are recorded from this step on") for text in told]
+
+    def cut(self, trace: Path, renumber: Renumber) -> None:
+        """Ends the segment, and begins the next in another trace, with the requests that are live."""
+        writer, handover, control = self._writer, self._handover, self._control
+        if writer is None or handover is None or control is None:
+            return
+        before, meta = self._segment
+        path = trace / before.name
+        meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
+        with self._guarded():
+            handover.drain(wait=True)
+        whole = not self._errors and not writer.gone
+        moved = renumber(self._ended is None and not writer.gone and not writer.errors)
+        summary = self._summary()
+        self._segment = path, meta
+        self._errors.clear()
+        self._silent.clear()
+        self._steps = self._dropped = 0
+        self._ended = None
+        self._finished.clear()
+        self._lacking = self._lacking.moved(moved)
+        self._owed.move(moved)
+        if self._model is not None:
+            self._census, self._censuses = self._new_census(self._model), 0  # a trace has its own
+        if writer.gone:
+            with self._guarded():
+                handover.close()
+            writer.close(summary, whole=False)
+            self._open(path, meta)
+        else:
+            writer.cut(summary, path, meta, whole=whole, moved=moved, number=control.number)
+        self._show()
+
+    def _show(self) -> None:
+        """Says how it goes: after what happens seldom, in words too."""
+        if self._control is not None:
+            error, trace = next(reversed(self._errors), self._control.trouble), str(self._segment[0].parent)
+            self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
+            self._count(self._control)
+
+    def _count(self, control: Control) -> None:
+        """Shows the counters, with each step."""
+        counters, writer = control.counters, self._writer
+        if writer is not None:
+            counters.trace_bytes, counters.trace_steps = writer.of_last, self._steps
+            counters.bytes = writer.written
+        control.state(paused=self._resting, ended=self._ended is not None)
