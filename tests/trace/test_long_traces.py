@@ -30,7 +30,7 @@ RUN = {"kind": "recording", "engine": {"name": "toy"}, "workload": {"model": "m"
 
 
 def long_trace(path: Path, steps: int, size: int = 4, off: float = 0.0) -> Path:
-    """A trace of so many decode steps, each of eight calls with tensors of ``size`` float32, all off by a little."""
+    """A trace of so many decode steps, each of eight calls with tensors of ``size`` float32, off by a little."""
     directory = TraceDirectory(path, RUN)
     writer = SegmentWriter(segment_path(path, "record", 0), {"rank": 0})
     writer.sites(SITES)
