@@ -12,6 +12,8 @@ from tracereplay.errors import UsageError
 from tracereplay.launch.budget import budget_of
 from tracereplay.launch.command import How
 
+PANEL = "Several traces, and control (of a command)"
+
 __all__ = [
     "CAPTURE", "Control", "Keep", "LeaveFree", "Paused", "ResumeWhenRoom", "Rotate", "WhenBehind", "behind_of",
     "how_of",
@@ -28,6 +30,7 @@ class WhenBehind(str, Enum):
 Rotate = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=PANEL,
         metavar="BYTES|TIME",
         help="Begin the next trace after so many bytes or so long (1GB, 1h); -o is then a directory of traces.",
         show_default=False,
@@ -36,6 +39,7 @@ Rotate = Annotated[
 Keep = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=PANEL,
         metavar="N|BYTES",
         help="Remove the oldest finished traces: keep N, or as many as take these bytes (50GB).",
         show_default=False,
@@ -44,6 +48,7 @@ Keep = Annotated[
 LeaveFree = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=PANEL,
         metavar="BYTES",
         help="Remove the oldest finished traces while less than this is free on the disk.",
         show_default=False,
@@ -53,15 +58,24 @@ ResumeWhenRoom = Annotated[
     bool,
     typer.Option(
         "--resume-when-room",
+        rich_help_panel=PANEL,
         help="After a full or failing disk has ended the recording, begin another trace when there is room.",
     ),
 ]
 Paused = Annotated[
-    bool, typer.Option("--paused", help="Record nothing until `tracereplay start`; the engine is prepared for it.")
+    bool,
+    typer.Option(
+        "--paused",
+        rich_help_panel=PANEL,
+        help="Record nothing until `tracereplay start`; the engine is prepared for it.",
+    ),
 ]
 Control = Annotated[
     bool,
-    typer.Option(help="Make control.sock in the trace, by which status, start, stop, trigger and set reach it."),
+    typer.Option(
+        rich_help_panel=PANEL,
+        help="Make control.sock in the trace, by which status, start, stop, trigger and set reach it.",
+    ),
 ]
 
 # Which of record's options are for a command only, by their names.

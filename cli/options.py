@@ -161,6 +161,7 @@ CandidateOut = Annotated[
 EncryptTo = Annotated[
     list[str],
     typer.Option(
+        rich_help_panel="Privacy",
         metavar="AGE1...",
         help="Public key (age) of the only one who can read what is written; may be given more than once.",
         show_default=False,
@@ -177,6 +178,7 @@ class Kept(str, Enum):
 Withhold = Annotated[
     Kept | None,
     typer.Option(
+        rich_help_panel="Privacy",
         help="Keep prompts and outputs out of what is written; it can be compared, but not generated again.",
         show_default=False,
     ),
@@ -184,6 +186,7 @@ Withhold = Annotated[
 WithholdKey = Annotated[
     Path | None,
     typer.Option(
+        rich_help_panel="Privacy",
         metavar="FILE",
         help="Key of the digests that stand for tokens, made if missing: traces of one key can be compared.",
         show_default="one that is thrown away",

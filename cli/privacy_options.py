@@ -9,11 +9,14 @@ import typer
 from tracereplay.errors import UsageError
 from tracereplay.recorder.options import FIELDS
 
+PANEL = "Privacy"
+
 __all__ = ["KeepFields", "fields_of"]
 
 KeepFields = Annotated[
     list[str],
     typer.Option(
+        rich_help_panel=PANEL,
         metavar="NAME",
         help=f"Field of a server's requests to keep: {', '.join(FIELDS)}. May be repeated.",
         show_default="none",

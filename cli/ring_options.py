@@ -17,11 +17,14 @@ from tracereplay.recorder import triggers
 from tracereplay.recorder.ring_limits import read_ring, read_seconds
 from tracereplay.trace import open_trace
 
+PANEL = "Flight recorder (of a command)"
+
 __all__ = ["Ring", "Trigger", "TriggerAfter", "TriggerEvery", "TriggerMost", "ring_options", "tell_ring"]
 
 Ring = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=PANEL,
         metavar="SIZE",
         help="Keep the last steps in memory, and write a trace of them to the folder -o when a trigger fires: "
         "256MB, 500steps, 60s, or several, with commas.",
@@ -31,6 +34,7 @@ Ring = Annotated[
 Trigger = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=PANEL,
         metavar="WHEN",
         help="What makes a trace of the ring: nonfinite (logits), logprob<-20 (of requests that ask for "
         "logprobs), error, finish=abort (or length, stop), tokens>4096, mark (a request's own); repeatable.",
@@ -38,10 +42,17 @@ Trigger = Annotated[
     ),
 ]
 TriggerEvery = Annotated[
-    str, typer.Option(metavar="TIME", help="Least time between two traces that a kind of trigger makes.")
+    str,
+    typer.Option(
+        rich_help_panel=PANEL, metavar="TIME", help="Least time between two traces that a kind of trigger makes."
+    ),
 ]
-TriggerMost = Annotated[int, typer.Option(min=1, help="Number of traces that a kind of trigger makes.")]
-TriggerAfter = Annotated[int, typer.Option(min=0, help="Steps that a trace has after its trigger.")]
+TriggerMost = Annotated[
+    int, typer.Option(rich_help_panel=PANEL, min=1, help="Number of traces that a kind of trigger makes.")
+]
+TriggerAfter = Annotated[
+    int, typer.Option(rich_help_panel=PANEL, min=0, help="Steps that a trace has after its trigger.")
+]
 _OPTIONS = ("trigger", "trigger_every", "trigger_most", "trigger_after")
 
 
