@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tracereplay.columns import store
 from tracereplay.columns.store import Columns
+from tracereplay.comparator import compare_traces
+from tracereplay.engines import toy
+from tracereplay.trace import SegmentReader, open_trace
 
 
 def cuts(size: int, prefill: int = 5000) -> list[int]:
@@ -37,3 +43,30 @@ def test_a_window_is_no_larger_than_a_block_and_at_least_half_of_one(size: int) 
     lengths = np.diff(cuts(size)[1:])[1:-1] * size
     assert lengths.max() <= 1000
     assert lengths.min() > 250
+
+
+@pytest.mark.program
+def test_a_pass_that_was_batched_otherwise_is_decoded_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate takes one request after the other: what a few of golden's steps need is all over it."""
+    prompts = [[7 * number + 3 * place + 1 for place in range(4)] for number in range(6)]
+    golden = toy.record(toy.workload(prompts, max_tokens=24), tmp_path / "golden.trace")
+    candidate = toy.replay(golden, tmp_path / "candidate.trace", rounding="truncate", max_rows=1)
+    whole = compare_traces(golden, candidate).as_dict()
+    del whole[
+        "first_visible"
+    ]  # the rerun is read no further than the block in which it first leaves the tolerance
+    read, chunks = Counter[str](), SegmentReader.read_chunk
+
+    def counted(reader: SegmentReader, number: int) -> Any:
+        read[reader.name] += 1
+        return chunks(reader, number)
+
+    monkeypatch.setattr(store, "BLOCK", 1 << 16)
+    monkeypatch.setattr(SegmentReader, "read_chunk", counted)
+    found = compare_traces(golden, candidate).as_dict()
+    assert {key: found[key] for key in whole} == whole
+    for trace, name in ((golden, "record"), (candidate, "rerun"), (candidate, "injected")):
+        segment = open_trace(trace).segment(name)
+        assert read[segment.name] < 6 * len(segment.index.chunks)  # type: ignore[union-attr]

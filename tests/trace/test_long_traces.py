@@ -29,15 +29,15 @@ SITES = [Site(f"layers.{n}", "Linear", 100 + n, ("x",)) for n in range(8)]
 RUN = {"kind": "recording", "engine": {"name": "toy"}, "workload": {"model": "m", "settings": {}, "prompts": []}}
 
 
-def long_trace(path: Path, steps: int, size: int = 4) -> Path:
-    """A trace of so many decode steps, each of eight calls with tensors of ``size`` float32."""
+def long_trace(path: Path, steps: int, size: int = 4, off: float = 0.0) -> Path:
+    """A trace of so many decode steps, each of eight calls with tensors of ``size`` float32, off by a little."""
     directory = TraceDirectory(path, RUN)
     writer = SegmentWriter(segment_path(path, "record", 0), {"rank": 0})
     writer.sites(SITES)
     noise = np.random.default_rng(0).normal(size=steps + 9 * size).astype(np.float32)
     for number in range(steps):
         rows = make_rows([(0, 0, number)])
-        tensors = [noise[number + n : number + n + size] + np.float32(n) for n in range(9)]
+        tensors = [noise[number + n : number + n + size] + np.float32(n + off) for n in range(9)]
         places = [writer.add(TensorBytes("float32", (1, size), (size, 1), t.tobytes(), n, 0))
                   for n, t in enumerate(tensors)]  # fmt: skip
         calls = [
@@ -141,6 +141,9 @@ SCRIPT = """
 import contextlib, io, sys, tracemalloc
 from pathlib import Path
 from tracereplay.cli.main import main
+from tracereplay.columns import store
+from tracereplay.comparator import compare_traces
+from tracereplay.comparator.numbers import tally
 from tracereplay.trace import open_trace, packfile, reader
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.into_pack import pack_trace
@@ -156,7 +159,10 @@ what = {
     "verify": lambda path: list(verify(open_trace(path))),
     "digest": lambda path: [content_digest(open_trace(path).part(key)) for key in open_trace(path).parts],
     "pack": lambda path: pack_trace(open_trace(path), Path(f"{path}.{sys.argv[2]}.pack"), level=1, force=True),
+    "compare": lambda path: compare_traces(path, path.with_suffix(".other")),
 }[sys.argv[2]]
+store.BLOCK = 1 << 16
+tally.LEANS_KEPT = 100  # rows of each tensor; else memory grows up to what 4,096 take
 # Else memory grows up to what decoded chunks, and a block that is copied, may take.
 reader.CACHED = reader.CACHED_OF_LARGE = packfile._BLOCK = 1 << 18
 what(Path(sys.argv[3]))  # imports on use, pools
@@ -176,17 +182,27 @@ def lengths(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, P
         for steps in (10, 500, 2500):
             path = long_trace(folder / f"{steps}.trace", steps)
             pack_trace(open_trace(path), folder / f"{steps}.pack")
+            long_trace(folder / f"{steps}.other", steps, off=1e-5)
             found[steps] = path, folder / f"{steps}.pack"
     return found
 
 
+def peak(what: str, path: Path, first: Path) -> int:
+    """Most bytes that are held at once while ``what`` is done with a trace, after it was done with a first one."""
+    command = [sys.executable, "-c", SCRIPT, str(path), what, str(first)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120).stdout)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["directory", "packed"])
 @pytest.mark.parametrize("what", ["show", "records", "verify", "digest", "pack"])
-def test_memory_does_not_grow_with_steps(
-    lengths: dict[int, tuple[Path, Path]], tmp_path: Path, what: str, packed: bool
-) -> None:
-    def peak(steps: int) -> int:
-        command = [sys.executable, "-c", SCRIPT, str(lengths[steps][packed]), what, str(lengths[10][packed])]
-        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120).stdout)
+def test_memory_does_not_grow_with_steps(lengths: dict[int, tuple[Path, Path]], what: str, packed: bool) -> None:
+    first = lengths[10][packed]
+    grown = peak(what, lengths[2500][packed], first) - peak(what, lengths[500][packed], first)
+    assert grown / 2000 < 100  # bytes a step
 
-    assert (peak(2500) - peak(500)) / 2000 < 100  # bytes a step
+
+def test_memory_of_a_comparison_hardly_grows_with_steps(lengths: dict[int, tuple[Path, Path]]) -> None:
+    """Numbers of rows are held, and which calls were compared."""
+    first = lengths[10][0]
+    grown = peak("compare", lengths[2500][0], first) - peak("compare", lengths[500][0], first)
+    assert grown / 2000 < 1024  # bytes a step

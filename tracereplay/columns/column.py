@@ -23,6 +23,8 @@ from tracereplay.dtypes import nbytes, numpy_dtype
 
 __all__ = ["Pattern", "Places", "TensorColumn", "make_pattern"]
 
+SCATTERED = 8  # times that rows asked for go from one window to another, before they are sorted by windows
+
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
@@ -33,7 +35,7 @@ class Pattern:
         occurrence: which of its kind's it is, ``int64 [tensors]``.
         ids, tensor, at, repeats: see `tables.Table`.
         reach: of each tensor how many rows it must have, ``int64 [tensors]``.
-        cuts: how its rows are read.
+        plans: how its rows are read.
     """
 
     steps: Ints
@@ -43,7 +45,7 @@ class Pattern:
     at: Ints
     repeats: int
     reach: Ints
-    cuts: _Cuts = field(default_factory=lambda: _Cuts())
+    plans: _Plans = field(default_factory=lambda: _Plans())
 
     def places(self, alike: Ints) -> Ints:
         """For each row number its index in `ids` (-1: none), ``int64 [numbers]``.
@@ -125,20 +127,49 @@ class _Cut(NamedTuple):
         return part.reshape(steps * rows, part.shape[2])
 
 
-class _Cuts:
-    """The cuts of the rows that were asked for last: tables that share a pattern are asked for the same ones, by
-    the same arrays, which nobody changes."""
+class _Plan(NamedTuple):
+    """How rows are read: cut by cut, and in which order.
+
+    Args:
+        picks: the rows, sorted by windows if they are not asked for nearly in that order.
+        order: of ``picks`` among the rows asked for; None: that order.
+        cuts: of ``picks``.
+    """
+
+    picks: Ints
+    order: Ints | None
+    cuts: Sequence[_Cut]
+
+
+class _Plans:
+    """Of the rows that were asked for last: tables that share a pattern are asked for the same ones, by the same
+    arrays, which nobody changes."""
 
     def __init__(self) -> None:
-        self._known: deque[tuple[Ints, Sequence[_Cut]]] = deque(maxlen=4)
+        self._known: deque[tuple[Ints, _Plan]] = deque(maxlen=4)
 
-    def of(self, pattern: Pattern, columns: Columns, picks: Ints) -> Sequence[_Cut]:
-        for known, cuts in self._known:
+    def of(self, pattern: Pattern, columns: Columns, picks: Ints) -> _Plan:
+        for known, plan in self._known:
             if known is picks:
-                return cuts
-        cuts = list(_cut(pattern, columns, picks))
-        self._known.append((picks, cuts))
-        return cuts
+                return plan
+        plan = _plan(pattern, columns, picks)
+        self._known.append((picks, plan))
+        return plan
+
+    def forget(self) -> None:
+        """Windows are about to be others."""
+        self._known.clear()
+
+
+def _plan(pattern: Pattern, columns: Columns, picks: Ints) -> _Plan:
+    tensors = pattern.tensor[picks]
+    window = columns.blocks[1][pattern.steps[tensors]]
+    order: Ints | None = None
+    if len(edges(window, pattern.occurrence[tensors])) > SCATTERED + 2 * len(np.unique(window)):
+        # The other pass batches requests otherwise: neighbours there are far from each other here.
+        order = np.lexsort((pattern.steps[tensors], pattern.at[picks], pattern.occurrence[tensors], window))
+        picks = picks[order]
+    return _Plan(picks, order, list(_cut(pattern, columns, picks)))
 
 
 def _cut(pattern: Pattern, columns: Columns, picks: Ints) -> Iterator[_Cut]:
@@ -204,6 +235,11 @@ class TensorColumn(Sequence[Tensor]):
         found = np.zeros((len(self.columns.kinds), most), np.int64)
         for kind, occurrences in self.occurrences.items():
             found[kind, : len(occurrences)] = [of(occurrence) for occurrence in occurrences]
+        return found
+
+    def windows(self, picks: Ints) -> Ints:
+        """The window that each of these rows is read in, ``int64 [picks]``."""
+        found: Ints = self.columns.blocks[1][self.pattern.steps[self.pattern.tensor[picks]]]
         return found
 
     def order(self, picks: Ints) -> Ints:
@@ -293,16 +329,22 @@ class TensorColumn(Sequence[Tensor]):
 
     def rows(self, picks: Ints, *, alone: bool = False) -> Array:
         """Rows of the table in their storage dtype, ``[len(picks), width]``; see `tables.gather`."""
-        runs = [self._run(cut, picks, alone) for cut in self.pattern.cuts.of(self.pattern, self.columns, picks)]
-        return runs[0] if len(runs) == 1 else np.concatenate(runs)
+        plan = self.pattern.plans.of(self.pattern, self.columns, picks)
+        runs = [self._run(cut, plan.picks, alone) for cut in plan.cuts]
+        found: Array = runs[0] if len(runs) == 1 else np.concatenate(runs)
+        if plan.order is None:
+            return found
+        rows = np.empty_like(found)
+        rows[plan.order] = found
+        return rows
 
     def stored_alike(self, picks: Ints, other: TensorColumn, others: Ints) -> bool:
         """Whether the rows of both are in chunks that are the same, byte for byte, at the same places."""
-        mine = self.pattern.cuts.of(self.pattern, self.columns, picks)
-        theirs = other.pattern.cuts.of(other.pattern, other.columns, others)
-        return len(mine) == len(theirs) and all(
-            self._alike(cut, other, second) for cut, second in zip(mine, theirs, strict=True)
-        )
+        mine = self.pattern.plans.of(self.pattern, self.columns, picks)
+        theirs = other.pattern.plans.of(other.pattern, other.columns, others)
+        if mine.order is not None or theirs.order is not None or len(mine.cuts) != len(theirs.cuts):
+            return False
+        return all(self._alike(cut, other, second) for cut, second in zip(mine.cuts, theirs.cuts, strict=True))
 
     def _alike(self, cut: _Cut, other: TensorColumn, second: _Cut) -> bool:
         if cut.places != second.places:

@@ -42,6 +42,8 @@ class Stacks:
         self._columns = columns
         self._stacks: OrderedDict[tuple[int, int, int], Stack | None] = OrderedDict()
         self._held = 0
+        self._room = columns.held
+        self._gone: OrderedDict[tuple[int, int, int], None] = OrderedDict()
         self._alike: OrderedDict[tuple[Place, Stacks, Place], bool] = OrderedDict()
 
     def tensor(self, window: int, tensor: Tensor) -> Array | None:
@@ -88,6 +90,7 @@ class Stacks:
         """Forgets what was read."""
         self._stacks.clear()
         self._alike.clear()
+        self._gone.clear()
         self._held = 0
 
     def alike(self, mine: Place, other: Stacks, theirs: Place) -> bool:
@@ -110,11 +113,18 @@ class Stacks:
         if key in self._stacks:
             self._stacks.move_to_end(key)
             return self._stacks[key]
+        if key in self._gone:
+            # It was let go of too early: where the other pass has its rows in other steps, more windows are in use
+            # at once.
+            self._room = min(self._room + self._columns.held // 2, self._columns.most)
         stack = self._stacks[key] = self._read(self.frames(window, rank, chunk))
         self._held += 0 if stack is None else stack[0].nbytes
-        while self._held > self._columns.held and len(self._stacks) > 1:
-            _, gone = self._stacks.popitem(last=False)
-            self._held -= 0 if gone is None else gone[0].nbytes
+        while self._held > self._room and len(self._stacks) > 1:
+            gone, let = self._stacks.popitem(last=False)
+            self._held -= 0 if let is None else let[0].nbytes
+            self._gone[gone] = None
+            if len(self._gone) > KEPT:
+                self._gone.popitem(last=False)
         return stack
 
     def _read(self, frames: list[tuple[Any, int]]) -> Stack | None:

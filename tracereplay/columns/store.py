@@ -25,6 +25,7 @@ from tracereplay.trace.records import Located
 
 __all__ = ["Columns", "Segment"]
 
+AT_ONCE = 6  # blocks of which chunks are kept at most, where another pass has the rows of one in many windows
 
 Segment = SegmentReader | JoinedSegments
 
@@ -39,7 +40,7 @@ class Columns:
     Args:
         segments: of the pass's ranks.
         block: bytes of tensors that are read at a time; 0: `kinds.BLOCK`.
-        held: bytes of chunks that are kept; 0: of two blocks.
+        held: bytes of chunks that are kept; 0: of two blocks, and up to `AT_ONCE` where that is too little.
         bits: whether tensors are read as integers of their element size; for others than numpy's own dtypes,
             ml_dtypes must be installed otherwise.
     """
@@ -49,6 +50,7 @@ class Columns:
     ) -> None:  # fmt: skip
         self.block = block or BLOCK
         self.held, self.bits = held or 2 * self.block, bits
+        self.most = max(self.held, AT_ONCE * self.block)
         self.kinds: list[Kind] = []
         self.cursor = Cursor(self.read)
         self.segments = segments
@@ -140,6 +142,24 @@ class Columns:
         """For each window its first step, and the number of steps, ``int64 [windows + 1]``."""
         window = self.blocks[1]
         return np.concatenate([np.flatnonzero(np.diff(window, prepend=-1)), [len(window)]])
+
+    @property
+    def window_bytes(self) -> Ints:
+        """Bytes of tensors in each window, ``int64 [windows]``."""
+        sizes = np.array([kind.size for kind in self.kinds], np.int64)
+        starts = self.windows
+        found: Ints = sizes[self.kind_of[starts[:-1]]] * np.diff(starts)
+        return found
+
+    def cut_smaller(self) -> bool:
+        """Halves the blocks, and so the windows; False if these have single steps already."""
+        if len(self.windows) > len(self.kind_of):
+            return False
+        self.block //= 2
+        for name in ("blocks", "windows"):
+            self.__dict__.pop(name, None)
+        self.stacks.let_go()
+        return True
 
     def steps_of(self, kind: int) -> Ints:
         """The steps of a kind, in order."""

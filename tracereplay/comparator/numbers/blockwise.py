@@ -44,6 +44,8 @@ from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
 __all__ = ["compare_passes", "mismatch"]
 
+SLACK = 1.4  # of what is kept of a pass; a chunk has more than its tensors
+
 
 @dataclass(slots=True)
 class _Job:
@@ -118,6 +120,7 @@ def compare_passes(
     for key, table in golden.tables.items():
         _add_job(worklist, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(worklist, key, table)
+    _fit(worklist.jobs, calls)
     _stream(worklist.jobs, calls, rows, until_beyond=until_beyond)
     golden.calls.let_go()
     candidate.calls.let_go()
@@ -295,6 +298,29 @@ def _beginning(table: Table, rows: Rows) -> Ints:
 
 
 # Streaming: numbers.
+
+
+def _fit(jobs: Sequence[_Job], calls: _Calls) -> None:
+    """Cuts the candidate into windows so small that those which one of golden's blocks needs are kept at once.
+
+    Why: the candidate may have put requests into other batches, or one after the other. A block's rows are all
+    over it then, and windows that are let go of before all tensors have been read are decoded again for each.
+    """
+    known = [job for job in jobs if len(job.mine) and job.golden.column and job.candidate.column]
+    if not known:
+        return
+    job = max(known, key=lambda job: len(job.mine))
+    column = job.candidate.column
+    assert column is not None
+    blocks = calls.index.calls.blocks(job.golden.order(job.mine))
+    while True:
+        windows = column.windows(job.theirs)
+        needed = np.unique(np.stack([blocks, windows], axis=1), axis=0)
+        sizes = np.bincount(
+            np.unique(needed[:, 0], return_inverse=True)[1], column.columns.window_bytes[needed[:, 1]]
+        )
+        if SLACK * sizes.max() <= column.columns.most or not column.columns.cut_smaller():
+            return
 
 
 def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bool) -> None:

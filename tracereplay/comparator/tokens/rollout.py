@@ -97,7 +97,8 @@ def rollout_numbers(
         return None
     every = log_ratios(*places.logprobs)
     ratios = np.split(every, np.flatnonzero((np.diff(places.keys[:, :2], axis=0) != 0).any(axis=1)) + 1)
-    drawn = int((~np.array(generation.greedy, bool)[places.keys[:, 0]]).sum())
+    greedy = np.flatnonzero(generation.greedy)  # a trace may have tokens of requests that it does not describe
+    drawn = int((~np.isin(places.keys[:, 0], greedy)).sum())
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(every)
         return Rollout(
