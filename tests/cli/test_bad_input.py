@@ -158,7 +158,7 @@ def test_an_option_out_of_range_is_wrong_usage(record: Callable[..., Ended], wor
         (("--ring", "1MB", "--trigger-every", "often"), "is no time"),
         (("--ring", "1MB", "--trigger-most", "0"), "--trigger-most"),
         (("--ring", "1MB", "--level", "kernel"), "leave --level kernel out"),
-        (("--ring", "1MB", "--force"), "remove the folder yourself"),
+        (("--ring", "1MB", "--force"), "--force replaces a trace"),
         (("--trigger", "error"), "leave out --trigger"),
     ],
 )

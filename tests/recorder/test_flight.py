@@ -242,6 +242,7 @@ def test_a_parent_that_listens_is_told_and_decides(tmp_path: Path) -> None:
         engine.step(0, finite=False)
         connection, _ = parent.accept()
         said = json.loads(connection.makefile().readline())
+        connection.sendall(b'{"ok": {}}\n')
         connection.close()
     assert (said["do"], said["kind"], said["request"], said["step"], said["after"]) == (
         "triggered", "nonfinite", 0, 0, 2
@@ -308,6 +309,7 @@ def test_a_parent_orders_one_trace_for_a_trigger_and_others_when_asked(
         engine = Engine(folder, room=room.path)
         engine.step(0, 1)
         engine.step(0, 1, finite=False)
+        engine.flight.obey()
         engine.step(0, 1, finite=False)  # too soon
         assert ask(folder, {"do": "trigger", "why": "I said so"})["trace"] == str(folder / "000002.trace")
         engine.flight.obey()

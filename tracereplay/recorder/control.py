@@ -105,10 +105,8 @@ class Control:
             case "cut":
                 self.counters.cuts += 1
                 session.cut(Path(order["trace"]), renumber)
-            case "dump":
-                dump = getattr(session, "dump", None)  # of a flight recorder
-                if dump is not None:
-                    dump(Path(order["trace"]), order["trigger"], order["after"])
+            case _:
+                pass  # "dump" is for the writer process, which outlives its engine (`flight`)
 
     def state(self, *, paused: bool, ended: bool) -> None:
         """Says whether steps are recorded."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +39,19 @@ TRACE_NAME = "{:06}.trace"
 GONE = "gone"  # the kind of a trigger: the engine vanished
 UNTIL_END = 10_000  # steps after a mark: until the request has ended
 _ANY = 1 << 62  # a step that no engine reaches
-PATIENCE = 1.0  # seconds that a parent has to answer a sentence
-LATE = 5.0  # seconds in which one that has not answered may still order something, when the engine has ended
+PATIENCE = 1.0  # seconds that a parent has to take a sentence
+ANSWER = 0.1  # seconds for which its answer is waited for, while the engine has arenas left
+LATE = 5.0  # seconds that it has to answer
+
+
+class _Asked(NamedTuple):
+    """A trigger of which the parent was told, over a connection at which it answers until then."""
+
+    to: socket.socket
+    fired: Fired
+    said: Mapping[str, Any]
+    after: int
+    until: float
 
 
 class FlightRecorder:
@@ -77,7 +89,7 @@ class FlightRecorder:
         self._dumps: list[tuple[Dump, TraceDirectory | None]] = []
         self._pieces: list[Piece] = []  # of the step that is under way
         self._asides: list[bytes] = []
-        self._awaited = 0.0  # until when an order may come that was not answered
+        self._asked: list[_Asked] = []  # of the parent, who has not answered yet
 
     # -- steps ------------------------------------------------------------------------------------------
 
@@ -147,9 +159,11 @@ class FlightRecorder:
         if not self._limit.lets(fired.kind):
             return
         said, after = self._said(fired), UNTIL_END if fired.kind == MARK else self._after
-        if not self._told_parent({**said, "after": after}):
+        if not self._told_parent(fired, said, after):
             self._dump_alone(fired, said, after)
-        self.obey()
+        elif self._asked:
+            select.select([self._asked[-1].to], [], [], ANSWER)
+            self.obey()
 
     @property
     def ordered(self) -> bool:
@@ -158,6 +172,7 @@ class FlightRecorder:
 
     def obey(self) -> None:
         """Makes the traces that the parent has ordered; that needs no step, nor an engine that lives."""
+        self._answered()  # an order comes before the answer
         for order in () if self._orders is None else self._orders.due(_ANY):
             match order:
                 case {"do": "dump", "trace": str(trace), "trigger": dict(trigger)}:
@@ -172,7 +187,7 @@ class FlightRecorder:
         self.obey()
         if self._triggers.has(ERROR) and self.ring.end > self.ring.begin and self._limit.lets(GONE):
             said = self._said(fired)
-            if not self._told_parent({**said, "after": 0}):
+            if not self._told_parent(fired, said, 0):
                 self._dump_alone(fired, said, 0)
         self.close()
 
@@ -186,6 +201,8 @@ class FlightRecorder:
         """
         known = {name: trigger[name] for name in Fired._fields if trigger.get(name) is not None}
         fired = Fired(**{"kind": "order", "detail": "", **known})
+        places = range(self.ring.begin, self.ring.end) if fired.step >= 0 else ()
+        after = max(0, after - sum(self.ring.at(place).number > fired.step for place in places))
         self._begin(trace / self._name, None, fired, {**self._said(fired), **trigger}, after)
 
     def _said(self, fired: Fired) -> dict[str, Any]:
@@ -194,23 +211,38 @@ class FlightRecorder:
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         return {**said, "time": time, "rank": self._rank, **({"suppressed": suppressed} if suppressed else {})}
 
-    def _told_parent(self, said: Mapping[str, Any]) -> bool:
-        """Whether a parent listens, who has then ordered what is to be made, or holds it back."""
+    def _told_parent(self, fired: Fired, said: Mapping[str, Any], after: int) -> bool:
+        """Whether a parent listens, who orders what is to be made or not; it may answer later."""
         path = self._folder / CONTROL
         if not path.exists():
             return False
+        to = socket.socket(socket.AF_UNIX)
         try:
-            with socket.socket(socket.AF_UNIX) as to:
-                to.settimeout(PATIENCE)
-                to.connect(os.fspath(path))
-                to.sendall(json.dumps({"do": "triggered", **said}).encode() + b"\n")
-                answer = json.loads(to.makefile("rb").readline(1 << 20))
-            return "ok" in answer
-        except TimeoutError:
-            self._awaited = time.monotonic() + LATE
-            return True
-        except (OSError, ValueError, TypeError):
+            to.settimeout(PATIENCE)
+            to.connect(os.fspath(path))
+            to.sendall(json.dumps({"do": "triggered", **said, "after": after}).encode() + b"\n")
+        except OSError:
+            to.close()
             return False  # it died: whoever looks for a trace still finds one
+        self._asked.append(_Asked(to, fired, said, after, time.monotonic() + LATE))
+        return True
+
+    def _answered(self) -> None:
+        """Reads what the parent has answered. Where it died instead, the trace is made here."""
+        for asked in [*self._asked]:
+            if not select.select([asked.to], [], [], 0)[0]:
+                if time.monotonic() < asked.until:
+                    continue
+                good = True  # it is there, and very busy: its order comes when it comes
+            else:
+                try:
+                    good = "ok" in json.loads(asked.to.makefile("rb").readline(1 << 20))
+                except (OSError, ValueError, TypeError):
+                    good = False
+            self._asked.remove(asked)
+            asked.to.close()
+            if not good:
+                self._dump_alone(asked.fired, asked.said, asked.after)
 
     def _dump_alone(self, fired: Fired, said: Mapping[str, Any], after: int) -> None:
         try:
@@ -258,8 +290,8 @@ class FlightRecorder:
     def close(self) -> None:
         """Writes what is to be written; the ring goes with the process."""
         self.obey()
-        while not self._dumps and time.monotonic() < self._awaited and self.ordered:
-            time.sleep(0.05)
+        while self._asked:
+            time.sleep(0.02)
             self.obey()
         for dump, _ in list(self._dumps):
             while dump.waits and self._under_way(dump):
