@@ -163,6 +163,6 @@ def test_a_full_disk_ends_the_recording_and_not_the_server(serve: Callable[..., 
     server.wait()
     assert all(answer.finished for answer in server.answers)
     traces = finished(server.out)
-    # Ended by the limit, by the killed writer and by the server's end; one more if it began before the limit was lifted.
+    # Ended by the limit, the killed writer and the server; one more if it began before the limit was lifted.
     assert len(traces) in (3, 4)
     assert {report.state for trace in traces for report in verify(trace)} <= {"complete", "recoverable"}
