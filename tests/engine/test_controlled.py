@@ -95,14 +95,16 @@ def test_a_server_is_stopped_started_changed_and_cut_under_load(
     until(lambda: status(server.out)["recorded"] > before["recorded"] + 100)
     server.stop_clients()
     server.kill(signal.SIGTERM, "parent")
-    server.wait()
+    code = server.wait()
     assert server.left_over() == ([], set())
     assert program("status", server.out).returncode == 4
     assert not (server.out / "control.sock").exists()
 
     traces = finished(server.out)
     assert len(traces) >= 5
-    assert {report.state for trace in traces for report in verify(trace)} == {"complete"}
+    # A server that takes too long to end kills its engine, whose last trace is not closed then.
+    whole = traces if code == 0 else traces[:-1]
+    assert {report.state for trace in whole for report in verify(trace)} == {"complete"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in server.out.rglob("*"))
     unbroken(traces, gaps=1)
     assert "looked odd" in str(open_trace(begun).run.notes)
