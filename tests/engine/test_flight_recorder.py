@@ -14,7 +14,7 @@ from engine_support import FAULTS, Engines, find_engine
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from recorded_server import BLOCK, Server
+from recorded_server import BLOCK, Answer, Server
 
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.verify import verify
@@ -128,20 +128,25 @@ def test_an_engine_that_breaks_leaves_a_trace_of_the_step_in_which_it_does(serve
     assert last.calls[-1].outputs == ()
 
 
+def _under_way(server: Server) -> list[Answer]:
+    """Streamed answers of which a part has come."""
+    return [answer for answer in list(server.answers) if answer.tokens and not answer.finished]
+
+
 @pytest.mark.parametrize("what", ["worker", "core"])
 def test_an_engine_that_is_killed_leaves_a_trace_of_its_last_steps(serve: Serve, what: str) -> None:
     server = serve("", "--ring", "64MB,10steps")
     chance = random.Random(6)
     server.start_clients(4, chance, tokens=48, aborts=0.0)
-    while sum(answer.finished for answer in server.answers) < 6:
-        time.sleep(0.05)
+    while sum(answer.finished for answer in server.answers) < 6 or not _under_way(server):
+        time.sleep(0.01)
     server.kill(signal.SIGKILL, what)
     server.wait()
     assert kinds(server) == ["gone" if what == "worker" else "error"]
     trace = whole(next(server.out.glob("*.trace")))
     assert 10 <= len(trace) <= 12
     known = {p.token_ids: number for number, p in enumerate(trace.run.prompts)}
-    under_way = [a for a in server.answers if a.tokens and not a.finished]
+    under_way = _under_way(server)
     assert under_way
     for answer in under_way:  # from their start, though the ring's steps do not reach back to it
         assert tokens(trace, known[answer.prompt])[: len(answer.tokens)] == answer.tokens
