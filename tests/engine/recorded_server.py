@@ -58,7 +58,7 @@ class Server:
     """
 
     def __init__(
-        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = BLOCK
+        self, out: Path, engine: str = "v1", arguments: Sequence[str] = (), options: Sequence[str] = ()
     ) -> None:
         self.out = out
         self.port = _free_port()
@@ -71,7 +71,8 @@ class Server:
         template.write_text(TEMPLATE)
         self.log = out.with_suffix(".log")
         command = [
-            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out), *options,
+            sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", engine, "-o", str(out),
+            *options, *(() if "--when-behind" in options else BLOCK),
             "--", "vllm", "serve", str(TINY), "--served-model-name", MODEL, "--host", "127.0.0.1",
             "--port", str(self.port), "--max-model-len", "256", "--max-num-seqs", "8", "--enforce-eager",
             "--chat-template", str(template), *arguments,
