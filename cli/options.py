@@ -18,6 +18,7 @@ from tracereplay.trace.listing import named
 from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = [
+    "PRIVACY",
     "BaseTrace",
     "CandidateOut",
     "EncryptTo",
@@ -158,10 +159,11 @@ CandidateOut = Annotated[
         show_default=False,
     ),
 ]
+PRIVACY = "Privacy"  # a group of options
 EncryptTo = Annotated[
     list[str],
     typer.Option(
-        rich_help_panel="Privacy",
+        rich_help_panel=PRIVACY,
         metavar="AGE1...",
         help="Public key (age) of the only one who can read what is written; may be given more than once.",
         show_default=False,
@@ -178,7 +180,7 @@ class Kept(str, Enum):
 Withhold = Annotated[
     Kept | None,
     typer.Option(
-        rich_help_panel="Privacy",
+        rich_help_panel=PRIVACY,
         help="Keep prompts and outputs out of what is written; it can be compared, but not generated again.",
         show_default=False,
     ),
@@ -186,7 +188,7 @@ Withhold = Annotated[
 WithholdKey = Annotated[
     Path | None,
     typer.Option(
-        rich_help_panel="Privacy",
+        rich_help_panel=PRIVACY,
         metavar="FILE",
         help="Key of the digests that stand for tokens, made if missing: traces of one key can be compared.",
         show_default="one that is thrown away",

@@ -6,17 +6,16 @@ from typing import Annotated
 
 import typer
 
+from tracereplay.cli.options import PRIVACY
 from tracereplay.errors import UsageError
 from tracereplay.recorder.options import FIELDS
-
-PANEL = "Privacy"
 
 __all__ = ["KeepFields", "fields_of"]
 
 KeepFields = Annotated[
     list[str],
     typer.Option(
-        rich_help_panel=PANEL,
+        rich_help_panel=PRIVACY,
         metavar="NAME",
         help=f"Field of a server's requests to keep: {', '.join(FIELDS)}. May be repeated.",
         show_default="none",

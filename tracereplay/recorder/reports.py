@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ class Reports:
         options: of the recording.
         sites: all.
         writer, handover: of the pass.
-        failed: called with errors.
+        guarded: counts errors, and raises none.
     """
 
     def __init__(
         self, options: Options, sites: Sequence[Site], writer: WriterClient, handover: Handover,
-        failed: Callable[[BaseException], None],
+        guarded: Callable[[], AbstractContextManager[None]],
     ) -> None:  # fmt: skip
-        self._writer, self._handover, self._failed = writer, handover, failed
+        self._writer, self._handover, self._guarded = writer, handover, guarded
         wanted = NONFINITE in options.triggers
         self.flagged = frozenset(site.slot for site in sites if site.role == "logits" and wanted)
 
@@ -61,10 +61,3 @@ class Reports:
     def _say(self, what: Callable[[], None]) -> None:
         with self._guarded():
             self._handover.between_steps(what)
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._failed(error)

@@ -149,7 +149,7 @@ class Session(Obeying):
             self._writer, self._options.in_flight, idle=self.device.asynchronous, failed=self.failed
         )
         self._reports = (
-            None if ring is None else Reports(ring, self.sites, self._writer, self._handover, self.failed)
+            None if ring is None else Reports(ring, self.sites, self._writer, self._handover, self._guarded)
         )
         self._flagged = frozenset() if self._reports is None else self._reports.flagged
         self._writer.sites(self.sites)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tracereplay.comparator.numbers.blocks import pieces
+from tracereplay.comparator.numbers.blocks import fit, pieces
 from tracereplay.comparator.numbers.dtypes import coarser, is_float
 from tracereplay.comparator.numbers.leans import judge_leans
 from tracereplay.comparator.numbers.results import Comparison, Exclusion, Finding, Mask, Rows
@@ -43,8 +43,6 @@ from tracereplay.sitemap import Pair
 from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
 __all__ = ["compare_passes", "mismatch"]
-
-SLACK = 1.4  # of what is kept of a pass; a chunk has more than its tensors
 
 
 @dataclass(slots=True)
@@ -301,26 +299,12 @@ def _beginning(table: Table, rows: Rows) -> Ints:
 
 
 def _fit(jobs: Sequence[_Job], calls: _Calls) -> None:
-    """Cuts the candidate into windows so small that those which one of golden's blocks needs are kept at once.
-
-    Why: the candidate may have put requests into other batches, or one after the other. A block's rows are all
-    over it then, and windows that are let go of before all tensors have been read are decoded again for each.
-    """
+    """Cuts the candidate to what one of golden's blocks needs at once, by the job that has most rows."""
     known = [job for job in jobs if len(job.mine) and job.golden.column and job.candidate.column]
-    if not known:
-        return
-    job = max(known, key=lambda job: len(job.mine))
-    column = job.candidate.column
-    assert column is not None
-    blocks = calls.index.calls.blocks(job.golden.order(job.mine))
-    while True:
-        windows = column.windows(job.theirs)
-        needed = np.unique(np.stack([blocks, windows], axis=1), axis=0)
-        sizes = np.bincount(
-            np.unique(needed[:, 0], return_inverse=True)[1], column.columns.window_bytes[needed[:, 1]]
-        )
-        if SLACK * sizes.max() <= column.columns.most or not column.columns.cut_smaller():
-            return
+    if known:
+        job = max(known, key=lambda job: len(job.mine))
+        assert job.candidate.column is not None
+        fit(job.candidate.column, job.theirs, calls.index.calls.blocks(job.golden.order(job.mine)))
 
 
 def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bool) -> None:
