@@ -153,9 +153,10 @@ class Box:
         marked = [x for x in text[-120:] if any(w in x for w in words)][-3:]
         return " | ".join(dict.fromkeys(x.strip()[:300] for x in [*marked, *text[-lines:]]))[-1500:]
 
-    def cli(self, name, *arguments, limit=120, codes=(0,)):
-        """The product's command line. Exit codes outside ``codes`` fail the stage."""
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    def cli(self, name, *arguments, limit=120, codes=(0,), env=None):
+        """The product's command line, with ``env`` for a command that it records. Exit codes outside ``codes`` fail
+        the stage."""
+        env = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **(env or {})}
         env |= {"TRACEREPLAY_HOME": str(self.kit / "home"), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
         code, out, seconds = self.run(name, [sys.executable, HERE / "tr.py", self.kit, *arguments], env, limit)
         if codes is not None and code not in codes:
@@ -495,6 +496,57 @@ def graphs_v2(box):
     return {"ok": changes_nothing(found), **found}
 
 
+def served(box):
+    """R1: a command of the user's under vLLM's defaults (Model Runner V2, graphs, asynchronous), chosen requests."""
+    return recorded_command(box, "served", "--requests", "[024]*", "--when-behind", "block")
+
+
+def ring(box):
+    """R2: the same command under the flight recorder: an improbable token makes a trace."""
+    return recorded_command(
+        box, "ring", "--ring", "64MB,500steps", "--trigger", "logprob<-0.5", "--trigger-after", "2"
+    )
+
+
+def recorded_command(box, name, *options):
+    """A recording of `probe.py`, and how its answers compare with those of the same command alone."""
+    engine = {**box.settings, **with_graphs(box)}
+    ask = {
+        "model": str(box.model()),
+        "settings": engine,
+        "prompts": box.prompts(),
+        "max_tokens": 12,
+        "recorded": True,
+    }
+    registered = json.loads((box.kit / "home" / "engines" / "gpu-v2-graphs.json").read_text())
+    env, trace = dict(registered["env"]), box.work / name
+    if box.cpu:  # the stand-in is made with the product's own reader
+        env["PYTHONPATH"] = os.pathsep.join((env["PYTHONPATH"], str(box.kit / "tr")))
+    shutil.rmtree(trace, ignore_errors=True)
+    alone = box.probe(f"{name}-alone", limit=150, env=env, settings=engine)
+    _, out, seconds = box.cli(
+        name, "record", "-o", trace, *options, "--", box.python, HERE / "probe.py", json.dumps(ask),
+        limit=200, env=env,
+    )  # fmt: skip
+    beside = json.loads([x for x in out.splitlines() if x.startswith('{"import_s"')][-1])
+    traces = [trace] if (trace / "manifest.json").exists() else sorted(trace.glob("*.trace"))
+    checked = [box.cli(f"{name}-verify", "verify", path, limit=60, codes=None)[0] for path in traces]
+    product(box)
+    from tracereplay import open_trace
+
+    sizes = [open_trace(path) for path in traces]
+    return {
+        "ok": bool(traces) and not any(checked) and beside["runs"] == alone["runs"],
+        "same_answers": beside["runs"] == alone["runs"],
+        "verify": checked,
+        "seconds": seconds,
+        "generate_s": [alone["generate_s"], beside["generate_s"]],
+        "mode": [beside[k] for k in ("cudagraph_mode", "async_scheduling", "v2_runner")],
+        "traces": [[t.size >> 10, len(t.run.prompts), len(t.steps("record"))] for t in sizes],
+        "notes": [str(note)[:200] for t in sizes for note in t.run.notes][:8],
+    }  # fmt: skip
+
+
 def async_on(box):
     """E1: asynchronous scheduling: the golden recording is replayed under it."""
     found = box.replay("async", box.work / "eager.trace", async_scheduling=True)
@@ -633,13 +685,13 @@ def product(box):
     os.environ["TRACEREPLAY_HOME"] = str(box.kit / "home")
 
 
-def guest(box):
-    """The registered engine, and what the environment of its processes is."""
+def guest(box, name="gpu"):
+    """A registered engine, and what the environment of its processes is."""
     product(box)
     from tracereplay.environments.registry import load_engine
     from tracereplay.launch.process import guest_environment
 
-    engine = load_engine("gpu")
+    engine = load_engine(name)
     base = os.environ.pop("PYTHONPATH", None)
     env = guest_environment(engine)
     if base is not None:
@@ -650,10 +702,11 @@ def guest(box):
 class Guest:
     """An engine whose driver is bench_guest.py, spoken to in JSON lines."""
 
-    def __init__(self, box, name, model, settings, limit):
+    def __init__(self, box, name, model, settings, limit, registered="gpu", extra=None):
         self.box, self.name = box, name
         self._log = (box.logs / f"{name}.log").open("wb")
-        engine, env = guest(box)
+        engine, env = guest(box, registered)
+        env |= extra or {}
         self.process = subprocess.Popen(
             [str(engine.python), str(HERE / "bench_guest.py")],
             stdin=subprocess.PIPE,
@@ -770,6 +823,154 @@ def overhead(box):
     return {"ok": all(v for k, v in found.items() if k.startswith("same_")), **found}
 
 
+def overhead_graphs(box):
+    """FG: what recording costs a decode step under vLLM's defaults: Model Runner V2, graphs, asynchronously.
+
+    What a graph copies is decided when it is captured, so each kind is an engine of its own: without taps, with all
+    operators' (idle, then recorded whole, then every tenth step), with block outputs' (idle, recorded).
+    """
+    model, found = box.models / "big", {}
+    make_big(box, model)
+    batches, decode, prompt = ((1, 8, 64), 48, 64) if not box.cpu else ((1, 4), 6, 16)
+    room = {} if box.cpu else {"kv_cache_memory_bytes": 8 << 30, "gpu_memory_utilization": 0.4}
+    sizes = {"cudagraph_capture_sizes": [1, 8, 64] if not box.cpu else [1, 4]}
+    settings = {
+        **room,
+        **with_graphs(box, **sizes),
+        "max_num_seqs": 4 if box.cpu else 64,
+        "max_num_batched_tokens": 1024 if box.cpu else 8192,
+    }
+    blocks = {"feeds": "nothing", **RECORD_BLOCKS}
+    kinds = {
+        "bare": ({"TRACEREPLAY_NO_TAPS": "1"}, (("bare", None), ("bare", None))),
+        "all": (
+            {"TRACEREPLAY_GRAPHS": json.dumps({"feeds": "nothing"})},
+            (
+                ("idle", None),
+                ("all", {}),
+                ("every_10", {"choice": {"every": 10}}),
+                ("raw", {"codec": 0}),
+                ("idle", None),
+                ("all", {}),
+            ),
+        ),
+        "blocks": (
+            {"TRACEREPLAY_GRAPHS": json.dumps(blocks)},
+            (("idle_blocks", None), ("blocks", RECORD_BLOCKS), ("idle_blocks", None), ("blocks", RECORD_BLOCKS)),
+        ),
+    }
+    tokens = {}
+    for name, (extra, passes) in kinds.items():
+        try:
+            began = time.monotonic()
+            guest = Guest(box, f"graphs-{name}", model, settings, 200, "gpu-v2-graphs", extra)
+            found[f"start_{name}_s"] = round(time.monotonic() - began, 1)
+        except Failed as error:
+            found[f"failed_{name}"] = str(error)[:600]
+            continue
+        try:
+            for batch in batches:
+                sampling = {"temperature": 0.0, "max_tokens": decode + 1, "ignore_eos": True, "logprobs": 1}
+                prompts = [
+                    {"prompt_token_ids": [(7 * i + 13 * j) % 251 for j in range(prompt)], "sampling": sampling}
+                    for i in range(batch)
+                ]
+                guest.ask("generate", prompts=prompts, recording=None)  # warm
+                for number, (kind, options) in enumerate(passes):
+                    trace = Path("/dev/shm") / f"graphs-{name}-{batch}-{number}.trace"
+                    recording = None
+                    if options is not None:
+                        shutil.rmtree(trace, ignore_errors=True)
+                        trace.mkdir(parents=True)
+                        recording = {
+                            "trace": str(trace), "name": "record", "golden": None, "feed": None, "options": options,
+                            "serving": {"groups": None, "cleared": "pass"},
+                        }  # fmt: skip
+                    result = guest.ask("generate", prompts=prompts, recording=recording)
+                    steps = result["steps"]
+                    size = sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) if trace.exists() else 0
+                    errors = {t: n for r in result.get("ranks", []) if r for t, n in r.get("errors", {}).items()}
+                    row = {
+                        "prefill_ms": round(1e3 * steps[0], 2),
+                        "decode_ms": round(1e3 * median(steps[2:-1]), 3),
+                        "decode_mean_ms": round(1e3 * sum(steps[1:]) / max(1, len(steps) - 1), 3),
+                        "whole_s": round(result["whole_s"], 2),
+                        "mib": round(size / 2**20, 1),
+                        "peak_mib": result["peak_mib"],
+                        **({"errors": errors} if errors else {}),
+                    }
+                    found.setdefault(f"batch_{batch}", {}).setdefault(kind, []).append(row)
+                    if kind in ("bare", "idle", "all", "blocks"):
+                        tokens.setdefault(batch, {})[kind] = result["requests"]
+                    shutil.rmtree(trace, ignore_errors=True)
+        except Failed as error:
+            found[f"failed_{name}"] = str(error)[:600]
+        finally:
+            guest.close()
+    for batch in batches:
+        rows = found.get(f"batch_{batch}", {})
+        base = min((r["decode_ms"] for r in rows.get("bare", [])), default=0) or 1e-9
+        found[f"ratio_{batch}"] = {k: round(min(x["decode_ms"] for x in r) / base, 2) for k, r in rows.items()}
+        given = tokens.get(batch, {})
+        found[f"same_{batch}"] = {k: v == given.get("bare") for k, v in given.items()}
+    return {"ok": not any(k.startswith("failed") for k in found), **found}
+
+
+def injected(box):
+    """FI: a replay of the larger model by the engine that recorded it, eager, then under vLLM's defaults: seconds of
+    plain generation, recording and each pass."""
+    product(box)
+    model, found = box.models / "big", {}
+    make_big(box, model)
+    sys.path[:0] = [str(HERE.parent)] if (HERE.parent / "replays.py").exists() else [str(HERE)]
+    import replays
+
+    from tracereplay.launch import Configured
+    from tracereplay.trace import open_trace
+    from tracereplay.workload import Prompt
+
+    batch, decode, prompt = (8, 64, 64) if not box.cpu else (2, 6, 16)
+    room = {} if box.cpu else {"kv_cache_memory_bytes": 8 << 30, "gpu_memory_utilization": 0.4}
+    sampling = {"temperature": 0.0, "max_tokens": decode, "ignore_eos": True, "logprobs": 0}
+    prompts = [Prompt(replays.token_ids(prompt, i), None, sampling) for i in range(batch)]
+    asked = [one.as_dict() for one in prompts]
+    for name in ("gpu", "gpu-v2-graphs"):
+        graphs = (
+            with_graphs(box, cudagraph_capture_sizes=[1, 8] if not box.cpu else [1, 2]) if "graphs" in name else {}
+        )
+        engine = replays.find(name, **{"enforce_eager": True, **graphs, **room})
+        env = {**engine.env, "TRACEREPLAY_GRAPHS": '{"feeds": "golden"}'}
+        engine = Configured(name, engine.python, env, engine.settings, engine.family)
+        golden, candidate = Path(f"/dev/shm/injected-{name}.golden"), Path(f"/dev/shm/injected-{name}.candidate")
+        for path in (golden, candidate):
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            with replays.started(engine, model, box.logs) as process:
+                plain = [process.generate(asked)["seconds"] for _ in range(3)][1:]
+                began = time.monotonic()
+                trace = replays.record(process, engine, model, prompts, golden)
+                recording = float(trace.results["record"]["seconds"])
+                whole_recording = time.monotonic() - began
+                began = time.monotonic()
+                verdict = replays.replay(process, engine, trace, model, candidate)
+                whole_replay = time.monotonic() - began
+                plain += [process.generate(asked)["seconds"]]
+                passes = {k: float(v["seconds"]) for k, v in open_trace(candidate).results.items()}
+            base = median(plain)
+            found[name] = {
+                "plain_s": [round(s, 3) for s in plain],
+                "record_s": [round(recording, 3), round(whole_recording, 3)],
+                "passes_s": {k: round(v, 3) for k, v in passes.items()},
+                "replay_and_verdict_s": round(whole_replay, 3),
+                "ratio": {k: round(v / base, 2) for k, v in {"record": recording, **passes}.items()},
+                "mib": trace.size >> 20,
+                "verdict": str(verdict.verdict),
+            }
+        except Exception as error:
+            found[f"failed_{name}"] = traceback.format_exc()[-900:] + str(error)[-300:]
+    return {"ok": not any(k.startswith("failed") for k in found), **found}
+
+
 def host_cost(box):
     """F0: host microseconds of one recorded tensor."""
     engine, env = guest(box)
@@ -797,8 +998,8 @@ STAGES = {
     "D3": (graphs_replay, ("D2?",), 240, False),
     "D4": (eager_to_graphs, ("B2?",), 240, False),
     "B3": (verify, ("B2?",), 60, False),
-    "F0": (host_cost, ("B0",), 90, True),
-    "F": (overhead, ("A", "B0"), 240, True),
+    "R1": (served, ("A", "B0"), 240, False),
+    "R2": (ring, ("A", "B0"), 240, False),
     "C2": (replay_compiled, ("B2?",), 240, False),
     "V": (other_version, ("B2?",), 180, False),
     "D1": (graphs_plain, ("A",), 240, False),
@@ -813,6 +1014,10 @@ STAGES = {
     "I1": (invariance_mode, ("A", "B0"), 150, False),
     "I2": (invariance_mode_second, ("A", "B0"), 150, False),
     "I0": (invariance, ("A", "B0"), 150, False),
+    "FG": (overhead_graphs, ("A", "B0"), 300, True),
+    "F0": (host_cost, ("B0",), 90, True),
+    "FI": (injected, ("A", "B0"), 240, True),
+    "F": (overhead, ("A", "B0"), 240, True),
 }
 
 
@@ -1031,6 +1236,10 @@ def brief(found):
         "ratio_1",
         "ratio_8",
         "ratio_64",
+        "same_answers",
+        "same_8",
+        "traces",
+        "ratio",
         "generate_s",
         "start_s",
         "import_s",

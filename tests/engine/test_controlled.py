@@ -108,12 +108,12 @@ def test_a_server_is_stopped_started_changed_and_cut_under_load(
     assert all(path.stat().st_mode & 0o077 == 0 for path in server.out.rglob("*"))
     unbroken(traces, gaps=1)
     assert "looked odd" in str(open_trace(begun).run.notes)
-    lacking = [trace for trace in traces if not trace.complete]
+    lacking = [trace for trace in whole if not trace.complete]
     assert lacking  # those in which requests ran while it was paused, and say so
     assert all("not whole" in str(trace.run.notes) for trace in lacking)
     tokens_in_order(traces, server)
-    whole = next(trace for trace in traces[1:] if trace.complete and len(trace.steps("record")) > 20)
-    verdict = engines.start("v1", env=single_process).verdict(whole)
+    golden = next(trace for trace in traces[1:] if trace.complete and len(trace.steps("record")) > 20)
+    verdict = engines.start("v1", env=single_process).verdict(golden)
     assert verdict.first_divergence is None, verdict.reasons
     assert verdict.tokens.differing == 0
 

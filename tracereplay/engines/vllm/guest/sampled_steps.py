@@ -144,7 +144,7 @@ class SampledSteps(Adapter):
         rows, keys = self._last_rows, self._keys
         if self._discarded.any():
             kept = np.flatnonzero(~self._discarded)
-            at = self.recorder.device.upload(torch.from_numpy(kept))
+            at = self.recorder.device.upload(torch.from_numpy(kept.copy()))  # which may be gone then
             tokens, choices = tokens[at], choices[at]
             logprobs = None if logprobs is None else logprobs[at]
             rows, keys = rows[kept], [keys[i] for i in kept]
