@@ -67,7 +67,8 @@ def ring_options(
     if ring is None:
         refuse_given(context, _OPTIONS, "A trigger makes a trace of a ring; give its size with --ring")
         return {}
-    if context.params.get("level") is not None and context.params["level"].value != "operator":
+    level = context.params.get("level")  # older releases of typer give the word itself
+    if level is not None and getattr(level, "value", level) != "operator":
         raise UsageError("A ring keeps operators, not kernels; leave --level kernel out.")
     read_ring(ring)
     for text in given or ():

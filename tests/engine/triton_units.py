@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 sys.path.insert(0, str(Path(__file__).parent / "stand_in"))
 
+import pickle
 import threading
 import types
 
@@ -295,19 +296,37 @@ def a_kernel_compiled_before_its_launch_is_told():
     assert (name, given["n"], given["grid"]) == ("triton._scale", 2, (3, 1, 1))
 
 
-def inductors_kernels_are_told_by_their_names():
+def _by_inductor(function):
+    """The launch of a kernel that Inductor holds as ``function``."""
     from torch._inductor.runtime import triton_heuristics
 
     autotuner = triton_heuristics.CachingAutotuner
     original, autotuner.run = autotuner.run, lambda self, *args, stream, benchmark_run=False, **kwargs: None
     try:
         kernel = autotuner.__new__(autotuner)
-        kernel.fn = types.SimpleNamespace(fn=_scale.fn)
+        kernel.fn = function
         kernel.configs = [triton.Config({"BLOCK": 32})]
         seen = _launched(lambda: kernel.run(torch.ones(2), torch.ones(2), 2, 2.0, None, stream=0))
     finally:
         autotuner.run = original
     ((name, _, given, _),) = seen.launches
+    return name, given
+
+
+def inductors_kernels_are_told_by_their_names():
+    name, given = _by_inductor(types.SimpleNamespace(fn=_scale.fn))
+    assert (name, given["n"], given["BLOCK"], given["grid"]) == ("triton._scale", 2, 32, "computed")
+
+
+def so_are_those_that_its_own_processes_have_compiled():
+    """They were pickled, for which Inductor takes their functions away (seen on a GPU: "triton.unknown")."""
+    from torch._inductor.runtime import triton_heuristics
+
+    kernel = triton_heuristics.CachingAutotuner.__new__(triton_heuristics.CachingAutotuner)
+    kernel.fn, kernel.launchers, kernel.benchmark_failure_reasons = triton.runtime.jit.JITFunction(_scale.fn), [], {}
+    kernel.prepare_for_pickle()
+    assert kernel.fn.fn is None
+    name, given = _by_inductor(pickle.loads(pickle.dumps(kernel.fn)))
     assert (name, given["n"], given["BLOCK"], given["grid"]) == ("triton._scale", 2, 32, "computed")
 
 

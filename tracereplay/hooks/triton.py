@@ -26,7 +26,7 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -217,7 +217,8 @@ def _by_inductor(run: Any) -> Any:
         def described() -> Launch:
             configs: Any = kernel.configs or ()
             chosen = dict(configs[0].kwargs) if len(configs) == 1 else {}  # else it is tuned in the launch
-            return _launch(kernel.fn.fn, args, {**chosen, **kwargs}, _COMPUTED)
+            # A kernel that one of Inductor's own processes has compiled comes without the function it was made of.
+            return _launch(kernel.fn.fn or kernel.fn, args, {**chosen, **kwargs}, _COMPUTED)
 
         return _told(described, functools.partial(run, kernel, *args, **kwargs))
 
@@ -310,6 +311,7 @@ def _untold() -> Iterator[None]:
 
 # -- what was launched --------------------------------------------------------------------------------------
 
+_NO_DEFAULT = inspect.Parameter.empty
 _COMPUTED = "computed"  # a grid of which no more is known
 _NOT_ARGUMENTS = frozenset({"grid", "warmup", "stream", "benchmark_run"})
 _POINTER = re.compile(r"(^|_)(ptrs?|pointers?|addr|address(es)?)\d*(_|$)")
@@ -325,13 +327,27 @@ class _Declared(NamedTuple):
     constants: frozenset[str]
 
 
-@functools.lru_cache(maxsize=4096)
 def _declared(function: Any) -> _Declared:
-    parameters = inspect.signature(function).parameters.values()
-    constants = frozenset(p.name for p in parameters if "constexpr" in _annotation(p))
-    listed = ", ".join(f"{p.name}: constexpr" if p.name in constants else p.name for p in parameters)
-    text = f"{function.__module__}.{function.__qualname__}({listed})"
-    return _Declared(text, {p.name: p.default for p in parameters}, constants)
+    if inspect.isfunction(function):
+        return _declared_in_code(function)
+    constants = frozenset(p.name for p in function.params if p.is_constexpr)
+    return _Declared(_listed(function, function.arg_names, constants), dict.fromkeys(function.arg_names, _NO_DEFAULT),
+                     constants)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _declared_in_code(function: Any) -> _Declared:
+    parameters = inspect.signature(function).parameters
+    constants = frozenset(p.name for p in parameters.values() if "constexpr" in _annotation(p))
+    return _Declared(
+        _listed(function, parameters, constants), {p.name: p.default for p in parameters.values()}, constants
+    )
+
+
+def _listed(function: Any, names: Iterable[str], constants: frozenset[str]) -> str:
+    """The declaration, as text."""
+    listed = ", ".join(f"{name}: constexpr" if name in constants else name for name in names)
+    return f"{function.__module__}.{function.__qualname__}({listed})"
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
@@ -350,7 +366,7 @@ def _launch(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], grid:
     given = dict(zip(names, args, strict=False))
     given |= {name: value for name, value in kwargs.items() if name not in _NOT_ARGUMENTS}
     known = {name: given.pop(name, default) for name, default in declared.defaults.items()}
-    known = {name: value for name, value in known.items() if value is not inspect.Parameter.empty}
+    known = {name: value for name, value in known.items() if value is not _NO_DEFAULT}
     everything = {**known, **given}
     found = {name: _given(name, value, name in declared.constants) for name, value in everything.items()}
     found["grid"] = _sizes(grid, everything)
