@@ -6,7 +6,7 @@ A part of `session.Session`, in a module of its own; it begins and ends segments
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Obeying:
     _errors: dict[str, int]
     _silent: set[int]
     _left_out: dict[str, set[int]]
+    untapped: Mapping[str, Container[int]]
     _wanted: frozenset[int]
     _censuses: int
     _steps: int
@@ -119,7 +120,23 @@ class Obeying:
         if (before.sites, before.sides) != (changed.sites, changed.sides):
             told = [text for text in changed.told() if text not in before.told()]
             told = told or ["From this step on, inputs and outputs of every operator are recorded."]
+            told += self._lost()
             self._changed = [text.replace("were recorded", "are recorded from this step on") for text in told]
+
+    def _lost(self) -> list[str]:
+        """Of what is asked for now, what this engine has no taps for, in sentences."""
+        lost = {
+            site.slot
+            for side, without in self.untapped.items()
+            for site in self.sites
+            if site.slot in without and site.slot not in self._left_out[side]
+        }
+        if not lost:
+            return []
+        return [
+            f"Not all of what {len(lost)} operators compute is recorded: the engine was compiled, or captured "
+            "its CUDA graphs, for other sites or sides. Start it again with these."
+        ]
 
     def cut(self, trace: Path, renumber: Renumber) -> None:
         """Ends the segment, and begins the next in another trace, with the requests that are live."""

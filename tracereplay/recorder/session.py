@@ -63,6 +63,7 @@ class Session(Obeying):
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
         self.parts: frozenset[int] = frozenset()  # slots of operators within others, which need not run
+        self.untapped: Mapping[str, Container[int]] = {}  # by side, slots that a compiled or captured engine lacks
         self.remarks: Sequence[str] = ()  # what every recording of this engine must say of itself
         self.compiled: Sequence[torch.nn.Module] = ()  # those of which no Python code runs in a step
         self.device = device

@@ -25,10 +25,11 @@ from tracereplay.engines.variables import CONTROL as ROOM
 from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.asked import asked_of_graphs
 from tracereplay.engines.vllm.guest.choose import adapt, generation
 from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.engines.vllm.guest.describe import describe
-from tracereplay.engines.vllm.guest.graphs import asked_of_graphs, watch_graphs
+from tracereplay.engines.vllm.guest.graphs import watch_graphs
 from tracereplay.engines.vllm.guest.refusals import captures_graphs
 from tracereplay.errors import TracereplayError, Unsupported
 from tracereplay.event import RowKey
