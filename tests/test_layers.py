@@ -23,6 +23,7 @@ LAYERS = (
     ("cli",),
     ("report",),
     ("bisector", "calibrator", "invariance"),
+    ("ray",),
     ("environments",),
     ("alone",),
     ("launch",),
@@ -72,8 +73,9 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch", "comparator",
-    "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling",
+    "cli", "ray", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch",
+    "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict",
+    "sampling",
     "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 

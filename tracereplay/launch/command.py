@@ -34,7 +34,7 @@ from tracereplay.trace.directory import CLAIM
 from tracereplay.trace.sealed import IDENTITY, own_recipient
 from tracereplay.trace.withheld import Withheld
 
-__all__ = ["How", "record_command", "record_traces"]
+__all__ = ["How", "record_command", "record_traces", "without_secrets"]
 
 NO_ENGINE = (
     "The command ended and no engine of {} in it was recorded; does it start one in an environment that "
@@ -103,7 +103,7 @@ def record_traces(
     out = out.resolve()  # workers name traces by this path, too
     found = _find(command[0], engine)
     launched = engine or _Interpreter(_interpreter(found))
-    said = _without_secrets(command)
+    said = without_secrets(command)
     header = {
         "tracereplay": version("tracereplay"), "kind": "recording", "level": options.level,
         "command": said, "engine": engine_header(launched),
@@ -185,7 +185,7 @@ def _interpreter(program: str) -> Path:
     return Path(sys.executable)
 
 
-def _without_secrets(command: Sequence[str]) -> list[str]:
+def without_secrets(command: Sequence[str]) -> list[str]:
     """The command line without secrets: ``--api-key ...``."""
     said: list[str] = []
     hide = False

@@ -202,7 +202,7 @@ class Session(Obeying):
         }  # fmt: skip
 
     def end_between_steps(self) -> bool:
-        """Ends the pass from a thread other than the engine's, unless a step is under way; returns whether it did."""
+        """Ends the pass from a thread of its own, unless a step is under way; returns whether it did."""
         with self._turn:
             if self._step is not None:
                 return False

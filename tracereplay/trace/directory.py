@@ -103,6 +103,21 @@ class TraceDirectory:
         except OSError as error:
             raise UsageError(f"The trace {path} cannot be created: {error.strerror}.") from error
 
+    @classmethod
+    def continued(cls, path: Path, manifest: Mapping[str, Any]) -> TraceDirectory:
+        """One that was made before, by another process maybe.
+
+        Args:
+            path: the directory.
+            manifest: as it was read from there.
+        """
+        found = cls.__new__(cls)
+        found.path = path
+        found._manifest = {key: value for key, value in manifest.items() if key != "check"}
+        found._held = _Held(path)
+        weakref.finalize(found, found._held.release)
+        return found
+
     def update_run(self, **values: Any) -> None:
         """Adds to what is known of the run (the engine describes itself only after it has started)."""
         self._manifest["run"].update(values)

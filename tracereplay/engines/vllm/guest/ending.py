@@ -1,6 +1,6 @@
 """Ends a recording whose engine lives on, as in an actor: whoever asked for it makes a file (`variables.ENDED`).
 
-Why a thread: an engine that idles takes no step before which it could look, and a trace is completed while it idles.
+Why a thread: an engine that idles takes no step before which it could look.
 """
 
 from __future__ import annotations

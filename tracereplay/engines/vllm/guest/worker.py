@@ -120,7 +120,7 @@ class GuestWorker:
                 SegmentWriter(path, meta, recipients=_recording_options().recipients).close_alone()
 
     def _record_all(self, trace: Path) -> None:
-        """Records everything until the process ends: the engine belongs to a command or a program of the user's."""
+        """Records everything until the process or the recording ends: the engine belongs to the user."""
         if not trace.is_dir():
             sys.stderr.write(NOT_HERE.format(socket.gethostname(), trace))
             return
