@@ -171,11 +171,12 @@ def finish(trace: str | PathLike[str], timeout: float = elsewhere.PATIENCE) -> b
     path = Path(trace).resolve()
     with open_trace(path) as found:
         manifest, packed = found.manifest, found.packed
-    if packed or manifest["run"].get("kind") != "recording":
-        raise UsageError(f"{path} is not being recorded by actors; give the trace that runtime_env made.")
     if manifest["state"] == "complete":
         return True
-    return elsewhere.finish(_held.pop(path, None) or TraceDirectory.continued(path, manifest), timeout)
+    if packed or "command" not in manifest["run"]:
+        raise UsageError(f"{path} is not being recorded by actors; give the trace that runtime_env made.")
+    held = _held.pop(path) if path in _held else TraceDirectory.continued(path, manifest)
+    return elsewhere.finish(held, timeout)
 
 
 def _begin(trace: str | PathLike[str], engine: str | None, chosen: Chosen) -> Recording:

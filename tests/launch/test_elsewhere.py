@@ -20,7 +20,7 @@ from tracereplay.engines.toy import record, workload
 from tracereplay.environments.registry import Engine, register
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.ray import finish, recording, runtime_env
-from tracereplay.trace import open_trace
+from tracereplay.trace import TraceDirectory, open_trace
 
 SEGMENT = "record-rank0.seg"
 
@@ -106,10 +106,9 @@ def test_a_trace_is_completed_in_whichever_process(tmp_path: Path, written: Path
     assert trace.run.kind == "recording"
     assert [p.name for p in path.iterdir() if p.name.startswith(".engine")] == []
     assert finish(path)  # again, which changes nothing
+    TraceDirectory(tmp_path / "b.trace", {"kind": "recording", "notes": []})
     with pytest.raises(UsageError, match="not being recorded by actors"):
-        finish(
-            shutil.copytree(Path(__file__).parents[2] / "fixtures" / "tiny-llama-v0.trace", tmp_path / "b.trace")
-        )
+        finish(tmp_path / "b.trace")
     with pytest.raises(TraceError):
         finish(tmp_path / "nowhere.trace")
 
