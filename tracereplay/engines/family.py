@@ -183,6 +183,9 @@ class Family(Protocol):
             cache: our directory for what it compiles.
         """
 
+    def taps_environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
+        """Of the variables of `environment`, those without which it cannot be recorded, whoever starts it."""
+
     def operator(self, name: str) -> Operator:
         """What is known of the operator class ``name``."""
 

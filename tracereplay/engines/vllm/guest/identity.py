@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from tracereplay.engines.variables import CONTROL, OPTIONS, RECORD_TO
+from tracereplay.engines.vllm.guest.ending import is_over
 from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_serving
 from tracereplay.engines.vllm.guest.numbering import client_names
 from tracereplay.engines.vllm.guest.sampling import mark_of
@@ -76,6 +77,9 @@ class Front:
 
     def look(self) -> None:
         """Follows what was ordered, as far as it concerns where is written; costs one system call."""
+        if self._directory is not None and is_over():
+            self._directory = self._file = None
+            self._older.clear()
         if self._orders is None:
             return
         for order in self._orders.due(_ANY):

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from tracereplay.engines.variables import ENABLED, RECORD_TO
+from tracereplay.engines.variables import ENABLED
+from tracereplay.engines.vllm.guest.ending import recorded_to
 from tracereplay.engines.vllm.guest.identity import FRONTS, watch_front
 
 __all__ = ["register"]
@@ -70,7 +71,7 @@ def _patch(module: ModuleType) -> None:
         watch_arguments(module)
         return
     if module.__name__ in FRONTS:
-        if os.environ.get(RECORD_TO):
+        if recorded_to() is not None:
             watch_front(module)
         return
     wrapper: Any = getattr(module, "WorkerWrapperBase", None)
