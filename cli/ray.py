@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 
 from tracereplay import ray
-from tracereplay.cli.choice_options import Every, Marked, Requests, Sample, Sides, Sites, Tokens, sides_of
+from tracereplay.cli.choice_options import Every, Marked, Requests, Sample, Sides, Sites, Tokens
 from tracereplay.cli.console import stderr, tell
 from tracereplay.cli.options import local_path
 from tracereplay.cli.summary import summary
 from tracereplay.errors import EngineFailed
 from tracereplay.launch.elsewhere import PATIENCE, lacks
-from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 
 __all__ = ["app"]
@@ -46,8 +45,8 @@ def env(
     As in: ray job submit --runtime-env-json "$(tracereplay ray env -o golden.trace)" -- python train.py
     """
     found = ray.runtime_env(
-        out, engine=engine, sample=sample, requests=requests, marked=marked, sites=sites or Options.sites,
-        sides=sides_of(sides), tokens=tokens, every=every,
+        out, engine=engine, sample=sample, requests=requests, marked=marked, sites=sites,
+        sides=sides, tokens=tokens, every=every,
     )  # fmt: skip
     typer.echo(json.dumps(found))
 

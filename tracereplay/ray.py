@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from tracereplay.environments.registry import load_engine
 from tracereplay.errors import TracereplayError, UsageError
 from tracereplay.launch import elsewhere
+from tracereplay.launch.asking import options_of
 from tracereplay.launch.process import Launchable
-from tracereplay.recorder.choosing import Choice, positions_of, rate_of
 from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, TraceDirectory, open_trace
 
@@ -38,28 +38,24 @@ __all__ = ["Chosen", "Recording", "finish", "recording", "runtime_env"]
 
 
 class Chosen(TypedDict, total=False):
-    """What is recorded, as ``tracereplay record`` has it; by itself everything.
+    """What is recorded: options of ``tracereplay record``; several values are given as a list.
 
     Keys:
-        sites: globs of the operators' sites.
-        sides: ``in`` and ``out``: inputs and outputs.
-        sample: the share of requests, such as ``"1/1000"``.
-        requests: globs of their ids.
-        marked: whether requests are recorded that ask for it.
-        tokens: the positions of a sequence at which operators are, such as ``"0:64"``.
-        every: one step in so many has operators.
+        sites, sides, level, tokens, every: which operators, and which of their rows and steps.
+        sample, requests, marked: which requests.
         max_steps: of an engine.
         max_bytes: of an engine's rank.
-        when_behind: ``drop`` (steps, and says so) or ``block`` (the engine, until the disk keeps up).
+        when_behind: ``drop`` (steps, which is said; the default) or ``block`` (engines).
     """
 
-    sites: Sequence[str]
-    sides: Sequence[str]
-    sample: str | None
-    requests: Sequence[str]
-    marked: bool
+    sites: str | Iterable[str]
+    sides: str | Iterable[str]
+    level: str
     tokens: str | None
     every: int
+    sample: str | float | None
+    requests: str | Iterable[str]
+    marked: bool
     max_steps: int | None
     max_bytes: int | None
     when_behind: str
@@ -180,19 +176,9 @@ def finish(trace: str | PathLike[str], timeout: float = elsewhere.PATIENCE) -> b
 
 
 def _begin(trace: str | PathLike[str], engine: str | None, chosen: Chosen) -> Recording:
-    options = _options(chosen)
+    given: dict[str, Any] = {"when_behind": "drop", **chosen}
+    options = options_of(**given)
     launched = None if engine is None else load_engine(engine)
     path = Path(trace).resolve()
     _held[path] = elsewhere.begin(path, options, sys.argv)
     return Recording(path, options, launched)
-
-
-def _options(chosen: Chosen) -> Options:
-    given: dict[str, Any] = {"when_behind": "drop", **chosen}
-    sample, tokens = given.pop("sample", None), given.pop("tokens", None)
-    choice = Choice(
-        None if sample is None else rate_of(str(sample)), tuple(given.pop("requests", ())),
-        given.pop("marked", False), None if tokens is None else positions_of(str(tokens)), given.pop("every", 1),
-    )  # fmt: skip
-    lists = {name: list(given[name]) for name in ("sites", "sides") if name in given}
-    return Options.from_dict({**given, **lists, "choice": choice.as_dict()})

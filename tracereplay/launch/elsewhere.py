@@ -13,13 +13,12 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.variables import ENABLED, ENDED, GRAPHS, OPTIONS, RECORD_TO
 from tracereplay.errors import TraceError, UsageError
-from tracereplay.launch.command import without_secrets
+from tracereplay.launch.capture import our_version, without_secrets
 from tracereplay.launch.filling import Checkpoints, Filling
 from tracereplay.launch.home import home
 from tracereplay.launch.overlay import overlay_for
@@ -63,17 +62,10 @@ def begin(trace: Path, options: Options, command: Sequence[str]) -> TraceDirecto
         UsageError: it cannot be created.
     """
     header = {
-        "tracereplay": _version(), "kind": "recording", "level": options.level,
+        "tracereplay": our_version(), "kind": "recording", "level": options.level,
         "command": without_secrets(command), "engine": {"name": "command", "family": DEFAULT},
     }  # fmt: skip
     return TraceDirectory(trace.resolve(), {**header, "notes": options.told(), **options.header()})
-
-
-def _version() -> str:
-    try:
-        return version("tracereplay")
-    except PackageNotFoundError:  # the sources alone are on the path
-        return "unknown"
 
 
 def variables(

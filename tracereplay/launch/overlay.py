@@ -20,7 +20,7 @@ from tracereplay.errors import EnvironmentFailed
 from tracereplay.launch.home import home
 from tracereplay.launch.uv import uv_binary, uv_environment
 
-__all__ = ["overlay_for", "sealing_for"]
+__all__ = ["declare", "overlay_for", "sealing_for"]
 
 REQUIREMENTS = ("msgpack>=1.0.8", "zstandard>=0.22", "xxhash>=3.4")
 SEALING = ("pyrage>=1.2", "cryptography>=42")
@@ -42,7 +42,7 @@ def overlay_for(python: Path, entry_points: str) -> Path:
 
     def build(partial: Path) -> None:
         _install(partial, python, REQUIREMENTS, ["--no-deps"])
-        _declare(partial, package, entry_points)
+        declare(partial, package, entry_points)
 
     return _built("overlays", (_abi(python), str(package), REQUIREMENTS, entry_points), build)
 
@@ -98,9 +98,10 @@ def _install(partial: Path, python: Path, requirements: Sequence[str], options: 
         )
 
 
-def _declare(partial: Path, package: Path, entry_points: str) -> None:
-    (partial / "tracereplay").symlink_to(package)
-    info = partial / "tracereplay_guest-0.dist-info"
+def declare(folder: Path, package: Path, entry_points: str) -> None:
+    """Links a package into a folder for ``PYTHONPATH``, with the entry points by which engines find it."""
+    (folder / "tracereplay").symlink_to(package)
+    info = folder / "tracereplay_guest-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(_METADATA)
     (info / "entry_points.txt").write_text(entry_points)

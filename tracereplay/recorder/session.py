@@ -395,6 +395,8 @@ class Session(Obeying):
     def broke(self, error: BaseException) -> None:
         """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
         if self._reports is None:
+            with self._turn:  # else it would be under way until the next one begins
+                self._give_up_step()
             return
         words = type(error).__name__ if self._options.withhold else f"{type(error).__name__}: {error}"[:500]
         fired = Fired(ERROR, words, step=self._number)

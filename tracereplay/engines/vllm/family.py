@@ -74,6 +74,7 @@ class _VLLM:
     )  # fmt: skip
     compiled = Compiled("vllm", _REMEDIES)
     brings_model = False
+    own = f"{_GUEST}.own"
 
     @property
     def effects(self) -> str:

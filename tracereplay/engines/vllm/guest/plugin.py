@@ -27,9 +27,10 @@ _MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", _ARGUMENTS,
 
 def register() -> None:
     """Makes workers created by this process or its forks controllable; idempotent."""
-    if not os.environ.get(ENABLED) or any(isinstance(f, _OnImport) for f in sys.meta_path):
+    if not os.environ.get(ENABLED):
         return
-    sys.meta_path.insert(0, _OnImport())
+    if not any(isinstance(f, _OnImport) for f in sys.meta_path):
+        sys.meta_path.insert(0, _OnImport())
     for name in _MODULES:
         if name in sys.modules:
             _patch(sys.modules[name])
@@ -97,6 +98,8 @@ def _patch(module: ModuleType) -> None:
 
 
 def _join(worker: Any) -> None:
+    if not os.environ.get(ENABLED):  # a recording in this process is over, and this engine was built afterwards
+        return
     from tracereplay.engines.vllm.guest.worker import CONTROL, GuestWorker
 
     if not hasattr(worker, CONTROL):
