@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import tracereplay
 from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.engines.toy.library import LLM
 from tracereplay.errors import UsageError
+from tracereplay.launch import own
 
 
 @pytest.fixture
@@ -157,3 +160,20 @@ def test_a_trigger_needs_more_than_a_single_trace(model: Path, tmp_path: Path) -
         with pytest.raises(UsageError, match="needs a flight recorder"):
             recording.trigger("looked odd")
         LLM(model).generate(["Hello"], max_tokens=2)
+
+
+def test_processes_find_the_plugin_where_only_the_sources_are_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    points = "[vllm.general_plugins]\nours = tracereplay.errors:UsageError\n"
+    path = own._declared(tmp_path, points)
+    script = (
+        "from importlib.metadata import entry_points\n"
+        "found = entry_points(group='vllm.general_plugins')\n"
+        "print([point.load().__name__ for point in found if point.name == 'ours'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd="/")
+    assert (done.returncode, done.stdout.strip()) == (0, "['UsageError']"), done.stderr
+    assert sys.path[-1] == str(tmp_path / "guest")
