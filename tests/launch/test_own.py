@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import tracereplay
+from tracereplay.cli.record import GENERATES, record
 from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.engines.toy.library import LLM
 from tracereplay.errors import UsageError
@@ -177,3 +179,11 @@ def test_processes_find_the_plugin_where_only_the_sources_are_on_the_path(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd="/")
     assert (done.returncode, done.stdout.strip()) == (0, "['UsageError']"), done.stderr
     assert sys.path[-1] == str(tmp_path / "guest")
+
+
+def test_it_takes_what_a_recorded_command_takes_by_the_same_names() -> None:
+    verb = inspect.signature(record).parameters
+    others = {"context", "command", "engine", *GENERATES}
+    assert {*verb} - others == {*inspect.signature(tracereplay.recording).parameters}
+    of_prompts = {*inspect.signature(tracereplay.record).parameters}
+    assert of_prompts - {"workload", "report"} <= {*verb}

@@ -68,7 +68,8 @@ def recording(
     keep: str | int | None = None, leave_free: str | None = None, resume_when_room: bool = False,
     max_steps: int | None = None, max_bytes: int | None = None, when_behind: str = "block",
     withhold: str | None = None, withhold_key: str | os.PathLike[str] | None = None,
-    encrypt_to: str | Iterable[str] = (), paused: bool = False, control: bool = True, force: bool = False,
+    encrypt_to: str | Iterable[str] = (), keep_fields: str | Iterable[str] = (), paused: bool = False,
+    control: bool = True, force: bool = False,
 ) -> OwnRecording:  # fmt: skip
     """Records what engines generate that are built within the ``with`` block, whether in this process or another.
 
@@ -97,7 +98,7 @@ def recording(
         ring, trigger, trigger_every, trigger_most, trigger_after: a flight recorder, and what makes traces of it.
         rotate, keep, leave_free, resume_when_room: several traces, and how much of the disk they may take.
         max_steps, max_bytes, when_behind: how much is recorded, and what happens if the disk cannot keep up.
-        withhold, withhold_key, encrypt_to: what a trace may tell, and whom.
+        withhold, withhold_key, encrypt_to, keep_fields: what a trace may tell, and whom.
         paused: record nothing until `OwnRecording.resume`.
         control: make control.sock, by which ``tracereplay status`` and others reach the recording.
 
@@ -109,9 +110,10 @@ def recording(
     """
     options = options_of(
         when_behind=when_behind, level=level, check_writes=check_writes, max_steps=max_steps, max_bytes=max_bytes,
-        sample=sample, requests=requests, marked=marked, sites=sites, sides=sides, tokens=tokens, every=every,
-        ring=ring, trigger=trigger, trigger_every=trigger_every, trigger_most=trigger_most,
-        trigger_after=trigger_after, encrypt_to=encrypt_to, withhold=withhold, withhold_key=withhold_key,
+        keep_fields=keep_fields, sample=sample, requests=requests, marked=marked, sites=sites, sides=sides,
+        tokens=tokens, every=every, ring=ring, trigger=trigger, trigger_every=trigger_every,
+        trigger_most=trigger_most, trigger_after=trigger_after, encrypt_to=encrypt_to, withhold=withhold,
+        withhold_key=withhold_key,
     )  # fmt: skip
     how = how_of(
         rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
