@@ -157,6 +157,11 @@ def test_a_trace_is_replaced_when_the_new_one_is_complete(model: Path, tmp_path:
         tracereplay.recording(tmp_path / "mine.trace").__enter__()
 
 
+def test_a_url_is_no_place_for_a_recording() -> None:
+    with pytest.raises(UsageError, match="Cannot write to"):
+        tracereplay.recording("s3://bucket/x.trace")
+
+
 def test_a_trigger_needs_more_than_a_single_trace(model: Path, tmp_path: Path) -> None:
     with tracereplay.recording(tmp_path / "mine.trace") as recording:
         with pytest.raises(UsageError, match="needs a flight recorder"):

@@ -108,6 +108,8 @@ def recording(
         UsageError: one of them makes no sense, or something is at ``out``. When the block begins: an engine was
             built before, or another recording is under way. When it ends: no engine was built.
     """
+    if "://" in os.fspath(out):
+        raise UsageError(f"Cannot write to {out}; give a local path.")
     options = options_of(
         when_behind=when_behind, level=level, check_writes=check_writes, max_steps=max_steps, max_bytes=max_bytes,
         keep_fields=keep_fields, sample=sample, requests=requests, marked=marked, sites=sites, sides=sides,
@@ -138,25 +140,20 @@ class OwnRecording:
     """
 
     def __init__(self, out: Path, options: Options, how: How, *, force: bool = False) -> None:
-        if "://" in str(out):
-            raise UsageError(f"Cannot write to {out}; give a local path.")
         if how.collection and force:
             raise UsageError(f"--force replaces a trace, and {out} is a directory of traces, which is continued.")
         if how.control:
             check_socket(out)
-        self._out, self._options, self._how, self._force = out.resolve(), options, how, force
-        self._place: Place | None = None
+        self._out, self._options, self._how = out.resolve(), options, how
+        self._place = None if how.collection else Place(self._out, force=force)
         self._capture: Capture | None = None
         self._left = contextlib.ExitStack()
         self._made: tuple[tuple[Path, bool], ...] = ()
 
     def __enter__(self) -> OwnRecording:
         _refuse_late()
-        if not self._how.collection:
-            self._place = Place(self._out, force=self._force)
-        path = self._out if self._place is None else self._place.path
         command = [Path(sys.executable).name, *sys.argv]
-        made = Capture(path, command, {"name": "python"}, self._options, self._how)
+        made = Capture(self.path, command, {"name": "python"}, self._options, self._how)
         with contextlib.ExitStack() as opened:
             opened.callback(self._let_go, made)
             opened.enter_context(_variables(made))
