@@ -128,18 +128,27 @@ class Recording:
             )
         if ended:
             self.cut(["Begun by start, after the recording had ended."])
-        changed = self.paused or bool(ended)
-        if self.paused:
-            self.paused = False
-            self._order({"do": "resume"})
+        changed = self.resume() or bool(ended)
         return {"changed": changed, "state": "recording", "took_effect": self._wait(RECORDING)}
 
     def _stop(self) -> Mapping[str, Any]:
-        changed = not self.paused
-        if changed:
-            self.paused = True
-            self._order({"do": "pause"})
-        return {"changed": changed, "state": "paused", "took_effect": self._wait(PAUSED)}
+        return {"changed": self.pause(), "state": "paused", "took_effect": self._wait(PAUSED)}
+
+    def pause(self) -> bool:
+        """Records no step that begins from now on; returns whether any was before."""
+        return self._rest(True)
+
+    def resume(self) -> bool:
+        """Records again; returns whether it was paused."""
+        return self._rest(False)
+
+    def _rest(self, paused: bool) -> bool:
+        with self._lock:
+            if self.paused == paused:
+                return False
+            self.paused = paused
+            self._order({"do": "pause" if paused else "resume"})
+            return True
 
     def _set(self, options: Any) -> Mapping[str, Any]:
         if not isinstance(options, dict) or not options:

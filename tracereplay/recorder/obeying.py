@@ -44,6 +44,7 @@ class Obeying:
     _steps: int
     _dropped: int
     _ended: str | None
+    _turn: AbstractContextManager[Any]  # see `Session.end_between_steps`
 
     def __init__(self) -> None:
         self._control: Control | None = None  # of a recording that takes orders while it runs
@@ -79,14 +80,15 @@ class Obeying:
 
     def attend(self, renumber: Renumber) -> None:
         """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
-        control = self._control
-        if control is None:
-            return
-        self._give_up_step()
-        with self._guarded():
-            control.attend(self, renumber)
-        if self._resting:
-            self._lacking.paused += 1
+        with self._turn:
+            control = self._control
+            if control is None:
+                return
+            self._give_up_step()
+            with self._guarded():
+                control.attend(self, renumber)
+            if self._resting:
+                self._lacking.paused += 1
 
     def finished(self, requests: Sequence[int]) -> None:
         """Requests have ended."""

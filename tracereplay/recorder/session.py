@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.hooks.taps import listen
 from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.control import Control
 from tracereplay.recorder.graphs import GraphRecorder
@@ -93,6 +95,7 @@ class Session(Obeying):
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
         self._dropping = False  # whether the engine's step is one that was left out
+        self._turn = threading.RLock()  # held where a step begins and ends; see `end_between_steps`
 
     # -- a pass -----------------------------------------------------------------------------------------
 
@@ -177,6 +180,10 @@ class Session(Obeying):
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
+        with self._turn:
+            return self._end_pass()
+
+    def _end_pass(self) -> dict[str, Any]:
         writer, handover, patience = self._writer, self._handover, None if self._waits() else SILENCE
         self._kernels = self._census = self.scope = self._replacement = self._model = None
         if writer is not None and handover is not None:
@@ -195,6 +202,14 @@ class Session(Obeying):
         return {
             "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
         }  # fmt: skip
+
+    def end_between_steps(self) -> bool:
+        """Ends the pass from a thread of its own, unless a step is under way; returns whether it did."""
+        with self._turn:
+            if self._step is not None:
+                return False
+            self._end_pass()
+            return True
 
     def _watchable(self) -> frozenset[int]:
         """The sites of which something is kept, or may be replaced."""
@@ -230,9 +245,14 @@ class Session(Obeying):
             rows: of the model's forward; those of requests that were not chosen have the request -1.
             others: requests that were not chosen in it. A step without any other is none of the recording's.
         """
+        with self._turn:
+            self._begin_step(rows, others)
+
+    def _begin_step(self, rows: RowMap, others: int) -> None:
         writer, handover = self._writer, self._handover
         if writer is None or handover is None or self._ended is not None:
             return
+        listen(self)  # another engine may have been built in this process
         self._give_up_step()
         choice, at = self._options.choice, self._engine_steps
         self._engine_steps += 1
@@ -378,6 +398,8 @@ class Session(Obeying):
     def broke(self, error: BaseException) -> None:
         """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
         if self._reports is None:
+            with self._turn:  # else it would be under way until the next one begins
+                self._give_up_step()
             return
         words = type(error).__name__ if self._options.withhold else f"{type(error).__name__}: {error}"[:500]
         fired = Fired(ERROR, words, step=self._number)
@@ -390,6 +412,10 @@ class Session(Obeying):
 
     def end_step(self) -> None:
         """Hands the step to the writer."""
+        with self._turn:
+            self._end_step()
+
+    def _end_step(self) -> None:
         step, self._step = self._step, None
         self.watched = frozenset()
         handover = self._handover
@@ -412,12 +438,13 @@ class Session(Obeying):
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """What runs in this context is no part of the step, though it may call tapped modules."""
-        step, self._step = self._step, None
-        watched, self.watched = self.watched, frozenset()
-        try:
-            yield
-        finally:
-            self._step, self.watched = step, watched
+        with self._turn:
+            step, self._step = self._step, None
+            watched, self.watched = self.watched, frozenset()
+            try:
+                yield
+            finally:
+                self._step, self.watched = step, watched
 
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():

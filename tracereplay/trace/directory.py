@@ -103,6 +103,21 @@ class TraceDirectory:
         except OSError as error:
             raise UsageError(f"The trace {path} cannot be created: {error.strerror}.") from error
 
+    @classmethod
+    def continued(cls, path: Path, manifest: Mapping[str, Any]) -> TraceDirectory:
+        """One that was made before, by another process maybe.
+
+        Args:
+            path: the directory.
+            manifest: as it was read from there.
+        """
+        found = cls.__new__(cls)
+        found.path = path
+        found._manifest = {key: value for key, value in manifest.items() if key != "check"}
+        found._held = _Held(path)
+        weakref.finalize(found, found._held.release)
+        return found
+
     def update_run(self, **values: Any) -> None:
         """Adds to what is known of the run (the engine describes itself only after it has started)."""
         self._manifest["run"].update(values)
@@ -222,7 +237,7 @@ class _Held:
     """The lock on a trace's directory: an engine may load for minutes before there is a segment to lock."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd, self._pid = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), os.getpid()
         _made.add(_identity(self._fd))
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,8 +245,12 @@ class _Held:
     def release(self) -> None:
         """Lets go of it; safe to call again."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return
+        if self._pid == os.getpid():  # an engine that was forked has this file too, and would keep the lock
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
 
 
 _made: set[tuple[int, int]] = set()  # device and inode of the directories that this process made

@@ -40,6 +40,9 @@ Opened = tuple[dict[str, Any], dict[Key, File], dict[str, File]]
 class Trace:
     """A trace, open for reading; iterating gives the steps of its first pass.
 
+    >>> tracereplay.open_trace("golden.trace")
+    <Trace 'golden.trace': record, complete>
+
     Args:
         path: where it is, for messages and for finding its base.
         manifest: see `manifest.py`.
@@ -338,6 +341,11 @@ def _check_base(base: Trace, described: Mapping[str, Any], path: Path | str) -> 
 
 def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace:
     """Opens a trace for reading.
+
+    >>> with tracereplay.open_trace("golden.trace") as trace:
+    ...     step = next(iter(trace))
+    >>> step.number, len(step.rows)
+    (0, 5)
 
     Args:
         path: a directory, a packed file, or a URL of either (which needs fsspec's package for its protocol).

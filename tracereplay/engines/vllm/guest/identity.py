@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from tracereplay.engines.variables import CONTROL, OPTIONS, RECORD_TO
+from tracereplay.engines.vllm.guest.ending import is_over
 from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_serving
 from tracereplay.engines.vllm.guest.numbering import client_names
 from tracereplay.engines.vllm.guest.sampling import mark_of
@@ -76,6 +77,9 @@ class Front:
 
     def look(self) -> None:
         """Follows what was ordered, as far as it concerns where is written; costs one system call."""
+        if self._directory is not None and is_over():
+            self._directory = self._file = None
+            self._older.clear()
         if self._orders is None:
             return
         for order in self._orders.due(_ANY):
@@ -131,6 +135,15 @@ class Front:
         while self._older and not self._older[0][1]:
             self._older.popleft()[0].close()
 
+    def close(self) -> None:
+        """Notes nothing more."""
+        self._directory, self._orders = None, None
+        files = [file for file, _ in self._older] + ([self._file] if self._file is not None else [])
+        self._file = None
+        self._older.clear()
+        for file in files:
+            file.close()
+
     def all_ended(self, ids: Iterable[str], reason: str) -> None:
         """See `ended`."""
         for engine_id in list(ids):
@@ -168,6 +181,8 @@ def front() -> Front:
     def takes(engine_id: str, sampling: Any) -> bool:
         return options.choice.takes(client_names(engine_id), mark_of(sampling))
 
+    if RECORD_TO not in os.environ:  # of a recording that is over, while its engine lives on
+        return Front(None, takes=lambda engine_id, sampling: False)
     directory = Path(os.environ[RECORD_TO]) if options.ring is None else None
     return Front(directory, _orders(), takes, options.withhold is not None, options.recipients)
 
