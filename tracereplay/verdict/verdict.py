@@ -89,6 +89,11 @@ class Verdict:
     oracle: Oracle | None = None
 
     @property
+    def matches(self) -> bool:
+        """Whether the verdict is ``match``; an inconclusive one does not match."""
+        return self.verdict == "match"
+
+    @property
     def exit_code(self) -> int:
         """The exit code of the command line: match 0, diverged 1, inconclusive 3."""
         return _EXIT[self.verdict]
