@@ -20,9 +20,9 @@ ROOTS = {"tracereplay": PACKAGE, "tracereplay.cli": PACKAGE.parent / "cli"}
 
 # A part may import what stands below it, never what stands beside or above.
 LAYERS = (
-    ("cli",),
+    ("cli", "pytest_plugin"),
     ("report",),
-    ("bisector", "calibrator", "invariance"),
+    ("bisector", "calibrator", "checks", "invariance"),
     ("environments",),
     ("alone",),
     ("launch",),
@@ -72,7 +72,7 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch", "comparator",
+    "cli", "report", "bisector", "calibrator", "checks", "invariance", "environments", "alone", "launch", "comparator",
     "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling",
     "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip

@@ -8,6 +8,7 @@ for step in tracereplay.open_trace("golden.trace"):
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tracereplay.checks import check
     from tracereplay.trace import Trace, open_trace
 else:
     from tracereplay.lazily import imported_on_use
@@ -15,8 +16,9 @@ else:
     __getattr__ = imported_on_use(
         __name__,
         {
+            "tracereplay.checks": ("check",),
             "tracereplay.trace": ("Trace", "open_trace"),
         },
     )
 
-__all__ = ["Trace", "open_trace"]
+__all__ = ["Trace", "check", "open_trace"]
