@@ -1,0 +1,66 @@
+"""``check`` on real engines: four rows under vLLM 0.32.0 in one start, a green and a red run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from engine_support import TINY, Engines
+from junitparser import JUnitXml
+
+from tracereplay.checks import check
+from tracereplay.report.checks import junit, markdown
+from tracereplay.trace import Trace
+
+pytestmark = pytest.mark.engine
+
+ROWS = """
+[defaults]
+engine = "v1"
+model = "{model}"
+
+[[check]]
+name = "same engine"
+golden = "{v1}"
+
+[[check]]
+name = "bit for bit"
+golden = "{v1}"
+policy = "strict"
+
+[[check]]
+name = "from V0"
+golden = "{v0}"
+expect = "diverged"
+cause = "rounding"
+
+[[check]]
+name = "from V0, tokens alone"
+golden = "{v0}"
+mode = "rerun"
+"""
+
+
+def test_an_upgrade_from_v0_is_held_up_and_one_start_serves_all_rows(
+    engines: Engines, golden_v0: Trace, by_the_v1_runner: Trace, single_process: Mapping[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engines.stop()
+    for name, value in single_process.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "checks.toml"
+    file.write_text(ROWS.format(model=TINY, v1=by_the_v1_runner.path, v0=golden_v0.path))
+    told: list[str] = []
+    red = check(file, report=told.append)
+    assert [(r.check.name, r.outcome, r.met) for r in red.results] == [
+        ("same engine", "match", True), ("bit for bit", "match", True), ("from V0", "diverged", True),
+        ("from V0, tokens alone", "diverged", False),
+    ]  # fmt: skip
+    assert red.exit_code == 1
+    assert sum(line.startswith("Starting the engine") for line in told) == 1
+    suite = next(iter(JUnitXml.fromstring(junit.render(red).encode())))
+    assert (suite.tests, suite.failures, suite.errors) == (4, 1, 0)
+    assert len(markdown.render(red)) < 3_000
+    green = check(file, only=["same*"])
+    assert (green.exit_code, green.unmet) == (0, ())
