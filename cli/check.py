@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +30,8 @@ def check(
         Form,
         typer.Option(
             "--format",
-            help="How results are written. github: annotations, and Markdown to $GITHUB_STEP_SUMMARY.",
+            help="How results are written. github: annotations, and Markdown to $GITHUB_STEP_SUMMARY; perfetto: steps and "
+            "operators with their errors, for ui.perfetto.dev.",
         ),
     ] = Form.table,
     out: Annotated[
@@ -75,12 +79,22 @@ def check(
         return
     if reason is not None:
         raise UsageError("--reason says why golden traces are recorded anew; give --update too, or leave it out.")
-    if out is not None:
-        check_form(out, form)
+    check_form(out, form)
     make_room("--keep", keep)
-    with progress(f"Checking {file}") as report:
-        results = checks.check(found, only=only, keep=keep, log=log, report=report)
-    if form is Form.github and (summary := summary_file()) is not None:
-        append_summary(summary, results)
-    deliver_form(results, form, out)
+    with _kept(keep, form) as folder:
+        with progress(f"Checking {file}") as report:
+            results = checks.check(found, only=only, keep=folder, log=log, report=report)
+        if form is Form.github and (summary := summary_file()) is not None:
+            append_summary(summary, results)
+        deliver_form(results, form, out)
     raise typer.Exit(results.exit_code)
+
+
+@contextmanager
+def _kept(keep: Path | None, form: Form) -> Iterator[Path | None]:
+    """Where traces and verdicts are kept; for a form that is made of traces, until it is written."""
+    if keep is not None or form is not Form.perfetto:
+        yield keep
+        return
+    with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
+        yield Path(folder)

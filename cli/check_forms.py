@@ -13,7 +13,8 @@ from rich.console import Console
 
 from tracereplay.checks import Results
 from tracereplay.cli.files import FileKind, check_output
-from tracereplay.report.checks import github, junit, machine, markdown, table
+from tracereplay.errors import UsageError
+from tracereplay.report.checks import github, junit, machine, markdown, perfetto, table
 from tracereplay.storage.atomic import written
 
 __all__ = ["Form", "append_summary", "check_form", "deliver_form", "summary_file"]
@@ -29,6 +30,7 @@ class Form(str, Enum):
     markdown = "markdown"
     github = "github"
     json = "json"
+    perfetto = "perfetto"
 
 
 def _as_table(results: Results) -> str:
@@ -37,29 +39,37 @@ def _as_table(results: Results) -> str:
     return text.getvalue()
 
 
-_RENDER: Mapping[Form, Callable[[Results], str]] = {
+_RENDER: Mapping[Form, Callable[[Results], str | bytes]] = {
     Form.table: _as_table,
     Form.junit: junit.render,
     Form.markdown: markdown.render,
     Form.github: github.render,
     Form.json: machine.render,
+    Form.perfetto: perfetto.render,
 }
 # What a file of each form has in its beginning.
-_MARKS: Mapping[Form, str] = {
-    Form.table: "check",
-    Form.junit: '<testsuite name="tracereplay ',
-    Form.markdown: markdown.MARK,
-    Form.github: "::",
-    Form.json: '"checks": [',
+_MARKS: Mapping[Form, bytes] = {
+    Form.table: b"check",
+    Form.junit: b'<testsuite name="tracereplay ',
+    Form.markdown: markdown.MARK.encode(),
+    Form.github: b"::",
+    Form.json: b'"checks": [',
+    Form.perfetto: perfetto.MARK,
 }
 
 
-def check_form(out: Path, form: Form) -> None:
+def check_form(out: Path | None, form: Form) -> None:
     """Raises UsageError if ``-o`` cannot be written, or holds something else than an earlier one of that form."""
+    if form is Form.perfetto:
+        perfetto.check_perfetto()
+        if out is None:
+            raise UsageError("A Perfetto trace is a binary file; say with -o FILE where it goes.")
+    if out is None:
+        return
 
     def known(path: Path) -> bool:
         with path.open("rb") as file:
-            return _MARKS[form].encode() in file.read(_READ)
+            return _MARKS[form] in file.read(_READ)
 
     check_output("--out", out, FileKind(f"a file written by check --format {form.value}", known))
 
@@ -71,8 +81,9 @@ def deliver_form(results: Results, form: Form, out: Path | None) -> None:
         return
     table.render(results, Console(highlight=False))
     if out is not None:
+        text = _RENDER[form](results)
         with written(out) as file:
-            file.write(_RENDER[form](results).encode(errors="backslashreplace"))
+            file.write(text if isinstance(text, bytes) else text.encode(errors="backslashreplace"))
 
 
 def summary_file() -> Path | None:

@@ -41,6 +41,7 @@ class Result:
         error: why there is none, a sentence.
         last_lines: of the engine that failed.
         kept: the verdict's file, if it was kept.
+        traces: golden's and the candidate's, if they were kept and could be compared.
     """
 
     check: Check
@@ -50,6 +51,7 @@ class Result:
     error: str | None = None
     last_lines: str = ""
     kept: Path | None = None
+    traces: tuple[Path, Path] | None = None
 
     @property
     def met(self) -> bool:

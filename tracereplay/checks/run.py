@@ -158,7 +158,16 @@ def _result(
         return failed(4, f"This machine failed: {what}.")
     except Exception as error:  # the other rows are run all the same
         return failed(70, f"This is a defect of tracereplay: {type(error).__name__}: {error}")
-    return Result(row.check, code_of(row.check, verdict), time.monotonic() - begun, verdict, kept=file)
+    seconds = time.monotonic() - begun
+    return Result(row.check, code_of(row.check, verdict), seconds, verdict, kept=file, traces=_traces(row, kept))
+
+
+def _traces(row: Ready, kept: Path | None) -> tuple[Path, Path] | None:
+    """Golden's and the candidate's, if that was made."""
+    if kept is None or not (candidate := kept.with_name(f"{kept.name}.trace")).exists():
+        return None
+    with opened_golden(row.check, lambda line: None) as golden:
+        return golden.local_path(), candidate
 
 
 def _keep(file: Path, verdict: Verdict) -> Path:
