@@ -84,6 +84,8 @@ def check(
     with _kept(keep, form) as folder:
         with progress(f"Checking {file}") as report:
             results = checks.check(found, only=only, keep=folder, log=log, report=report)
+        if keep is None:
+            results = results.not_kept()
         if form is Form.github and (summary := summary_file()) is not None:
             append_summary(summary, results)
         deliver_form(results, form, out)

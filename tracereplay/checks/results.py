@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class Results:
         if not unmet:
             return f"{rows}: as expected" if count == 1 else f"{rows}: all as expected"
         return f"{rows}: not as expected" if count == 1 else f"{rows}: {unmet} not as expected"
+
+    def not_kept(self) -> Results:
+        """The same, where verdicts do not stay where they were written."""
+        return replace(self, results=tuple(replace(result, kept=None) for result in self.results))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON-ready data."""
