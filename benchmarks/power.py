@@ -2,9 +2,10 @@
 
     python benchmarks/power.py [--engine v1] [--prompts 1,4,16] [--tokens 1,4,16,64]
 
-Golden is recorded without a fault, and replayed with one planted after the other, all in one engine start. A replay's
-two passes tell two things: whether an operator or edge is out of tolerance (injected), and whether a greedy token or a
-logprob is (rerun), which is all that a check of outputs sees. Prints a table for examples/upgrade/README.md.
+Golden is recorded without a fault, and replayed with one planted after the other, all in one engine start. A
+replay's two passes tell two things: whether an operator or edge is out of tolerance (injected), and whether a
+greedy token or a logprob is (rerun), which is all that a check of outputs sees. Prints a table for
+examples/upgrade/README.md.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ PLANTED = (
 )  # fmt: skip
 TEXTS = (
     "Python is ", " because the ", " will be executed. Only ", "The first argument", "def read(", "If the file",
-    "a list of ", "Return the ", "import ", "This module", "class ", "# Note that", "When a ", "raise ", "for x in ",
-    "An object",
+    "a list of ", "Return the ", "import ", "This module", "class ", "# Note that", "When a ", "raise ",
+    "for x in ", "An object",
 )  # fmt: skip
 
 
@@ -66,7 +67,9 @@ def main() -> None:
         with started(engine, TINY, folder) as process:
             for prompts, tokens in sizes:
                 begun = time.monotonic()
-                golden = record(process, engine, TINY, workload(prompts, tokens), folder / f"{prompts}-{tokens}.trace")
+                golden = record(
+                    process, engine, TINY, workload(prompts, tokens), folder / f"{prompts}-{tokens}.trace"
+                )
                 missed: tuple[list[str], list[str]] = [], []
                 for fault in PLANTED:
                     active.write_text(fault)

@@ -4,8 +4,8 @@
         verdict = replays("golden.pack", engine="v1")
         assert verdict.matches, verdict
 
-``pytest --tracereplay-update`` records the golden traces of the tests that it runs anew; look at what changed before
-you commit it. Golden traces lie beside the test, or in the directory that is named like its module
+``pytest --tracereplay-update`` records the golden traces of the tests that it runs anew; look at what changed
+before you commit it. Golden traces lie beside the test, or in the directory that is named like its module
 (``test_upgrade/golden.pack`` for ``test_upgrade.py``).
 
 pytest loads this module in every session. So it imports nothing of tracereplay until a test asks for ``replays``.
@@ -100,8 +100,9 @@ class Replays:
             last = f"\n{error.last_lines}" if isinstance(error, EngineFailed) and error.last_lines else ""
             pytest.fail(f"{error}{last}", pytrace=False)
         shown = self._request.node.stash.setdefault(_SHOWN, [])
-        shown.append(ShownVerdict(found, len(shown) + 1))
-        return shown[-1]
+        verdict = ShownVerdict(found, len(shown) + 1)
+        shown.append(verdict)
+        return verdict
 
     def _place(self, golden: str | PathLike[str]) -> str:
         named, test = str(golden), self._request.path
@@ -145,7 +146,7 @@ class Replays:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Puts a verdict's report where a failed assertion names the verdict: pytest would show 240 characters of it."""
+    """Puts a verdict's report where a failed assertion names the verdict: pytest would show 240 characters."""
     if call.excinfo is not None and isinstance(call.excinfo.value, AssertionError):
         for shown in item.stash.get(_SHOWN, []):
             _show(call.excinfo.value, shown)

@@ -32,7 +32,12 @@ def results(name: str = "row", path: Path = Path("checks.toml")) -> Results:
         path,
         (
             Result(Check(f"{name} 1", "a.pack", "v1"), 0, 1.25, verdict("match", None)),
-            Result(Check(f"{name} 2", "a.pack", name, line=5), 1, 2.0, verdict("diverged", "rounding", f"Why: {name}.")),
+            Result(
+                Check(f"{name} 2", "a.pack", name, line=5),
+                1,
+                2.0,
+                verdict("diverged", "rounding", f"Why: {name}."),
+            ),
             Result(Check(f"{name} 3", "a.pack", "v1"), 3, 0.5, verdict("inconclusive", None, f"Other: {name}.")),
             Result(Check(f"{name} 4", "a.pack", "v1"), 4, 9.0, error=f"Failed: {name}.", last_lines=f"x\n{name}"),
             Result(Check(f"{name} 5", "a.pack", "v1", expect="diverged"), 1, 1.0, verdict("match", None)),

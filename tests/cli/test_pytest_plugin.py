@@ -75,7 +75,9 @@ def test_what_is_missing_is_a_sentence(session: pytest.Pytester) -> None:
     )
     result = session.runpytest_inprocess("-p", "no:cacheprovider")
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["There is no golden trace *none.trace; record it with*", "There is no engine named*"])
+    result.stdout.fnmatch_lines(
+        ["There is no golden trace *none.trace; record it with*", "There is no engine named*"]
+    )
     result.stdout.no_fnmatch_line("*pytest_plugin.py:*")
 
 
@@ -103,6 +105,8 @@ def test_an_update_records_golden_anew_and_says_so(session: pytest.Pytester, gol
 
 
 def test_the_plugin_imports_nothing_heavy() -> None:
-    script = "import sys, tracereplay.pytest_plugin; print([n for n in ('numpy', 'rich', 'typer') if n in sys.modules])"
+    script = (
+        "import sys, tracereplay.pytest_plugin; print([n for n in ('numpy', 'rich', 'typer') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in ("[]", "['rich']")

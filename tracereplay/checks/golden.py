@@ -1,7 +1,7 @@
 """Golden traces of checks: brought to this machine, and whether they are those that are meant.
 
-A golden trace's signature is what it was recorded on and for: weights, settings, class of device, format. Where that
-does not fit, what it holds says nothing about the engine under test, and the verdict is inconclusive.
+A golden trace's signature is what it was recorded on and for: weights, settings, class of device, format. Where
+that does not fit, what it holds says nothing about the engine under test, and the verdict is inconclusive.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def other_device(check: Check, trace: Trace, engine: Mapping[str, Any]) -> list[
     if "device" in check.accept or not golden or not candidate or golden == candidate:
         return []
     return [
-        f"The golden trace was recorded on {golden}, and the engine computes on {candidate}, where kernels may sum "
-        'in another order. Record a golden trace there, or give the row accept = ["device"].'
+        f"The golden trace was recorded on {golden}, and the engine computes on {candidate}, where kernels may "
+        'sum in another order. Record a golden trace there, or give the row accept = ["device"].'
     ]
 
 

@@ -27,7 +27,8 @@ from typing import Any
 
 import tomli_w
 
-from tracereplay.checked import COUNT, OBJECT, STRING, Check as Takes, checked
+from tracereplay.checked import COUNT, OBJECT, STRING, checked
+from tracereplay.checked import Check as Takes
 from tracereplay.checks.table import read_toml
 from tracereplay.errors import UsageError
 from tracereplay.storage.atomic import written

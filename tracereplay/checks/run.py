@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -46,7 +46,7 @@ class Ready:
 
 def check(
     file: CheckFile | str | PathLike[str], *, only: Sequence[str] = (), keep: Path | None = None,
-    log: Path | None = None, report: Report = lambda line: None,
+    log: Path | None = None, engine: KeptEngine | None = None, report: Report = lambda line: None,
 ) -> Results:  # fmt: skip
     """Runs the checks of a file. Rows that one engine start can serve share it.
 
@@ -55,22 +55,23 @@ def check(
         only: globs of names of rows; all rows, if there are none.
         keep: an existing directory for candidates' traces and verdicts, ``NAME.trace`` and ``NAME.json``.
         log: file for what engines print.
+        engine: serves the rows and stays as they leave it; by default one that is closed in the end.
         report: called with each line of progress.
 
     Raises:
-        UsageError: the file is wrong, or names what is not there; nothing was started then. What goes wrong with a
-            row later on is its result.
+        UsageError: the file is wrong, or names what is not there; nothing was started then. What goes wrong with
+            a row later on is its result.
     """
     checks = file if isinstance(file, CheckFile) else load_checks(Path(file))
     rows = prepared(checks, selected(checks, only))
     locked = read_lock(checks.lock)
     results: dict[str, Result] = {}
-    with KeptEngine(log, report) as engine:
+    with nullcontext(engine) if engine is not None else KeptEngine(log, report) as kept_engine:
         for number, row in _by_engine(rows, report):
             name = row.check.name
             report(f"Check {len(results) + 1} of {len(rows)}: {name}")
             kept = None if keep is None else keep / f"{number}-{_NO_FILE.sub('-', name)[:80]}"
-            results[name] = _result(row, engine, locked.get(name), kept, report)
+            results[name] = _result(row, kept_engine, locked.get(name), kept, report)
     return Results(checks.path, tuple(results[row.check.name] for row in rows))
 
 
@@ -92,8 +93,8 @@ def _prepared(file: CheckFile, check: Check) -> Ready:
 
     if "://" not in check.golden and not Path(check.golden).exists():
         raise UsageError(
-            f"The key {file.where(check, 'golden')}: there is no trace {check.golden}; record it with `tracereplay "
-            "record -o`, or give the path of one."
+            f"The key {file.where(check, 'golden')}: there is no trace {check.golden}; record it with "
+            "`tracereplay record -o`, or give the path of one."
         )
     engine = cast(Engine, found("engine", partial(load_engine, check.engine)))
     policy = cast(Policy, found("policy", partial(policy_named, check.policy)))
@@ -140,9 +141,7 @@ def _plan(row: Ready, golden: Trace) -> Plan:
     )  # fmt: skip
 
 
-def _result(
-    row: Ready, engine: KeptEngine, locked: Locked | None, kept: Path | None, report: Report
-) -> Result:
+def _result(row: Ready, engine: KeptEngine, locked: Locked | None, kept: Path | None, report: Report) -> Result:
     begun = time.monotonic()
 
     def failed(code: int, error: str, last_lines: str = "") -> Result:
@@ -176,9 +175,7 @@ def _keep(file: Path, verdict: Verdict) -> Path:
     return file
 
 
-def replayed(
-    row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | None, report: Report
-) -> Verdict:
+def replayed(row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | None, report: Report) -> Verdict:
     """The verdict of a row.
 
     Args:

@@ -29,7 +29,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
-from tracereplay.checked import OBJECT, Check as Takes, among, checked, list_of
+from tracereplay.checked import Check as Takes
+from tracereplay.checked import among, checked, list_of
 from tracereplay.errors import UsageError
 from tracereplay.verdict import Cause, Outcome
 
@@ -52,7 +53,7 @@ _ROW: Mapping[str, Takes] = {
         lambda value: isinstance(value, str) and _DIGEST.fullmatch(value) is not None,
         "32 hexadecimal digits, as `tracereplay show` prints them",
     ),
-    "settings": OBJECT,
+    "settings": (lambda value: isinstance(value, Mapping), "a table"),
     "model": _TEXT,
     "policy": _TEXT,
     "mode": among("injected", "rerun", "isolated"),

@@ -49,7 +49,9 @@ class Updated:
         check = self.check
         if self.before == self.digest:
             return f"{check.name}: {check.golden} was recorded again and is the same, {self.digest}."
-        told = f"{check.name}: {check.golden} was recorded anew; its digest is {self.digest}, and was {self.before}."
+        told = (
+            f"{check.name}: {check.golden} was recorded anew; its digest is {self.digest}, and was {self.before}."
+        )
         return told if check.digest is None else f"{told} Put it in the row, whose 'digest' is {check.digest}."
 
 
@@ -141,7 +143,9 @@ def record_anew(
         place.put()
         return
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
-        made = jobs.record(engine, workload, Path(folder) / "golden.trace", options=options, log=log, report=report)
+        made = jobs.record(
+            engine, workload, Path(folder) / "golden.trace", options=options, log=log, report=report
+        )
         with open_trace(made) as trace:
             pack_trace(trace, path, force=True)
 

@@ -1,7 +1,7 @@
-"""The error of each call of a pass, in golden's order: what a time line shows, where a verdict has the worst of all.
+"""The error of each call of a pass, in golden's order: what a time line shows, where a verdict has the worst.
 
-No verdict follows from it, and nothing is left out: rows that a verdict does not count for a reason (context that was
-not fed) are there with what they inherited.
+No verdict follows from it, and nothing is left out: rows that a verdict does not count for a reason (context that
+was not fed) are there with what they inherited.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class CallErrors:
     Args:
         calls: in order.
         sites: by name.
-        errors: of each call the worst error of its outputs over the allowance, ``[calls]``: 0 where they are the same
-            to the bit, infinite where one side only is finite, nan where nothing was compared.
+        errors: of each call the worst error of its outputs over the allowance, ``[calls]``: 0 where they are the
+            same to the bit, infinite where one side only is finite, nan where nothing was compared.
     """
 
     calls: Calls

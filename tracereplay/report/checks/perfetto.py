@@ -1,8 +1,8 @@
 """What came of checks as a Perfetto trace, for ui.perfetto.dev: steps and operators, and their error as a counter.
 
-A process a row, with three tracks: golden's steps, the operators in them, and the error over the allowance at each.
-Traces have no times, so that every call takes a microsecond here. What a verdict leaves out for a reason is here, too
-(`comparator.numbers.by_call`).
+A process a row, with three tracks: golden's steps, the operators in them, and the error over the allowance at
+each. Traces have no times, so that every call takes a microsecond here. What a verdict leaves out for a reason is
+here, too (`comparator.numbers.by_call`).
 """
 
 from __future__ import annotations
