@@ -30,8 +30,8 @@ def check(
         Form,
         typer.Option(
             "--format",
-            help="How results are written. github: annotations, and Markdown to $GITHUB_STEP_SUMMARY; perfetto: steps "
-            "and operators with their errors, for ui.perfetto.dev.",
+            help="How results are written. github: annotations, and Markdown to $GITHUB_STEP_SUMMARY; perfetto: "
+            "steps and operators with their errors, for ui.perfetto.dev.",
         ),
     ] = Form.table,
     out: Annotated[

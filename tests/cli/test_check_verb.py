@@ -184,6 +184,16 @@ def test_each_form_goes_to_stdout_or_a_file(run: Run, tmp_path: Path, monkeypatc
     assert run(*rows, words=("--format", "markdown", "-o", out)).code == 2
 
 
+def test_a_perfetto_trace_goes_to_a_file(run: Run, tmp_path: Path) -> None:
+    ended = run('name = "a"', words=("--format", "perfetto"))
+    assert (ended.code, "say with -o FILE where it goes" in ended.err) == (2, True)
+    out = tmp_path / "trace.pftrace"
+    for _ in range(2):
+        ended = run(f'name = "red"\n{FLAW}', words=("--format", "perfetto", "-o", out))
+        assert (ended.code, out.stat().st_size > 1_000) == (1, True), ended.err
+    assert "Next: tracereplay replay" in ended.out  # nothing was kept that could be shown
+
+
 def test_a_golden_at_a_url_is_fetched_once(run: Run, tracereplay: Program, golden: Path, tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     assert tracereplay("pack", golden, "-o", tmp_path / "golden.pack").code == 0
