@@ -168,7 +168,7 @@ def test_an_engines_processes_load_neither_the_other_families_nor_what_they_need
     loaded = set()
     while waiting:
         name = waiting.pop()
-        if name in MODULES and name not in loaded:
+        if name in MODULES and name not in loaded and name != "tracereplay":  # whose names are imported on use
             loaded.add(name)
             waiting += [*imported(name), name.rpartition(".")[0]]
     assert "tracereplay.sitemap.matching" in loaded

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import write
+from cli_support import make_model, write
 from junitparser import JUnitXml
 from program import Ended, Program
 
@@ -58,6 +58,53 @@ def test_a_row_that_fails_leaves_the_others_alone(run: Run) -> None:
     assert "no_such_argument" in ended.out
     assert "plain" in ended.out
     assert "2 checks: 1 not as expected" in ended.out
+
+
+def test_an_engine_that_does_not_start_is_not_started_again(run: Run) -> None:
+    dies = 'settings = {dies = "loading"}'
+    ended = run(f'name = "a"\n{dies}', f'name = "b"\nmode = "rerun"\n{dies}', 'name = "c"')
+    assert ended.code == 4
+    assert ended.err.count("Starting the engine toy") == 2
+    assert ended.out.count("cannot load its model") >= 2
+    assert "\x1b" not in ended.out
+    assert "3 checks: 2 not as expected" in ended.out
+
+
+def test_an_engine_that_dies_is_started_again_for_the_next_row(run: Run) -> None:
+    dies = 'settings = {dies = "generating"}'
+    ended = run(f'name = "a"\n{dies}', f'name = "b"\n{dies}')
+    assert ended.code == 4
+    assert ended.err.count("Starting the engine toy") == 2
+    assert ended.out.count("| the toy engine ran out of luck") == 2
+
+
+def test_a_golden_that_cannot_be_read_is_worse_than_an_engine_that_fails(
+    tracereplay: Program, golden: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "none.trace", "nothing")
+    rows = f'[[check]]\nengine = "toy"\ngolden = "{golden.name}"\nsettings = {{dies = "loading"}}'
+    none = '[[check]]\nengine = "toy"\ngolden = "none.trace"'
+    ended = tracereplay("check", write(tmp_path / "checks.toml", f"{rows}\n{none}"))
+    assert ended.code == 5
+    assert "is not a trace" in ended.out
+    assert "2 checks: 2 not as expected" in ended.out
+
+
+def test_other_weights_are_inconclusive_before_an_engine_starts(run: Run, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", "weights of another")
+    ended = run(f'name = "a"\nmodel = "{other.name}"')
+    assert ended.code == 3
+    assert "weights" in ended.out
+    assert "Starting" not in ended.err
+    assert run(f'name = "a"\nmodel = "{other.name}"\nexpect = "inconclusive"').code == 0
+
+
+def test_an_update_that_fails_leaves_golden_and_lock_alone(run: Run, golden: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    ended = run('settings = {dies = "generating"}', words=("--update", "--reason", "x"))
+    assert ended.code == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "checks.toml"])
+    assert run('name = "a"').code == 0
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@
     digest = "9f0c..."
     format = 2
     golden = "decode.pack"
-    reason = "vLLM 0.32 fuses the norm; checked by hand"
+    reason = "the new norm is fused; checked by hand"
     weights = "31b7..."
 
     [check."decode v1".settings]
 
     [check."decode v1".versions]
     tracereplay = "0.1.0"
-    vllm = "0.32.0"
+    torch = "2.13.0"
 """
 
 from __future__ import annotations

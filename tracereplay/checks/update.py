@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def record_anew(
         try:
             jobs.record(engine, workload, place.path, options=options, log=log, report=report)
         except BaseException:
-            place.clear()
+            shutil.rmtree(place.path, ignore_errors=True)  # beside the trace, which stays
             raise
         place.put()
         return
