@@ -1,6 +1,6 @@
 """How many prompts and tokens make a match mean something: planted faults that workloads of several sizes find.
 
-    python benchmarks/power.py [--engine v1] [--prompts 1,4,16] [--tokens 1,4,16,64]
+    python benchmarks/power.py [--engine v1] [--prompts 1,4] [--tokens 1,4,16,64]
 
 Golden is recorded without a fault, and replayed with one planted after the other, all in one engine start. A
 replay's two passes tell two things: whether an operator or edge is out of tolerance (injected), and whether a
@@ -52,7 +52,7 @@ def seen(verdict: Verdict) -> tuple[bool, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--engine", default="v1")
-    parser.add_argument("--prompts", default="1,4,16")
+    parser.add_argument("--prompts", default="1,4")
     parser.add_argument("--tokens", default="1,4,16,64")
     given = parser.parse_args()
     sizes = [(int(p), int(t)) for t in given.tokens.split(",") for p in given.prompts.split(",")]

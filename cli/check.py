@@ -24,7 +24,7 @@ __all__ = ["check"]
 def check(
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(metavar="CHECKS.toml", help="Checks, a [[check]] table each.", show_default=False)
+        Path, typer.Argument(metavar="CHECKS.toml", help="Checks, one table each.", show_default=False)
     ],
     form: Annotated[
         Form,

@@ -64,6 +64,10 @@ def test_the_table_says_each_row_and_explains_what_is_unexpected() -> None:
     assert text.endswith("5 checks: 4 not as expected, 14 s\n")
 
 
+def test_what_strangers_wrote_does_not_reach_a_terminal_as_it_is() -> None:
+    assert not re.search(r"[\x1b\u202e\x00]", shown(results(HOSTILE)))
+
+
 def test_nothing_is_cut_in_a_table_that_no_terminal_shows() -> None:
     name = "a-very-long-name-" * 20
     assert f"{name} 1" in shown(results(name))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_support import TINY, Engines
+from engine_support import ROOT, TINY, Engines, find_engine
 from junitparser import JUnitXml
 
 from tracereplay.checks import check
 from tracereplay.checks.engine import KeptEngine
+from tracereplay.environments.registry import register
 from tracereplay.report.checks import junit, markdown
 from tracereplay.trace import Trace
 
@@ -66,3 +72,22 @@ def test_an_upgrade_from_v0_is_held_up_and_one_start_serves_all_rows(
     suite = next(iter(JUnitXml.fromstring(junit.render(red).encode())))
     assert (suite.tests, suite.failures, suite.errors) == (4, 1, 0)
     assert len(markdown.render(red)) < 3_000
+
+
+def test_the_worked_upgrade_from_0_18_to_0_32_is_green(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.stop()
+    old, new = find_engine("v1-0.18"), find_engine("v1")
+    monkeypatch.setenv("TRACEREPLAY_HOME", str(tmp_path / "home"))
+    for name, engine in (("old", old), ("new", new)):
+        register(replace(engine, name=name))
+    shutil.copytree(ROOT / "examples" / "upgrade", tmp_path / "examples" / "upgrade")
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    env = {**os.environ, **single_process, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env["GITHUB_STEP_SUMMARY"] = str(tmp_path / "summary.md")
+    gate = [str(tmp_path / "examples" / "upgrade" / "gate.sh"), "--format", "github"]
+    done = subprocess.run(gate, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "::notice title=tracereplay::2 checks: all as expected\n"
+    assert (tmp_path / "summary.md").read_text().startswith(f"{markdown.MARK}\n### ✅")

@@ -11,8 +11,6 @@
     reason = "the new norm is fused; checked by hand"
     weights = "31b7..."
 
-    [check."decode v1".settings]
-
     [check."decode v1".versions]
     tracereplay = "0.1.0"
     torch = "2.13.0"
@@ -35,6 +33,7 @@ from tracereplay.storage.atomic import written
 
 __all__ = ["Locked", "read_lock", "write_lock"]
 
+_NONE: Mapping[str, Any] = {"settings": {}, "versions": {}}
 _HEAD = "# Written by `tracereplay check --update`; review it like code.\n\n"
 _TAKES: Mapping[str, Takes] = {
     "date": STRING, "device": STRING, "digest": STRING, "format": COUNT, "golden": STRING, "reason": STRING,
@@ -65,11 +64,11 @@ class Locked:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
+        tables = {"settings": self.settings, "versions": self.versions}
         return {
             "date": self.date, "device": self.device, "digest": self.digest, "format": self.format,
             "golden": self.golden, "reason": self.reason, "weights": self.weights,
-            "settings": _sorted({key: "null" if value is None else value for key, value in self.settings.items()}),
-            "versions": _sorted(self.versions),
+            **{name: _sorted(values) for name, values in tables.items() if values},
         }  # fmt: skip
 
     @classmethod
@@ -91,7 +90,9 @@ def read_lock(path: Path) -> dict[str, Locked]:
     if set(document) - {"check"} or not isinstance(rows, dict):
         raise UsageError(f"{path} is not a lock file of `tracereplay check`; restore it, or remove it.")
     return {
-        name: Locked.from_dict({"settings": {}, "versions": {}, **checked(row, _TAKES, f"{name!r} in {path}")})
+        name: Locked.from_dict(
+            checked({**_NONE, **row} if isinstance(row, dict) else row, _TAKES, f"{name!r} in {path}")
+        )
         for name, row in rows.items()
     }
 
@@ -104,4 +105,4 @@ def write_lock(path: Path, locked: Mapping[str, Locked]) -> None:
 
 
 def _sorted(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in sorted(values)}
+    return {key: "null" if values[key] is None else values[key] for key in sorted(values)}

@@ -25,7 +25,7 @@ def render(results: Results) -> str:
 def _annotation(path: Path, result: Result) -> str:
     where = {"file": _from_root(path), "line": str(result.check.line)}
     title = f"{clean(result.check.name)}: {outcome(result)}"
-    lines = [said(result), *reasons(result.verdict), f"Next: {clean(result.next_command)}"]
+    lines = [said(result), *reasons(result), f"Next: {clean(result.next_command)}"]
     return _command("error", {**where, "title": title}, "\n".join(lines))
 
 

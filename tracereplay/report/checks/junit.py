@@ -44,7 +44,7 @@ def _case(suite: ElementTree.Element, result: Result, results: Results) -> None:
     if not result.met:
         kind = "failure" if result.exit_code == _DIVERGED else "error"
         what = ElementTree.SubElement(case, kind, message=_text(said(result)), type=_text(outcome(result)))
-        lines = [said(result), *reasons(result.verdict), *result.last_lines.splitlines()]
+        lines = [said(result), *reasons(result), *result.last_lines.splitlines()]
         lines.append(f"Expected: {check.expected}. Next: {result.next_command}")
         what.text = "\n".join(map(_text, lines))[:_LONGEST]
     told = [f"{outcome(result)}; golden {check.golden}, engine {check.engine}, mode {check.mode}"]

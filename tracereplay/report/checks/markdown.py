@@ -15,6 +15,7 @@ __all__ = ["MARK", "render"]
 MARK = "<!-- tracereplay check -->"  # by which a workflow finds its comment again
 ROWS, DETAILS = 40, 10  # rows in the table, and those that are explained
 NAME, SENTENCE, COMMAND = 80, 400, 300  # characters
+_PLAIN = " ,-/='"  # signs without a meaning
 _ICON = {True: "✅", False: "❌"}
 
 
@@ -42,7 +43,7 @@ def _row(result: Result) -> str:
 def _detail(result: Result) -> list[str]:
     lines = ["", f"<details><summary>{literal(result.check.name, NAME)}: {outcome(result)}</summary>", ""]
     lines += [f"- {literal(said(result), SENTENCE)}"]
-    lines += [f"- {literal(reason, SENTENCE)}" for reason in reasons(result.verdict)]
+    lines += [f"- {literal(reason, SENTENCE)}" for reason in reasons(result)]
     last = result.last_lines.strip().splitlines()[-1:]
     lines += [f"- {literal(line, SENTENCE)}" for line in last]
     lines += [f"- Next: {literal(result.next_command, COMMAND)}", "", "</details>"]
@@ -59,4 +60,4 @@ def literal(text: str, longest: int) -> str:
     if len(shown) > longest:
         half = (longest - 1) // 2
         shown = f"{shown[:half]}…{shown[-half:]}"
-    return f"<code>{''.join(c if c.isalnum() or c == ' ' else f'&#{ord(c)};' for c in shown)}</code>"
+    return f"<code>{''.join(c if c.isalnum() or c in _PLAIN else f'&#{ord(c)};' for c in shown)}</code>"

@@ -50,8 +50,8 @@ def _table(results: Results) -> Table:
 def _unmet(result: Result, console: Console) -> None:
     console.print()
     console.print(Text(clean(result.check.name), style="bold"))
-    lines = [said(result), *reasons(result.verdict)]
+    lines = [said(result), *reasons(result)]
     lines += [f"| {clean(line)}" for line in result.last_lines.splitlines()]
     for line in lines:
         console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
-    console.print(Padding(Text(f"Next: {clean(result.next_command)}"), (0, 0, 0, 2), expand=False), soft_wrap=True)
+    console.print(Text(f"  Next: {clean(result.next_command)}"), soft_wrap=True)  # whole, so that it can be pasted

@@ -23,12 +23,19 @@ def said(result: Result) -> str:
     if result.verdict is None:
         return clean(result.error or "There is no verdict.")
     unexpected = "" if result.met or result.outcome != "match" else f"{result.check.expected} was expected: "
-    return f"{unexpected}{headline(result.verdict)}"
+    return f"{unexpected}{_first(result.verdict)}"
 
 
-def reasons(verdict: Verdict | None) -> list[str]:
+def reasons(result: Result) -> list[str]:
     """A verdict's first reasons, those that `said` does not say already."""
+    verdict = result.verdict
     if verdict is None:
         return []
-    first = 1 if verdict.verdict == "inconclusive" else 0
+    first = int(_first(verdict) == clean(next(iter(verdict.reasons), "")))
     return [clean(reason) for reason in verdict.reasons[first : first + REASONS]]
+
+
+def _first(verdict: Verdict) -> str:
+    """The headline, or the first reason where that says the same and more."""
+    line, reason = headline(verdict), clean(next(iter(verdict.reasons), ""))
+    return reason if reason.startswith(line) else line
