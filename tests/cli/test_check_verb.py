@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -254,10 +255,10 @@ def test_a_golden_at_a_url_is_fetched_once(run: Run, tracereplay: Program, golde
     assert (ended.code, "is a URL" in ended.err) == (2, True)
 
 
-def test_python_runs_checks(golden: Path, tmp_path: Path) -> None:
-    text = f'[[check]]\nname = "a"\ngolden = "{golden.name}"\nengine = "toy"'
-    results = package.check(write(tmp_path / "checks.toml", text))
-    assert (results.exit_code, results.results[0].outcome) == (0, "match")
-    verdict = results.results[0].verdict
-    assert verdict is not None
-    assert verdict.matches
+def test_python_runs_checks_as_its_example_says(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"tracereplay": package, "Path": Path}
+    (example,) = doctest.DocTestFinder(recurse=False).find(package.check, "check", globs=names)
+    assert doctest.DocTestRunner().run(example) == (0, 4)

@@ -48,7 +48,13 @@ def check(
     file: CheckFile | str | PathLike[str], *, only: Sequence[str] = (), keep: Path | None = None,
     log: Path | None = None, engine: KeptEngine | None = None, report: Report = lambda line: None,
 ) -> Results:  # fmt: skip
-    """Runs the checks of a file. Rows that one engine start can serve share it.
+    """Runs the checks of a file: ``tracereplay check``. Rows that one engine start can serve share it.
+
+    >>> rows = 'check = [{name = "same", golden = "golden.trace", engine = "toy"}]'
+    >>> _ = Path("checks.toml").write_text(rows)
+    >>> results = tracereplay.check("checks.toml")
+    >>> results.exit_code, results.results[0].verdict.matches
+    (0, True)
 
     Args:
         file: the checks, or their TOML file.
