@@ -71,6 +71,7 @@ class Replays:
         self, golden: str | PathLike[str], *, engine: str, settings: Mapping[str, Any] | None = None,
         model: str | PathLike[str] | None = None, policy: Policy | str | PathLike[str] | None = None,
         mode: str = "injected", digest: str | None = None, accept: Sequence[str] = (),
+        prompts: str | PathLike[str] | None = None, max_tokens: int = 16,
     ) -> Verdict:  # fmt: skip
         """The verdict of a replay; the test fails with a sentence where there is none.
 
@@ -83,6 +84,8 @@ class Replays:
             mode: ``injected``, ``rerun`` or ``isolated``.
             digest: what golden's must be.
             accept: what of golden's signature need not fit: ``device``, ``weights``.
+            prompts: file of what ``--tracereplay-update`` records golden from, the first time too.
+            max_tokens: of prompts that do not say it.
         """
         from tracereplay.checks import Check
         from tracereplay.environments import load_engine
@@ -91,8 +94,9 @@ class Replays:
 
         here = self._request.path.parent
         check = Check(
-            self._request.node.nodeid, self._place(golden), engine, digest, dict(settings or {}),
-            None if model is None else here / model, mode=mode, accept=tuple(accept),
+            self._request.node.nodeid, self._place(golden, prompts is not None), engine, digest,
+            dict(settings or {}), None if model is None else here / model, mode=mode, accept=tuple(accept),
+            prompts=None if prompts is None else here / prompts, max_tokens=max_tokens,
         )  # fmt: skip
         try:
             found = self._verdict(check, load_engine(engine), policy)
@@ -104,17 +108,17 @@ class Replays:
         shown.append(verdict)
         return verdict
 
-    def _place(self, golden: str | PathLike[str]) -> str:
+    def _place(self, golden: str | PathLike[str], prompted: bool) -> str:
         named, test = str(golden), self._request.path
         if "://" in named:
             return named
         beside, within = test.parent / named, test.with_suffix("") / named
         if not beside.exists() and within.exists():
             return str(within)
-        if not beside.exists():
+        if not beside.exists() and not (prompted and self._request.config.getoption(_UPDATE)):
+            how = "pytest --tracereplay-update" if prompted else f"tracereplay record -o {beside}"
             pytest.fail(
-                f"There is no golden trace {beside}; record it with `tracereplay record -o {beside}`, under the "
-                "engine that is to be trusted.",
+                f"There is no golden trace {beside}; record it with `{how}`, under an engine that is trusted.",
                 pytrace=False,
             )
         return str(beside)

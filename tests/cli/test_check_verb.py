@@ -186,6 +186,24 @@ def test_what_was_not_accepted_is_not_used(
     assert "and checks.lock has" in ended.out
 
 
+def test_prompts_make_a_golden_that_is_not_there(
+    tracereplay: Program, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    row = f'golden = "new.pack", engine = "toy", model = "{model}", prompts = "{prompts}", max_tokens = 3'
+    file = write(tmp_path / "checks.toml", f"check = [{{{row}}}]")
+    ended = tracereplay("check", file)
+    assert (ended.code, "or give the row 'prompts' and use tracereplay check --update" in ended.err) == (2, True)
+    ended = tracereplay("check", file, "--update", "--reason", "the first one")
+    assert ended.code == 0, ended.err
+    assert "new toy: " in ended.err
+    with open_trace(tmp_path / "new.pack") as trace:
+        assert (trace.packed, len(trace.run.prompts), trace.run.prompts[1].token_ids) == (True, 2, tuple(b"hello"))
+    assert tracereplay("check", file).code == 0
+    prompts.unlink()
+    ended = tracereplay("check", file)
+    assert (ended.code, "'prompts' of the row 'new toy'" in ended.err) == (2, True)
+
+
 def test_rows_with_one_golden_are_not_updated_at_once(run: Run, golden: Path) -> None:
     rows = ('name = "a"', f'name = "b"\n{FLAW}')
     ended = run(*rows, words=("--update", "--reason", "x"))

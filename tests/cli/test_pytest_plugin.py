@@ -104,6 +104,23 @@ def test_an_update_records_golden_anew_and_says_so(session: pytest.Pytester, gol
     session.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
+def test_prompts_make_a_golden_that_is_not_there(pytester: pytest.Pytester, model: Path, prompts: Path) -> None:
+    pytester.makepyfile(
+        f"""
+        def test_upgrade(replays):
+            assert replays("new.trace", engine="toy", model="{model}", prompts="{prompts}").matches
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["There is no golden trace *new.trace; record it with `pytest --tracereplay-update`*"]
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", "--tracereplay-update").assert_outcomes(passed=1)
+    assert (pytester.path / "new.trace").is_dir()
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
 def test_the_plugin_imports_nothing_heavy() -> None:
     script = (
         "import sys, tracereplay.pytest_plugin; print([n for n in ('numpy', 'rich', 'typer') if n in sys.modules])"

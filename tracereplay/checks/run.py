@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import cast
 
 from tracereplay.alone.replay import replay_isolated
 from tracereplay.checks.engine import KeptEngine, Plan, planned
-from tracereplay.checks.golden import misfits, opened_golden, other_device, without_a_run
+from tracereplay.checks.golden import UPDATE, misfits, opened_golden, other_device, without_a_run
 from tracereplay.checks.lock import Locked, read_lock
 from tracereplay.checks.results import Result, Results, code_of
 from tracereplay.checks.table import STRICT, Check, CheckFile, load_checks, selected
@@ -73,35 +74,37 @@ def check(
     locked = read_lock(checks.lock)
     results: dict[str, Result] = {}
     with nullcontext(engine) if engine is not None else KeptEngine(log, report) as kept_engine:
-        for number, row in _by_engine(rows, report):
+        for number, row, plan in _by_engine(rows, report):
             name = row.check.name
             report(f"Check {len(results) + 1} of {len(rows)}: {name}")
             kept = None if keep is None else keep / f"{number}-{_NO_FILE.sub('-', name)[:80]}"
-            results[name] = _result(row, kept_engine, locked.get(name), kept, report)
+            results[name] = _result(row, plan, kept_engine, locked.get(name), kept, report)
     return Results(checks.path, tuple(results[row.check.name] for row in rows))
 
 
-def prepared(file: CheckFile, checks: Sequence[Check]) -> tuple[Ready, ...]:
-    """Rows with what they name.
+def prepared(file: CheckFile, checks: Sequence[Check], *, made: bool = False) -> tuple[Ready, ...]:
+    """Rows with what they name; golden traces need not be there that are ``made`` from prompts.
 
     Raises:
         UsageError: something is not there; the message names row and key.
     """
-    return tuple(_prepared(file, check) for check in checks)
+    return tuple(_prepared(file, check, made) for check in checks)
 
 
-def _prepared(file: CheckFile, check: Check) -> Ready:
+def _prepared(file: CheckFile, check: Check, made: bool) -> Ready:
     def found(key: str, look: Callable[[], object]) -> object:
         try:
             return look()
         except UsageError as error:
             raise UsageError(f"The key {file.where(check, key)}: {error}") from error
 
-    if "://" not in check.golden and not Path(check.golden).exists():
+    if "://" not in check.golden and not os.path.lexists(check.golden) and not (made and check.prompts):
         raise UsageError(
             f"The key {file.where(check, 'golden')}: there is no trace {check.golden}; record it with "
-            "`tracereplay record -o`, or give the path of one."
+            f"`tracereplay record -o`, or give the row 'prompts' and use {UPDATE}."
         )
+    if check.prompts is not None and not check.prompts.is_file():
+        raise UsageError(f"The key {file.where(check, 'prompts')}: there is no file {check.prompts}.")
     engine = cast(Engine, found("engine", partial(load_engine, check.engine)))
     policy = cast(Policy, found("policy", partial(policy_named, check.policy)))
     if check.model is not None:
@@ -120,22 +123,23 @@ def policy_named(given: str | None) -> Policy:
     return Policy() if given is None else load_policy(Path(given))
 
 
-def _by_engine(rows: Sequence[Ready], report: Report) -> Iterator[tuple[int, Ready]]:
+def _by_engine(rows: Sequence[Ready], report: Report) -> Iterator[tuple[int, Ready, Plan | None]]:
     """The rows with their numbers, those that share an engine start one after the other, else in their order."""
-    groups: dict[str, list[tuple[int, Ready]]] = {}
+    groups: dict[str, list[tuple[int, Ready, Plan | None]]] = {}
     for number, row in enumerate(rows, 1):
-        groups.setdefault(_start(row, report) or f"alone {number}", []).append((number, row))
+        plan = _planned(row, report)
+        groups.setdefault(f"alone {number}" if plan is None else plan.start, []).append((number, row, plan))
     for group in groups.values():
         yield from group
 
 
-def _start(row: Ready, report: Report) -> str | None:
-    """See `Plan.start`; None where there is none, whatever the reason: the row's result will say it."""
+def _planned(row: Ready, report: Report) -> Plan | None:
+    """None where there is none, whatever the reason: the row's result will say it."""
     if row.check.mode == "isolated":
         return None
     try:
         with opened_golden(row.check, report) as golden:
-            return _plan(row, golden).start
+            return _plan(row, golden)
     except TracereplayError:
         return None
 
@@ -147,14 +151,16 @@ def _plan(row: Ready, golden: Trace) -> Plan:
     )  # fmt: skip
 
 
-def _result(row: Ready, engine: KeptEngine, locked: Locked | None, kept: Path | None, report: Report) -> Result:
+def _result(
+    row: Ready, plan: Plan | None, engine: KeptEngine, locked: Locked | None, kept: Path | None, report: Report
+) -> Result:
     begun = time.monotonic()
 
     def failed(code: int, error: str, last_lines: str = "") -> Result:
         return Result(row.check, code, time.monotonic() - begun, error=error, last_lines=last_lines)
 
     try:
-        verdict = replayed(row, engine, locked, kept and kept.with_name(f"{kept.name}.trace"), report)
+        verdict = replayed(row, engine, locked, kept and kept.with_name(f"{kept.name}.trace"), report, plan)
         file = kept and _keep(kept.with_name(f"{kept.name}.json"), verdict)
     except TracereplayError as error:
         return failed(error.exit_code, error.brief, error.last_lines if isinstance(error, EngineFailed) else "")
@@ -181,7 +187,10 @@ def _keep(file: Path, verdict: Verdict) -> Path:
     return file
 
 
-def replayed(row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | None, report: Report) -> Verdict:
+def replayed(
+    row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | None, report: Report,
+    plan: Plan | None = None,
+) -> Verdict:  # fmt: skip
     """The verdict of a row.
 
     Args:
@@ -190,6 +199,7 @@ def replayed(row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | 
         locked: what ``checks.lock`` says of its golden trace.
         out: where the candidate's trace goes; None: nowhere.
         report: called with each line of progress.
+        plan: what replaying golden takes, if that is known already.
 
     Raises:
         TracereplayError: there is none.
@@ -199,7 +209,7 @@ def replayed(row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | 
         reasons = misfits(row.check, golden, locked)
         if not reasons:
             try:
-                reasons = _run(row, engine, golden, place, report)
+                reasons = _run(row, plan, engine, golden, place, report)
             except OtherWeights as found:
                 return judge_unrun(golden, row.engine.name, found, mode)
         if reasons:
@@ -208,13 +218,13 @@ def replayed(row: Ready, engine: KeptEngine, locked: Locked | None, out: Path | 
         return compare_traces(golden, place, row.policy, model=row.check.model)
 
 
-def _run(row: Ready, engine: KeptEngine, golden: Trace, out: Path, report: Report) -> list[str]:
+def _run(row: Ready, plan: Plan | None, engine: KeptEngine, golden: Trace, out: Path, report: Report) -> list[str]:
     """Makes the candidate's trace; or says why golden cannot be compared with it, in sentences."""
     if row.check.mode == "isolated":
         replay_isolated(row.engine, golden.local_path(), out, model=row.check.model, report=report)
         with open_trace(out) as candidate:
             return other_device(row.check, golden, candidate.run.engine)
-    plan = _plan(row, golden)
+    plan = plan or _plan(row, golden)
     if reasons := other_device(row.check, golden, engine.started(plan)):
         return reasons
     engine.replay(plan, golden, out)

@@ -16,6 +16,8 @@
     expect = "match"          # or diverged, inconclusive
     cause = "rounding"        # of the verdict, where diverged is expected
     accept = ["device"]       # what of golden's signature need not fit: device, format, settings, weights
+    prompts = "prompts.jsonl" # what --update records golden from, the first time too; else what golden asks for
+    max_tokens = 16           # of prompts that do not say it
 """
 
 from __future__ import annotations
@@ -59,8 +61,11 @@ _ROW: Mapping[str, Takes] = {
     "mode": among("injected", "rerun", "isolated"),
     "expect": among(*get_args(Outcome)),
     "cause": among(*get_args(Cause)),
+    "prompts": _TEXT,
+    "max_tokens": (lambda value: type(value) is int and value > 0, "a number of tokens, 1 or more"),
     "accept": list_of(lambda part: part in PARTS, f"names of {', '.join(PARTS)}"),
 }
+_TOKENS = 16
 _OF_ONE_ROW = ("golden", "name", "digest")
 _HEADER = re.compile(r"^\s*\[\[\s*[\"']?check[\"']?\s*\]\]", re.MULTILINE)
 
@@ -81,6 +86,8 @@ class Check:
         expect: the verdict that counts as success.
         cause: the verdict's cause that does, beside that; None: any.
         accept: those of `PARTS` that need not fit.
+        prompts: file of what a golden trace is recorded from; None: what the one there asks for.
+        max_tokens: of prompts that do not say it.
         line: where the row begins in its file.
     """
 
@@ -96,6 +103,8 @@ class Check:
     cause: str | None = None
     accept: tuple[str, ...] = ()
     line: int = 1
+    prompts: Path | None = None
+    max_tokens: int = _TOKENS
 
     @property
     def expected(self) -> str:
@@ -190,7 +199,7 @@ def _check(row: Any, number: int, line: int, defaults: Mapping[str, Any], path: 
         raise UsageError(f"The key 'settings' of {about} has no effect: an isolated replay starts no engine.")
     home = path.absolute().parent
     golden = given["golden"] if "://" in given["golden"] else str(home / given["golden"])
-    model, policy = given.get("model"), given.get("policy")
+    model, policy, prompts = given.get("model"), given.get("policy"), given.get("prompts")
     return Check(
         name=given.get("name") or f"{Path(given['golden']).stem} {given['engine']}",
         golden=golden,
@@ -204,6 +213,8 @@ def _check(row: Any, number: int, line: int, defaults: Mapping[str, Any], path: 
         cause=given.get("cause"),
         accept=tuple(given.get("accept", ())),
         line=line,
+        prompts=None if prompts is None else home / prompts,
+        max_tokens=given.get("max_tokens", _TOKENS),
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -24,7 +25,7 @@ from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
 from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.place import Place
-from tracereplay.workload import Workload
+from tracereplay.workload import Workload, read_prompts
 
 __all__ = ["Updated", "record_anew", "update"]
 
@@ -37,17 +38,19 @@ class Updated:
 
     Args:
         check: its row.
-        before, digest: of the trace that was replaced, and of the one that is there now.
+        before, digest: of the trace that was replaced, if there was one, and of the one that is there now.
     """
 
     check: Check
-    before: str
+    before: str | None
     digest: str
 
     @property
     def words(self) -> str:
         """In a sentence."""
         check = self.check
+        if self.before is None:
+            return f"{check.name}: {check.golden} was recorded; its digest is {self.digest}."
         if self.before == self.digest:
             return f"{check.name}: {check.golden} was recorded again and is the same, {self.digest}."
         told = (
@@ -62,7 +65,8 @@ def update(
 ) -> tuple[Updated, ...]:  # fmt: skip
     """Records golden traces anew, each under its row's engine and settings, and writes ``checks.lock``.
 
-    What is generated is what the golden trace asks for, through the same gate as for a replay.
+    What is generated is what the row's prompts say, or else what the golden trace asks for, through the same
+    gate as for a replay.
 
     Args:
         file: the checks, or their TOML file.
@@ -78,7 +82,7 @@ def update(
     checks = file if isinstance(file, CheckFile) else load_checks(Path(file))
     if not reason.strip():
         raise UsageError(f"A golden trace is replaced for a reason; say which: {UPDATE} TEXT.")
-    rows = prepared(checks, selected(checks, only))
+    rows = prepared(checks, selected(checks, only), made=True)
     _refuse(checks, rows)
     locked = read_lock(checks.lock)
     done = []
@@ -109,46 +113,77 @@ def _refuse(file: CheckFile, rows: Sequence[Ready]) -> None:
 
 
 def _update(row: Ready, log: Path | None, report: Report) -> Updated:
-    path = Path(row.check.golden)
-    with open_trace(path) as golden:
-        before = golden.digest()
+    path, before = Path(row.check.golden), None
+    if os.path.lexists(path):
+        with open_trace(path) as golden:
+            before = golden.digest()
     record_anew(row.engine, path, row.check, log=log, report=report)
     with open_trace(path) as golden:
         return Updated(row.check, before, golden.digest())
 
 
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """What is recorded, how much of it, and whether as one file."""
+
+    workload: Workload
+    options: Options
+    packed: bool
+
+
 def record_anew(
     engine: Engine, path: Path, check: Check, *, log: Path | None = None, report: Report = lambda line: None
 ) -> None:
-    """Records what a golden trace asks for under ``engine``, and puts the recording in its place, as it was: one
-    file, or a directory.
+    """Records what a row's prompts, or its golden trace, ask for under ``engine``, in the trace's place.
+
+    A trace stays what it was, one file or a directory; a new one is a directory if it is called ``.trace``.
 
     Raises:
         TracereplayError: nothing was recorded; the trace is as it was.
     """
-    with open_trace(path) as golden:
-        golden.require_recording()
-        if golden.manifest.get("recipients"):
-            raise UsageError(f"{path} is sealed; record a new one with `tracereplay record --encrypt-to`.")
-        asked = workload_of(golden, check.settings, check.model, other_weights=True)
-        workload = Workload(asked.model, asked.prompts, asked.settings)
-        run, packed = golden.run, golden.packed
-    options = Options(level=run.level, sites=run.sites, sides=run.sides)
-    if not packed:
+    asked = _recording(engine, path, check)
+    record = partial(jobs.record, engine, asked.workload, options=asked.options, log=log, report=report)
+    if not asked.packed:
         place = Place(path, force=True)
         try:
-            jobs.record(engine, workload, place.path, options=options, log=log, report=report)
+            record(place.path)
         except BaseException:
-            shutil.rmtree(place.path, ignore_errors=True)  # beside the trace, which stays
+            shutil.rmtree(place.path, ignore_errors=True)  # beside the trace that stays, if there is one
             raise
         place.put()
         return
-    with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
-        made = jobs.record(
-            engine, workload, Path(folder) / "golden.trace", options=options, log=log, report=report
+    with (
+        tempfile.TemporaryDirectory(prefix="tracereplay-") as folder,
+        open_trace(record(Path(folder) / "golden.trace")) as trace,
+    ):
+        pack_trace(trace, path, force=True)
+
+
+def _recording(engine: Engine, path: Path, check: Check) -> _Recording:
+    options, packed, found = Options(), path.suffix != ".trace", None
+    if os.path.lexists(path):
+        with open_trace(path) as golden:
+            golden.require_recording()
+            if golden.manifest.get("recipients"):
+                raise UsageError(f"{path} is sealed; record a new one with `tracereplay record --encrypt-to`.")
+            run, packed = golden.run, golden.packed
+            options = Options(level=run.level, sites=run.sites, sides=run.sides)
+            if check.prompts is None:
+                found = workload_of(golden, check.settings, check.model, other_weights=True)
+    if found is not None:
+        return _Recording(Workload(found.model, found.prompts, found.settings), options, packed)
+    return _Recording(_prompted(engine, check), options, packed)
+
+
+def _prompted(engine: Engine, check: Check) -> Workload:
+    """What a row's prompts ask for."""
+    model = check.model or engine.model
+    if check.prompts is None or model is None:
+        raise UsageError(
+            f"The row {check.name!r} needs 'prompts' and 'model' to record {check.golden}; give both."
         )
-        with open_trace(made) as trace:
-            pack_trace(trace, path, force=True)
+    sampling = {"max_tokens": check.max_tokens, "temperature": 0.0, "logprobs": 0}
+    return Workload(str(model), read_prompts(check.prompts, sampling, {}), check.settings)
 
 
 def _locked(file: CheckFile, check: Check, reason: str) -> Locked:
