@@ -29,6 +29,7 @@ VERBS: Mapping[str, str] = {
     "set": "Change what a running recording keeps, from the engine's next step on.",
     "replay": "Replay a golden trace under another engine, and name the first operator that differs.",
     "compare": "Compare two traces and give the verdict; no engine is started.",
+    "check": "Replay golden traces as a file says, and hold the verdicts to what it expects.",
     "calibrate": "Measure the noise between runs that should agree with GOLDEN, and write it as a policy.",
     "invariance": "Check that an engine computes the same bits for the same row, however requests are served.",
     "logprobs": "Show how the logprobs of two traces differ, as importance ratios; no engine is started.",
