@@ -30,7 +30,8 @@ def report(
     verdict: Annotated[
         str,
         typer.Argument(
-            metavar="VERDICT.json|GOLDEN", help="File written by --json, or the trusted recording.", show_default=False
+            metavar="VERDICT.json|GOLDEN", help="File written by --json, or the trusted recording.",
+            show_default=False,
         ),
     ],
     candidate: Annotated[
@@ -84,7 +85,9 @@ def _page_of(verdict: Verdict, path: Path) -> str:
     try:
         return html.render(verdict)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UsageError(f"{path} is not a verdict that can be shown: {error}; give a file written by --json.") from None
+        raise UsageError(
+            f"{path} is not a verdict that can be shown: {error}; give a file written by --json."
+        ) from None
 
 
 def _compared(

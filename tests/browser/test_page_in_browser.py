@@ -1,6 +1,6 @@
 """The page in a real browser, from a file: what it shows, by mouse, by keyboard, in the dark and on a phone.
 
-Debian's Chromium, which `setup.sh --browser` installs. Pictures are kept in TRACEREPLAY_SCREENSHOTS, if that is set.
+Debian's Chromium, which `setup.sh --browser` installs. Pictures are kept in TRACEREPLAY_SCREENSHOTS, if it is set.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def test_cells_open_the_calls_that_they_stand_for(browser: Any, made: Made) -> N
     page.get_by_role("button", name="first divergence").click()
     fault = shown(page)
     assert fault["site"] == FAULT
-    assert fault["row"].startswith(f"request {first.request}, position {first.position}; step {first.step} in golden")
+    assert fault["row"].startswith(
+        f"request {first.request}, position {first.position}; step {first.step} in golden"
+    )
     assert fault["this call's error"].startswith("out of tolerance: about ")
     assert fault["class over all rows"].startswith("exceeds")
     assert fault["golden"] == (
@@ -184,7 +186,9 @@ def test_the_keyboard_is_enough(browser: Any, made: Made) -> None:
     assert found["site"] == "model.layers.0.input_layernorm"
     assert found["row"].startswith("request 0, position 2;")
     assert page.url.endswith("#cell/operators/model.layers.0.input_layernorm/0.0.2")
-    assert page.locator("#map-words").inner_text().startswith("model.layers.0.input_layernorm, request 0, position 2")
+    assert (
+        page.locator("#map-words").inner_text().startswith("model.layers.0.input_layernorm, request 0, position 2")
+    )
     page.keyboard.press("Home")
     assert shown(page)["row"].startswith("request 0, position 0;")
 

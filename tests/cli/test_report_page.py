@@ -23,7 +23,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Program:
     return Program(capsys)
 
 
-def test_two_traces_make_a_page_and_exit_with_zero(run: Program, traces: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_traces_make_a_page_and_exit_with_zero(
+    run: Program, traces: tuple[Path, Path], tmp_path: Path
+) -> None:
     page = tmp_path / "report.html"
     ended = run("report", *traces, "-o", page)
     assert (ended.code, ended.out, ended.err) == (0, "", f"The report is in {page}.\n")

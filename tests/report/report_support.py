@@ -8,15 +8,26 @@ from tracereplay.columns.tensors import TableKey
 from tracereplay.comparator.details import Details, Digests, ErrorMap, Generated, Scale
 from tracereplay.comparator.tokens.generation import Generation
 from tracereplay.comparator.tokens.sampled import Places
-from tracereplay.verdict import EdgeFinding, Metrics, OperatorFinding, Source, TokenFinding, Tolerance, Verdict, Worst
+from tracereplay.verdict import (
+    EdgeFinding,
+    Metrics,
+    OperatorFinding,
+    Source,
+    TokenFinding,
+    Tolerance,
+    Verdict,
+    Worst,
+)
 
 __all__ = ["LAYERS", "POSITIONS", "large"]
 
 LAYERS, POSITIONS = 32, 1000
 PARTS = {
-    "input_layernorm": "RMSNorm", "self_attn.qkv_proj": "QKVParallelLinear", "self_attn.rotary_emb": "RotaryEmbedding",
-    "self_attn.attn": "Attention", "self_attn.o_proj": "RowParallelLinear", "post_attention_layernorm": "RMSNorm",
-    "mlp.gate_up_proj": "MergedColumnParallelLinear", "mlp.act_fn": "SiluAndMul", "mlp.down_proj": "RowParallelLinear",
+    "input_layernorm": "RMSNorm", "self_attn.qkv_proj": "QKVParallelLinear",
+    "self_attn.rotary_emb": "RotaryEmbedding", "self_attn.attn": "Attention",
+    "self_attn.o_proj": "RowParallelLinear",
+    "post_attention_layernorm": "RMSNorm", "mlp.gate_up_proj": "MergedColumnParallelLinear",
+    "mlp.act_fn": "SiluAndMul", "mlp.down_proj": "RowParallelLinear",
 }  # fmt: skip
 
 
@@ -39,12 +50,16 @@ def large() -> tuple[Verdict, Details]:
     tolerance = Tolerance(4.0, 4.0, "bfloat16")
     verdict = Verdict(
         verdict="diverged", mode="injected", cause="rounding", reasons=("Greedy tokens differ.",),
-        golden=Source({"name": "v0"}, "golden.trace", "1" * 32), candidate=Source({"name": "v1"}, "new.trace", "2" * 32),
+        golden=Source({"name": "v0"}, "golden.trace", "1" * 32),
+        candidate=Source({"name": "v1"}, "new.trace", "2" * 32),
         operators=tuple(
             OperatorFinding(site, operator, "rounding", 1000, POSITIONS, metrics, 0, tolerance)
             for site, operator in sites.items()
         ),
-        edges=tuple(EdgeFinding(site, 0, "rounding", POSITIONS, metrics, op, tolerance) for site, op in sites.items()),
+        edges=tuple(
+            EdgeFinding(site, 0, "rounding", POSITIONS, metrics, operator, tolerance)
+            for site, operator in sites.items()
+        ),
         tokens=TokenFinding(POSITIONS, None, 0.04, 0.01, POSITIONS),
     )  # fmt: skip
     tokens = tuple(noise.integers(0, 32000, POSITIONS + 1).tolist())
@@ -56,7 +71,8 @@ def large() -> tuple[Verdict, Details]:
     )  # fmt: skip
     steps = np.arange(POSITIONS)
     return verdict, Details(
-        pass_name="injected", scale=scale, outputs=maps[0], inputs=maps[1], sites=tuple(sites), steps=(steps, steps),
-        inherited=dict.fromkeys(sites, metrics), digests={site: [Digests(0, "0" * 16, "1" * 16, 1)] for site in sites},
+        pass_name="injected", scale=scale, outputs=maps[0], inputs=maps[1], sites=tuple(sites),
+        steps=(steps, steps), inherited=dict.fromkeys(sites, metrics),
+        digests={site: [Digests(0, "0" * 16, "1" * 16, 1)] for site in sites},
         generated=Generated(generation, generation, places, True),
     )  # fmt: skip

@@ -65,7 +65,9 @@ class Page(HTMLParser):
 
     @property
     def visible(self) -> str:
-        return " ".join(part for tag, parts in self.words.items() if tag not in ("script", "style") for part in parts)
+        return " ".join(
+            part for tag, parts in self.words.items() if tag not in ("script", "style") for part in parts
+        )
 
     @property
     def map(self) -> Any:
@@ -109,7 +111,9 @@ def test_a_page_says_what_the_verdict_says(
     assert {o.operator for o in verdict.operators} <= set(re.findall(r"\w+", page.visible))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    order = [i for i in ids if i in ("verdict", "settings", "tokens", "map", "operators", "first", "left", "census")]
+    order = [
+        i for i in ids if i in ("verdict", "settings", "tokens", "map", "operators", "first", "left", "census")
+    ]
     assert order == sorted(order, key=["verdict", "settings", "tokens", "map", "operators", "first", "left",
                                        "census"].index)  # fmt: skip
     assert (page.map is not None) == whole
@@ -154,7 +158,9 @@ def test_words_of_a_trace_are_shown_as_words(compared: dict[str, tuple[Verdict, 
         reasons=(EVIL,), notes=(EVIL,), first_divergence=replace(first, site=EVIL, operator=EVIL, request_id=EVIL),
         operators=tuple(replace(o, site=renamed.get(o.site, o.site), operator=EVIL) for o in verdict.operators),
         edges=tuple(replace(e, site=EVIL) for e in verdict.edges),
-        settings_diff=tuple(replace(d, name=EVIL, golden=EVIL, candidate={EVIL: EVIL}) for d in verdict.settings_diff),
+        settings_diff=tuple(
+            replace(d, name=EVIL, golden=EVIL, candidate={EVIL: EVIL}) for d in verdict.settings_diff
+        ),
         coverage=replace(verdict.coverage, not_compared=(NotCompared(EVIL, 1, EVIL),)),
         golden=replace(verdict.golden, engine={"name": EVIL}, trace=EVIL, digest=EVIL),
     )  # fmt: skip
@@ -269,5 +275,3 @@ def test_a_large_model_makes_a_page_of_less_than_two_megabytes() -> None:
     data = Page(text).map
     assert (data["columns"], len(data["sites"])) == (POSITIONS, 9 * LAYERS + 4)
     assert len(text.encode()) < 2_000_000
-
-

@@ -6,8 +6,8 @@
     129..254  out of tolerance
     255       a value that is finite on one side only, or another integer
 
-Memory is a few bytes a cell, whatever the length of the traces: where rows share a column, the worst one counts, and
-its place in the column is kept.
+Memory is a few bytes a cell, whatever the length of the traces: where rows share a column, the worst one counts,
+and its place in the column is kept.
 """
 
 from __future__ import annotations

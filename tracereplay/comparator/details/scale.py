@@ -65,7 +65,8 @@ class Scale:
             return
         follows = (np.diff(self.keys, axis=0) == (0, 0, 1)).all(axis=1)
         for place in (0, *(np.flatnonzero(~follows) + 1).tolist()):
-            yield Run(*self.keys[place].tolist(), place)
+            request, sequence, position = self.keys[place].tolist()
+            yield Run(request, sequence, position, place)
 
     def _packed(self, keys: Ints) -> Ints:
         """One number for each, in the same order."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tracereplay.comparator.numbers.metrics import Floats
 from tracereplay.comparator.numbers.results import Mask
 from tracereplay.comparator.numbers.tables import Array, Ints, TableKey
-from tracereplay.comparator.numbers.metrics import Floats
 
 __all__ = ["Watch"]
 

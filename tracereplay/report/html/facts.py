@@ -14,7 +14,7 @@ from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, NotCo
 from tracereplay.verdict.measures import severity
 
 __all__ = [
-    "INPUTS", "Kind", "after", "answer", "by_class", "command", "fact_rows", "grouped", "known_class", "listed",
+    "INPUTS", "Kind", "after", "again", "answer", "by_class", "command", "fact_rows", "grouped", "known_class", "listed",
     "ranked_settings", "sentence",
 ]  # fmt: skip
 
@@ -33,7 +33,9 @@ def sentence(verdict: Verdict) -> str:
     if verdict.verdict == "diverged":
         cause = CAUSES.get(str(verdict.cause))
         if verdict.cause in ("operator", "edge") and verdict.first_divergence is not None:
-            verb = "computes something different" if verdict.cause == "operator" else "delivers something different"
+            verb = (
+                "computes something different" if verdict.cause == "operator" else "delivers something different"
+            )
             return f"{words} {verb}."
         words = cause or words
     return f"{words[:1].upper()}{words[1:]}".rstrip(".") + "."
@@ -78,7 +80,9 @@ def passing_words(first: Divergence) -> str:
 def _place(first: Divergence) -> str:
     what = f"output {first.index}" if first.kind == "operator" else f"input {first.index}, as it arrives"
     kernel = f"{first.kernel} in " if first.kernel else ""
-    return f"{kernel}{first.site} ({first.operator}), {what}" if first.operator else f"{kernel}{first.site}, {what}"
+    return (
+        f"{kernel}{first.site} ({first.operator}), {what}" if first.operator else f"{kernel}{first.site}, {what}"
+    )
 
 
 def _row(first: Divergence) -> str:
@@ -93,10 +97,8 @@ def fact_rows(first: Divergence) -> list[tuple[str, str]]:
     m, worst = first.metrics, first.metrics.worst
     rows = [("where", _place(first)), ("row", _row(first)), ("class", first.error_class), ("error", times(m))]
     if worst is not None:
-        rows.append((
-            "worst element",
-            f"number {worst.index} of its row: {number(worst.golden)} in golden, {number(worst.candidate)} in the candidate",
-        ))  # fmt: skip
+        sides = f"{number(worst.golden)} in golden, {number(worst.candidate)} in the candidate"
+        rows.append(("worst element", f"number {worst.index} of its row: {sides}"))
     rows += [
         ("relative L2 of the worst row", number(m.relative_l2)),
         ("largest difference", f"{number(m.max_abs)}, {number(m.max_ulp)} ulp"),
@@ -163,7 +165,9 @@ def grouped(left: Sequence[NotCompared]) -> list[tuple[str, int, list[str]]]:
     reasons: dict[str, list[NotCompared]] = {}
     for one in left:
         reasons.setdefault(one.reason, []).append(one)
-    found = [(reason, sum(one.rows for one in ones), [one.site for one in ones]) for reason, ones in reasons.items()]
+    found = [
+        (reason, sum(one.rows for one in ones), [one.site for one in ones]) for reason, ones in reasons.items()
+    ]
     return sorted(found, key=lambda group: -group[1])
 
 
@@ -175,6 +179,12 @@ def known_class(name: str) -> str:
 def command(*words: str) -> str:
     """A command line."""
     return shlex.join(map(clean, words))
+
+
+def again(verdict: Verdict) -> str:
+    """What makes the whole page, as a command."""
+    sides = verdict.golden.trace, verdict.candidate.trace or "CANDIDATE"
+    return command("tracereplay", "report", *sides, "-o", "report.html")
 
 
 def after(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""The map of errors as `page.js` reads it: cells as bytes, deflated, in base64, and what names rows and columns."""
+"""The map of errors as `page.js` reads it: cells as bytes, deflated, in base64; what names rows and columns."""
 
 from __future__ import annotations
 

@@ -59,9 +59,7 @@ def render(
         sentence=facts.sentence(verdict),
         answer=facts.answer(verdict),
         after=facts.after(verdict),
-        again=facts.command(
-            "tracereplay", "report", verdict.golden.trace, verdict.candidate.trace or "CANDIDATE", "-o", "report.html"
-        ),
+        again=facts.again(verdict),
         settings=shown,
         unlikely=unlikely,
         texts=None if seen.generated is None else side_by_side(seen.generated, decode),

@@ -125,7 +125,9 @@ def lines(
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         across, up = x.at(point[0]), y.at(point[1])
-        return _round(LEFT + across * (width - LEFT - RIGHT)), _round(height - BOTTOM - up * (height - TOP - BOTTOM))
+        return _round(LEFT + across * (width - LEFT - RIGHT)), _round(
+            height - BOTTOM - up * (height - TOP - BOTTOM)
+        )
 
     drawn = []
     for name, style, points in series:
@@ -139,7 +141,7 @@ def lines(
 
 
 def bars(title: str, words: str, x: Axis, counts: Sequence[int], style: str) -> Plot:
-    """A histogram: counts between equally spaced bounds along ``x``, by the square root, which shows few beside many."""
+    """A histogram: counts between equally spaced bounds along ``x``, by the root, which shows few beside many."""
     width, height = 360.0, 130.0
     most = max(counts, default=0) or 1
     y = Axis(0.0, float(most))
@@ -148,9 +150,13 @@ def bars(title: str, words: str, x: Axis, counts: Sequence[int], style: str) -> 
     for n, count in enumerate(counts):
         tall = math.sqrt(count / most) * (height - TOP - BOTTOM)
         if count:
-            boxes.append((_round(LEFT + n * each), _round(height - BOTTOM - tall), _round(each - 0.5), _round(tall)))
+            boxes.append(
+                (_round(LEFT + n * each), _round(height - BOTTOM - tall), _round(each - 0.5), _round(tall))
+            )
     ticks = [(height - BOTTOM, "0"), (TOP, f"{most:,}")]
-    return Plot(title, words, width, height, boxes=boxes, style=style, x=_along(x, width), y=ticks, units=("", y.unit))
+    return Plot(
+        title, words, width, height, boxes=boxes, style=style, x=_along(x, width), y=ticks, units=("", y.unit)
+    )
 
 
 def _along(x: Axis, width: float) -> list[tuple[float, str]]:

@@ -57,7 +57,10 @@ def _logprobs(bins: Sequence[PositionBin], limit: float | None) -> tuple[Plot, l
     x = Axis(float(bins[0].first), float(max(bins[-1].last, bins[0].first + 1)), unit="position")
     plot = lines(
         "Difference of golden tokens' logprobs, in nats", words, x, Axis(0.0, high, unit="nats"),
-        [("largest", "most", [(at, b.max) for at, b in middle]), ("mean", "mean", [(at, b.mean) for at, b in middle])],
+        [
+            ("largest", "most", [(at, b.max) for at, b in middle]),
+            ("mean", "mean", [(at, b.mean) for at, b in middle]),
+        ],
         limit=(limit, f"allowed: {number(limit)}") if shown and limit is not None else None, size=(560.0, 190.0),
     )  # fmt: skip
     return plot, [(_span(b), number(b.max), number(b.mean)) for b in bins]
