@@ -23,7 +23,7 @@ INPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """XXH3-64 of what arrived at an input of a site in golden's first call there, of the rows that both sides have.
+    """XXH3-64 of what arrived at an input of a site in golden's first call there, by rows that both sides have.
 
     Args:
         index: of the input.

@@ -14,8 +14,8 @@ from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, NotCo
 from tracereplay.verdict.measures import severity
 
 __all__ = [
-    "INPUTS", "Kind", "after", "again", "answer", "by_class", "command", "fact_rows", "grouped", "known_class", "listed",
-    "ranked_settings", "sentence",
+    "INPUTS", "Kind", "after", "again", "answer", "by_class", "command", "fact_rows", "grouped", "known_class",
+    "listed", "ranked_settings", "sentence", "times",
 ]  # fmt: skip
 
 _EFFECTS = ("semantic", "numeric", "unknown", "none")
@@ -36,19 +36,19 @@ def sentence(verdict: Verdict) -> str:
             verb = (
                 "computes something different" if verdict.cause == "operator" else "delivers something different"
             )
-            return f"{words} {verb}."
+            return f"{words[:1].upper()}{words[1:]} {verb}."
         words = cause or words
     return f"{words[:1].upper()}{words[1:]}".rstrip(".") + "."
 
 
 def answer(verdict: Verdict) -> list[tuple[str, str]]:
-    """Where, how large beside what is allowed: what a reader asks next."""
+    """Where, and how large beside what is allowed; of tokens, where no reason tells of them."""
     found = []
     first, tokens = verdict.first_divergence, verdict.tokens
     if first is not None:
         found.append(("Where", f"{_place(first)}; {_row(first)}"))
-        found.append(("How large", f"{times(first.metrics)}; {passing_words(first)}"))
-    if tokens.compared or tokens.logprob_max is not None:
+        found.append(("How large", f"{times(first.metrics)} ({_passing(first)})"))
+    if not verdict.reasons and (tokens.compared or tokens.logprob_max is not None):
         found.append(("Tokens", _tokens(verdict)))
     return found
 
@@ -72,9 +72,10 @@ def times(metrics: Metrics) -> str:
     return f"{words} the allowance" if math.isfinite(metrics.allowance_ratio) else words
 
 
-def passing_words(first: Divergence) -> str:
-    """What would have passed."""
-    return f"would pass: {passing(first.error_class, first.passing_tolerance, first.passing_bias)}"
+def _passing(first: Divergence) -> str:
+    return (
+        f"a tolerance that would pass: {passing(first.error_class, first.passing_tolerance, first.passing_bias)}"
+    )
 
 
 def _place(first: Divergence) -> str:

@@ -150,25 +150,32 @@
   }
 
   function drawNames(style) {
-    const [, h] = size, every = Math.ceil(12 / h);
+    const [, h] = size, labels = labelled(Math.ceil(12 / h));
     const context = prepare(names, 210, rows * h);
     context.font = "11px ui-monospace, Menlo, Consolas, monospace";
     context.textBaseline = "middle";
     context.textAlign = "right";
     const selected = chosen[1];
-    for (let n = 0; n < rows; n += 1) {
-      const near = n !== selected && Math.abs(n - selected) < every;
-      if (n !== selected && (n % every || near)) continue;
+    for (const n of labels) {
       context.fillStyle = style.getPropertyValue(n === selected ? "--text" : "--dim");
-      context.fillText(shortened(data.sites[n].name, 30), 204, n * h + h / 2);
+      context.fillText(shortened(data.sites[n].name, 31), 204, n * h + h / 2);
     }
   }
 
-  // The middle of a name is what repeats; where layers are numbered, the number stays.
+  // The rows that have a name: the chosen one, the first of each layer, others where there is room.
+  function labelled(every) {
+    const found = [chosen[1]], free = (n) => found.every((other) => Math.abs(other - n) >= every);
+    const layer = (n) => (data.sites[n].name.match(/^.*?\.\d+(?=\.)/) || [""])[0];
+    for (let n = 0; n < rows; n += 1) if ((!n || layer(n) !== layer(n - 1)) && free(n)) found.push(n);
+    for (let n = 0; n < rows; n += 1) if (free(n)) found.push(n);
+    return found;
+  }
+
+  // What repeats is left out: the path before a layer's number, or else the beginning.
   function shortened(name, most) {
     if (name.length <= most) return name;
-    const keep = most - 1, tail = Math.ceil(keep * 0.75);
-    return `${name.slice(0, keep - tail)}…${name.slice(-tail)}`;
+    const short = name.replace(/^.*?\.(?=\d+\.)/, "…");
+    return short.length <= most ? short : `…${short.slice(1 - most)}`;
   }
 
   // -- one cell ---------------------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ class Axis:
         low, high: what it shows, ``low < high``.
         log: by the logarithm; what is not above ``low`` lies at its end then.
         unit: what it counts.
+        whole: in whole numbers.
     """
 
     low: float
     high: float
     log: bool = False
     unit: str = ""
+    whole: bool = False
 
     def at(self, value: float) -> float:
         """From 0 to 1, where it lies."""
@@ -45,7 +47,7 @@ class Axis:
             step = max(1, (last - first + 3) // 4)
             marks = [10.0**n for n in range(first, last + 1, step)]
         else:
-            marks = _round_marks(self.low, self.high)
+            marks = _round_marks(self.low, self.high, 1.0 if self.whole else 0.0)
         return [(self.at(mark), number(mark)) for mark in marks]
 
 
@@ -171,12 +173,13 @@ def _round(value: float) -> float:
     return round(value, 1)
 
 
-def _round_marks(low: float, high: float) -> list[float]:
-    """Three to six round numbers within the bounds."""
+def _round_marks(low: float, high: float, least: float) -> list[float]:
+    """Up to six round numbers within the bounds, ``least`` apart or more."""
     span = high - low
     if not (math.isfinite(span) and span > 0):
         return [low]
     unit = 10.0 ** math.floor(math.log10(span / 3))
     step = next(unit * m for m in (1, 2, 5, 10) if span / (unit * m) <= 5)
+    step = max(step, least)
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -54,7 +54,7 @@ def _logprobs(bins: Sequence[PositionBin], limit: float | None) -> tuple[Plot, l
     high = 1.05 * max(top, limit if shown and limit is not None else 0.0)
     words = f"The largest difference is {number(worst.max)} nats, at {_span(worst)}."
     middle = [((b.first + b.last) / 2, b) for b in bins]
-    x = Axis(float(bins[0].first), float(max(bins[-1].last, bins[0].first + 1)), unit="position")
+    x = Axis(float(bins[0].first), float(max(bins[-1].last, bins[0].first + 1)), unit="position", whole=True)
     plot = lines(
         "Difference of golden tokens' logprobs, in nats", words, x, Axis(0.0, high, unit="nats"),
         [
@@ -119,11 +119,12 @@ def _of_class(
     mine = [(float(n), f.metrics.relative_l2) for n, f in enumerate(found, 1)]
     also = [(float(n), inherited[f.site].relative_l2) for n, f in enumerate(found, 1) if f.site in inherited]
     worst = max(found, key=lambda f: f.metrics.relative_l2)
-    words = f"{own}: at most {number(worst.metrics.relative_l2)}, at {worst.site}."
+    most = worst.metrics.relative_l2
+    words = f"{own}: {f'at most {number(most)}, at {worst.site}' if most else 'the same bits'}."
     if also:
         words += f" Run freely: at most {number(max(v for _, v in also))}."
     series = [("run freely", "inherited", also)] if also else []
-    x = Axis(0.5, len(found) + 0.5, unit="site")
+    x = Axis(0.5, len(found) + 0.5, unit="site", whole=True)
     return lines(name, words, x, y, [*series, (own, "own", mine)], size=(300.0, 130.0))
 
 

@@ -118,7 +118,7 @@ class _Pair:
 
 
 def _text(ids: Sequence[int], decode: Decode | None) -> str:
-    return " ".join(map(str, ids)) + " " if decode is None else decode(ids)
+    return " ".join(map(str, ids)) if decode is None else decode(ids)
 
 
 def _prompt(found: Generated, request: int, decode: Decode | None) -> str:
