@@ -22,7 +22,8 @@ from tracereplay.comparator.details import BEYOND, INFINITE, SAME, WITHIN, Detai
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.report import html
-from tracereplay.verdict import NotCompared, Verdict
+from tracereplay.verdict import Attribution, Closure, NotCompared, Verdict
+from tracereplay.verdict.bisection import Bisection, Member
 
 EDGE = "model.layers.1.post_attention_layernorm"
 FLAWS: Mapping[str, Any] = {
@@ -78,12 +79,17 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Verdict, Details]]:
     path = tmp_path_factory.mktemp("pages")
-    golden = toy.record(toy.workload(), path / "golden")
+    golden = toy.record(toy.workload(max_tokens=24), path / "golden")
     found = {}
     for name, given in FLAWS.items():
         details = Details()
         verdict = compare_traces(golden, toy.replay(golden, path / name, **given), details=details)
         found[name] = verdict, details
+    details = Details()
+    other = toy.record(
+        toy.workload(max_tokens=24), path / "other", flaw=Flaw("model.layers.0.input_layernorm", "eps")
+    )
+    found["recordings"] = compare_traces(golden, other, details=details), details
     return found
 
 
@@ -99,7 +105,7 @@ def column(data: Any, request: int, position: int) -> int:
     raise AssertionError("there is no such row")
 
 
-@pytest.mark.parametrize("name", FLAWS)
+@pytest.mark.parametrize("name", [*FLAWS, "recordings"])
 @pytest.mark.parametrize("whole", [True, False], ids=["traces", "verdict"])
 def test_a_page_says_what_the_verdict_says(
     compared: dict[str, tuple[Verdict, Details]], name: str, whole: bool
@@ -239,6 +245,49 @@ def test_isolated_stands_beside_inherited(compared: dict[str, tuple[Verdict, Det
     own = next(o for o in verdict.operators if o.site == "model.norm").metrics.relative_l2
     assert last > own  # what the planted fault does is passed on
     assert "run freely" in Page(html.render(verdict, details)).visible
+
+
+def test_what_a_bisection_proved_is_shown(compared: dict[str, tuple[Verdict, Details]]) -> None:
+    verdict, details = compared["rounding"]
+    minimal = Bisection(
+        "operators", 9, 1, 64, "the same tokens", (Member("model.norm", "RMSNorm", "rounding"),), True
+    )
+    parts = (
+        Attribution(("RMSNorm",), 0.92, (0.9, 0.94), restores=True),
+        Attribution(("Attention",), -2.0, (-3.0, 0.1)),
+    )
+    proved = replace(verdict, bisection=minimal, attribution=parts, closure=Closure(True, None, 64))
+    shown = Page(html.render(proved, details)).visible
+    for words in (
+        "64 rows of logits are golden's",
+        "92.0 %",
+        "90.0 % to 94.0 %",
+        "-200.0 %",
+        "restored by cancelling",
+    ):
+        assert words in shown, words
+
+
+def test_a_recorded_verdict_of_two_engines_is_shown() -> None:
+    saved = Path(__file__).parents[2] / "fixtures" / "tiny-llama-v0-to-v1.json"
+    verdict = Verdict.from_dict(json.loads(saved.read_text()))
+    page = Page(html.render(verdict))
+    assert all(operator.site in page.visible for operator in verdict.operators)
+
+
+def test_tokens_stand_side_by_side_with_the_first_that_differs_marked(
+    compared: dict[str, tuple[Verdict, Details]],
+) -> None:
+    for name in ("operator", "recordings"):
+        verdict, details = compared[name]
+        first = verdict.tokens.first_divergence
+        assert first is not None
+        page = Page(html.render(verdict, details))
+        marked = [attributes for attributes in page.all("mark") if attributes.get("class") == "first"]
+        assert len(marked) >= 2
+        assert str(first.golden) in page.words["mark"]
+        assert str(first.candidate) in page.words["mark"]
+        assert f"parts at position {first.position}" in page.visible
 
 
 def test_details_do_not_change_the_verdict(tmp_path: Path) -> None:

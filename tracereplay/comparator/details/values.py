@@ -16,7 +16,7 @@ from tracereplay.comparator.numbers.tables import PassIndex, Table, gather, pair
 __all__ = ["Digests", "Histogram", "Histograms", "digests_of", "histograms_of"]
 
 BINS = 40
-ELEMENTS = 1 << 22  # of a call that are looked at
+ELEMENTS = 1 << 20  # of a call that are looked at
 ROWS = 64  # of a site's first call that a digest covers
 INPUTS = 4
 

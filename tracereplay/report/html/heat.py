@@ -105,13 +105,14 @@ def _deflated(data: bytes) -> str:
 
 def _runs(steps: Ints) -> Iterator[tuple[int, int, int]]:
     """Rows of one step, or of consecutive steps: the first one's place, its step, and how the step goes on."""
-    place, count = 0, len(steps)
+    place, last = 0, len(steps) - 1
     change = np.diff(steps)
-    while place < count:
-        by = int(change[place]) if place + 1 < count and change[place] in (0, 1) else 0
-        ends = np.flatnonzero(change[place:] != by)
+    ends = [np.flatnonzero(change != by) for by in (0, 1)]
+    while place <= last:
+        by = 1 if place < last and change[place] == 1 else 0
         yield place, int(steps[place]), by
-        place += (int(ends[0]) if len(ends) else count - 1 - place) + 1
+        at = int(np.searchsorted(ends[by], place))
+        place = (int(ends[by][at]) if at < len(ends[by]) else last) + 1
 
 
 def _show(trace: str, name: str) -> Mapping[str, str]:

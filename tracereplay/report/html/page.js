@@ -158,7 +158,7 @@
     const selected = chosen[1];
     for (const n of labels) {
       context.fillStyle = style.getPropertyValue(n === selected ? "--text" : "--dim");
-      context.fillText(shortened(data.sites[n].name, 31), 204, n * h + h / 2);
+      context.fillText(shortened(data.sites[n].name, 30), 204, n * h + h / 2);
     }
   }
 
@@ -172,9 +172,9 @@
   }
 
   // What repeats is left out: the path before a layer's number, or else the beginning.
+  const long = data.sites.some((site) => site.name.length > 30);
   function shortened(name, most) {
-    if (name.length <= most) return name;
-    const short = name.replace(/^.*?\.(?=\d+\.)/, "…");
+    const short = long ? name.replace(/^.*?\.(?=\d+\.)/, "…") : name;
     return short.length <= most ? short : `…${short.slice(1 - most)}`;
   }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tracereplay.report.words import number
 
@@ -112,7 +113,7 @@ class Plot:
 
 def lines(
     title: str, words: str, x: Axis, y: Axis, series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]], *,
-    size: tuple[float, float] = (360.0, 170.0), limit: tuple[float, str] | None = None,
+    size: tuple[float, float] = (360.0, 170.0), limit: tuple[float, str] | None = None, gap: float = math.inf,
 ) -> Plot:  # fmt: skip
     """Lines through points.
 
@@ -122,6 +123,7 @@ def lines(
         series: name, style and points of each line.
         size: of the whole.
         limit: a value on the y axis, and its name.
+        gap: along the x axis, over which no line runs.
     """
     width, height = size
 
@@ -134,7 +136,8 @@ def lines(
     drawn = []
     for name, style, points in series:
         placed = [place(point) for point in points]
-        path = " ".join(f"{'L' if n else 'M'}{a:g} {b:g}" for n, (a, b) in enumerate(placed))
+        joined = [False, *(after[0] - before[0] <= gap for before, after in pairwise(points))]
+        path = " ".join(f"{'L' if on else 'M'}{a:g} {b:g}" for on, (a, b) in zip(joined, placed, strict=False))
         drawn.append(Line(name, style, path, placed if len(placed) <= POINTS else ()))
     at = None if limit is None else (place((x.low, limit[0]))[1], limit[1])
     return Plot(

@@ -62,6 +62,7 @@ def _logprobs(bins: Sequence[PositionBin], limit: float | None) -> tuple[Plot, l
             ("mean", "mean", [(at, b.mean) for at, b in middle]),
         ],
         limit=(limit, f"allowed: {number(limit)}") if shown and limit is not None else None, size=(560.0, 190.0),
+        gap=1.5 * max(b.last - b.first + 1 for b in bins),
     )  # fmt: skip
     return plot, [(_span(b), number(b.max), number(b.mean)) for b in bins]
 

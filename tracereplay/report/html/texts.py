@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
+import numpy as np
+
+from tracereplay.columns.tensors import edges
 from tracereplay.comparator.details import Generated
 from tracereplay.comparator.tokens.generation import first_differences
 
@@ -55,8 +58,8 @@ class SideBySide:
 
 def side_by_side(found: Generated, decode: Decode | None) -> tuple[list[SideBySide], int]:
     """The sequences that differ first, then the others; and how many are not shown."""
-    made = [_Pair.of(found, key) for key in sorted(found.golden.tokens)]
-    pairs = sorted((pair for pair in made if pair.golden or pair.candidate), key=lambda pair: pair.first is None)
+    made = (pair for pair in (_forced(found) if found.forced else _free(found)) if pair.golden or pair.candidate)
+    pairs = sorted(made, key=lambda pair: pair.first is None)
     return [pair.shown(found, decode) for pair in pairs[:SEQUENCES]], max(0, len(pairs) - SEQUENCES)
 
 
@@ -71,22 +74,6 @@ class _Pair:
     first: int | None
     greedy: bool
     forced: bool
-
-    @classmethod
-    def of(cls, found: Generated, key: tuple[int, int]) -> _Pair:
-        start = len(found.golden.prompts[key[0]])
-        greedy = found.golden.greedy[key[0]]
-        if not found.forced:
-            mine, theirs = (side.tokens.get(key, ())[start:] for side in (found.golden, found.candidate))
-            parted = first_differences(found.golden, found.candidate).get(key)
-            return cls(key, start, mine, theirs, None if parted is None else parted - start, greedy, False)
-        keys = found.places.keys
-        here = (keys[:, 0] == key[0]) & (keys[:, 1] == key[1])
-        order = keys[here, 2].argsort()
-        mine, theirs = (side[here][order].tolist() for side in (found.places.tokens[0], found.places.choices[1]))
-        apart = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b), None)
-        first = int(keys[here, 2].min()) if here.any() else start
-        return cls(key, first, mine, theirs, apart if greedy else None, greedy, True)
 
     def shown(self, found: Generated, decode: Decode | None) -> SideBySide:
         """The part of it around the first token that differs."""
@@ -126,3 +113,25 @@ def _prompt(found: Generated, request: int, decode: Decode | None) -> str:
     known = texts[request] if request < len(texts) else None
     text = known or _text(ids[: PROMPT if decode else PROMPT // 4], decode)
     return text if len(text) <= PROMPT else f"{text[:PROMPT]} ..."
+
+
+def _free(found: Generated) -> Iterator[_Pair]:
+    """Each side's own tokens."""
+    parted = first_differences(found.golden, found.candidate)
+    for key, tokens in sorted(found.golden.tokens.items()):
+        start = len(found.golden.prompts[key[0]])
+        first = None if key not in parted else max(0, parted[key] - start)
+        mine, theirs = tokens[start:], found.candidate.tokens.get(key, ())[start:]
+        yield _Pair(key, start, mine, theirs, first, found.golden.greedy[key[0]], False)
+
+
+def _forced(found: Generated) -> Iterator[_Pair]:
+    """Golden's tokens, and what the candidate would have chosen in the place of each."""
+    places = found.places.where(np.lexsort(found.places.keys.T[::-1]))
+    cuts = edges(places.keys[:, 0], places.keys[:, 1]) if len(places.keys) else []
+    for begin, end in pairwise(cuts):
+        request, sequence, start = places.keys[begin].tolist()
+        mine, theirs = places.tokens[0][begin:end].tolist(), places.choices[1][begin:end].tolist()
+        greedy = found.golden.greedy[request]
+        apart = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b), None)
+        yield _Pair((request, sequence), start, mine, theirs, apart if greedy else None, greedy, True)
