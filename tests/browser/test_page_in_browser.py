@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,20 @@ def test_it_fits_a_phone(browser: Any, made: Made) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.get_by_role("button", name="first divergence").click()
     assert shown(page)["site"] == FAULT
+
+
+def test_a_column_of_several_tokens_opens_the_worst_of_them(browser: Any, made: Made, tmp_path: Path) -> None:
+    few = Details(columns=9)
+    verdict = compare_traces(made.golden, made.candidate, details=few)
+    path = tmp_path / "few.html"
+    path.write_text(html.render(verdict, few))
+    page = opened(browser, replace(made, path=path))
+    page.get_by_role("button", name="largest error").click()
+    (worst,) = [o.metrics.worst for o in verdict.operators if o.site == FAULT]
+    assert worst is not None
+    assert shown(page)["row"].startswith(
+        f"request {worst.request}, position {worst.position}; step {worst.step} in"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
