@@ -39,7 +39,7 @@ VERBS: Mapping[str, str] = {
     "verify": "Read every byte of a trace and report whether it is complete, recoverable or damaged.",
     "pack": "Pack a trace into one file, which opens like the directory, also from a URL.",
     "export": "Write selected tensors to a safetensors file, and the calls they belong to as JSON lines.",
-    "report": "Show a verdict written by --json; exits with 0 whatever the verdict.",
+    "report": "Show a verdict written by --json, or that of two traces; exits with 0 whatever the verdict.",
     "engine": "Build, register and examine engines.",
     "bisect": "Prove by experiment what makes an engine diverge.",
 }
