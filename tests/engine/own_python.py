@@ -35,10 +35,11 @@ def generate(llm, *texts, tokens=6):
 
 def simple(model, folder):
     """A block, an engine that lives on, and what is refused."""
-    before = {name for name in sys.modules if name.split(".")[0] in ("typer", "rich", "torch", "vllm")}
-    found = {"before": sorted(before)}
+    found = {}
     found["bad"] = said(lambda: tracereplay.recording(folder / "x.trace", every=0))
     with tracereplay.recording(folder / "golden.trace") as recording:
+        heavy = ("typer", "rich", "uv", "torch", "vllm")
+        found["before"] = sorted(name for name in sys.modules if name.split(".")[0] in heavy)
         import vllm
 
         found["early"] = said(lambda: recording.trace)
@@ -80,8 +81,7 @@ def main():
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         found = {"simple": simple, "several": several}[mode](model, folder)
-    ours = ("tracereplay", "own_python")
-    found["warned"] = [str(w.message) for w in warned if any(name in str(w.filename) for name in ours)]
+    found["warned"] = [str(w.message) for w in warned if str(w.filename) == __file__]
     (folder / "found.json").write_text(json.dumps(found))
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tracereplay
+from tracereplay.cli.record import GENERATES, record
 from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.engines.toy.library import LLM
 from tracereplay.errors import UsageError
+from tracereplay.launch import own
 
 
 @pytest.fixture
@@ -152,8 +157,38 @@ def test_a_trace_is_replaced_when_the_new_one_is_complete(model: Path, tmp_path:
         tracereplay.recording(tmp_path / "mine.trace").__enter__()
 
 
+def test_a_url_is_no_place_for_a_recording() -> None:
+    with pytest.raises(UsageError, match="Cannot write to"):
+        tracereplay.recording("s3://bucket/x.trace")
+
+
 def test_a_trigger_needs_more_than_a_single_trace(model: Path, tmp_path: Path) -> None:
     with tracereplay.recording(tmp_path / "mine.trace") as recording:
         with pytest.raises(UsageError, match="needs a flight recorder"):
             recording.trigger("looked odd")
         LLM(model).generate(["Hello"], max_tokens=2)
+
+
+def test_processes_find_the_plugin_where_only_the_sources_are_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    points = "[vllm.general_plugins]\nours = tracereplay.errors:UsageError\n"
+    path = own._declared(tmp_path, points)
+    script = (
+        "from importlib.metadata import entry_points\n"
+        "found = entry_points(group='vllm.general_plugins')\n"
+        "print([point.load().__name__ for point in found if point.name == 'ours'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd="/")
+    assert (done.returncode, done.stdout.strip()) == (0, "['UsageError']"), done.stderr
+    assert sys.path[-1] == str(tmp_path / "guest")
+
+
+def test_it_takes_what_a_recorded_command_takes_by_the_same_names() -> None:
+    verb = inspect.signature(record).parameters
+    others = {"context", "command", "engine", *GENERATES}
+    assert {*verb} - others == {*inspect.signature(tracereplay.recording).parameters}
+    of_prompts = {*inspect.signature(tracereplay.record).parameters}
+    assert of_prompts - {"workload", "report"} <= {*verb}

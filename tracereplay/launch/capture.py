@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ from tracereplay.engines.variables import CONTROL, GRAPHS, OPTIONS, RECORD_TO, S
 from tracereplay.launch.asking import How
 from tracereplay.launch.collection import Traces, check_collection
 from tracereplay.launch.recording import Recording
+from tracereplay.launch.release import our_version
 from tracereplay.launch.room import Room
 from tracereplay.recorder.flight import RUN
 from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.trace.sealed import own_recipient
 from tracereplay.trace.withheld import Withheld
 
-__all__ = ["Capture", "our_version", "without_secrets"]
+__all__ = ["Capture", "without_secrets"]
 
 _SECRET = ("key", "token", "secret", "password", "credential", "auth")
-_NAMES = ("tracereplay", "tracereplay-guest")  # installed, or brought into an engine's environment by an overlay
 
 
 class Capture:
@@ -86,16 +85,6 @@ class Capture:
             CONTROL: str(self.room.path),
             **({} if socket is None else {SOCKET: str(socket.path)}),
         }
-
-
-def our_version() -> str:
-    """This release, as traces name it."""
-    for name in _NAMES:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "unknown"  # the sources alone are on the path
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:

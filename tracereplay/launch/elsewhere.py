@@ -18,11 +18,12 @@ from pathlib import Path
 from tracereplay.engines.known import DEFAULT, family_named
 from tracereplay.engines.variables import ENABLED, ENDED, GRAPHS, OPTIONS, RECORD_TO
 from tracereplay.errors import TraceError, UsageError
-from tracereplay.launch.capture import our_version, without_secrets
+from tracereplay.launch.capture import without_secrets
 from tracereplay.launch.filling import Checkpoints, Filling
 from tracereplay.launch.home import home
 from tracereplay.launch.overlay import overlay_for
 from tracereplay.launch.process import Launchable
+from tracereplay.launch.release import our_version
 from tracereplay.passes import RECORD
 from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.trace import TraceDirectory, open_trace

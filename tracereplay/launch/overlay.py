@@ -18,6 +18,7 @@ from pathlib import Path
 import tracereplay
 from tracereplay.errors import EnvironmentFailed
 from tracereplay.launch.home import home
+from tracereplay.launch.release import our_version
 from tracereplay.launch.uv import uv_binary, uv_environment
 
 __all__ = ["declare", "overlay_for", "sealing_for"]
@@ -25,7 +26,7 @@ __all__ = ["declare", "overlay_for", "sealing_for"]
 REQUIREMENTS = ("msgpack>=1.0.8", "zstandard>=0.22", "xxhash>=3.4")
 SEALING = ("pyrage>=1.2", "cryptography>=42")
 _ASK = "import sys, platform; print(sys.implementation.cache_tag, platform.system(), platform.machine())"
-_METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: 0\n"
+_METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: {}\n"
 
 
 def overlay_for(python: Path, entry_points: str) -> Path:
@@ -44,7 +45,7 @@ def overlay_for(python: Path, entry_points: str) -> Path:
         _install(partial, python, REQUIREMENTS, ["--no-deps"])
         declare(partial, package, entry_points)
 
-    return _built("overlays", (_abi(python), str(package), REQUIREMENTS, entry_points), build)
+    return _built("overlays", (_abi(python), str(package), our_version(), REQUIREMENTS, entry_points), build)
 
 
 def sealing_for(python: Path) -> Path:
@@ -103,5 +104,5 @@ def declare(folder: Path, package: Path, entry_points: str) -> None:
     (folder / "tracereplay").symlink_to(package)
     info = folder / "tracereplay_guest-0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(_METADATA)
+    (info / "METADATA").write_text(_METADATA.format(our_version()))
     (info / "entry_points.txt").write_text(entry_points)

@@ -68,7 +68,8 @@ def recording(
     keep: str | int | None = None, leave_free: str | None = None, resume_when_room: bool = False,
     max_steps: int | None = None, max_bytes: int | None = None, when_behind: str = "block",
     withhold: str | None = None, withhold_key: str | os.PathLike[str] | None = None,
-    encrypt_to: str | Iterable[str] = (), paused: bool = False, control: bool = True, force: bool = False,
+    encrypt_to: str | Iterable[str] = (), keep_fields: str | Iterable[str] = (), paused: bool = False,
+    control: bool = True, force: bool = False,
 ) -> OwnRecording:  # fmt: skip
     """Records what engines generate that are built within the ``with`` block, whether in this process or another.
 
@@ -97,7 +98,7 @@ def recording(
         ring, trigger, trigger_every, trigger_most, trigger_after: a flight recorder, and what makes traces of it.
         rotate, keep, leave_free, resume_when_room: several traces, and how much of the disk they may take.
         max_steps, max_bytes, when_behind: how much is recorded, and what happens if the disk cannot keep up.
-        withhold, withhold_key, encrypt_to: what a trace may tell, and whom.
+        withhold, withhold_key, encrypt_to, keep_fields: what a trace may tell, and whom.
         paused: record nothing until `OwnRecording.resume`.
         control: make control.sock, by which ``tracereplay status`` and others reach the recording.
 
@@ -107,11 +108,14 @@ def recording(
         UsageError: one of them makes no sense, or something is at ``out``. When the block begins: an engine was
             built before, or another recording is under way. When it ends: no engine was built.
     """
+    if "://" in os.fspath(out):
+        raise UsageError(f"Cannot write to {out}; give a local path.")
     options = options_of(
         when_behind=when_behind, level=level, check_writes=check_writes, max_steps=max_steps, max_bytes=max_bytes,
-        sample=sample, requests=requests, marked=marked, sites=sites, sides=sides, tokens=tokens, every=every,
-        ring=ring, trigger=trigger, trigger_every=trigger_every, trigger_most=trigger_most,
-        trigger_after=trigger_after, encrypt_to=encrypt_to, withhold=withhold, withhold_key=withhold_key,
+        keep_fields=keep_fields, sample=sample, requests=requests, marked=marked, sites=sites, sides=sides,
+        tokens=tokens, every=every, ring=ring, trigger=trigger, trigger_every=trigger_every,
+        trigger_most=trigger_most, trigger_after=trigger_after, encrypt_to=encrypt_to, withhold=withhold,
+        withhold_key=withhold_key,
     )  # fmt: skip
     how = how_of(
         rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
@@ -136,25 +140,20 @@ class OwnRecording:
     """
 
     def __init__(self, out: Path, options: Options, how: How, *, force: bool = False) -> None:
-        if "://" in str(out):
-            raise UsageError(f"Cannot write to {out}; give a local path.")
         if how.collection and force:
             raise UsageError(f"--force replaces a trace, and {out} is a directory of traces, which is continued.")
         if how.control:
             check_socket(out)
-        self._out, self._options, self._how, self._force = out.resolve(), options, how, force
-        self._place: Place | None = None
+        self._out, self._options, self._how = out.resolve(), options, how
+        self._place = None if how.collection else Place(self._out, force=force)
         self._capture: Capture | None = None
         self._left = contextlib.ExitStack()
         self._made: tuple[tuple[Path, bool], ...] = ()
 
     def __enter__(self) -> OwnRecording:
         _refuse_late()
-        if not self._how.collection:
-            self._place = Place(self._out, force=self._force)
-        path = self._out if self._place is None else self._place.path
         command = [Path(sys.executable).name, *sys.argv]
-        made = Capture(path, command, {"name": "python"}, self._options, self._how)
+        made = Capture(self.path, command, {"name": "python"}, self._options, self._how)
         with contextlib.ExitStack() as opened:
             opened.callback(self._let_go, made)
             opened.enter_context(_variables(made))

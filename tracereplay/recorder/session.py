@@ -22,6 +22,7 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.hooks.taps import listen
 from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.control import Control
 from tracereplay.recorder.graphs import GraphRecorder
@@ -250,6 +251,7 @@ class Session(Obeying):
         writer, handover = self._writer, self._handover
         if writer is None or handover is None or self._ended is not None:
             return
+        listen(self)  # another engine may have been built in this process
         self._give_up_step()
         choice, at = self._options.choice, self._engine_steps
         self._engine_steps += 1

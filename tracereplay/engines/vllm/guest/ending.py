@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,14 +35,15 @@ def is_over() -> bool:
     return bool(file) and os.path.exists(str(file))
 
 
-def end_when_told(session: Session) -> None:
-    """Ends the session's pass once the file is there and the engine is between two steps."""
+def end_when_told(session: Session, then: Callable[[], object] = lambda: None) -> None:
+    """Ends the session's pass once the file is there and the engine is between two steps; ``then`` is called."""
     if os.environ.get(ENDED):
-        threading.Thread(target=_wait, args=(session,), name="tracereplay-ending", daemon=True).start()
+        threading.Thread(target=_wait, args=(session, then), name="tracereplay-ending", daemon=True).start()
 
 
-def _wait(session: Session) -> None:
+def _wait(session: Session, then: Callable[[], object]) -> None:
     while not is_over():
         time.sleep(LOOK)
     while not session.end_between_steps():
         time.sleep(AGAIN)
+    then()

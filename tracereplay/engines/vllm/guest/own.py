@@ -27,8 +27,14 @@ def is_built() -> bool:
     kinds = {getattr(sys.modules.get(module), name, None) for module, name in _ENGINES} - {None}
     if not kinds:
         return False
-    gc.collect()  # one that was let go of may wait for this
-    return any(not kinds.isdisjoint(type(one).__mro__) for one in gc.get_objects())
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # vLLM freezes what there is when an engine has started, and what is frozen is not listed
+    try:
+        gc.collect()  # one that was let go of may wait for this
+        return any(not kinds.isdisjoint(type(one).__mro__) for one in gc.get_objects())
+    finally:
+        if frozen:
+            gc.freeze()
 
 
 def is_declared() -> bool:

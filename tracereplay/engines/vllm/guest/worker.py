@@ -133,7 +133,8 @@ class GuestWorker:
             return
         atexit.register(self._do_end)
         assert self._session is not None
-        end_when_told(self._session)
+        # What is registered there would keep the model in memory when the user has let go of the engine.
+        end_when_told(self._session, lambda: atexit.unregister(self._do_end))
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
             above = os.getppid()
