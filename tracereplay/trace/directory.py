@@ -32,6 +32,7 @@ from tracereplay.trace.sealed import opened_for
 
 __all__ = [
     "CLAIM",
+    "ENDED",
     "MANIFEST",
     "SEGMENT",
     "WEIGHTS",
@@ -49,6 +50,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 CLAIM = ".engine-{}"  # by which an engine of a recorded command takes its number; gone when it has ended
+ENDED = ".ended"  # made when a trace is completed while engines live on, and stays: they must not begin anew there
 SETTLE = 20.0  # seconds
 SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32}(?:-engine[1-9]\d{0,3})?)-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
 
