@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-
 from tracereplay.errors import UsageError
 from tracereplay.report import invariance, terminal
+from tracereplay.report.layout import command_lines, report_console
 from tracereplay.verdict import Verdict
 from tracereplay.verdict.invariance import Invariance
 
@@ -27,11 +26,12 @@ def report(
     ] = False,
 ) -> None:
     """Show a verdict written by --json; exits with 0 whatever the verdict."""
-    data, console = read_json(verdict), Console(highlight=False)
+    data, console = read_json(verdict), report_console()
     if "invariant" in data:
         invariance.render(Invariance.from_dict(data), console)
     else:
-        terminal.render(Verdict.from_dict(data), console, everything=everything)
+        whole = " ".join(command_lines(("tracereplay", "report", str(verdict), "--all")))
+        terminal.render(Verdict.from_dict(data), console, everything=everything, whole=whole)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
