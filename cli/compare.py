@@ -43,4 +43,4 @@ def compare(
     check_json(json_file)
     verdict = compare_traces(golden, candidate, rules, oracle=oracle, model=model)
     whole = "tracereplay", "compare", golden, candidate, *rules_words(policy, strict), "--all"
-    raise typer.Exit(deliver(verdict, json_file, everything=everything, whole=whole))
+    raise typer.Exit(deliver(verdict, json_file, everything=everything, whole=whole, model=model))

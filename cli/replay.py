@@ -113,7 +113,7 @@ def replay(
     told = given_words(settings, lora, model, policy, strict)
     with weights_first(golden, candidate.name, json_file, mode.value, told):
         verdict = _judged(work, judge, golden, out, f"Replaying under {candidate.name}", force=force)
-    raise typer.Exit(deliver(verdict, json_file, given=told))
+    raise typer.Exit(deliver(verdict, json_file, given=told, model=model))
 
 
 Report = Callable[[str], None]

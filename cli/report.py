@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from tracereplay.errors import UsageError
 from tracereplay.report import invariance, terminal
 from tracereplay.report.layout import command_lines, report_console

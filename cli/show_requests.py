@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tracereplay.cli.texts import Decode, one_line, why_no_text
@@ -47,7 +48,8 @@ def print_requests(
     room = sentence_room(console)
     with_day = not day.startswith(",")
     rows = [
-        Row(list(map(_cell, _row(one, known, with_day))), [_cell(_said_and_got(one, decode, room))]) for one in found
+        Row(list(map(_cell, _row(one, known, with_day))), [_cell(_said_and_got(one, decode, room))])
+        for one in found
     ]
     console.print()
     console.print(Text(f"requests of {clean(pass_name)}{day}", style="bold"))

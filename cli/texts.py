@@ -33,7 +33,9 @@ def decoder(trace: Trace, model: Path | None) -> Decode | None:
     except ImportError:
         if model is None:
             return None
-        raise UsageError("Text needs the package tokenizers; install it (pip install 'tracereplay[text]').") from None
+        raise UsageError(
+            "Text needs the package tokenizers; install it (pip install 'tracereplay[text]')."
+        ) from None
     except Exception as error:  # of the package's own kind, a bare Exception
         if model is None:
             return None

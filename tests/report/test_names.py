@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracereplay.report.names import grouped, listed
@@ -47,6 +47,7 @@ def test_control_characters_are_escaped() -> None:
 parts = st.sampled_from(["model", "0", "1", "2", "10", "007", "x", ""])
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(parts, min_size=1, max_size=4).map(".".join), max_size=12))
 def test_no_name_is_lost_or_told_twice(names: list[str]) -> None:
     groups = grouped(names)

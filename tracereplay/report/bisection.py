@@ -92,7 +92,13 @@ def _shares(parts: Sequence[Attribution], console: Console, everything: bool) ->
         if part.role in ("class", "sites", "settings"):
             name = ", ".join(part.operators)
         low, high = part.interval
-        cells = name, _share(part.explains), f"{_share(low)} to {_share(high)}", part.tokens_differ, number(part.logprob_max)
+        cells = (
+            name,
+            _share(part.explains),
+            f"{_share(low)} to {_share(high)}",
+            part.tokens_differ,
+            number(part.logprob_max),
+        )
         rows.append(Row([cell(value, "green" if part.restores else "") for value in cells]))
     console.print()
     headers = "changed", "explains", "95 % interval", "tokens", "largest"

@@ -49,11 +49,13 @@ def named_settings(verdict: Verdict) -> str:
 def may_change(suspect: Suspect) -> str:
     """What a setting can change, in words."""
     weight, touches = suspect.weight, suspect.touches
-    kinds = ", ".join(map(clean, touches[:_KINDS])) + (f" and {len(touches) - _KINDS} more" * (len(touches) > _KINDS))
+    kinds = ", ".join(map(clean, touches[:_KINDS])) + (
+        f" and {len(touches) - _KINDS} more" * (len(touches) > _KINDS)
+    )
     if weight is Weight.NOTHING:
         return "nothing"
-    if weight is Weight.UNKNOWN:
-        return "not known"
+    if suspect.difference.effect == "unknown":
+        return "what is not known"
     if suspect.difference.effect == "semantic":
         return f"what is computed: {kinds}" if kinds else "what is computed or reported, elsewhere"
     if weight is Weight.ELSEWHERE:

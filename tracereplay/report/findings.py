@@ -20,8 +20,8 @@ OPERATORS, EDGES, PAIRS, ROUTERS = 10, 4, 4, 3  # rows of each list
 SITES = 3  # groups of sites below a row
 _WIDE = 100  # columns from which on more is told of each error
 
-_INPUTS = {"injected": "each given golden's inputs", "isolated": "each run by itself on golden's inputs"}
-_OF_ALLOWED = "of allowed error"
+_INPUTS = {"injected": "given golden's inputs", "isolated": "run by themselves on golden's inputs"}
+_ALLOWED = "worst first; 100% is what is allowed"
 
 
 def render(verdict: Verdict, console: Console, *, everything: bool = False) -> None:
@@ -44,7 +44,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     ranked = sorted(verdict.operators, key=_severity, reverse=True)
     if not ranked:
         return
-    section(console, "Operators", f"  {_INPUTS.get(verdict.mode, 'each given its own inputs')}; worst first")
+    section(console, "Operators", f"  {_INPUTS.get(verdict.mode, 'on their own inputs')}, {_ALLOWED}")
     if everything:
         rows = [Row([cell(f.site), cell(f.operator), *_measures(f, wide=True)]) for f in ranked]
         print_rows(console, ("at", "operator", *_headers(wide=True)), rows, right=(3, 4, 5))
@@ -56,7 +56,9 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     if differ:
         wide = console.width >= _WIDE
         rows = [_kind(found, wide) for found in differ[:OPERATORS]]
-        print_rows(console, ("operator", "differ", *_headers(wide)), rows, right=(3, 4, 5))
+        print_rows(
+            console, ("operator", "differ", *_headers(wide), "worst at"), rows, right=(3, 4, 5) if wide else (3,)
+        )
     more(console, len(differ) - OPERATORS)
     _identical(console, [found for found in kinds.values() if found[0].error_class == "identical"])
 
@@ -65,12 +67,13 @@ def _kind(found: Sequence[OperatorFinding], wide: bool) -> Row:
     """A class of operators: its worst error, and where it differs."""
     differ = [f for f in found if f.error_class != "identical"]
     share = f"{len(differ)} of {len(found)}"
-    worst = f"worst at {clean(found[0].site)}" if len(differ) > 1 else f"at {clean(found[0].site)}"
-    below = [Text(worst, style="dim")]
+    below = []
     beyond = [f for f in differ if f.error_class == found[0].error_class and f.error_class != "rounding"]
     if len(beyond) > 1:
-        below.append(Text(f"{clean(found[0].error_class)} at {listed([f.site for f in beyond], SITES)}", style="dim"))
-    return Row([cell(found[0].operator), cell(share), *_measures(found[0], wide)], below)
+        below.append(
+            Text(f"{clean(found[0].error_class)} at {listed([f.site for f in beyond], SITES)}", style="dim")
+        )
+    return Row([cell(found[0].operator), cell(share), *_measures(found[0], wide), cell(found[0].site)], below)
 
 
 def _identical(console: Console, kinds: Sequence[Sequence[OperatorFinding]]) -> None:
@@ -81,7 +84,7 @@ def _identical(console: Console, kinds: Sequence[Sequence[OperatorFinding]]) -> 
 
 
 def _headers(wide: bool) -> tuple[str, ...]:
-    return ("class", _OF_ALLOWED, *(("relative L2", "equal") if wide else ()))
+    return ("class", "error", *(("relative L2", "equal") if wide else ()))
 
 
 def _measures(finding: OperatorFinding | EdgeFinding, wide: bool) -> list[Text]:
@@ -104,7 +107,7 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     if not differ:
         return
     same = len(verdict.edges) - len(differ)
-    section(console, "Inputs that differ", f"  as they arrive at an operator; {same} are identical")
+    section(console, "Inputs that differ", f"  as they arrive, {_ALLOWED}; {same} are identical")
     kinds: dict[tuple[object, ...], list[EdgeFinding]] = {}
     for edge in differ:
         one = edge.site if everything else _pattern(edge.site)
@@ -112,7 +115,7 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     shown = list(kinds.values()) if everything else list(kinds.values())[:EDGES]
     wide = everything or console.width >= _WIDE
     rows = [_edge(found, wide) for found in shown]
-    print_rows(console, ("into", "input", *_headers(wide)), rows, right=(3, 4, 5))
+    print_rows(console, ("into", "input", *_headers(wide)), rows, right=(3, 4, 5) if wide else (3,))
     more(console, sum(map(len, kinds.values())) - sum(map(len, shown)))
 
 
@@ -179,5 +182,3 @@ def _routing(verdict: Verdict, console: Console, everything: bool) -> None:
     ]  # fmt: skip
     print_rows(console, ("", "", "", ""), rows, right=(1, 2, 3))
     more(console, len(told) - len(shown))
-
-

@@ -65,4 +65,3 @@ def _shared(found: Inside, console: Console) -> None:
         lines = cell(f"{value.golden + 1}: {value.result}"), cell(f"{value.candidate + 1}: {theirs}")
         rows.append(Row([*lines, _class(value.error_class, value.metrics)]))
     print_rows(console, ("golden, line", "candidate, line", "differs"), rows)
-

@@ -21,7 +21,8 @@ _WIDE = 110  # columns from which on more is told of each
 
 def render(found: Isolated, console: Console, *, everything: bool = False) -> None:
     """Prints ``found``: kernels that differ, worst first; then calls that were not compared, and why."""
-    section(console, "Kernels", f"  {found.compared} of {found.calls} calls executed in isolation and compared")
+    calls = f"{found.compared} of {found.calls} calls executed in isolation and compared"
+    section(console, "Kernels", f"  {calls}; an error of 100% is what is allowed")
     ranked = sorted(found.kernels, key=lambda f: severity(f.error_class, f.metrics.allowance_ratio), reverse=True)
     shown = [f for f in ranked if everything or f.error_class != "identical"]
     if shown:
@@ -44,7 +45,7 @@ def _kernels(findings: Sequence[KernelFinding], console: Console) -> None:
         ])
         for f in findings
     ]  # fmt: skip
-    names = "kernel", "class", "dtype", "calls", "of allowed error", "equal"
+    names = "kernel", "class", "dtype", "calls", "error", "equal"
     print_rows(console, (*names, *(("bias", "to allow it") if wide else ())), rows, right=range(3, 7))
 
 

@@ -51,7 +51,7 @@ def sentence_room(console: Console) -> int | None:
 def section(console: Console, title: str, rest: str = "") -> None:
     """A heading, after an empty line."""
     console.print()
-    _wrapped(console, Text(title, style="bold").append(rest, style="dim"))
+    _wrapped(console, Text().append(title, "bold").append(rest, "dim"))
 
 
 def indented(console: Console, words: str, *, indent: int = _INDENT, style: str = "") -> None:
@@ -63,7 +63,7 @@ def labelled(console: Console, label: str, words: Text, width: int) -> None:
     """A sentence beside its label, whose column has that width."""
     room = _sentence_width(console) - width
     for number, line in enumerate(_lines(words, room, console)):
-        console.print(Text(f"{label if not number else '':<{width}}", style="dim").append_text(line))
+        console.print(Text().append(f"{label if not number else '':<{width}}", "dim").append_text(line))
 
 
 def cell(value: object, style: str = "") -> Text:
@@ -104,7 +104,7 @@ class Row:
 
 
 def print_rows(console: Console, headers: Sequence[str], rows: Sequence[Row], right: Iterable[int] = ()) -> None:
-    """Rows under their headers. None is cut: last columns that do not fit stand below, as do cells under long names.
+    """Rows under their headers. None is cut: last columns that do not fit stand below.
 
     Args:
         console: where.
@@ -121,7 +121,9 @@ def print_rows(console: Console, headers: Sequence[str], rows: Sequence[Row], ri
     widths[0] = max(fitting, default=_NAME)
     for row in every:
         left = [(name, text) for name, text in zip(headers, row.cells, strict=True)][len(widths) :]
-        told = [Text(f"{name} " if name else "", style="dim").append_text(text) for name, text in left if text.plain]
+        told = [
+            Text(f"{name} " if name else "", style="dim").append_text(text) for name, text in left if text.plain
+        ]
         below = [] if row is every[0] and any(headers) else [*told, *row.below]
         _print_row(console, Row(row.cells[: len(widths)], below), widths, set(right))
 
@@ -193,7 +195,10 @@ def _lines(text: Text, room: int, console: Console) -> list[Text]:
     whole."""
     text = _bounded(text, console)
     if console.width < _UNBOUNDED:
-        return list(text.wrap(console, max(room, 1)))
+        lines = list(text.wrap(console, max(room, 1)))
+        for line in lines:
+            line.rstrip()
+        return lines
     found: list[Text] = []
     line = Text(style=text.style)
     for word in text.split(" "):

@@ -1,6 +1,6 @@
 """Names of operators for people: what repeats is said once, and where names differ nothing is cut.
 
-``model.layers.0.input_layernorm`` to ``model.layers.4.input_layernorm`` are ``model.layers.{0..4}.input_layernorm``.
+Five layers' ``model.layers.N.input_layernorm`` are ``model.layers.{0..4}.input_layernorm``.
 """
 
 from __future__ import annotations

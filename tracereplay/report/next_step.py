@@ -19,7 +19,7 @@ __all__ = ["Given", "Next", "next_step"]
 Given: TypeAlias = Sequence[tuple[str, ...]]
 
 _FEWER = {"invariance": ("--set", "--model")}  # of all that replay takes
-_NOT_KNOWN = " (with the options that the candidate was run with)"
+_NOT_KNOWN = "; add the options that the candidate was run with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Next:
 def next_step(verdict: Verdict, given: Given | None = None) -> Next:
     """What to do next; ``given`` are the options that the candidate was run with, None: not known."""
     if verdict.verdict == "match":
-        return Next((), "nothing is to be done for these prompts; more of them, and longer ones, show more")
+        return Next((), "nothing to do; more and longer prompts would show more")
     if verdict.verdict == "inconclusive":
         return _unclear(verdict, given)
     first = verdict.first_divergence
@@ -55,8 +55,8 @@ def next_step(verdict: Verdict, given: Given | None = None) -> Next:
     if verdict.cause == "operator":
         return Next((), "look at the calls that fail, listed below")
     why = {
-        "rounding": "tells how much of it each operator explains, by taking its own error out",
-        "edge": "takes this error out and generates again, which proves that it is the cause",
+        "rounding": "measures how much of it each operator explains",
+        "edge": "takes this error out, which proves whether it is the cause",
         "unobserved": "names the first place where something computes that was not recorded",
     }
     return _run(verdict, given, "bisect operators", why.get(verdict.cause, "proves what the cause is"))
@@ -68,7 +68,7 @@ def _by_itself(verdict: Verdict, first: Divergence, given: Given | None) -> Next
     model = [_path(word) for option in given or () if option[0] == "--model" for word in option]
     call = "--site", first.site, "--step", str(first.step), *kernel
     words = "repro", _golden(verdict), *call, *model, "-o", "bug"
-    return Next(("tracereplay", *words), "writes this call as a script of its own, to look into or to report")
+    return Next(("tracereplay", *words), "writes this call as a script of its own, to look into or report")
 
 
 def _proven(verdict: Verdict, given: Given | None) -> Next:
@@ -97,8 +97,7 @@ def _same_again(verdict: Verdict, given: Given | None) -> Next | None:
 
 def _unclear(verdict: Verdict, given: Given | None) -> Next:
     if any(d.name == "weights" for d in verdict.settings_diff):
-        weights = next(d.golden for d in verdict.settings_diff if d.name == "weights")
-        why = f"where DIR has golden's weights (digest {weights})"
+        why = "DIR being a checkpoint that has golden's weights"
         return _run(verdict, given, "replay", why, ("--model", "DIR"))
     told = " ".join(verdict.reasons)
     if "incomplete" in told:

@@ -6,7 +6,9 @@ They are made of a verdict's values alone, so that each form of report can begin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tracereplay.report.clean import clean
 from tracereplay.report.effects import named_settings
@@ -15,9 +17,29 @@ from tracereplay.report.words import count, number, of_allowed, request_named
 from tracereplay.verdict import Divergence, OperatorFinding, Verdict
 from tracereplay.verdict.measures import severity
 
-__all__ = ["Story", "story_of"]
+__all__ = ["Story", "TextOf", "story_of"]
 
 _KINDS = 4  # classes of operators that a line names
+_TEXT = 20  # characters of a token
+
+# What a reason says, and the same in short; see `comparator.judging.reasons`.
+_UNCLEAR = {
+    "different prompts": "the two ran different prompts",
+    "incomplete": "a trace is incomplete",
+    "dropped from": "a part of golden was not recorded",
+    "could be compared": "too little could be compared",
+    "could be replayed": "nothing could be compared",
+    "does not reproduce its own results": "the candidate does not repeat its own results",
+    "replay of another golden": "the candidate is a replay of another golden trace",
+}
+
+_BEGUN = (
+    "the two do not run the same operators",
+    "the two engines ran different weights",
+    "the candidate does not reproduce its own results",
+)
+
+TextOf: TypeAlias = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +61,18 @@ class Story:
     next: Next
 
 
-def story_of(verdict: Verdict, given: Given | None = None) -> Story:
+def story_of(verdict: Verdict, given: Given | None = None, text: TextOf | None = None) -> Story:
     """The five lines.
 
     Args:
         verdict: what they tell of.
-        given: the options that the candidate was run with ; None: they are not known.
+        given: the options that the candidate was run with; None: they are not known.
+        text: makes text of a token; None: nothing can.
     """
     return Story(
         what=clean(_what(verdict)),
         cause=clean(_cause(verdict)),
-        where=clean(_where(verdict)),
+        where=clean(_where(verdict, text)),
         size=clean(_size(verdict)),
         next=next_step(verdict, given),
     )
@@ -62,7 +85,7 @@ def _what(verdict: Verdict) -> str:
     if verdict.verdict == "match":
         return _matches(verdict)
     if verdict.verdict == "inconclusive":
-        return "whether the two agree cannot be told"
+        return _unclear(verdict)
     first = verdict.first_divergence
     if verdict.bisection is not None and verdict.bisection.first_bad is not None:
         return f"since {verdict.bisection.first_bad} the candidate computes something else"
@@ -75,7 +98,20 @@ def _what(verdict: Verdict) -> str:
         return "operators fail that ran in golden"
     if verdict.cause == "structure":
         return "the two do not run the same operators"
+    if verdict.cause == "setting":
+        return "a setting differs that changes what is computed"
     return _outcome(verdict)
+
+
+def _unclear(verdict: Verdict) -> str:
+    """Why it cannot be told whether the two agree, in short."""
+    if any(d.name == "weights" for d in verdict.settings_diff):
+        return "the two ran different weights"
+    if verdict.cause == "unobserved":
+        return "something computes that was not recorded"
+    said = verdict.reasons[0] if verdict.reasons else ""
+    known = (words for part, words in _UNCLEAR.items() if part in said)
+    return next(known, "too little is known to call it a match")
 
 
 def _matches(verdict: Verdict) -> str:
@@ -106,26 +142,29 @@ def _cause(verdict: Verdict) -> str:
     if verdict.verdict == "match":
         return _nothing(verdict)
     if verdict.verdict == "inconclusive":
-        return verdict.reasons[0] if verdict.reasons else "what was seen is not enough"
+        return _shorter(verdict.reasons[0]) if verdict.reasons else "what was seen is not enough"
     found = verdict.bisection
     if found is not None and found.kind != "operators" and verdict.reasons:
         return verdict.reasons[0]
     if verdict.cause == "setting":
         return named_settings(verdict) or _reason(verdict, "a setting that differs changes what is computed")
     if verdict.cause == "rounding":
-        return f"rounding alone: no operator is at fault, but {_rounders(verdict)} round differently, which adds up"
+        return f"rounding in {_rounders(verdict)}; no fault"
     if verdict.cause == "operator":
         if verdict.first_divergence is None:
             return _reason(verdict, "the calls crash, or return something of another form")
         what = "this kernel" if verdict.first_divergence.kernel else "this operator"
-        return f"{what} itself: given golden's inputs, {_misdeed(verdict.first_divergence)}"
+        inputs = "golden's" if verdict.mode in ("injected", "isolated") else "the same"
+        return f"{what}: on {inputs} inputs {_misdeed(verdict.first_divergence)}"
     if verdict.cause == "edge":
-        return "what lies between operators: each before it gave golden's results, but it is not given them"
-    if verdict.cause in ("structure", "unobserved"):
-        return _reason(verdict, "something that was not recorded computes otherwise")
+        return "between operators: all that run before it gave golden's results"
+    if verdict.cause == "structure":
+        return _shorter(_reason(verdict, "operators of the one have no counterpart in the other"))
+    if verdict.cause == "unobserved":
+        return "something that was not recorded: all that was gives golden's results"
     if verdict.mode == "rerun":
-        return "not known: nothing was fed, so that an operator may inherit what another did"
-    return "not known: two recordings only show where a difference is first visible"
+        return "not known: an operator may have inherited what another did"
+    return "not known: two recordings only show where it is first visible"
 
 
 def _nothing(verdict: Verdict) -> str:
@@ -134,19 +173,25 @@ def _nothing(verdict: Verdict) -> str:
 
 
 def _misdeed(first: Divergence) -> str:
-    nonfinite = "it is not finite where golden is"
+    nonfinite = "it gives values that are not finite"
     worst = first.metrics.worst
     if worst is not None and not math.isfinite(worst.golden):
-        nonfinite = "it is finite where golden is not" if math.isfinite(worst.candidate) else "it is not golden's"
+        nonfinite = "it is finite where golden is not" if math.isfinite(worst.candidate) else "it is not as golden"
     return {
-        "exceeds": "its error is larger than rounding can make it",
+        "exceeds": "its error is more than rounding",
         "nonfinite": nonfinite,
-        "biased": "it leans to one side by more than rounding does",
+        "biased": "its results lean to one side",
     }.get(first.error_class, "it differs")
 
 
 def _reason(verdict: Verdict, otherwise: str) -> str:
     return verdict.reasons[0] if verdict.reasons else otherwise
+
+
+def _shorter(reason: str) -> str:
+    """A reason without its beginning, where the verdict's line says that already."""
+    begin, colon, rest = reason.partition(": ")
+    return rest if colon and begin.lower() in _BEGUN else reason
 
 
 def _rounders(verdict: Verdict) -> str:
@@ -161,7 +206,7 @@ def _rounders(verdict: Verdict) -> str:
 # -- where --------------------------------------------------------------------------------------------------
 
 
-def _where(verdict: Verdict) -> str:
+def _where(verdict: Verdict, text: TextOf | None) -> str:
     first, token = verdict.first_divergence, verdict.tokens.first_divergence
     if verdict.verdict != "diverged":
         return _compared(verdict)
@@ -169,14 +214,18 @@ def _where(verdict: Verdict) -> str:
         seen = "" if verdict.cause else "first visible at "
         return f"{seen}{first.site}{_tensor(first)}; {_row(first)}{_beyond(verdict)}"
     if token is not None:
-        return (
-            f"request {request_named(token)}, position {token.position}: token {token.golden} in golden, "
-            f"{token.candidate} in the candidate"
-        )
+        golden, candidate = (_token(number, text) for number in (token.golden, token.candidate))
+        place = f"request {request_named(token)}, position {token.position}"
+        return f"{place}: token {golden} in golden, {candidate} in the candidate"
     visible = verdict.first_visible
     if visible is not None:
-        return f"first out of tolerance at {visible.site}, where errors have added up; {_row(visible)}"
+        return f"first seen at {visible.site}; {_row(visible)}"
     return _compared(verdict)
+
+
+def _token(number: int, text: TextOf | None) -> str:
+    said = "" if text is None else text(number)[:_TEXT]
+    return f"{number} ({said!r})" if said else str(number)
 
 
 def _tensor(first: Divergence) -> str:
@@ -187,7 +236,7 @@ def _tensor(first: Divergence) -> str:
 
 def _row(first: Divergence) -> str:
     sample = f", sample {first.sequence}" if first.sequence else ""
-    return f"request {request_named(first)}{sample}, position {first.position}, step {first.step}"
+    return f"request {request_named(first)}{sample}, position {first.position}"
 
 
 def _beyond(verdict: Verdict) -> str:
@@ -217,20 +266,19 @@ def _size(verdict: Verdict) -> str:
     parts = []
     if first is not None and verdict.cause != "rounding":
         parts.append(_error(first))
-    elif verdict.verdict != "diverged" or verdict.cause == "rounding":
+    elif verdict.verdict != "diverged":
         parts += _largest(verdict)
-    said = [*parts, *_generation(verdict)]
-    return "; ".join(said) or "nothing differs"
+    return "; ".join([*parts, *_generation(verdict)]) or "nothing differs"
 
 
 def _error(first: Divergence) -> str:
     metrics, worst = first.metrics, first.metrics.worst
-    values = "" if worst is None else f" ({number(worst.candidate)} where golden has {number(worst.golden)})"
+    values = "" if worst is None else f" ({number(worst.candidate)}, golden {number(worst.golden)})"
     if first.error_class == "biased":
-        return f"{metrics.bias_ulp:+.2g} units in the last place on average, each error within its limit"
+        return f"errors lean by {metrics.bias_ulp:+.2g} ulp on average, each within its limit"
     if first.error_class == "nonfinite":
         return f"{count(metrics.nonfinite, 'value')} not finite{values}"
-    return f"error {of_allowed(metrics)}{values}"
+    return f"{of_allowed(metrics)}{values}"
 
 
 def _largest(verdict: Verdict) -> list[str]:
@@ -238,17 +286,17 @@ def _largest(verdict: Verdict) -> list[str]:
     if not differ:
         return []
     worst: OperatorFinding = max(differ, key=lambda o: o.metrics.allowance_ratio)
-    return [f"no operator's error is over {of_allowed(worst.metrics)}"]
+    return [f"operators: at most {of_allowed(worst.metrics)}"]
 
 
 def _generation(verdict: Verdict) -> list[str]:
     """What became of tokens and logprobs, beside what is allowed."""
     tokens, found = verdict.tokens, []
     if tokens.compared:
-        may = "" if tokens.allowed is None or not tokens.differing else f" ({tokens.allowed or 'none'} may)"
+        may = "" if tokens.allowed is None or verdict.first_divergence else f" ({tokens.allowed} allowed)"
         some = f"{tokens.differing} of {tokens.compared} tokens differ{may}"
         found.append(some if tokens.differing else "no token differs")
-    if tokens.logprob_max:
-        may = "" if tokens.logprob_allowed is None else f" ({number(tokens.logprob_allowed)} is allowed)"
-        found.append(f"logprobs differ by up to {number(tokens.logprob_max)}{may}")
+    if tokens.logprob_max and verdict.first_divergence is None:
+        may = "" if tokens.logprob_allowed is None else f" ({number(tokens.logprob_allowed)} allowed)"
+        found.append(f"logprobs by {number(tokens.logprob_max)}{may}")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.text import Text
 
@@ -15,20 +17,19 @@ from tracereplay.report.layout import (
     Row,
     cell,
     command_lines,
-    grid,
     indented,
     labelled,
     more,
     print_rows,
-    print_table,
     section,
 )
 from tracereplay.report.next_step import Given, Next
 from tracereplay.report.reasons import untold
-from tracereplay.report.story import story_of
+from tracereplay.report.story import Story, TextOf, story_of
 from tracereplay.report.words import allowance, number, of_allowed, passing, percent, request_named, source
 from tracereplay.verdict import Divergence, Metrics, TokenFinding, Verdict
 from tracereplay.verdict.measures import rounded_up
+from tracereplay.verdict.rollout import Rollout
 
 __all__ = ["render"]
 
@@ -38,12 +39,13 @@ _LIKELY = Weight.UNKNOWN  # and what explains more
 _VALUE = 20  # columns of a value
 _PLACE = 14  # columns of labels of a place
 _LABEL = 11  # columns of the first lines' labels
+_COMMAND = 2000  # characters of a command that anybody would paste
 _WHOLE = 10_000  # characters of a value that is told in full
 
 
 def render(
     verdict: Verdict, console: Console, *, everything: bool = False, given: Given | None = None,
-    whole: str = "",
+    whole: str = "", text: TextOf | None = None,
 ) -> None:  # fmt: skip
     """Prints ``verdict``.
 
@@ -53,13 +55,15 @@ def render(
         everything: print every site, edge, setting and note, not only classes and the first few.
         given: the options that the candidate was run with, for the next command; None: they are not known.
         whole: how to print everything; empty: that is not said.
+        text: makes text of a token; None: nothing can.
     """
-    _story(verdict, console, given)
+    story = story_of(verdict, given, text)
+    _print_story(story, verdict, console)
     _sides(verdict, console)
-    _reasons(verdict, console)
+    _reasons(verdict, story, console)
     _settings(verdict, console, everything)
     _tokens(verdict.tokens, console)
-    if verdict.rollout is not None and (everything or verdict.rollout.abs_diff.max > 0):
+    if verdict.rollout is not None and (everything or _of_interest(verdict.rollout)):
         rollout.render(verdict.rollout, console, everything=everything)
     if verdict.bisection is not None:
         bisection.render(verdict, verdict.bisection, console, everything=everything)
@@ -76,35 +80,41 @@ def render(
     _notes(verdict, console, everything)
     if whole and not everything:
         console.print()
-        labelled(console, "Everything", Text(clean(whole)), _LABEL)
+        labelled(console, "More", Text(clean(whole)), _LABEL)
+
+
+def _of_interest(found: Rollout) -> bool:
+    """Whether a trainer would ask: tokens were drawn, or the two report different quantities."""
+    other = found.reported is not None and found.reported.differ
+    return other or (found.drawn > 0 and found.abs_diff.max > 0)
 
 
 # -- the first lines ----------------------------------------------------------------------------------------
 
 
-def _story(verdict: Verdict, console: Console, given: Given | None) -> None:
-    story = story_of(verdict, given)
-    word = verdict.verdict.upper()
-    labelled(console, "", Text(f"{word:<{_LABEL}}", STYLE[verdict.verdict]).append(story.what, "bold"), 0)
+def _print_story(story: Story, verdict: Verdict, console: Console) -> None:
+    word = f"{verdict.verdict.upper()}  "
+    first = Text().append(f"{word:<{_LABEL}}", STYLE[verdict.verdict]).append(story.what, "bold")
+    labelled(console, "", first, 0)
     for label, words in (("Cause", story.cause), ("Where", story.where), ("How large", story.size)):
         labelled(console, label, Text(words), _LABEL)
     _next(story.next, console)
 
 
 def _next(step: Next, console: Console) -> None:
-    if not step.command:
+    if not step.command or (console.is_terminal and sum(map(len, step.command)) > _COMMAND):
         labelled(console, "Next", Text(step.why), _LABEL)
         return
     room = console.width - _LABEL
     for number_, line in enumerate(command_lines(step.command, room)):
-        label = Text(f"{'' if number_ else 'Next':<{_LABEL}}", style="dim")
+        label = Text().append(f"{'' if number_ else 'Next':<{_LABEL}}", "dim")
         console.print(label.append(line, "bold"), soft_wrap=True)
     labelled(console, "", Text(clean(step.why), style="dim"), _LABEL)
 
 
-def _reasons(verdict: Verdict, console: Console) -> None:
+def _reasons(verdict: Verdict, story: Story, console: Console) -> None:
     """What else the verdict says in sentences."""
-    told = untold(verdict)
+    told = untold(verdict, story.cause)
     if told:
         section(console, "In detail")
     for reason in told:
@@ -113,10 +123,8 @@ def _reasons(verdict: Verdict, console: Console) -> None:
 
 def _sides(verdict: Verdict, console: Console) -> None:
     console.print()
-    table = grid("left", "*left")
-    table.add_row(cell("golden", "dim"), cell(source(verdict.golden)))
-    table.add_row(cell("candidate", "dim"), cell(source(verdict.candidate)))
-    console.print(table)
+    for label, side in (("golden", verdict.golden), ("candidate", verdict.candidate)):
+        labelled(console, label, cell(source(side)), _LABEL)
 
 
 # -- settings and tokens ------------------------------------------------------------------------------------
@@ -127,7 +135,8 @@ def _settings(verdict: Verdict, console: Console, everything: bool) -> None:
     if not ranked:
         return
     likely = [s for s in ranked if s.weight <= _LIKELY]
-    shown = ranked if everything else likely[:SETTINGS] or ranked[:1]
+    other = [s for s in ranked if s.weight is Weight.ELSEWHERE and s.difference.effect == "semantic"]
+    shown = ranked if everything else [*likely[:SETTINGS], *other[:1]] or ranked[:1]
     section(console, "Settings that differ", "  what can explain this first")
     rows = [
         Row([cell(s.difference.name), _values(s, everything), cell(may_change(s), STYLE[s.difference.effect])])
@@ -149,7 +158,7 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
     section(console, "Tokens")
     first = tokens.first_divergence
     words = f"{tokens.compared} greedy tokens compared, "
-    words += f"{tokens.differing} differ" if tokens.differing else "all the same"
+    words += f"{tokens.differing} differ{'s' * (tokens.differing == 1)}" if tokens.differing else "all the same"
     if first is not None:
         words += f", first in request {request_named(first)} at position {first.position}: "
         words += f"{first.golden} -> {first.candidate}"
@@ -159,7 +168,7 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
         same = "logprobs of golden tokens are the same"
         words = f"logprobs of golden tokens differ by {most} at most, {mean} on average"
         indented(console, words if tokens.logprob_max else same)
-    if tokens.differing or tokens.logprob_max:
+    if (tokens.differing or tokens.logprob_max) and math.isfinite(tokens.logprob_max or 0.0):
         indented(console, f"a policy that allows this: {_limits(tokens)}")
 
 

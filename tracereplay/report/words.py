@@ -86,11 +86,11 @@ def multiple(metrics: Metrics) -> str:
 
 
 def of_allowed(metrics: Metrics) -> str:
-    """The same in a sentence: ``58% of what is allowed``."""
+    """The same in a sentence: ``58% of the allowed error``."""
     words = multiple(metrics)
     if words.endswith("%"):
-        return f"{words} of what is allowed"
-    return f"{words} what is allowed" if words.endswith("times") else words
+        return f"{words} of the allowed error"
+    return f"{words} the allowed error" if words.endswith("times") else words
 
 
 def request_named(first: Divergence | TokenDivergence) -> str:
@@ -106,8 +106,8 @@ def short_kernel(name: str) -> str:
 def passing(error_class: ErrorClass, tolerance: Tolerance | None, bias: float | None = None) -> str:
     """The tolerance that would have passed, or the limit on bias."""
     if error_class == "biased":
-        lean = "" if bias is None else f"; max_ulp = {number(bias)} would"
-        return f"no larger tolerance: every error is within it, but they are biased{lean}"
+        lean = "no tolerance" if bias is None else f"max_ulp = {number(bias)}, not a larger tolerance"
+        return f"{lean}: each error is within it, but they lean to one side"
     if tolerance is None or not (tolerance.a < float("inf") and tolerance.b < float("inf")):
         return "none"
     return f"a = {number(tolerance.a)}, b = {number(tolerance.b)}" if tolerance.a or tolerance.b else "none"

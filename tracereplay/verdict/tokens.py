@@ -50,7 +50,7 @@ class TokenFinding:
         logprobs: how many logprobs were compared.
         differing: greedy tokens that differ.
         forced: whether golden tokens were forced, so that every position stands for itself.
-        allowed: how many greedy tokens may differ, and `logprob_allowed` by how much logprobs may, in nats; None in
+        allowed, logprob_allowed: how many greedy tokens may differ, and by how many nats logprobs may; None in
             verdicts of before that was said.
     """
 

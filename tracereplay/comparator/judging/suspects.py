@@ -1,4 +1,4 @@
-"""Which of the settings that differ can explain what was seen: those first, and what follows from a release last."""
+"""Which of the settings that differ can explain what was seen: those first, and what a release brings last."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _weight(
     if name in _RELEASE:
         return Weight.RELEASE
     if difference.effect == "unknown":
-        return Weight.UNKNOWN
+        return Weight.KNOCK_ON if name.startswith("environment.") else Weight.UNKNOWN
     if touches:
         return Weight.MEANS if difference.effect == "semantic" else Weight.TOUCHES
     if specific or difference.effect == "semantic":
