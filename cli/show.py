@@ -40,6 +40,7 @@ from tracereplay.trace.select import Chosen, choose, pass_of
 __all__ = ["show"]
 
 VALUES = 4
+_NOT_FINITE = 8  # the column that is left out where all are
 
 
 def show(
@@ -126,7 +127,10 @@ def _show_sites(pass_name: str, chosen: Iterator[Chosen], console: Console) -> N
     headers = ("step", "tensor", "dtype", "shape", "min", "max", "mean", "rms", "not finite", "first values")
     for name, tensors in found.items():
         rows = [(str(one.step), _named(one), *_described(one)) for one in tensors]
-        _print_table(console, f"{name} ({tensors[0].site.operator}), pass {pass_name}", headers, rows)
+        shown = [place for place in range(len(headers)) if place != _NOT_FINITE or any(row[place] for row in rows)]
+        title = f"{name} ({tensors[0].site.operator}), pass {pass_name}"
+        kept = [tuple(row[place] for place in shown) for row in rows]
+        _print_table(console, title, [headers[place] for place in shown], kept)
         for _, same in groupby(tensors, key=lambda one: (one.step, one.call.number)):
             _note_sharing(console, list(same))
 

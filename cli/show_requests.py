@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tracereplay.cli.texts import Decode, one_line, why_no_text
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import Row, print_rows, sentence_room
+from tracereplay.report.layout import Row, indented, print_rows, sentence_room
 from tracereplay.trace import Trace
 from tracereplay.trace.known import served_names
 from tracereplay.trace.listing import Listed, detailed, listed
@@ -57,7 +57,7 @@ def print_requests(
     if count > len(found):
         console.print(_cell(f"  and {count - len(found)} more; --all lists them"))
     if decode is None and trace.run.withheld is None:
-        console.print(Text(f"  tokens are shown by their numbers: {clean(why_no_text(trace))}", style="dim"))
+        indented(console, f"tokens are shown by their numbers: {clean(why_no_text(trace))}", style="dim")
 
 
 def _row(one: Listed, known: bool, with_day: bool) -> Iterator[str]:
@@ -74,9 +74,19 @@ def _row(one: Listed, known: bool, with_day: bool) -> Iterator[str]:
 
 def _said_and_got(one: Listed, decode: Decode | None, room: int | None) -> str:
     """Prompt and output, each cut to half of that many columns; None: as long as they are."""
-    most = _LONG if room is None else max((room - 11) // 2, 8)
-    prompt = _shortened(one.text, most) if one.text else one_line(one.prompt or (), decode, most)
-    return f"{prompt} > {one_line(one.tokens, decode, most)}"
+    most = _LONG if room is None else max((room - 16) // 2, 8)
+    given = _quoted_text(_shortened(one.text, most)) if one.text else None
+    prompt = given or _told(one.prompt or (), decode, most)
+    return f"{prompt} -> {_told(one.tokens, decode, most)}"
+
+
+def _told(tokens: Sequence[int], decode: Decode | None, most: int) -> str:
+    said = one_line(tokens, decode, most)
+    return said if decode is None else _quoted_text(said)
+
+
+def _quoted_text(text: str) -> str:
+    return f'"{text}"'
 
 
 def _shortened(text: str, most: int) -> str:

@@ -14,6 +14,7 @@ from tracereplay.cli.summary import observer_words, summary, trigger_words
 from tracereplay.engines.known import family_of
 from tracereplay.report.clean import clean
 from tracereplay.report.layout import Row, cell, labelled, print_rows
+from tracereplay.report.words import count
 from tracereplay.trace import Trace
 from tracereplay.trace.outline import MOST, line_of
 from tracereplay.trace.select import PASSES
@@ -71,13 +72,14 @@ def _facts(trace: Trace, passes: Sequence[str], everything: bool) -> Iterator[tu
             yield "company", said
     for name in sorted(passes, key=_order):
         outline = trace.outline(name)
-        yield f"pass {name}", f"{outline.steps} steps, {outline.rows} rows, {len(trace.ranks(name))} rank(s)"
+        counts = count(outline.steps, "step"), count(outline.rows, "row"), count(len(trace.ranks(name)), "rank")
+        yield f"pass {name}", ", ".join(counts)
 
 
 def _when(trace: Trace) -> str:
     began, ended = (_moment(text) for text in (trace.run.began, trace.run.ended))
     if began is None:
-        return "it does not say when"
+        return "it does not say when, as traces of before that"
     took = "" if ended is None or ended < began else f", in {_seconds((ended - began).total_seconds())}"
     return f"{began:%Y-%m-%d %H:%M:%S} UTC{took}"
 
@@ -115,8 +117,10 @@ def _engine(trace: Trace, everything: bool) -> Iterator[tuple[str, str]]:
         yield "device", str(run.engine["device"])
     if run.command_line:
         yield "command", " ".join(run.command_line)
-    if arguments := run.engine_facts("arguments"):
-        yield "arguments", _pairs(arguments, list(arguments))
+    if given := run.engine_facts("arguments"):
+        yield "arguments", _pairs(given, list(given))
+    elif (asked := {} if run.requested is None else run.requested.words()).get("settings"):
+        yield "arguments", asked["settings"]
     settings = run.engine_facts("settings")
     names = list(settings) if everything else [name for name in _FIRST if settings.get(name) is not None]
     if names:
@@ -129,8 +133,6 @@ def _asked(trace: Trace) -> Iterator[tuple[str, str]]:
     run = trace.run
     asked = {} if run.requested is None else run.requested.words()
     yield "model", f"{asked.get('model', 'unknown')} (weights {run.weights or 'unknown'})"
-    if asked.get("settings"):
-        yield "asked for", asked["settings"]
     lengths = [len(prompt.token_ids or ()) for prompt in run.prompts]
     if lengths:
         between = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
