@@ -43,7 +43,7 @@ def test_each_verdict_begins_with_the_same_five_lines(verdicts: dict[str, Verdic
         ("rounding", "rounding in SiluAndMul, RotaryEmbedding, RMSNorm, Attention; no fault",
          "first seen at model.layers.0.mlp.act_fn; request 1, position 1",
          "no token differs; logprobs by 0.0379 (0.01 allowed)"),
-        ("operator", "this operator: on golden's inputs its error is more than rounding",
+        ("operator", "this operator: on golden's inputs its error is too large to be rounding",
          "model.layers.1.input_layernorm; request 0, position 3",
          "434% of the allowed error (3.06, golden 3.38); 2 of 24 tokens differ"),
         ("edge", "between operators: all that run before it gave golden's results",
@@ -76,8 +76,8 @@ def test_the_first_lines_of_usual_verdicts_are_short(verdicts: dict[str, Verdict
 
 
 COMMANDS = {
-    "operator": "repro golden.trace --site model.layers.1.input_layernorm --step 0 -o bug",
-    "nan": "repro golden.trace --site model.layers.1.mlp.down_proj --step 7 -o bug",
+    "operator": "bisect operators golden.trace --engine toy-1.0 --set flaw=x --policy p.toml",
+    "recordings": "show golden.trace model.norm --step 0",
     "rounding": "bisect operators golden.trace --engine toy-1.0 --set flaw=x --policy p.toml",
     "edge": "bisect operators golden.trace --engine toy-2.0 --set flaw=x --policy p.toml",
     "unobserved": "bisect operators golden.trace --engine toy-2.0 --set flaw=x --policy p.toml",
@@ -106,8 +106,32 @@ def test_a_setting_that_a_trace_may_not_ask_for_is_in_no_command(verdicts: dict[
     assert "rm -rf" not in " ".join(found.command)
 
 
+@pytest.mark.parametrize(
+    ("operator", "command"),
+    [
+        ("RMSNorm", "repro golden.trace --site model.layers.1.input_layernorm --step 0 -o bug"),
+        ("Attention", "replay golden.trace --engine toy-1.0 --policy p.toml --mode isolated --site "
+                      "model.layers.1.input_layernorm"),
+        ("Sampler", "bisect operators golden.trace --engine toy-1.0 --set flaw=x --policy p.toml"),
+    ],
+)  # fmt: skip
+def test_what_can_be_run_by_itself_is(verdicts: dict[str, Verdict], operator: str, command: str) -> None:
+    found = story_of(as_vllm(here(verdicts["operator"]), operator), SET).next
+    assert " ".join(found.command) == f"tracereplay {command}"
+
+
+def as_vllm(verdict: Verdict, operator: str) -> Verdict:
+    """A verdict of the toy's as if it were of a family whose operators can be run by themselves."""
+    assert verdict.first_divergence is not None
+    return replace(
+        verdict,
+        golden=replace(verdict.golden, engine={**verdict.golden.engine, "family": "vllm"}),
+        first_divergence=replace(verdict.first_divergence, operator=operator),
+    )
+
+
 def test_what_a_trace_says_is_quoted_in_a_command(verdicts: dict[str, Verdict]) -> None:
-    verdict = here(verdicts["operator"])
+    verdict = as_vllm(here(verdicts["operator"]), "RMSNorm")
     assert verdict.first_divergence is not None
     evil = replace(verdict, first_divergence=replace(verdict.first_divergence, site="x; rm -rf ~\x1b[2J'$(id)"))
     text = "\n".join(printed(evil, 200))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tracereplay.comparator.judging.settings import argument_of
+from tracereplay.engines.known import family_of
 from tracereplay.gate import setting_refusal
 from tracereplay.report.effects import explaining
 from tracereplay.verdict import Divergence, Verdict
@@ -19,6 +20,8 @@ __all__ = ["Given", "Next", "next_step"]
 Given: TypeAlias = Sequence[tuple[str, ...]]
 
 _FEWER = {"invariance": ("--set", "--model")}  # of all that replay takes
+_ALONE = ("--model", "--policy", "--strict")  # what it takes with --mode isolated
+_SCRIPTED = {"norm", "gated", "activation", "linear", "embedding", "rotary"}  # roles of which repro makes scripts
 _NOT_KNOWN = "; add the options that the candidate was run with"
 
 
@@ -63,12 +66,25 @@ def next_step(verdict: Verdict, given: Given | None = None) -> Next:
 
 
 def _by_itself(verdict: Verdict, first: Divergence, given: Given | None) -> Next:
-    """The call as a script of its own."""
-    kernel = ("--kernel", first.kernel) if first.kernel else ()
-    model = [_path(word) for option in given or () if option[0] == "--model" for word in option]
-    call = "--site", first.site, "--step", str(first.step), *kernel
-    words = "repro", _golden(verdict), *call, *model, "-o", "bug"
-    return Next(("tracereplay", *words), "writes this call as a script of its own, to look into or report")
+    """The call that is out of tolerance alone, as far as its engine's operators can be run by themselves."""
+    family, engine = family_of(verdict.golden.engine), verdict.golden.engine
+    role = family.operator(first.operator).role
+    one_rank = engine.get("ranks", 1) == 1
+    if first.kernel or (family.alone is not None and role in _SCRIPTED and one_rank):
+        kernel = ("--kernel", first.kernel) if first.kernel else ()
+        model = [_path(word) for option in given or () if option[0] == "--model" for word in option]
+        call = "--site", first.site, "--step", str(first.step), *kernel
+        words = "tracereplay", "repro", _golden(verdict), *call, *model, "-o", "bug"
+        return Next(words, "writes this call as a script of its own, to look into or report")
+    if family.alone is not None and role == "attention" and one_rank and verdict.mode != "isolated":
+        options = "--mode", "isolated", "--site", first.site
+        return _run(verdict, given, "replay", "runs its recorded calls alone, without an engine", options)
+    if verdict.mode == "injected":
+        return _run(
+            verdict, given, "bisect operators", "takes this error out, which proves whether it is the cause"
+        )
+    words = "tracereplay", "show", _golden(verdict), first.site, "--step", str(first.step)
+    return Next(words, "shows the tensors that golden has there")
 
 
 def _proven(verdict: Verdict, given: Given | None) -> Next:
@@ -126,7 +142,8 @@ def _run(
 
 def _taken(option: Sequence[str], verb: str, anew: Sequence[str]) -> bool:
     """Whether a command takes an option that was given, which is not given anew."""
-    if verb in _FEWER and option[0] not in _FEWER[verb]:
+    taken = _ALONE if "isolated" in anew else _FEWER.get(verb, option)
+    if option[0] not in taken:
         return False
     if option[0] != "--set":
         return option[0] not in anew

@@ -178,7 +178,7 @@ def _misdeed(first: Divergence) -> str:
     if worst is not None and not math.isfinite(worst.golden):
         nonfinite = "it is finite where golden is not" if math.isfinite(worst.candidate) else "it is not as golden"
     return {
-        "exceeds": "its error is more than rounding",
+        "exceeds": "its error is too large to be rounding",
         "nonfinite": nonfinite,
         "biased": "its results lean to one side",
     }.get(first.error_class, "it differs")
