@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from tracereplay.cli.console import stderr
 from tracereplay.cli.options import BaseTrace, TracePath, opened
 from tracereplay.errors import TraceError
 from tracereplay.report.clean import clean
+from tracereplay.report.layout import report_console
 from tracereplay.trace import verify as checking
 from tracereplay.trace.directory import MANIFEST
 
@@ -59,7 +59,7 @@ def verify(
 
 
 def _print(state: str, reports: list[checking.SegmentReport]) -> None:
-    console = Console(highlight=False)
+    console = report_console()
     console.print(Text(_WORDS[state]))
     table = Table("segment", "state", "steps", "frames", "bytes", box=None, pad_edge=False, header_style="dim")
     for report in reports:
