@@ -26,6 +26,7 @@ from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_se
 from tracereplay.engines.vllm.guest.numbering import client_names
 from tracereplay.engines.vllm.guest.sampling import mark_of
 from tracereplay.errors import TracereplayError
+from tracereplay.recorder.ends import End, EndsTold
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import Orders
 from tracereplay.trace.requests import Identity, Moment, RequestFile, bounded, record_of
@@ -56,14 +57,16 @@ class Front:
         takes: whether a request is recorded, by its engine's id and its sampling parameters.
         withhold: whether what a request stopped at, which is text or a token of its own, is kept out.
         recipients: the only ones who can read the files; see `RequestFile`.
+        rings: are told of ends; None: there are none.
     """
 
     def __init__(
         self, directory: Path | None, orders: Ordered | None = None,
         takes: Callable[[str, Any], bool] = lambda engine_id, sampling: True, withhold: bool = False,
-        recipients: Sequence[str] = (),
+        recipients: Sequence[str] = (), rings: EndsTold | None = None,
     ) -> None:  # fmt: skip
         self.takes = takes
+        self._rings = rings
         self._withhold, self._recipients = withhold, recipients
         self.failures = 0  # records that could not be written
         self._directory = directory
@@ -124,6 +127,8 @@ class Front:
         end = Identity(known.id, ended=now(), reason=bounded(reason), stop=at, tokens=tokens)
         self._lately.append(replace(known, ended=end.ended, reason=end.reason, stop=at, tokens=tokens))
         self._write(end)
+        if self._rings is not None:
+            self._rings.tell(End(end.id, end.reason, tokens))
         for file, ids in self._older:
             if end.id in ids:
                 ids.discard(end.id)
@@ -169,7 +174,9 @@ def front() -> Front:
         return options.choice.takes(client_names(engine_id), mark_of(sampling))
 
     directory = Path(os.environ[RECORD_TO]) if options.ring is None else None
-    return Front(directory, _orders(), takes, options.withhold is not None, options.recipients)
+    room = os.environ.get(CONTROL)
+    rings = EndsTold(Path(room)) if room and options.ring is not None else None
+    return Front(directory, _orders(), takes, options.withhold is not None, options.recipients, rings)
 
 
 def _orders() -> Orders | None:

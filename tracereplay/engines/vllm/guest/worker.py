@@ -30,6 +30,7 @@ from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_ra
 from tracereplay.engines.vllm.guest.describe import describe
 from tracereplay.engines.vllm.guest.graphs import asked_of_graphs, watch_graphs
 from tracereplay.engines.vllm.guest.refusals import captures_graphs
+from tracereplay.engines.vllm.guest.starter import Starter
 from tracereplay.errors import TracereplayError, Unsupported
 from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
@@ -122,17 +123,21 @@ class GuestWorker:
         if "error" in answer:
             self._refuse(answer["error"])
             return
-        atexit.register(self._do_end)
+        starter = Starter()
+
+        def end() -> None:
+            if starter.gone() and self._session is not None:
+                # A worker ends by itself when its engine's process was killed.
+                self._session.trigger(ERROR, None, "the process that started this worker was gone")
+            self._do_end()
+
+        atexit.register(end)
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
-            above = os.getppid()
 
             @functools.wraps(shutdown)
             def ending(*args: Any, **kwargs: Any) -> Any:
-                if os.getppid() != above and self._session is not None:
-                    # A worker ends by itself when its engine's process was killed.
-                    self._session.trigger(ERROR, None, "the process that started this worker was gone")
-                self._do_end()
+                end()
                 return shutdown(*args, **kwargs)
 
             self._worker.shutdown = ending
