@@ -1,5 +1,5 @@
-"""A ring around a command: how it ends, whichever way the engine in it does. The engine is a stand-in without a model,
-which hands its steps to a real writer process under the real parent."""
+"""A ring around a command: how it ends, whichever way the engine in it does. The engine is a stand-in without a
+model, which hands its steps to a real writer process under the real parent."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_ring_around_a_command_without_an_engine_says_so(tracereplay: Program,
 def test_whichever_way_an_engine_ends_its_ring_makes_the_trace(
     tracereplay: Program, tmp_path: Path, how: str, kind: str, options: tuple[str, ...]
 ) -> None:
-    """What it ordered is made before the parent ends, though nothing but the writer process is left of the command."""
+    """It is made before the parent ends, though nothing but the writer process is left of the command."""
     for number in range(3):
         code, said, traces = rung(tracereplay, tmp_path / str(number), how, *options)
         assert code == 0, said

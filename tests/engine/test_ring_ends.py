@@ -1,4 +1,4 @@
-"""What a recording has of ends that no step follows, and of steps that were left out: scripts, and an idle server."""
+"""What a recording has of ends that no step follows, and of steps that were left out: scripts, an idle server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_the_end_of_a_scripts_last_request_sets_off_its_ring(
     assert trigger is not None
     assert (trigger["kind"], trigger["detail"]) == ("tokens", "it ended with 32 tokens, more than 30")
     assert tokens(trace, trigger["request"]) == answers[2]
-    assert {one.reason for one in listed(trace, "record")[0]} == {"length"}
+    if how != "at once":  # then nobody is left who could say who asked
+        assert {one.reason for one in listed(trace, "record")[0]} == {"length"}
 
 
 def test_a_request_of_which_every_step_was_left_out_is_in_the_trace_and_marked(
@@ -119,7 +120,9 @@ def test_a_quiet_servers_ring_sees_ends_signals_and_what_was_left_out(tmp_path: 
         server.wait_until_ready()
         chance = random.Random(7)
         server.ask("completion", "it has a length", 9, chance, temperature=0.0)
-        stopped = server.ask("completion", "it stops at a text", 40, chance, temperature=0.0, stop=list("etaoin s"))
+        stopped = server.ask(
+            "completion", "it stops at a text", 40, chance, temperature=0.0, stop=list("etaoin s")
+        )
         until(lambda: made(1), 3)  # nobody asks for anything else
         server.ask("streamed completion", "its client hangs up", 200, chance, 4, temperature=0.0)
         until(lambda: made(2), 5)

@@ -1,4 +1,4 @@
-"""A worker knows that its engine's process was killed as soon as their pipe ends, or that it only wants it to end."""
+"""A worker knows as soon as its pipe ends whether its engine was killed, or only wants it to end."""
 
 from __future__ import annotations
 

@@ -97,7 +97,9 @@ def test_a_worker_is_believed_when_no_front_end_says_more(ring: Ring, front: End
     assert ring.endings.due(idle=False) == [Ended(0, 0, "abort", 1)]
 
 
-def test_a_full_pipe_and_one_that_nobody_reads_make_nobody_wait(tmp_path: Path, ring: Ring, front: EndsTold) -> None:
+def test_a_full_pipe_and_one_that_nobody_reads_make_nobody_wait(
+    tmp_path: Path, ring: Ring, front: EndsTold
+) -> None:
     end = End("r" * 200, "length", 1)
     told = 0
     while not front.tell(end):

@@ -46,7 +46,12 @@ class Engine:
         self.at: dict[int, int] = {}
 
     def step(
-        self, *requests: int, finite: bool = True, logprob: float = -1.0, size: int = 4, notes: Sequence[str] = (),
+        self,
+        *requests: int,
+        finite: bool = True,
+        logprob: float = -1.0,
+        size: int = 4,
+        notes: Sequence[str] = (),
         lacking: Sequence[int] = (),
     ) -> None:
         begun = [Request(r, 0, (r,), {"max_tokens": 9}) for r in requests if r not in self.at]

@@ -3,8 +3,8 @@
     a worker says      with the engine's next step, why as far as tokens show it
     a front end says   at once (`ends`), why in any case; perhaps before the sequence's last step is here
 
-Triggers look at an end once. A worker's word is enough where tokens decide it. Where they do not, a front end is given
-a moment to say more; and a front end's word waits for the tokens that it counts.
+Triggers look at an end once. A worker's word is enough where tokens decide it. Where they do not, a front end is
+given a moment to say more; and a front end's word waits for the tokens that it counts.
 """
 
 from __future__ import annotations

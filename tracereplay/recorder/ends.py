@@ -5,8 +5,8 @@
 Only a front end knows why a request ended (a text that stops it, a client that hung up), and it knows at once. An
 engine tells its workers with the next step, which an idle engine does not have.
 
-Why pipes: a line arrives whole, however many write; nobody waits, since what does not fit is left out; and what was
-written is there when whoever wrote it is not.
+Why pipes: a line arrives whole, however many write; nobody waits, since what does not fit is left out; and what
+was written is there when whoever wrote it is not.
 """
 
 from __future__ import annotations

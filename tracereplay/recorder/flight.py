@@ -93,6 +93,7 @@ class FlightRecorder:
         self._pieces: list[Piece] = []  # of the step that is under way
         self._asides: list[bytes] = []
         self._asked: list[_Asked] = []  # of the parent, who has not answered yet
+        self._broke = -1  # where the ring ended when the engine last raised an exception
 
     # -- steps ------------------------------------------------------------------------------------------
 
@@ -184,6 +185,8 @@ class FlightRecorder:
             return
         if not self._limit.lets(fired.kind):
             return
+        if fired.kind == ERROR:
+            self._broke = self.ring.end
         said, after = self._said(fired), self._after
         if fired.kind in (MARK, *ENDS):
             after = UNTIL_END if fired.kind == MARK else 0
@@ -218,7 +221,8 @@ class FlightRecorder:
         fired = Fired(GONE, "the engine was gone without having said so")
         self.hear(idle=True, last=True)
         self.obey()
-        if self._triggers.has(ERROR) and self.ring.end > self.ring.begin and self._limit.lets(GONE):
+        new = self.ring.end > self.ring.begin and self.ring.end != self._broke
+        if new and self._triggers.has(ERROR) and self._limit.lets(GONE):
             said = self._said(fired)
             if not self._told_parent(fired, said, 0):
                 self._dump_alone(fired, said, 0)
@@ -261,8 +265,7 @@ class FlightRecorder:
         return True
 
     def _answered(self, last: bool) -> None:
-        """Reads what the parent has answered. Where it died instead, or its order would come too late, the trace is
-        made here."""
+        """Reads what the parent has answered. If it died, or would be too late, the trace is made here."""
         for asked in [*self._asked]:
             if not select.select([asked.to], [], [], 0)[0]:
                 if time.monotonic() < asked.until:

@@ -169,7 +169,13 @@ class Obeying:
     def _pay_at_last(self, number: int, patience: float) -> None:
         """A step without rows for what the trace must have of steps that were left out, since no other comes."""
         writer, handover = self._writer, self._handover
-        if self._control is None or writer is None or handover is None or self._ended is not None or not self._owed:
+        if (
+            self._control is None
+            or writer is None
+            or handover is None
+            or self._ended is not None
+            or not self._owed
+        ):
             return
         notes = self._lacking.notes() if self._options.ring is None else []
         with self._guarded():

@@ -1,8 +1,8 @@
-"""What steps had that were dropped because the writer was behind, and that the trace must have all the same: the next
-recorded step has it, or one without rows at the end.
+"""What steps had that were dropped because the writer was behind, and that the trace must have all the same: the
+next recorded step has it, or one without rows at the end.
 
-Requests that began in them, and tokens. They are few bytes, and with them a replay can still force every token of a
-request; only rows are lost.
+Requests that began in them, and tokens. They are few bytes, and with them a replay can still force every token of
+a request; only rows are lost.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MOST = 4096  # steps, and requests; a writer that hangs must not fill the engine
 MOST_PROMPTS = 1 << 22  # tokens of these requests
 MOST_AT_ONCE = 1 << 15  # the same, of a message to a writer that may hang: a pipe must have room for it
 AT_LAST = (
-    "The steps before were left out because the writer was behind. This one has no rows and no calls, and holds the "
-    "requests and tokens of theirs."
+    "The steps before were left out because the writer was behind. This one has no rows and no calls, and holds "
+    "the requests and tokens of theirs."
 )
 
 
@@ -107,11 +107,8 @@ class Owed:
     def move(self, moved: Moved) -> None:
         """Gives it the requests' numbers in the next trace; what is of requests that ended is lost."""
         places = {(before, part): (request, sequence) for before, part, request, sequence in moved}
-        self.requests = [
-            replace(one, request=places[one.request, one.sequence][0], sequence=places[one.request, one.sequence][1])
-            for one in self.requests
-            if (one.request, one.sequence) in places
-        ]
+        moving = [(one, places.get((one.request, one.sequence))) for one in self.requests]
+        self.requests = [replace(one, request=to[0], sequence=to[1]) for one, to in moving if to is not None]
         kept, self._tokens, self._paid = self._tokens, [], []
         for keys, tokens, choices, logprobs in kept:
             at = [i for i, key in enumerate(keys) if (key.request, key.sequence) in places]

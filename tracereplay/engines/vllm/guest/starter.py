@@ -1,8 +1,8 @@
 """The process that started a worker: whether it has ended, or is about to.
 
-A worker learns that its engine's process was killed by the end of a pipe. The kernel closes a dying process's files
-before it gives its children to another parent, so that `os.getppid` may still name it then, for milliseconds or, with
-gigabytes of memory to give back, for longer.
+A worker learns by the end of a pipe that its engine's process was killed. The kernel closes the files of a dying
+process before it gives its children to another parent, so that `os.getppid` may still name it then: for
+milliseconds, or for longer where there are gigabytes of memory to give back.
 """
 
 from __future__ import annotations
