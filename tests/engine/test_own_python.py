@@ -46,7 +46,7 @@ def tokens_of(path: Path) -> dict[bytes, list[int]]:
         tokens: dict[int, list[tuple[int, int]]] = {}
         for sampled in (sampled for step in trace for sampled in step.sampled):
             tokens.setdefault(sampled.key.request, []).append((sampled.key.position, sampled.token))
-        prompts = [bytes(prompt.token_ids or ()) for prompt in trace.run.prompts]
+        prompts = [bytes(i for i in p.token_ids or () if i < 256) for p in trace.run.prompts]  # one has a BOS
         return {prompts[request]: [t for _, t in sorted(pairs)] for request, pairs in tokens.items()}
 
 

@@ -105,8 +105,10 @@ class WriterHandle:
             arena.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at the interpreter's end, or if it was not started
+        try:  # noqa: SIM105  (at the interpreter's end even contextlib is gone)
             self.close()
+        except Exception:  # that, or it was not started
+            pass
 
     def _greeted(self) -> bool:
         self._starter.wait()  # it exits at once; its child is the writer
