@@ -19,6 +19,7 @@ from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch.home import home
 from tracereplay.launch.process import shell_environment
+from tracereplay.report.layout import report_console
 
 __all__ = ["app"]
 
@@ -97,12 +98,14 @@ def list_() -> None:
         progress.print(f"There are no engines yet. Build one: tracereplay engine create v1 {EXAMPLE}")
         progress.print("Or try the toy, which needs nothing: tracereplay engine add toy --family toy")
         return
-    table = Table("name", "engine", "torch", "Python", "environment")
+    table = Table()
+    for title in ("name", "engine", "torch", "Python", "environment"):
+        table.add_column(title, overflow="fold")
     for engine in engines:
         version, torch, python = (engine.versions.get(key) or "-" for key in (_package(engine), "torch", "python"))
         where = engine.environment.name if engine.environment else str(engine.python)
         table.add_row(engine.name, f"{engine.family} {version}", torch, python, where)
-    Console().print(table)
+    report_console().print(table)
     progress.print(f"Environments are in {home() / 'environments'}.", style="dim", soft_wrap=True)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "BaseTrace",
     "CandidateOut",
     "EncryptTo",
+    "Everything",
     "Force",
     "GoldenTrace",
     "JsonFile",
@@ -44,6 +45,7 @@ __all__ = [
     "Withhold",
     "WithholdKey",
     "assignments",
+    "given_words",
     "local_path",
     "local_trace",
     "one_request",
@@ -192,6 +194,9 @@ WithholdKey = Annotated[
         show_default="one that is thrown away",
     ),
 ]
+Everything = Annotated[
+    bool, typer.Option("--all", help="Show every site, edge, setting and note, not only the first few.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing trace.")]
 Log = Annotated[
     Path | None,
@@ -264,6 +269,20 @@ def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
             raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE.")
         found[key.strip().replace("-", "_")] = _value(value)
     return found
+
+
+def given_words(
+    settings: Iterable[str], lora: Iterable[str] = (), model: Path | None = None, policy: Path | None = None,
+    strict: bool = False,
+) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+    """The options that a candidate was run with, for the next command: each with its value."""
+    return (
+        *(("--set", text) for text in settings),
+        *(("--lora", text) for text in lora),
+        *((("--model", str(model)),) if model is not None else ()),
+        *((("--policy", str(policy)),) if policy is not None else ()),
+        *((("--strict",),) if strict else ()),
+    )
 
 
 def with_lora(settings: Mapping[str, Any], lora: Iterable[str]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ ROOTS = {"tracereplay": PACKAGE, "tracereplay.cli": PACKAGE.parent / "cli"}
 # A part may import what stands below it, never what stands beside or above.
 LAYERS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "pytest_plugin"),
     ("api",),
     ("report",),
-    ("bisector", "calibrator", "invariance"),
+    ("bisector", "calibrator", "checks", "invariance"),
     ("ray",),
     ("environments",),
     ("alone",),
@@ -75,10 +75,9 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "api", "ray", "report", "bisector", "calibrator", "invariance", "environments", "alone", "launch",
-    "comparator",
-    "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation", "verdict", "sampling",
-    "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
+    "cli", "api", "ray", "report", "bisector", "calibrator", "checks", "invariance", "environments", "alone",
+    "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation",
+    "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 

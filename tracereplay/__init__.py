@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracereplay.api import compare, record, replay
+    from tracereplay.checks import check
     from tracereplay.comparator import Policy, load_policy
     from tracereplay.launch.own import OwnRecording, recording
     from tracereplay.trace import Trace, open_trace
@@ -21,6 +22,7 @@ else:
         __name__,
         {
             "tracereplay.api": ("compare", "record", "replay"),
+            "tracereplay.checks": ("check",),
             "tracereplay.comparator": ("Policy", "load_policy"),
             "tracereplay.launch.own": ("OwnRecording", "recording"),
             "tracereplay.trace": ("Trace", "open_trace"),
@@ -36,6 +38,7 @@ __all__ = [
     "Trace",
     "Verdict",
     "Workload",
+    "check",
     "compare",
     "load_policy",
     "open_trace",

@@ -12,7 +12,7 @@ from tracereplay.trace import open_trace
 
 
 def test_a_job_is_given_an_environment_and_its_trace_completed(
-    tracereplay: Program, golden: Path, tmp_path: Path
+    tracereplay: Program, golden: Path, model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "job.trace"
     ended = tracereplay("ray", "env", "-o", out, "--sites", "model.*", "--every", "2")
@@ -25,6 +25,9 @@ def test_a_job_is_given_an_environment_and_its_trace_completed(
     assert ended.code == 0, ended.err
     assert ended.err.startswith("Recorded ")
     assert open_trace(out).complete
+    words = ("record", "--engine", "toy", "--model", model, "--prompts", prompts, "-o", out, "--force")
+    assert tracereplay(*words).code == 0  # nothing is in the way of another
+    assert not (out / ".ended").exists()
 
 
 def test_what_is_lacking_is_said(tracereplay: Program, golden: Path, tmp_path: Path) -> None:

@@ -85,11 +85,11 @@ def record_traces(
             recording.start()
             code = child.wait()
             child.settle(lambda: _written(out))
+            served = any(room.path.glob(CLAIM.format("*")))  # the room goes with the child's shared memory
             recording.stop()
         traces.finish()
     finally:
         recording.stop()
-        served = any(room.path.glob(CLAIM.format("*")))
         signal.signal(signal.SIGUSR2, before)
         room.remove()
         traces.let_go()

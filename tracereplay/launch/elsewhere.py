@@ -27,6 +27,7 @@ from tracereplay.launch.release import our_version
 from tracereplay.passes import RECORD
 from tracereplay.recorder.options import GraphOptions, Options
 from tracereplay.trace import TraceDirectory, open_trace
+from tracereplay.trace.directory import ENDED as ENDED_FILE
 from tracereplay.trace.directory import locked
 
 __all__ = ["PATIENCE", "begin", "finish", "lacks", "variables"]
@@ -34,7 +35,6 @@ __all__ = ["PATIENCE", "begin", "finish", "lacks", "variables"]
 PATIENCE = 120.0  # seconds that engines have to end their segments; another machine may see a file that late
 QUIET = 5.0  # seconds in which nobody writes to a segment that has no end, where locks say nothing
 LOOK = 0.1
-_ENDED = ".ended"  # in the trace's folder; it stays, so that an engine that starts later does not begin anew there
 _JOINED = ("PYTHONPATH", "LD_PRELOAD")  # ours come first, and what was there stays
 
 NOBODY = (
@@ -62,6 +62,8 @@ def begin(trace: Path, options: Options, command: Sequence[str]) -> TraceDirecto
     Raises:
         UsageError: it cannot be created.
     """
+    if os.path.lexists(trace):
+        raise UsageError(f"{trace} already exists; give another path, or remove it first.")
     header = {
         "tracereplay": our_version(), "kind": "recording", "level": options.level,
         "command": without_secrets(command), "engine": {"name": "command", "family": DEFAULT},
@@ -84,7 +86,7 @@ def variables(
     graphs = GraphOptions("nothing", options.sites, options.sides, options.level)
     path = trace.resolve()
     ours = {
-        ENABLED: "1", RECORD_TO: str(path), ENDED: str(path / _ENDED), OPTIONS: json.dumps(options.as_dict()),
+        ENABLED: "1", RECORD_TO: str(path), ENDED: str(path / ENDED_FILE), OPTIONS: json.dumps(options.as_dict()),
         GRAPHS: json.dumps(graphs.as_dict()),
         **family.taps_environment({**os.environ, **theirs}, home() / "compiled"),
     }  # fmt: skip
@@ -112,7 +114,7 @@ def finish(directory: TraceDirectory, seconds: float = PATIENCE) -> bool:
     """
     path = directory.path
     try:
-        (path / _ENDED).touch(mode=0o600)
+        (path / ENDED_FILE).touch(mode=0o600)
     except OSError as error:
         raise UsageError(f"The recording {path} cannot be ended there: {error.strerror}.") from error
     end = time.monotonic() + seconds

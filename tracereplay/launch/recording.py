@@ -85,7 +85,8 @@ class Recording:
 
     def stop(self) -> None:
         """The command has ended: no more orders."""
-        self._stopped.set()
+        with self._lock:  # what is asked now is not made any more
+            self._stopped.set()
         self._signalled.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -101,6 +102,8 @@ class Recording:
     def answer(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Carries out what was asked for through the socket (`control.Handler`)."""
         with self._lock:
+            if self._stopped.is_set():
+                raise NothingRuns("The command has ended, and its recording with it.")
             match message.get("do"):
                 case "status":
                     return self.status()

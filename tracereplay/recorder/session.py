@@ -29,7 +29,7 @@ from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.lacking import Lacking
-from tracereplay.recorder.obeying import Obeying
+from tracereplay.recorder.obeying import PATIENCE, Obeying
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
@@ -46,8 +46,8 @@ __all__ = ["Session"]
 
 
 NOT_KEPT = OpenCall(-1, 0, [], {}, {}, {})  # a call with none of the rows that are recorded
-PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
 SILENCE = 20.0  # seconds that a writer may be silent when such an engine ends: a disk may hang for ever
+LAST = 5.0  # seconds that it waits then to say what steps that were left out had
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
@@ -65,6 +65,7 @@ class Session(Obeying):
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
         self.parts: frozenset[int] = frozenset()  # slots of operators within others, which need not run
+        self.untapped: Mapping[str, Container[int]] = {}  # by side, slots that a compiled or captured engine lacks
         self.remarks: Sequence[str] = ()  # what every recording of this engine must say of itself
         self.compiled: Sequence[torch.nn.Module] = ()  # those of which no Python code runs in a step
         self.device = device
@@ -187,6 +188,7 @@ class Session(Obeying):
         self._kernels = self._census = self.scope = self._replacement = self._model = None
         if writer is not None and handover is not None:
             self._give_up_step()
+            self._pay_at_last(self._number, LAST)
             with self._guarded():
                 handover.close()
             self._writer = self._handover = self._reports = None
@@ -280,7 +282,10 @@ class Session(Obeying):
                 step.patience = None if self._waits() else PATIENCE
                 step.feeds = self._replacement is not None and self._replacement.feeds
                 step.notes += self._told(writer) if self._steps == 0 else self._changed
-                step.notes += self._lacking.notes()
+                if self._reports is None:
+                    step.notes += self._lacking.notes()
+                else:
+                    step.lacking = self._lacking.tell()  # a trace of the ring has numbers of its own
                 step.finished, self._finished = self._finished, []
                 self._changed = []
                 self._owed.pay(step)
@@ -359,13 +364,17 @@ class Session(Obeying):
         if self._step is not None:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
-        elif self._dropping:
+                return
+        if self._dropping:
             self._owed.keep(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> bool:
-        """Records requests that begin in this step, if no workload has them; returns whether it is recorded."""
+        """Records requests that begin in this step, if no workload has them; returns whether they need not be said
+        again, with the next."""
         if self._step is None:
-            return False
+            if self._dropping:
+                self._owed.begun(requests)
+            return self._dropping or self._ended is not None
         self._step.requests.extend(requests)
         return True
 
@@ -694,6 +703,7 @@ class Session(Obeying):
             step = self._step
             self._give_up_step()
             if step is not None:
+                self._take_back(step)
                 self._drop(step.rows)
             return
         if isinstance(error, WriterGone):

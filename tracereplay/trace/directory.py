@@ -19,6 +19,7 @@ import re
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tracereplay.trace.sealed import opened_for
 
 __all__ = [
     "CLAIM",
+    "ENDED",
     "MANIFEST",
     "SEGMENT",
     "WEIGHTS",
@@ -49,6 +51,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 CLAIM = ".engine-{}"  # by which an engine of a recorded command takes its number; gone when it has ended
+ENDED = ".ended"  # made when a trace is completed while engines live on, and stays: they must not begin anew there
 SETTLE = 20.0  # seconds
 SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32}(?:-engine[1-9]\d{0,3})?)-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
 
@@ -88,7 +91,7 @@ class TraceDirectory:
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
             "state": "incomplete",
-            "run": dict(run),
+            "run": {"began": _now(), **run},
             "passes": {},
         }
         if known := tuple(recipients) or opened_for():
@@ -140,6 +143,7 @@ class TraceDirectory:
     def complete(self) -> None:
         """Declares the trace complete."""
         self._manifest["state"] = "complete"
+        self._manifest["run"]["ended"] = _now()
         self._save()
         self._held.release()
 
@@ -183,6 +187,10 @@ class TraceDirectory:
     def _write(self) -> None:
         """Replaces the manifest in one step: there is always a whole one, the new or the old."""
         replace_manifest(self.path, self._manifest)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def replace_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:

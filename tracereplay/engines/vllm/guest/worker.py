@@ -27,12 +27,14 @@ from tracereplay.engines.variables import CONTROL as ROOM
 from tracereplay.engines.variables import NO_TAPS, OPTIONS
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.asked import asked_of_graphs
 from tracereplay.engines.vllm.guest.choose import adapt, generation
 from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.engines.vllm.guest.describe import describe
 from tracereplay.engines.vllm.guest.ending import end_when_told, recorded_to
-from tracereplay.engines.vllm.guest.graphs import asked_of_graphs, watch_graphs
+from tracereplay.engines.vllm.guest.graphs import watch_graphs
 from tracereplay.engines.vllm.guest.refusals import captures_graphs
+from tracereplay.engines.vllm.guest.starter import Starter
 from tracereplay.errors import TracereplayError, Unsupported
 from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
@@ -131,20 +133,24 @@ class GuestWorker:
         if "error" in answer:
             self._refuse(answer["error"])
             return
-        atexit.register(self._do_end)
-        assert self._session is not None
+        session, starter = self._session, Starter()
+        assert session is not None
+
+        def end() -> None:
+            if starter.gone():
+                # A worker ends by itself when its engine's process was killed.
+                session.trigger(ERROR, None, "the process that started this worker was gone")
+            self._do_end()
+
+        atexit.register(end)
         # What is registered there would keep the model in memory when the user has let go of the engine.
-        end_when_told(self._session, lambda: atexit.unregister(self._do_end))
+        end_when_told(session, lambda: atexit.unregister(end))
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
-            above = os.getppid()
 
             @functools.wraps(shutdown)
             def ending(*args: Any, **kwargs: Any) -> Any:
-                if os.getppid() != above and self._session is not None:
-                    # A worker ends by itself when its engine's process was killed.
-                    self._session.trigger(ERROR, None, "the process that started this worker was gone")
-                self._do_end()
+                end()
                 return shutdown(*args, **kwargs)
 
             self._worker.shutdown = ending
