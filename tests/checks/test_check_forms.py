@@ -68,6 +68,14 @@ def test_what_strangers_wrote_does_not_reach_a_terminal_as_it_is() -> None:
     assert not re.search(r"[\x1b\u202e\x00]", shown(results(HOSTILE)))
 
 
+def test_what_strangers_wrote_is_no_command_to_a_runner_that_reads_the_log() -> None:
+    row = Check("a", "a.pack", "v1")
+    reasons = "::add-mask::x", "Two.", " ::error::y", "##[group]z"
+    text = shown(Results(Path("c.toml"), (Result(row, 3, 0.0, verdict("inconclusive", None, *reasons)),)))
+    assert not re.search(r"^\s*::|##\[", text, re.MULTILINE)
+    assert ": :add-mask::x" in text
+
+
 def test_nothing_is_cut_in_a_table_that_no_terminal_shows() -> None:
     name = "a-very-long-name-" * 20
     assert f"{name} 1" in shown(results(name))
