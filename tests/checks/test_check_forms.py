@@ -57,8 +57,8 @@ def test_the_table_says_each_row_and_explains_what_is_unexpected() -> None:
     assert rows[0] == ["check", "engine", "verdict", "expected", "time"]
     assert rows[1] == ["row", "1", "v1", "match", "match", "ok", "1", "s"]
     assert rows[2][3:] == ["row", "2", "diverged", "(rounding)", "match", "NOT", "OK", "2", "s"][2:]
-    assert "\n  Why: row.\n" in text
-    assert "\n  diverged was expected: every operator" in text
+    assert "\n  cause: " in text
+    assert "\n  diverged was expected: the candidate computes" in text
     assert "\n  | x\n" in text
     assert "\n  Next: tracereplay replay a.pack --engine row\n" in text
     assert text.endswith("5 checks: 4 not as expected, 14 s\n")
