@@ -166,21 +166,24 @@
   }
 
   function drawNames(style) {
-    const [, h] = size, labels = labelled(Math.ceil(12 / h));
-    const context = prepare(names, 210, rows * h);
+    const labels = labelled();
+    const context = prepare(names, 210, rows * size[1]);
     context.font = "11px ui-monospace, Menlo, Consolas, monospace";
     context.textBaseline = "middle";
     context.textAlign = "right";
     const selected = chosen[1];
     for (const n of labels) {
       context.fillStyle = style.getPropertyValue(n === selected ? "--text" : "--dim");
-      context.fillText(shortened(data.sites[n].name, 30), 204, Math.min(Math.max(n * h + h / 2, 6), rows * h - 6));
+      context.fillText(shortened(data.sites[n].name, 30), 204, middle(n));
     }
   }
 
+  // Where a row's name stands: it does not hang over the edge.
+  const middle = (n) => Math.min(Math.max((n + 0.5) * size[1], 6), rows * size[1] - 6);
+
   // The rows that have a name: the chosen one, the first of each layer, others where there is room.
-  function labelled(every) {
-    const found = [chosen[1]], free = (n) => found.every((other) => Math.abs(other - n) >= every);
+  function labelled() {
+    const found = [chosen[1]], free = (n) => found.every((other) => Math.abs(middle(other) - middle(n)) >= 12);
     const layer = (n) => (data.sites[n].name.match(/^.*?\.\d+(?=\.)/) || [""])[0];
     for (let n = 0; n < rows; n += 1) if ((!n || layer(n) !== layer(n - 1)) && free(n)) found.push(n);
     for (let n = 0; n < rows; n += 1) if (free(n)) found.push(n);
