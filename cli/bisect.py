@@ -25,6 +25,7 @@ from tracereplay.cli.options import (
     Settings,
     Strict,
     assignments,
+    given_words,
     local_path,
     with_lora,
 )
@@ -32,6 +33,7 @@ from tracereplay.cli.output import deliver, weights_first
 from tracereplay.engines.known import PACKAGE
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
+from tracereplay.report.next_step import Given
 from tracereplay.verdict import Verdict
 
 __all__ = ["app"]
@@ -78,13 +80,14 @@ def operators(
     check_json(json_file)
     check_log(log, json_file)
     check_golden(golden, given, model)
-    first = weights_first(golden, candidate.name, json_file)
+    told = given_words(settings, lora, model, policy, strict)
+    first = weights_first(golden, candidate.name, json_file, given=told)
     with first, _folder(work) as folder, progress(f"Bisecting {candidate.name} by operators") as report:
         verdict = bisect_operators(
             candidate, golden, folder, policy=rules, settings=given, model=model, max_passes=max_passes, log=log,
             report=report,
         )  # fmt: skip
-    _finish(verdict, json_file)
+    _finish(verdict, json_file, told)
 
 
 @app.command("settings")
@@ -122,13 +125,14 @@ def settings_(
     check_json(json_file)
     check_log(log, json_file)
     check_golden(golden, given, model)
-    first = weights_first(golden, candidate.name, json_file)
+    told = given_words(settings, lora, model, policy, strict)
+    first = weights_first(golden, candidate.name, json_file, given=told)
     with first, _folder(work) as folder, progress(f"Bisecting {candidate.name} by settings") as report:
         verdict = bisect_settings(
             candidate, golden, folder, like=like, policy=rules, settings=given, model=model,
             max_starts=max_starts, log=log, report=report,
         )  # fmt: skip
-    _finish(verdict, json_file)
+    _finish(verdict, json_file, told)
 
 
 @app.command()
@@ -159,19 +163,20 @@ def versions(
     check_log(log, json_file)
     check_golden(golden, given, model)
     named = None if only is None else [version.strip() for version in only.split(",") if version.strip()]
-    first = weights_first(golden, package, json_file)
+    told = given_words(settings, lora, model, policy, strict)
+    first = weights_first(golden, package, json_file, given=told)
     with first, _folder(work) as folder, progress(f"Bisecting {package} from {good} to {bad}") as report:
         verdict = bisect_versions(
             golden, folder, good=good, bad=bad, package=package, versions=named, policy=rules, settings=given,
             model=model, log=log, report=report,
         )  # fmt: skip
-    _finish(verdict, json_file)
+    _finish(verdict, json_file, told)
 
 
-def _finish(verdict: Verdict, json_file: str | None) -> NoReturn:
+def _finish(verdict: Verdict, json_file: str | None, told: Given) -> NoReturn:
     if verdict.verdict == "match":
         stderr.print("There is no divergence to bisect.")
-    raise typer.Exit(deliver(verdict, json_file))
+    raise typer.Exit(deliver(verdict, json_file, given=told))
 
 
 @contextmanager

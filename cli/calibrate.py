@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tracereplay import calibrator
 from tracereplay.calibrator import NAMES, Variation, named_variation
@@ -26,6 +25,7 @@ from tracereplay.cli.options import (
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.report import calibration as report_form
+from tracereplay.report.layout import report_console
 from tracereplay.trace import open_trace
 
 __all__ = ["calibrate"]
@@ -107,7 +107,7 @@ def calibrate(
         typer.echo(found.text, nl=False)
         return
     write_text(out, found.text)
-    report_form.render(found, Console(highlight=False))
+    report_form.render(found, report_console())
     stderr.print(f"\nWrote the policy to {out}.", soft_wrap=True, markup=False)
 
 

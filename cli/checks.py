@@ -13,13 +13,18 @@ from tracereplay.gate import check_request
 from tracereplay.passes import RECORD
 from tracereplay.trace import open_trace
 
-__all__ = ["check_golden", "check_json", "check_log", "policy_of"]
+__all__ = ["check_golden", "check_json", "check_log", "policy_of", "rules_words"]
 
 
 def policy_of(file: Path | None, strict: bool) -> Policy:
     """The policy that ``--policy`` and ``--strict`` ask for."""
     policy = Policy() if file is None else load_policy(file)
     return policy.made_strict() if strict else policy
+
+
+def rules_words(file: Path | None, strict: bool) -> tuple[str, ...]:
+    """The same options as words of a command."""
+    return (*(("--policy", str(file)) if file is not None else ()), *(("--strict",) if strict else ()))
 
 
 def check_json(file: str | None) -> None:

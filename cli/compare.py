@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from tracereplay.cli.checks import check_json, policy_of
+from tracereplay.cli.checks import check_json, policy_of, rules_words
 from tracereplay.cli.options import (
+    Everything,
     JsonFile,
     Model,
     PolicyFile,
@@ -32,6 +33,7 @@ def compare(
     strict: Strict = False,
     oracle: UseOracle = False,
     model: Model = None,
+    everything: Everything = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compare two traces and give the verdict; no engine is started."""
@@ -39,4 +41,6 @@ def compare(
         refuse_given(context, ["model"], "Only --oracle reads weights")
     rules = policy_of(policy, strict)
     check_json(json_file)
-    raise typer.Exit(deliver(compare_traces(golden, candidate, rules, oracle=oracle, model=model), json_file))
+    verdict = compare_traces(golden, candidate, rules, oracle=oracle, model=model)
+    whole = "tracereplay", "compare", golden, candidate, *rules_words(policy, strict), "--all"
+    raise typer.Exit(deliver(verdict, json_file, everything=everything, whole=whole, model=model))

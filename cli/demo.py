@@ -42,7 +42,7 @@ def demo(
     golden, model = fixture(GOLDEN), fixture(MODEL)
     check_json(json_file)
     verdict = replay_and_judge(_engine(engine), golden, out, Policy(), model=model, force=force)
-    code = deliver(verdict, json_file)
+    code = deliver(verdict, json_file, given=(("--model", str(model)),), model=model)
     if json_file != "-":
         stderr.print(f"\nWrote the full verdict to {json_file}.", soft_wrap=True, markup=False)
     raise typer.Exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from tracereplay.environments.doctor import CHECKS, Diagnosis, examine, start_en
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch.home import home
+from tracereplay.launch.process import shell_environment
+from tracereplay.report.layout import report_console
 
 __all__ = ["app"]
 
@@ -95,12 +98,14 @@ def list_() -> None:
         progress.print(f"There are no engines yet. Build one: tracereplay engine create v1 {EXAMPLE}")
         progress.print("Or try the toy, which needs nothing: tracereplay engine add toy --family toy")
         return
-    table = Table("name", "engine", "torch", "Python", "environment")
+    table = Table()
+    for title in ("name", "engine", "torch", "Python", "environment"):
+        table.add_column(title, overflow="fold")
     for engine in engines:
         version, torch, python = (engine.versions.get(key) or "-" for key in (_package(engine), "torch", "python"))
         where = engine.environment.name if engine.environment else str(engine.python)
         table.add_row(engine.name, f"{engine.family} {version}", torch, python, where)
-    Console().print(table)
+    report_console().print(table)
     progress.print(f"Environments are in {home() / 'environments'}.", style="dim", soft_wrap=True)
 
 
@@ -120,6 +125,17 @@ def doctor(
     if failed:
         raise typer.Exit(EngineFailed.exit_code)
     progress.print(f"The engine '{name}' works." if start else f"Nothing is wrong with '{name}' until it starts.")
+
+
+@app.command("env")
+def env_(name: Name) -> None:
+    """Print what makes a shell run the engine's Python, with tracereplay: eval "$(tracereplay engine env NAME)".
+
+    For programs that record themselves (tracereplay.recording); nothing is recorded by this alone.
+    """
+    engine = environments.load_engine(name)
+    for key, value in shell_environment(engine).items():
+        typer.echo(f"export {key}={shlex.quote(value)}")
 
 
 @app.command()

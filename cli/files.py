@@ -21,6 +21,7 @@ __all__ = [
     "POLICY",
     "TENSORS",
     "VERDICT",
+    "FileKind",
     "check_distinct",
     "check_output",
     "make_room",

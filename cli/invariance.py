@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tracereplay.cli.checks import check_json, check_log
 from tracereplay.cli.console import progress, tell
@@ -38,6 +37,7 @@ from tracereplay.gate import workload_of
 from tracereplay.invariance import BY_DEFAULT, NAMES, check_invariance, default_prompts
 from tracereplay.launch.lengths import as_long_as
 from tracereplay.report import invariance as report_form
+from tracereplay.report.layout import report_console
 from tracereplay.trace import open_trace
 from tracereplay.workload import Workload
 
@@ -115,7 +115,7 @@ def invariance(
         found = check_invariance(launched, workload, names, seed=order_seed, log=log, keep=keep, report=report)
     _deliver(found.as_dict(), json_file)
     if json_file != "-":
-        report_form.render(found, Console(highlight=False))
+        report_form.render(found, report_console())
     if keep is not None:
         tell(
             f"The runs are in {keep}; compare two with: tracereplay compare --strict {keep}/base.trace {keep}/..."

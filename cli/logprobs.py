@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tracereplay.cli.checks import check_json
 from tracereplay.cli.files import write_text
 from tracereplay.cli.options import JsonFile
 from tracereplay.comparator.tokens.rollout import compare_rollouts
 from tracereplay.report import rollout
+from tracereplay.report.layout import report_console
 from tracereplay.trace import open_trace
 from tracereplay.verdict import SCHEMA
 
@@ -43,4 +43,4 @@ def logprobs(
         return
     if json_file is not None:
         write_text(Path(json_file), text)
-    rollout.render(found, Console(highlight=False), everything=True)
+    rollout.render(found, report_console(), everything=True)

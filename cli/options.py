@@ -15,13 +15,13 @@ from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.listing import named
-from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = [
     "PRIVACY",
     "BaseTrace",
     "CandidateOut",
     "EncryptTo",
+    "Everything",
     "Force",
     "GoldenTrace",
     "JsonFile",
@@ -45,7 +45,7 @@ __all__ = [
     "Withhold",
     "WithholdKey",
     "assignments",
-    "key_of",
+    "given_words",
     "local_path",
     "local_trace",
     "one_request",
@@ -194,6 +194,9 @@ WithholdKey = Annotated[
         show_default="one that is thrown away",
     ),
 ]
+Everything = Annotated[
+    bool, typer.Option("--all", help="Show every site, edge, setting and note, not only the first few.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing trace.")]
 Log = Annotated[
     Path | None,
@@ -244,19 +247,6 @@ def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None
         raise UsageError(f"{why}; leave out {', '.join(given)}.")
 
 
-def key_of(withhold: Kept | None, file: Path | None) -> str | None:
-    """The key of the digests that stand for what is withheld; None if nothing is.
-
-    Raises:
-        UsageError: nothing is, and there is a key; or the file has none.
-    """
-    if withhold is not None:
-        return new_key() if file is None else key_in(file)
-    if file is not None:
-        raise UsageError("--withhold-key is for what --withhold keeps out; give that too, or leave it out.")
-    return None
-
-
 def read_from(*paths: str | Path | None) -> list[Path]:
     """The local files that reading some traces needs; for a trace that cannot be opened, only its own path."""
     found = [Path(path) for path in paths if path is not None]
@@ -279,6 +269,20 @@ def assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
             raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE.")
         found[key.strip().replace("-", "_")] = _value(value)
     return found
+
+
+def given_words(
+    settings: Iterable[str], lora: Iterable[str] = (), model: Path | None = None, policy: Path | None = None,
+    strict: bool = False,
+) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+    """The options that a candidate was run with, for the next command: each with its value."""
+    return (
+        *(("--set", text) for text in settings),
+        *(("--lora", text) for text in lora),
+        *((("--model", str(model)),) if model is not None else ()),
+        *((("--policy", str(policy)),) if policy is not None else ()),
+        *((("--strict",),) if strict else ()),
+    )
 
 
 def with_lora(settings: Mapping[str, Any], lora: Iterable[str]) -> dict[str, Any]:

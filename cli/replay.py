@@ -27,6 +27,7 @@ from tracereplay.cli.options import (
     Strict,
     UseOracle,
     assignments,
+    given_words,
     read_from,
     refuse_given,
     with_lora,
@@ -109,9 +110,10 @@ def replay(
             other_weights=other_weights, log=log,
         )  # fmt: skip
     judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)
-    with weights_first(golden, candidate.name, json_file, mode.value):
+    told = given_words(settings, lora, model, policy, strict)
+    with weights_first(golden, candidate.name, json_file, mode.value, told):
         verdict = _judged(work, judge, golden, out, f"Replaying under {candidate.name}", force=force)
-    raise typer.Exit(deliver(verdict, json_file))
+    raise typer.Exit(deliver(verdict, json_file, given=told, model=model))
 
 
 Report = Callable[[str], None]

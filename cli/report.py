@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from tracereplay.cli.checks import policy_of
+from tracereplay.cli.checks import policy_of, rules_words
 from tracereplay.cli.console import tell
 from tracereplay.cli.files import PAGE, check_output, write_text
 from tracereplay.cli.options import Model, PolicyFile, Strict, local_path, opened, refuse_given
@@ -19,6 +18,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.errors import UsageError
 from tracereplay.report import invariance, terminal
+from tracereplay.report.layout import command_lines, report_console
 from tracereplay.verdict import Verdict
 from tracereplay.verdict.invariance import Invariance
 
@@ -62,15 +62,17 @@ def report(
         refuse_given(context, ["policy", "strict", "model"], "A verdict was judged, and its traces are not read")
         _saved(Path(verdict), out, everything)
     else:
-        _compared(verdict, candidate, policy_of(policy, strict), model, out, everything)
+        whole = "tracereplay", "report", verdict, candidate, *rules_words(policy, strict), "--all"
+        _compared(verdict, candidate, policy_of(policy, strict), model, out, everything, whole)
 
 
 def _saved(path: Path, out: Path | None, everything: bool) -> None:
-    data, console = read_json(path), Console(highlight=False)
+    data, console = read_json(path), report_console()
     if "invariant" not in data:
         found = Verdict.from_dict(data)
         if out is None:
-            terminal.render(found, console, everything=everything)
+            whole = " ".join(command_lines(("tracereplay", "report", str(path), "--all")))
+            terminal.render(found, console, everything=everything, whole=whole)
         else:
             _write(out, _page_of(found, path))
     elif out is None:
@@ -91,10 +93,12 @@ def _page_of(verdict: Verdict, path: Path) -> str:
 
 
 def _compared(
-    golden: str, candidate: str, policy: Policy, model: Path | None, out: Path | None, everything: bool
-) -> None:
+    golden: str, candidate: str, policy: Policy, model: Path | None, out: Path | None, everything: bool,
+    whole: Sequence[str],
+) -> None:  # fmt: skip
     if out is None:
-        terminal.render(compare_traces(golden, candidate, policy), Console(highlight=False), everything=everything)
+        found = compare_traces(golden, candidate, policy)
+        terminal.render(found, report_console(), everything=everything, whole=" ".join(command_lines(whole)))
         return
     from tracereplay.comparator.details import Details
     from tracereplay.report import html

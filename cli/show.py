@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracereplay.cli.options import (
@@ -27,21 +26,21 @@ from tracereplay.cli.options import (
 )
 from tracereplay.cli.show_kernels import show_kernels
 from tracereplay.cli.show_requests import FIRST, as_json, check_json, print_requests, show_one
-from tracereplay.cli.summary import observer_words, summary, trigger_words
+from tracereplay.cli.show_run import print_operators, print_run
 from tracereplay.cli.texts import decoder
 from tracereplay.comparator.numbers.dtypes import is_float, widen
 from tracereplay.dtypes import DTYPES
 from tracereplay.errors import TraceError, UsageError
-from tracereplay.report.clean import clean
+from tracereplay.report.layout import Row, cell, print_rows, report_console
 from tracereplay.report.words import number
 from tracereplay.trace import Trace
 from tracereplay.trace.listing import named
-from tracereplay.trace.outline import MOST, line_of
-from tracereplay.trace.select import PASSES, Chosen, choose, pass_of
+from tracereplay.trace.select import Chosen, choose, pass_of
 
 __all__ = ["show"]
 
 VALUES = 4
+_NOT_FINITE = 8  # the column that is left out where all are
 
 
 def show(
@@ -67,7 +66,7 @@ def show(
 ) -> None:
     """Show what a trace contains, or one request; with SITE, the tensors of that operator's calls."""
     source = opened(trace, base)
-    console = Console(highlight=False)
+    console = report_console()
     if site is None:
         if kernels:
             raise UsageError("--kernels shows what ran inside an operator; give its SITE.")
@@ -102,103 +101,19 @@ def _show_without_site(
     if keys is not None:
         show_one(trace, pass_of(trace, pass_name), keys, console, decode)
         return
-    _show_run(trace, passes, console, everything)
+    print_run(trace, passes, console, everything)
     if trace.run.requested is not None and passes:
         try:
             print_requests(trace, pass_of(trace, pass_name), console, decode, most)
         except TraceError as error:  # all else of it may be readable
-            console.print(_cell(f"Its requests cannot be listed: {error}"))
-
-
-# -- the run ------------------------------------------------------------------------------------------------
-
-
-def _show_run(trace: Trace, passes: Sequence[str], console: Console, everything: bool) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, words in _facts(trace, passes):
-        table.add_row(name, _cell(words))
-    console.print(table)
-    kinds: dict[tuple[tuple[str, ...], ...], list[str]] = {}
-    for name in sorted(passes, key=_order):
-        kinds.setdefault(_operators(trace, name, everything), []).append(name)
-    for rows, names in kinds.items():
-        _print_table(console, f"pass {' and '.join(names)}", ("operator", "sites", "calls", "first site"), rows)
-    for name in sorted(passes, key=_order):
-        listed = _steps(trace, name, everything)
-        _print_table(console, f"steps of {name}", ("step", "rows", "requests", "calls", "tokens"), listed)
-
-
-def _operators(trace: Trace, name: str, everything: bool) -> tuple[tuple[str, ...], ...]:
-    """For each operator class (or each site): the number of sites and of calls, and the first site."""
-    rank = trace.ranks(name)[0]
-    calls = trace.outline(name).calls
-    sites: dict[str, list[str]] = {}
-    for site in trace.sites(name, rank).values():
-        sites.setdefault(f"{site.operator} {site.name}" if everything else site.operator, []).append(site.name)
-    return tuple(
-        (kind.split(" ")[0], str(len(at)), str(sum(calls[n] for n in at)), at[0]) for kind, at in sites.items()
-    )
-
-
-def _steps(trace: Trace, name: str, everything: bool) -> Iterator[tuple[str, ...]]:
-    outline = trace.outline(name)
-    every = (
-        line_of(step.number, step.rows, len(step.form.calls), len(step.sampled))
-        for step in trace.records(name, trace.ranks(name)[0])
-    )
-    for line in every if everything else outline.first:
-        some = ", ".join(map(str, line.requests[: MOST - 1])) + (" ..." if len(line.requests) == MOST else "")
-        yield str(line.number), str(line.rows), some, str(line.calls), str(line.sampled)
-    if not everything and len(outline.first) < outline.steps:
-        yield f"and {outline.steps - len(outline.first)} more", "", "", "", ""
-
-
-def _order(name: str) -> int:
-    return PASSES.index(name) if name in PASSES else len(PASSES)
-
-
-def _facts(trace: Trace, passes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    run = trace.run
-    asked = {} if run.requested is None else run.requested.words()
-    versions = ", ".join(f"{k} {v}" for k, v in run.engine_facts("versions").items() if v)
-    lengths = [len(p.token_ids or ()) for p in run.prompts]
-    yield "trace", f"{run.kind}, {summary(trace)}"
-    yield "engine", ": ".join(filter(None, (run.engine.get("name", "unknown"), versions)))
-    yield "model", f"{asked.get('model')} (weights {run.weights or 'unknown'})"
-    if lengths:
-        yield "prompts", f"{len(lengths)}, of {min(lengths)} to {max(lengths)} tokens"
-    if asked.get("settings"):
-        yield "settings", asked["settings"]
-    if run.withheld is not None:
-        yield "withheld", f"{', '.join(run.withheld.get('what') or ())} (key {run.withheld.get('key')})"
-    if run.observer:
-        yield "observer", f"recording changed {observer_words(run.observer)}"
-    if run.trigger:
-        yield "trigger", trigger_words(run.trigger)
-    for note in run.notes:
-        yield "note", note
-    for said in dict.fromkeys(trace.outline(name).said() for name in passes):
-        if said is not None:
-            yield "company", said
-    for name in sorted(passes, key=_order):
-        outline = trace.outline(name)
-        yield f"pass {name}", f"{outline.steps} steps, {outline.rows} rows, {len(trace.ranks(name))} rank(s)"
+            console.print(cell(f"Its requests cannot be listed: {error}"))
+    print_operators(trace, passes, console, everything)
 
 
 def _print_table(console: Console, title: str, headers: Sequence[str], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table(*headers, box=None, pad_edge=False, header_style="dim")
-    table.title, table.title_justify = _cell(title), "left"
-    for row in rows:
-        table.add_row(*map(_cell, row))
     console.print()
-    console.print(table)
-
-
-def _cell(words: str) -> Text:
-    """Words from a trace: never markup, never control characters."""
-    return Text(clean(words))
+    console.print(cell(title, "bold"))
+    print_rows(console, headers, [Row(list(map(cell, row))) for row in rows])
 
 
 # -- sites --------------------------------------------------------------------------------------------------
@@ -212,7 +127,10 @@ def _show_sites(pass_name: str, chosen: Iterator[Chosen], console: Console) -> N
     headers = ("step", "tensor", "dtype", "shape", "min", "max", "mean", "rms", "not finite", "first values")
     for name, tensors in found.items():
         rows = [(str(one.step), _named(one), *_described(one)) for one in tensors]
-        _print_table(console, f"{name} ({tensors[0].site.operator}), pass {pass_name}", headers, rows)
+        shown = [place for place in range(len(headers)) if place != _NOT_FINITE or any(row[place] for row in rows)]
+        title = f"{name} ({tensors[0].site.operator}), pass {pass_name}"
+        kept = [tuple(row[place] for place in shown) for row in rows]
+        _print_table(console, title, [headers[place] for place in shown], kept)
         for _, same in groupby(tensors, key=lambda one: (one.step, one.call.number)):
             _note_sharing(console, list(same))
 

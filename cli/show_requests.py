@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracereplay.cli.texts import Decode, one_line
+from tracereplay.cli.texts import Decode, one_line, why_no_text
 from tracereplay.report.clean import clean
+from tracereplay.report.layout import Row, indented, print_rows, sentence_room
 from tracereplay.trace import Trace
 from tracereplay.trace.known import served_names
 from tracereplay.trace.listing import Listed, detailed, listed
@@ -25,8 +26,7 @@ from tracereplay.trace.requests import Identity, Moment
 __all__ = ["FIRST", "as_json", "check_json", "print_requests", "show_one"]
 
 FIRST = 20  # requests that are listed
-_SHORT, _LONG = 28, 2000  # characters of a text in a list, and by itself
-_ID = 20  # characters of an id on a line
+_LONG = 2000  # characters of a text
 _STEPS = 8  # steps of a request that are listed
 
 
@@ -43,21 +43,24 @@ def print_requests(
     arrivals = [one.identity.arrived for one in found if one.identity is not None and one.identity.arrived]
     days = {f"{_datetime(moment):%Y-%m-%d}" for moment in arrivals}
     day = f", of {days.pop()} (UTC)" if len(days) == 1 else " (times are UTC)" if days else ""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.title, table.title_justify = Text(f"requests of {clean(pass_name)}{day}"), "left"
     known = any(one.identity is not None for one in found)
-    for name in ("request", *(("id", "arrived", "took") if known else ()), "prompt", "tokens", "end"):
-        table.add_column(name, overflow="fold", no_wrap=name != "id", min_width=_ID if name == "id" else None)
-    table.add_column("text", no_wrap=True, overflow="ellipsis", min_width=_ID // 2)
-    for one in found:
-        table.add_row(*map(_cell, _row(one, decode, known, with_day=not day.startswith(","))))
-    if count > len(found):
-        table.add_row(_cell(f"and {count - len(found)} more"))
+    headers = "request", *(("id", "arrived", "took") if known else ()), "prompt", "tokens", "end"
+    room = sentence_room(console)
+    with_day = not day.startswith(",")
+    rows = [
+        Row(list(map(_cell, _row(one, known, with_day))), [_cell(_said_and_got(one, decode, room))])
+        for one in found
+    ]
     console.print()
-    console.print(table)
+    console.print(Text(f"requests of {clean(pass_name)}{day}", style="bold"))
+    print_rows(console, headers, rows)
+    if count > len(found):
+        console.print(_cell(f"  and {count - len(found)} more; --all lists them"))
+    if decode is None and trace.run.withheld is None:
+        indented(console, f"tokens are shown by their numbers: {clean(why_no_text(trace))}", style="dim")
 
 
-def _row(one: Listed, decode: Decode | None, known: bool, with_day: bool) -> Iterator[str]:
+def _row(one: Listed, known: bool, with_day: bool) -> Iterator[str]:
     identity = one.identity
     yield _number(one)
     if known:
@@ -66,9 +69,29 @@ def _row(one: Listed, decode: Decode | None, known: bool, with_day: bool) -> Ite
         yield _took(identity)
     yield "" if one.prompt is None else str(len(one.prompt))
     yield _count(one)
-    yield one.reason
-    asked = clean(one.text)[:_SHORT] if one.text else one_line(one.prompt or (), decode, _SHORT)
-    yield f"{asked} > {one_line(one.tokens, decode, _SHORT)}"
+    yield ", ".join(filter(None, (one.reason, "not whole" if one.lacking else "")))
+
+
+def _said_and_got(one: Listed, decode: Decode | None, room: int | None) -> str:
+    """Prompt and output, each cut to half of that many columns; None: as long as they are."""
+    most = _LONG if room is None else max((room - 16) // 2, 8)
+    given = _quoted_text(_shortened(one.text, most)) if one.text else None
+    prompt = given or _told(one.prompt or (), decode, most)
+    return f"{prompt} -> {_told(one.tokens, decode, most)}"
+
+
+def _told(tokens: Sequence[int], decode: Decode | None, most: int) -> str:
+    said = one_line(tokens, decode, most)
+    return said if decode is None else _quoted_text(said)
+
+
+def _quoted_text(text: str) -> str:
+    return f'"{text}"'
+
+
+def _shortened(text: str, most: int) -> str:
+    said = clean(text)
+    return said if len(said) <= most else f"{said[:most]}..."
 
 
 def _number(one: Listed) -> str:
@@ -148,6 +171,8 @@ def _facts(trace: Trace, one: Listed, decode: Decode | None) -> Iterator[tuple[s
             )
     stop = "" if identity is None or identity.stop is None else f", at {_quoted(identity.stop)}"
     yield "end", f"{clean(one.reason)}{stop}" if one.reason else "not while this was recorded"
+    if one.lacking:
+        yield "not whole", "steps of it were left out, while the recording was paused or behind the engine"
     served = ", ".join(map(clean, served_names(trace)))
     if identity is not None and (identity.adapter or served):
         yield "model", f"{clean(identity.adapter)} (an adapter of {served})" if identity.adapter else served
@@ -252,6 +277,7 @@ def _said(one: Listed, decode: Decode | None, *, places: bool) -> dict[str, Any]
         "ended": _moment(identity.ended if identity else None),
         "seconds": _seconds(identity),
         "finish_reason": one.reason or None,
+        "lacking": one.lacking,
         "stop": None if identity is None else identity.stop,
         "adapter": None if identity is None else identity.adapter or None,
         "priority": 0 if identity is None else identity.priority,

@@ -10,7 +10,7 @@ from tracereplay.errors import UsageError
 from tracereplay.gate.tokenizers import tokenizer_file
 from tracereplay.trace import Trace
 
-__all__ = ["Decode", "decoder", "one_line"]
+__all__ = ["Decode", "decoder", "one_line", "why_no_text"]
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -33,7 +33,9 @@ def decoder(trace: Trace, model: Path | None) -> Decode | None:
     except ImportError:
         if model is None:
             return None
-        raise UsageError("Text needs the package tokenizers; install it beside tracereplay.") from None
+        raise UsageError(
+            "Text needs the package tokenizers; install it (pip install 'tracereplay[text]')."
+        ) from None
     except Exception as error:  # of the package's own kind, a bare Exception
         if model is None:
             return None
@@ -44,6 +46,13 @@ def decoder(trace: Trace, model: Path | None) -> Decode | None:
         return str(tokenizer.decode([t for t in tokens if 0 <= t < size], skip_special_tokens=False))
 
     return decode
+
+
+def why_no_text(trace: Trace) -> str:
+    """What would be needed to show a trace's tokens as text."""
+    if tokenizer_file(trace, None) is None:
+        return "--model DIR, with the model's tokenizer.json in it, shows their text"
+    return "their text needs the package tokenizers (pip install 'tracereplay[text]')"
 
 
 def one_line(tokens: Sequence[int], decode: Decode | None, most: int) -> str:

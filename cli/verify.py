@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from tracereplay.cli.console import stderr
 from tracereplay.cli.options import BaseTrace, TracePath, opened
 from tracereplay.errors import TraceError
 from tracereplay.report.clean import clean
+from tracereplay.report.layout import report_console
 from tracereplay.trace import verify as checking
 from tracereplay.trace.directory import MANIFEST
 
@@ -59,7 +59,7 @@ def verify(
 
 
 def _print(state: str, reports: list[checking.SegmentReport]) -> None:
-    console = Console(highlight=False)
+    console = report_console()
     console.print(Text(_WORDS[state]))
     table = Table("segment", "state", "steps", "frames", "bytes", box=None, pad_edge=False, header_style="dim")
     for report in reports:
@@ -70,3 +70,6 @@ def _print(state: str, reports: list[checking.SegmentReport]) -> None:
             console.print(Text(clean(report.problem)), soft_wrap=True)
         if report.dropped:
             console.print(Text(f"{clean(report.name)}: {report.dropped} steps were dropped while recording."))
+        if report.lacking:
+            which = "request is" if report.lacking == 1 else "requests are"
+            console.print(Text(f"{clean(report.name)}: {report.lacking} {which} not whole; show lists which."))

@@ -23,5 +23,5 @@ def test_the_committed_verdict_is_of_the_committed_trace() -> None:
 def test_the_readme_shows_that_verdict() -> None:
     data = json.loads((ROOT / "fixtures" / "tiny-llama-v0-to-v1.json").read_text())
     shown = (ROOT / "README.md").read_text()
-    assert f"differs by {data['tokens']['logprob_abs_diff']['max']:.4g}; 0.05 is allowed" in shown
-    assert "first in request 1 at position 15: 97 → 101" in shown
+    assert f"logprobs by {data['tokens']['logprob_abs_diff']['max']:.3g} (0.05 allowed)" in shown
+    assert "request 1, position 15: token 97 ('a') in golden, 101 ('e') in the candidate" in shown

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import cell, indented, more, print_table, section
-from tracereplay.report.words import number, shorten
+from tracereplay.report.layout import Row, cell, indented, more, print_rows, section
+from tracereplay.report.words import number
 from tracereplay.verdict import Attribution, Verdict
 from tracereplay.verdict.bisection import Bisection, Member
 
@@ -42,11 +41,11 @@ def render(verdict: Verdict, found: Bisection, console: Console, *, everything: 
 
 
 def _tried(found: Bisection, console: Console) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for tried in found.tried:
-        style = {"good": "green", "bad": "red"}.get(tried.outcome, "yellow")
-        table.add_row(cell(tried.version), cell(tried.outcome, style), cell(tried.why))
-    print_table(console, table)
+    styles = {"good": "green", "bad": "red"}
+    rows = [
+        Row([cell(t.version), cell(t.outcome, styles.get(t.outcome, "yellow")), cell(t.why)]) for t in found.tried
+    ]
+    print_rows(console, ("", "", ""), rows)
 
 
 def _effort(found: Bisection) -> str:
@@ -68,42 +67,42 @@ def _minimal(found: Bisection, console: Console, everything: bool) -> None:
     proven = "" if found.proven else " (not shown to be minimal: the passes ran out)"
     indented(console, f"parity is restored by {what}{proven}")
     shown = found.minimal if everything else found.minimal[:MEMBERS]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for member in shown:
-        table.add_row(*_member(member, found.kind == "operators", console.width))
-    print_table(console, table)
+    operators = found.kind == "operators"
+    headers = ("", "", "") if operators else ("",)
+    print_rows(console, headers, [Row(_member(member, operators)) for member in shown])
     more(console, len(found.minimal) - len(shown))
     if found.arguments:
         indented(console, "as arguments: " + clean(" ".join(found.arguments)))
 
 
-def _member(member: Member, operator: bool, width: int) -> list[Text]:
+def _member(member: Member, operator: bool) -> list[Text]:
     if not operator:
         return [cell(f"{member.name} = {member.value!r}", "bold")]
     return [
-        cell(shorten(member.name, max(20, width - 40)), "bold"),
+        cell(member.name, "bold"),
         cell(member.operator),
         cell(member.error_class),
     ]
 
 
 def _shares(parts: Sequence[Attribution], console: Console, everything: bool) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("changed", no_wrap=True)
-    for header in ("explains", "95 % interval", "tokens", "largest"):
-        table.add_column(header, justify="right", no_wrap=True)
+    rows = []
     for part in parts if everything else parts[:ROWS]:
         name = _ROLES.get(part.role, part.role)
         if part.role in ("class", "sites", "settings"):
             name = ", ".join(part.operators)
         low, high = part.interval
         cells = (
-            shorten(name, max(16, console.width - 50)), _share(part.explains), f"{_share(low)} to {_share(high)}",
-            part.tokens_differ, number(part.logprob_max),
-        )  # fmt: skip
-        table.add_row(*(cell(value, "green" if part.restores else "") for value in cells))
+            name,
+            _share(part.explains),
+            f"{_share(low)} to {_share(high)}",
+            part.tokens_differ,
+            number(part.logprob_max),
+        )
+        rows.append(Row([cell(value, "green" if part.restores else "") for value in cells]))
     console.print()
-    print_table(console, table)
+    headers = "changed", "explains", "95 % interval", "tokens", "largest"
+    print_rows(console, headers, rows, right=range(1, 5))
     more(console, 0 if everything else len(parts) - ROWS)
 
 

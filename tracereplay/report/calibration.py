@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from tracereplay.calibrator import Calibration
 from tracereplay.calibrator.noise import Earned
 from tracereplay.comparator import Policy
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import cell, indented, print_table, section
-from tracereplay.report.words import number, shorten
+from tracereplay.report.layout import Row, cell, indented, print_rows, section
+from tracereplay.report.words import number
 
 __all__ = ["render"]
 
@@ -24,27 +23,21 @@ def render(found: Calibration, console: Console) -> None:
         indented(console, clean(f"skipped {skipped.name}: {skipped.reason}"))
     section(console, "Noise and tolerances", "  as multiples of the dtype's default tolerance")
     if found.earned:
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for name in ("operator", "dtype", "worst at", "noise", "tolerated", "a", "b"):
-            right = name in ("noise", "tolerated", "a", "b")
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
-        for earned in found.earned:
-            _row(table, earned, console.width)
-        print_table(console, table)
+        headers = "operator", "dtype", "noise", "tolerated", "a", "b", "worst at"
+        print_rows(console, headers, list(map(_row, found.earned)), right=range(2, 6))
     else:
         indented(console, "Every operator and edge is identical bit for bit in all runs; the defaults remain.")
     _warnings(found, console)
 
 
-def _row(table: Table, earned: Earned, width: int) -> None:
+def _row(earned: Earned) -> Row:
     a, b = earned.factors
     name = earned.kind.operator if earned.kind.kind == "operator" else f"edge into {earned.kind.operator}"
     beyond = "yellow" if earned.noise > 1 else ""
-    table.add_row(
-        cell(shorten(name, 28)), cell(earned.kind.dtype), cell(shorten(earned.at, max(12, width - 84))),
-        cell(number(earned.noise), beyond), cell(number(max(1.0, earned.multiple))), cell(number(a)),
-        cell(number(b)),
-    )  # fmt: skip
+    return Row([
+        cell(name), cell(earned.kind.dtype), cell(number(earned.noise), beyond),
+        cell(number(max(1.0, earned.multiple))), cell(number(a)), cell(number(b)), cell(earned.at),
+    ])  # fmt: skip
 
 
 def _warnings(found: Calibration, console: Console) -> None:

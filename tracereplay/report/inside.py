@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import STYLE, cell, indented, print_table, section
-from tracereplay.report.words import multiple, short_kernel, shorten
+from tracereplay.report.layout import STYLE, Row, cell, indented, print_rows, section
+from tracereplay.report.words import multiple, short_kernel
 from tracereplay.verdict.inside import Inside, KernelRow
 from tracereplay.verdict.measures import ErrorClass, Metrics
 
@@ -24,10 +23,10 @@ def render(found: Inside, console: Console) -> None:
     if found.not_compared is not None:
         indented(console, f"not compared: {clean(found.not_compared)}")
         return
-    print_table(console, _side_by_side(found, console.width))
+    _side_by_side(found, console)
     if found.shared:
         indented(console, "Values that both sides compute:")
-        print_table(console, _shared(found))
+        _shared(found, console)
     if found.first is not None:
         row = found.rows[found.first]
         indented(
@@ -36,15 +35,15 @@ def render(found: Inside, console: Console) -> None:
         )
 
 
-def _side_by_side(found: Inside, width: int) -> Table:
-    table = _table("", "golden", "candidate", "result", "differs")
-    room = max(16, (width - 58) // 2)
-    for n, row in enumerate(found.rows, 1):
-        names = [
-            cell("" if name is None else shorten(short_kernel(name), room)) for name in (row.golden, row.candidate)
-        ]
-        table.add_row(cell(n, "dim"), *names, cell(shorten(row.result, 18)), _words(row))
-    return table
+def _side_by_side(found: Inside, console: Console) -> None:
+    rows = [
+        Row([
+            cell(f"{n}", "dim"), *(cell(short_kernel(name or "")) for name in (row.golden, row.candidate)),
+            cell(row.result), _words(row),
+        ])
+        for n, row in enumerate(found.rows, 1)
+    ]  # fmt: skip
+    print_rows(console, ("", "golden", "candidate", "result", "differs"), rows)
 
 
 def _words(row: KernelRow) -> Text:
@@ -59,19 +58,10 @@ def _class(error_class: ErrorClass, metrics: Metrics) -> Text:
     return cell(f"{error_class}{error}", STYLE[error_class])
 
 
-def _shared(found: Inside) -> Table:
-    table = _table("golden, line", "candidate, line", "differs")
+def _shared(found: Inside, console: Console) -> None:
+    rows = []
     for value in found.shared:
         theirs = short_kernel(found.rows[value.candidate].candidate or "")
-        table.add_row(
-            cell(f"{value.golden + 1}: {value.result}"), cell(f"{value.candidate + 1}: {theirs}"),
-            _class(value.error_class, value.metrics),
-        )  # fmt: skip
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    return table
+        lines = cell(f"{value.golden + 1}: {value.result}"), cell(f"{value.candidate + 1}: {theirs}")
+        rows.append(Row([*lines, _class(value.error_class, value.metrics)]))
+    print_rows(console, ("golden, line", "candidate, line", "differs"), rows)

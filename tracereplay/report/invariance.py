@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import cell, indented, more, print_table, section
-from tracereplay.report.words import shorten
+from tracereplay.report.layout import Row, cell, indented, more, print_rows, section
 from tracereplay.verdict.invariance import FirstDifference, Invariance, RowCounts, Varied
 
 __all__ = ["render"]
@@ -29,13 +27,8 @@ def render(found: Invariance, console: Console) -> None:
         words = "rows differ" if found.first is None else _place(found.first)
     console.print(Text(title, style=style).append(f"  {clean(words)}", style="default"))
     section(console, "Varied", f"  {found.requests} requests, {found.tokens} tokens")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("what", "values", "held", "rows compared", "first operator"):
-        wraps = name in ("values", "first operator")
-        table.add_column(name, no_wrap=not wraps, justify="right" if name == "rows compared" else "left")
-    for varied in found.varied:
-        _row(table, varied, console.width)
-    print_table(console, table)
+    headers = "what", "held", "rows compared", "values", "first operator"
+    print_rows(console, headers, list(map(_row, found.varied)), right=(2,))
     if found.first is not None:
         _first(found.first, console)
     _operators(found, console)
@@ -47,12 +40,12 @@ def _place(first: FirstDifference) -> str:
     return f"the edge into {where}, input {first.index}" if first.kind == "edge" else where
 
 
-def _row(table: Table, varied: Varied, width: int) -> None:
+def _row(varied: Varied) -> Row:
     words, style = _HELD[varied.held]
     values = ", ".join(map(str, varied.values))
-    first = "" if varied.first is None else shorten(varied.first.site, max(16, width - 76))
+    first = "" if varied.first is None else varied.first.site
     rows = f"{varied.rows:,}" if varied.rows else "-"
-    table.add_row(cell(varied.what), cell(values), cell(words, style), cell(rows), cell(first))
+    return Row([cell(varied.what), cell(words, style), cell(rows), cell(values), cell(first)])
 
 
 def _first(first: FirstDifference, console: Console) -> None:
@@ -84,16 +77,12 @@ def _operators(found: Invariance, console: Console) -> None:
     if len(found.operators) < 2:
         return
     section(console, "Operators", "  that differ on equal inputs")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("operator", "site", "varied", "rows", "of"):
-        table.add_column(name, justify="right" if name in ("rows", "of") else "left", no_wrap=True)
+    rows = []
     for own in found.operators[:SHOWN]:
         name = f"edge into {own.operator}" if own.kind == "edge" else own.operator
-        table.add_row(
-            cell(shorten(name, 28)), cell(shorten(own.site, max(20, console.width - 60))), cell(own.varied),
-            cell(f"{own.differing:,}"), cell(f"{own.of:,}"),
-        )  # fmt: skip
-    print_table(console, table)
+        counts = cell(own.varied), cell(f"{own.differing:,}"), cell(f"{own.of:,}")
+        rows.append(Row([cell(name), *counts, cell(own.site)]))
+    print_rows(console, ("operator", "varied", "rows", "of", "at"), rows, right=(2, 3))
     more(console, len(found.operators) - SHOWN)
 
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import STYLE, cell, grid, indented, more, print_table, section
-from tracereplay.report.words import multiple, passing, percent, short_kernel, shorten
+from tracereplay.report.layout import STYLE, Row, cell, grid, indented, more, print_rows, print_table, section
+from tracereplay.report.words import multiple, passing, percent, short_kernel
 from tracereplay.verdict.isolated import Isolated, KernelFinding, NotReplayed
 from tracereplay.verdict.measures import severity
 
 __all__ = ["render"]
 
 DIFFERING, LEFT = 12, 8  # rows of each list
+_WIDE = 110  # columns from which on more is told of each
 
 
 def render(found: Isolated, console: Console, *, everything: bool = False) -> None:
     """Prints ``found``: kernels that differ, worst first; then calls that were not compared, and why."""
-    section(console, "Kernels", f"  {found.compared} of {found.calls} calls executed in isolation and compared")
+    calls = f"{found.compared} of {found.calls} calls executed in isolation and compared"
+    section(console, "Kernels", f"  {calls}; an error of 100% is what is allowed")
     ranked = sorted(found.kernels, key=lambda f: severity(f.error_class, f.metrics.allowance_ratio), reverse=True)
     shown = [f for f in ranked if everything or f.error_class != "identical"]
     if shown:
-        print_table(console, _table(shown if everything else shown[:DIFFERING], console.width))
+        _kernels(shown if everything else shown[:DIFFERING], console)
     same = [f for f in ranked if f.error_class == "identical"]
     if not everything:
         more(console, len(shown) - DIFFERING)
@@ -35,23 +36,17 @@ def render(found: Isolated, console: Console, *, everything: bool = False) -> No
     _left_out(found.not_replayed, console, everything)
 
 
-def _table(findings: Sequence[KernelFinding], width: int) -> Table:
-    wide = width >= 110
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("class", "kernel", "dtype"):
-        table.add_column(name, no_wrap=True)
-    for name in ("calls", "error", "equal", *(("bias",) if wide else ())):
-        table.add_column(name, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("would pass", no_wrap=True)
-    for f in findings:
-        metrics = f.metrics
-        table.add_row(
-            cell(f.error_class, STYLE[f.error_class]), cell(shorten(short_kernel(f.kernel), max(26, width - 76))),
-            cell(f.dtype), cell(f.calls), cell(multiple(metrics)), cell(percent(metrics.equal)),
-            *(_more(f) if wide else []),
-        )  # fmt: skip
-    return table
+def _kernels(findings: Sequence[KernelFinding], console: Console) -> None:
+    wide = console.width >= _WIDE
+    rows = [
+        Row([
+            cell(short_kernel(f.kernel)), cell(f.error_class, STYLE[f.error_class]), cell(f.dtype), cell(f.calls),
+            cell(multiple(f.metrics)), cell(percent(f.metrics.equal)), *(_more(f) if wide else []),
+        ])
+        for f in findings
+    ]  # fmt: skip
+    names = "kernel", "class", "dtype", "calls", "error", "equal"
+    print_rows(console, (*names, *(("bias", "to allow it") if wide else ())), rows, right=range(3, 7))
 
 
 def _more(finding: KernelFinding) -> list[Text]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import cell, indented, more, print_table, section
-from tracereplay.report.words import short_kernel, shorten
+from tracereplay.report.layout import Row, cell, indented, more, print_rows, section
+from tracereplay.report.words import short_kernel
 from tracereplay.verdict.oracle import NEARER, Nearer, NotCovered, Oracle, OracleError, OracleFinding
 
 __all__ = ["render"]
@@ -29,7 +28,7 @@ def render(found: Oracle, console: Console, *, everything: bool = False) -> None
     ranked = sorted(kinds.items(), key=lambda pair: _judgement(pair[1]) == "equal")
     differ = [pair for pair in ranked if everything or max(_errors(pair[1])) > 0]
     if differ:
-        print_table(console, _table(differ if everything else differ[:KINDS], console.width))
+        _kinds(differ if everything else differ[:KINDS], console)
     if not everything:
         more(console, len(differ) - KINDS)
         exact = [clean(short_kernel(key[0])) for key, found_ in ranked if max(_errors(found_)) == 0]
@@ -38,12 +37,8 @@ def render(found: Oracle, console: Console, *, everything: bool = False) -> None
     _left_out(found.not_covered, console, everything)
 
 
-def _table(kinds: Sequence[tuple[tuple[str, ...], list[OracleFinding]]], width: int) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("L2 error (bias, ulp)", no_wrap=True)
-    for name in ("golden", "candidate"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("more accurate", no_wrap=True)
+def _kinds(kinds: Sequence[tuple[tuple[str, ...], list[OracleFinding]]], console: Console) -> None:
+    rows = []
     for (name, output, site), found in kinds:
         shown = short_kernel(name) + (f" {output}" if output != "0" else "") + (f" {site}" if site else "")
         sides = [[getattr(f, side) for f in found] for side in ("golden", "candidate")]
@@ -52,8 +47,9 @@ def _table(kinds: Sequence[tuple[tuple[str, ...], list[OracleFinding]]], width: 
         of = f" ({count} of {len(found)})" if count < len(found) else ""
         words = [cell(f"{_rms(side):.2g} ({_lean(side):+.2f})") for side in sides]
         nearer = judgement.removesuffix(" nearer") + of
-        table.add_row(cell(shorten(shown, max(24, width - 56))), *words, cell(nearer, _STYLE[judgement]))
-    return table
+        rows.append(Row([cell(shown), *words, cell(nearer, _STYLE[judgement])]))
+    headers = "L2 error (bias, ulp)", "golden", "candidate", "more accurate"
+    print_rows(console, headers, rows, right=(1, 2))
 
 
 def _judgement(found: Sequence[OracleFinding]) -> Nearer:

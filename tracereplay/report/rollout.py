@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
-from tracereplay.report.layout import cell, indented, print_table, section
+from tracereplay.report.layout import Row, cell, indented, print_rows, section
 from tracereplay.report.words import number, percent
 from tracereplay.verdict.rollout import Rollout
 
@@ -23,7 +22,7 @@ def render(found: Rollout, console: Console, *, everything: bool = False) -> Non
     indented(
         console,
         f"{found.tokens} tokens in {found.sequences} sequences; ratio {number(found.ratio_min)} to "
-        f"{number(found.ratio_max)}, {percent(found.clipped)} outside 1 ± {found.clip:g}; effective sample size "
+        f"{number(found.ratio_max)}, {percent(found.clipped)} outside 1 +- {found.clip:g}; effective sample size "
         f"{percent(found.effective_tokens)} of tokens, {percent(found.effective_sequences)} of sequences",
     )
     indented(console, f"k1 {number(found.k1)}, k3 {number(found.k3)} nats per token{_greedy(found)}")
@@ -51,22 +50,17 @@ def _tables(found: Rollout, console: Console) -> None:
     d = found.abs_diff
     spread = f"mean {number(d.mean)}, median {number(d.p50)}, 90 % {number(d.p90)}, 99 % {number(d.p99)}"
     indented(console, f"logprob differences: {spread}, largest {number(d.max)} nats")
-    table = _table("generated positions", "tokens", "mean difference", "largest")
+    rows = []
     for row in found.by_position:
         place = str(row.first) if row.first == row.last else f"{row.first}-{row.last}"
-        table.add_row(*map(cell, (place, row.tokens, number(row.mean), number(row.max))))
+        rows.append(Row(list(map(cell, (place, row.tokens, number(row.mean), number(row.max))))))
     console.print()
-    print_table(console, table)
-    table = _table("length", "sequences", "log ratio, mean", "rms", "largest", "effective")
+    headers: tuple[str, ...] = ("generated positions", "tokens", "mean difference", "largest")
+    print_rows(console, headers, rows, right=range(4))
+    rows = []
     for line in found.by_length:
         sizes = map(number, (line.log_ratio_mean, line.log_ratio_rms, line.log_ratio_max))
-        table.add_row(*map(cell, (line.length, line.sequences, *sizes, percent(line.effective))))
+        rows.append(Row(list(map(cell, (line.length, line.sequences, *sizes, percent(line.effective))))))
     console.print()
-    print_table(console, table)
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
-    return table
+    headers = "length", "sequences", "log ratio, mean", "rms", "largest", "effective"
+    print_rows(console, headers, rows, right=range(6))

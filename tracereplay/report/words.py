@@ -8,13 +8,15 @@ from typing import Any
 
 from tracereplay.engines.known import family_of
 from tracereplay.report.clean import clean
-from tracereplay.verdict import Source, Verdict
+from tracereplay.verdict import Divergence, Source, TokenDivergence, Verdict
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
 
 __all__ = [
-    "CAUSES", "allowance", "headline", "multiple", "number", "passing", "percent", "short_kernel",
-    "shorten", "source",
+    "CAUSES", "allowance", "count", "headline", "multiple", "number", "of_allowed", "passing", "percent",
+    "request_named", "short_kernel", "source",
 ]  # fmt: skip
+
+_PERCENT = 10  # times what is allowed from which on a share is told as a multiple
 
 CAUSES: Mapping[str, str] = {
     "operator": "an operator computes something different",
@@ -49,6 +51,11 @@ def headline(verdict: Verdict) -> str:
     return CAUSES[verdict.cause]
 
 
+def count(many: int, thing: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{many:,} {thing}{'' if many == 1 else 's'}"
+
+
 def number(value: float | None) -> str:
     """A number in at most three significant digits."""
     if value is None:
@@ -66,11 +73,29 @@ def percent(share: float) -> str:
 
 
 def multiple(metrics: Metrics) -> str:
-    """The error as a multiple of its allowance, or a word if it has none."""
+    """The error as a share of its allowance, or a word if it has none: ``58%``, ``130%``, ``190,000 times``."""
     ratio = metrics.allowance_ratio
     if not math.isfinite(ratio):
         return "not finite" if metrics.nonfinite else "not equal"
-    return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.1e}x"
+    if ratio < _PERCENT:
+        share = 100 * ratio
+        if ratio < 1:  # 0% and 100% are exact
+            return f"{min(share, 99.9):.3g}%" if share > 99.5 or 0 < share < 0.5 else f"{share:.0f}%"
+        return f"{share:.0f}%" if ratio == 1 or share >= 100.5 else f"{max(share, 100.1):.1f}%"
+    return f"{ratio:,.0f} times" if ratio < 1e6 else f"{ratio:.1e} times"
+
+
+def of_allowed(metrics: Metrics) -> str:
+    """The same in a sentence: ``58% of the allowed error``."""
+    words = multiple(metrics)
+    if words.endswith("%"):
+        return f"{words} of the allowed error"
+    return f"{words} the allowed error" if words.endswith("times") else words
+
+
+def request_named(first: Divergence | TokenDivergence) -> str:
+    """The request's number, and its id where that is known."""
+    return str(first.request) if first.request_id is None else f"{first.request} ({clean(first.request_id)})"
 
 
 def short_kernel(name: str) -> str:
@@ -81,8 +106,8 @@ def short_kernel(name: str) -> str:
 def passing(error_class: ErrorClass, tolerance: Tolerance | None, bias: float | None = None) -> str:
     """The tolerance that would have passed, or the limit on bias."""
     if error_class == "biased":
-        lean = "" if bias is None else f"; max_ulp = {number(bias)} would"
-        return f"no larger tolerance: every error is within it, but they are biased{lean}"
+        lean = "no tolerance" if bias is None else f"max_ulp = {number(bias)}, not a larger tolerance"
+        return f"{lean}: each error is within it, but they lean to one side"
     if tolerance is None or not (tolerance.a < float("inf") and tolerance.b < float("inf")):
         return "none"
     return f"a = {number(tolerance.a)}, b = {number(tolerance.b)}" if tolerance.a or tolerance.b else "none"
@@ -109,9 +134,3 @@ def source(side: Source) -> str:
         engine.get("device"),
     )
     return clean(", ".join(str(part) for part in parts if part))
-
-
-def shorten(name: str, width: int) -> str:
-    """The end of a name, which says more about a site than its beginning."""
-    text = clean(name)
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

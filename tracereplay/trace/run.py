@@ -91,6 +91,8 @@ class Run:
         trigger: of a trace that a flight recorder made, what set it off: ``kind``, ``detail``, ``time``, and
             ``request``, ``sequence``, ``position``, ``step`` as far as they are known.
         not_replayed: of an isolated replay, site, calls, rows and reason of what was left out.
+        began, ended: when it began to be made and was complete, in ISO 8601 (UTC); None: it does not say.
+        command_line: of the user's command that was recorded, without secrets.
         withheld: ``what`` was kept out of it (tokens), and a name of the ``key`` of the digests in their place.
     """
 
@@ -112,6 +114,9 @@ class Run:
     trigger: Mapping[str, Any] | None = None
     not_replayed: tuple[Any, ...] = ()
     withheld: Mapping[str, Any] | None = None
+    began: str | None = None
+    ended: str | None = None
+    command_line: tuple[str, ...] = ()
 
     def engine_facts(self, name: str) -> Mapping[str, Any]:
         """A part of what the engine said of itself, such as ``settings``."""
@@ -150,6 +155,9 @@ def read_run(said: Mapping[str, Any]) -> Run:
         trigger=said.get("trigger"),
         not_replayed=tuple(said.get("not_replayed") or ()),
         withheld=said.get("withheld"),
+        began=said.get("began"),
+        ended=said.get("ended"),
+        command_line=tuple(map(str, said.get("command") or ())),
     )
 
 

@@ -50,6 +50,8 @@ class TokenFinding:
         logprobs: how many logprobs were compared.
         differing: greedy tokens that differ.
         forced: whether golden tokens were forced, so that every position stands for itself.
+        allowed, logprob_allowed: how many greedy tokens may differ, and by how many nats logprobs may; None in
+            verdicts of before that was said.
     """
 
     compared: int = 0
@@ -59,6 +61,8 @@ class TokenFinding:
     logprobs: int = 0
     differing: int = 0
     forced: bool = True
+    allowed: int | None = None
+    logprob_allowed: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         first = self.first_divergence
@@ -69,13 +73,14 @@ class TokenFinding:
             "logprobs": self.logprobs,
             "differing": self.differing,
             "forced": self.forced,
+            "allowed": {"differing": self.allowed, "logprob_max_abs": plain(self.logprob_allowed)},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenFinding:
-        logprob = data["logprob_abs_diff"]
+        logprob, allowed = data["logprob_abs_diff"], data.get("allowed") or {}
         return cls(
             data["compared"], optional(TokenDivergence.from_dict, data["first_divergence"]),
             real(logprob["max"]), real(logprob["mean"]), data.get("logprobs", 0), data.get("differing", 0),
-            data.get("forced", True),
+            data.get("forced", True), allowed.get("differing"), real(allowed.get("logprob_max_abs")),
         )  # fmt: skip

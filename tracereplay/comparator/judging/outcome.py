@@ -118,7 +118,11 @@ def _judge(evidence: Evidence) -> Verdict:
         first_divergence=None if evidence.other_weights else divergence,
         operators=operators_of(findings),
         edges=tuple(edge_of(f) for f in findings if f.kind == "edge"),
-        tokens=evidence.tokens,
+        tokens=replace(
+            evidence.tokens,
+            allowed=evidence.policy.differing_tokens,
+            logprob_allowed=evidence.policy.logprob_max_abs,
+        ),
         coverage=evidence.coverage,
         first_visible=None if visible is None or evidence.other_weights else divergence_of(visible),
         notes=evidence.notes,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tracereplay.comparator.judging.biases import who_truncates, why_biased
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.settings import argument_of, explains
 from tracereplay.comparator.judging.staleness import Versions
+from tracereplay.comparator.judging.suspects import Weight, ranked
 from tracereplay.comparator.numbers.results import Finding
 from tracereplay.comparator.numbers.sums import UNFED_SUM
 from tracereplay.comparator.tokens.requests import OtherPrompts
@@ -305,19 +306,33 @@ def _why_unobserved(evidence: Evidence) -> str:
 def _why_rounding(evidence: Evidence) -> str:
     within = [f for f in evidence.comparison.findings if f.error_class == "rounding"]
     kinds = list(dict.fromkeys(f.operator for f in within if f.operator))
-    settings = [d.name for d in evidence.settings if d.effect == "numeric"]
     return (
         "Every operator and edge is within tolerance; small differences add up. Operators that round differently: "
         f"{', '.join(kinds)}."
         + who_truncates(within)
-        + (f" Settings that may affect rounding: {', '.join(settings)}." if settings else "")
+        + _suspected(evidence, {f.operator: f.role for f in within if f.operator})
     )
+
+
+def _suspected(evidence: Evidence, differing: Mapping[str, str]) -> str:
+    """The settings that are known to change how the operators round that differ, and how many others differ."""
+    numeric = [s for s in ranked(evidence.settings, differing) if s.difference.effect == "numeric"]
+    if not numeric:
+        return ""
+    likely = [s.difference.name for s in numeric if s.weight <= Weight.ANYWHERE]
+    named = likely[:_SUSPECTS] or [s.difference.name for s in numeric[:_SUSPECTS]]
+    begin = "Settings that can explain this" if likely else "Settings differ that may affect rounding"
+    others = len(numeric) - len(named)
+    more = f" and {others} others" if others else ""
+    return f" {begin}: {', '.join(named)}{more}."
 
 
 _CAUSES: dict[Cause, Callable[[Evidence], str]] = {
     "operator": _why_operator, "edge": _why_edge, "setting": _why_setting, "structure": _why_structure,
     "unobserved": _why_unobserved, "rounding": _why_rounding,
 }  # fmt: skip
+
+_SUSPECTS = 3  # settings that are named
 
 DOES = {
     "exceeds": "exceeds the tolerance",

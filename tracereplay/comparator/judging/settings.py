@@ -28,6 +28,7 @@ __all__ = [
     "effect_of",
     "explains",
     "importance_of",
+    "touched_by",
 ]
 
 WEIGHTS_UPDATE = "weights_update"  # not a setting that anybody gave: it is read off the steps
@@ -89,6 +90,11 @@ def argument_of(name: str) -> str | None:
     """The engine argument that sets it (``hf_overrides.head_dtype``: a key of one), None if there is none."""
     argument = _known(name).argument
     return name if argument is None else argument or None
+
+
+def touched_by(name: str) -> tuple[str, ...]:
+    """Roles of the operators whose results it changes; ``*``: all. Empty: no certain ones."""
+    return _known(name).touches
 
 
 def importance_of(name: str) -> int:

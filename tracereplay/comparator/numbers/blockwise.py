@@ -44,7 +44,7 @@ from tracereplay.comparator.numbers.watching import Watch
 from tracereplay.sitemap import Pair
 from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
-__all__ = ["compare_passes", "mismatch"]
+__all__ = ["compare_passes", "mismatch", "size_of"]
 
 
 @dataclass(slots=True)
@@ -232,8 +232,13 @@ def _add_job(
         return
     mine, theirs = _paired(worklist, calls, table, other, rows, exclusions)
     tally = tally_for(policy, tolerance, key.site, operator, named[-1], role)
-    size = _of_logprobs if role == "sampler" and key.side == "out" else np.abs
+    size = size_of(role, key.side)
     worklist.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
+
+
+def size_of(role: str, side: str) -> Callable[[Array], Array]:
+    """How large golden's elements count in their allowance."""
+    return _of_logprobs if role == "sampler" and side == "out" else np.abs
 
 
 def _of_logprobs(x: Array) -> Array:
