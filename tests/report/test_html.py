@@ -23,6 +23,7 @@ from tracereplay.comparator.details import BEYOND, INFINITE, SAME, WITHIN, Detai
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.report import html
+from tracereplay.report.story import story_of
 from tracereplay.verdict import Attribution, Closure, NotCompared, RoutingFinding, Verdict
 from tracereplay.verdict.bisection import Bisection, Member
 from tracereplay.verdict.census import CensusFinding
@@ -117,7 +118,8 @@ def test_a_page_says_what_the_verdict_says(
     verdict, details = compared[name]
     page = Page(html.render(verdict, details if whole else None))
     assert "".join(page.words["title"]).startswith(verdict.verdict)
-    assert all(reason in page.visible for reason in verdict.reasons)
+    story = story_of(verdict)
+    assert all(line in page.visible for line in (story.what, story.cause, story.where, story.size, story.next.why))
     assert {o.operator for o in verdict.operators} <= set(re.findall(r"\w+", page.visible))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))

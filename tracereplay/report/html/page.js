@@ -64,8 +64,10 @@
     return step + by * (where - start);
   }
 
-  function rounded(value) {
-    return value >= 100 || value < 0.001 ? value.toExponential(1) : value.toPrecision(2);
+  // As the tables say it: in percent, or as a multiple.
+  function share(ratio) {
+    if (ratio >= 10) return `${Number(ratio.toPrecision(2)).toLocaleString("en")} times`;
+    return `${Number((100 * ratio).toPrecision(2))}% of`;
   }
 
   function words(value) {
@@ -75,7 +77,7 @@
     const beyond = value >= BEYOND;
     const decades = beyond ? (value - BEYOND) / (MOST - BEYOND) : (value - LEAST) / (WITHIN - LEAST) - 1;
     const ratio = 10 ** (decades * DECADES);
-    const error = value === LEAST ? "nearly nothing" : `about ${rounded(ratio)}x the allowance`;
+    const error = value === LEAST ? "nearly nothing" : `about ${share(ratio)} the allowed error`;
     return beyond ? `out of tolerance: ${error}` : `within tolerance: ${error}`;
   }
 
