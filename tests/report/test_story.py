@@ -38,12 +38,12 @@ def test_each_verdict_begins_with_the_same_five_lines(verdicts: dict[str, Verdic
 @pytest.mark.parametrize(
     ("name", "cause", "where", "size"),
     [
-        ("same", "nothing to blame: nothing differs", "176 of 176 operator calls and 24 greedy tokens compared",
+        ("same", "nothing to blame", "176 of 176 operator calls and 24 greedy tokens compared",
          "no token differs"),
         ("rounding", "rounding in SiluAndMul, RotaryEmbedding, RMSNorm, Attention; no fault",
          "first seen at model.layers.0.mlp.act_fn; request 1, position 1",
          "no token differs; logprobs by 0.0379 (0.01 allowed)"),
-        ("operator", "this operator: on golden's inputs its error is too large to be rounding",
+        ("operator", "this operator: on golden's inputs its error is too large for rounding",
          "model.layers.1.input_layernorm; request 0, position 3",
          "434% of the allowed error (3.06, golden 3.38); 2 of 24 tokens differ"),
         ("edge", "between operators: all that run before it gave golden's results",
