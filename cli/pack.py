@@ -17,7 +17,6 @@ from tracereplay.cli.options import (
     TracePath,
     Withhold,
     WithholdKey,
-    key_of,
     local_path,
     opened,
     refuse_given,
@@ -33,7 +32,7 @@ from tracereplay.trace import Trace
 from tracereplay.trace.bases import Counterparts, PartsOf, by_name
 from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.sealed import check_recipients
-from tracereplay.trace.withheld import Withheld
+from tracereplay.trace.withheld import Withheld, key_of
 
 __all__ = ["pack"]
 

@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from tracereplay.cli.options import PRIVACY
-from tracereplay.errors import UsageError
 from tracereplay.recorder.options import FIELDS
 
-__all__ = ["KeepFields", "fields_of"]
+__all__ = ["KeepFields"]
 
 KeepFields = Annotated[
     list[str],
@@ -21,10 +20,3 @@ KeepFields = Annotated[
         show_default="none",
     ),
 ]
-
-
-def fields_of(names: list[str]) -> tuple[str, ...]:
-    """Raises UsageError if a field is none that can be kept."""
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise UsageError(f"{unknown[0]!r} is no field that can be kept; --keep-fields takes {', '.join(FIELDS)}.")
-    return tuple(dict.fromkeys(names))

@@ -18,8 +18,6 @@ from tracereplay.cli.capture_options import (
     ResumeWhenRoom,
     Rotate,
     WhenBehind,
-    behind_of,
-    how_of,
 )
 from tracereplay.cli.checks import check_log
 from tracereplay.cli.choice_options import (
@@ -31,9 +29,6 @@ from tracereplay.cli.choice_options import (
     Sides,
     Sites,
     Tokens,
-    choice_of,
-    refuse_kernels,
-    sides_of,
 )
 from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.options import (
@@ -51,20 +46,19 @@ from tracereplay.cli.options import (
     Withhold,
     WithholdKey,
     assignments,
-    key_of,
     local_path,
     refuse_given,
     with_lora,
 )
 from tracereplay.cli.output import new_trace
-from tracereplay.cli.privacy_options import KeepFields, fields_of
+from tracereplay.cli.privacy_options import KeepFields
 from tracereplay.cli.ring_options import (
+    OF_A_RING,
     Ring,
     Trigger,
     TriggerAfter,
     TriggerEvery,
     TriggerMost,
-    ring_options,
     tell_ring,
 )
 from tracereplay.cli.summary import observer_words, summary
@@ -72,11 +66,11 @@ from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
-from tracereplay.launch.command import How, record_traces
+from tracereplay.launch.asking import MIN_BYTES, How, how_of, options_of
+from tracereplay.launch.command import record_traces
 from tracereplay.launch.control import check_socket
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
-from tracereplay.trace.sealed import check_recipients
 
 __all__ = ["record"]
 
@@ -85,7 +79,6 @@ GENERATES = (
     "model", "prompts", "max_tokens", "temperature", "seed", "logprobs", "n", "settings", "lora",
     "with_weights", "check_observer", "log",
 )  # fmt: skip
-MIN_BYTES = 1 << 16  # what a segment's description and end take, and some
 
 
 class Level(str, Enum):
@@ -183,24 +176,24 @@ def record(
 
     The sampling options apply to prompts that do not set their own.
     """
-    check_recipients(encrypt_to)
-    if withhold is not None and level is Level.kernel:
-        raise UsageError("Tokens cannot be withheld from what kernels read and write; leave out --level kernel.")
-    options = Options(
-        max_steps=max_steps, max_bytes=max_bytes, when_behind=behind_of(when_behind, command=bool(command)),
-        level=level.value, check_writes=check_writes, recipients=tuple(encrypt_to),
-        withhold=key_of(withhold, withhold_key), keep_fields=fields_of(keep_fields),
-        sites=tuple(sites) or Options.sites, sides=sides_of(sides),
-        choice=choice_of(sample, requests, marked, tokens, every),
-        **ring_options(context, ring, trigger, trigger_every, trigger_most, trigger_after),
+    behind = "drop" if command else "block"  # a server is not slowed unless asked for
+    if when_behind is not None:
+        behind = when_behind.value
+    if ring is None:
+        refuse_given(context, OF_A_RING, "A trigger makes a trace of a ring; give its size with --ring")
+    options = options_of(
+        when_behind=behind, level=level.value, check_writes=check_writes, max_steps=max_steps,
+        max_bytes=max_bytes, keep_fields=keep_fields, sample=sample, requests=requests, marked=marked, sites=sites,
+        sides=sides, tokens=tokens, every=every, ring=ring, trigger=trigger, trigger_every=trigger_every,
+        trigger_most=trigger_most, trigger_after=trigger_after, encrypt_to=encrypt_to,
+        withhold=None if withhold is None else withhold.value, withhold_key=withhold_key,
     )  # fmt: skip
-    refuse_kernels(options)
     if level is Level.operator:
         refuse_given(context, ["check_writes"], "Writes are checked with --level kernel only")
     if command:
         refuse_given(context, GENERATES, "A command after -- says itself what to generate, and prints as it likes")
         how = how_of(
-            out, rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
+            rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
             ring=ring is not None,
         )  # fmt: skip
         raise typer.Exit(_record_command(command, out, engine, force, options, how))

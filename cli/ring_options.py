@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tracereplay.cli.console import stderr
-from tracereplay.cli.options import refuse_given
 from tracereplay.cli.summary import summary, trigger_words
-from tracereplay.errors import UsageError
 from tracereplay.launch.collection import refusals
-from tracereplay.recorder import triggers
-from tracereplay.recorder.ring_limits import read_ring, read_seconds
 from tracereplay.trace import open_trace
 
 PANEL = "Flight recorder (of a command)"
 
-__all__ = ["Ring", "Trigger", "TriggerAfter", "TriggerEvery", "TriggerMost", "ring_options", "tell_ring"]
+__all__ = ["OF_A_RING", "Ring", "Trigger", "TriggerAfter", "TriggerEvery", "TriggerMost", "tell_ring"]
 
 Ring = Annotated[
     str | None,
@@ -53,30 +49,9 @@ TriggerMost = Annotated[
 TriggerAfter = Annotated[
     int, typer.Option(rich_help_panel=PANEL, min=0, help="Steps that a trace has after its trigger.")
 ]
-_OPTIONS = ("trigger", "trigger_every", "trigger_most", "trigger_after")
 
-
-def ring_options(
-    context: typer.Context, ring: str | None, given: list[str] | None, every: str, most: int, after: int
-) -> dict[str, Any]:
-    """The fields of `Options` for what the command line says.
-
-    Raises:
-        UsageError: it says something that cannot be.
-    """
-    if ring is None:
-        refuse_given(context, _OPTIONS, "A trigger makes a trace of a ring; give its size with --ring")
-        return {}
-    level = context.params.get("level")  # older releases of typer give the word itself
-    if level is not None and getattr(level, "value", level) != "operator":
-        raise UsageError("A ring keeps operators, not kernels; leave --level kernel out.")
-    read_ring(ring)
-    for text in given or ():
-        triggers.check_trigger(text)
-    return {
-        "ring": ring, "triggers": tuple(given or triggers.DEFAULT), "trigger_every": read_seconds(every),
-        "trigger_most": most, "trigger_after": after,
-    }  # fmt: skip
+# What a ring alone has, by the options' names.
+OF_A_RING = ("trigger", "trigger_every", "trigger_most", "trigger_after")
 
 
 def tell_ring(out: Path, made: Sequence[tuple[Path, bool]]) -> None:

@@ -69,7 +69,7 @@ def _row(one: Listed, known: bool, with_day: bool) -> Iterator[str]:
         yield _took(identity)
     yield "" if one.prompt is None else str(len(one.prompt))
     yield _count(one)
-    yield one.reason
+    yield ", ".join(filter(None, (one.reason, "not whole" if one.lacking else "")))
 
 
 def _said_and_got(one: Listed, decode: Decode | None, room: int | None) -> str:
@@ -168,6 +168,8 @@ def _facts(trace: Trace, one: Listed, decode: Decode | None) -> Iterator[tuple[s
             )
     stop = "" if identity is None or identity.stop is None else f", at {_quoted(identity.stop)}"
     yield "end", f"{clean(one.reason)}{stop}" if one.reason else "not while this was recorded"
+    if one.lacking:
+        yield "not whole", "steps of it were left out, while the recording was paused or behind the engine"
     served = ", ".join(map(clean, served_names(trace)))
     if identity is not None and (identity.adapter or served):
         yield "model", f"{clean(identity.adapter)} (an adapter of {served})" if identity.adapter else served
@@ -274,6 +276,7 @@ def _said(one: Listed, decode: Decode | None, *, places: bool) -> dict[str, Any]
         "ended": _moment(identity.ended if identity else None),
         "seconds": _seconds(identity),
         "finish_reason": one.reason or None,
+        "lacking": one.lacking,
         "stop": None if identity is None else identity.stop,
         "adapter": None if identity is None else identity.adapter or None,
         "priority": 0 if identity is None else identity.priority,

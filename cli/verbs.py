@@ -20,6 +20,7 @@ __all__ = ["VERBS", "Verbs", "load"]
 VERBS: Mapping[str, str] = {
     "demo": "Replay a generation of vLLM 0.8.5 (V0) under vLLM 0.32.0 (V1), and say what differs.",
     "record": "Generate under an engine, and record every operator's inputs and outputs.",
+    "ray": "Record engines inside actors of Ray.",
     "status": "Show how a running recording goes: what it keeps and costs, bytes, steps, drops, the last error.",
     "start": "Go on recording: after stop, record --paused, or (into a collection) after a failure.",
     "stop": "Pause a running recording; the recorded command goes on, and start resumes it.",
@@ -28,6 +29,7 @@ VERBS: Mapping[str, str] = {
     "set": "Change what a running recording keeps, from the engine's next step on.",
     "replay": "Replay a golden trace under another engine, and name the first operator that differs.",
     "compare": "Compare two traces and give the verdict; no engine is started.",
+    "check": "Replay golden traces as a file says, and hold the verdicts to what it expects.",
     "calibrate": "Measure the noise between runs that should agree with GOLDEN, and write it as a policy.",
     "invariance": "Check that an engine computes the same bits for the same row, however requests are served.",
     "logprobs": "Show how the logprobs of two traces differ, as importance ratios; no engine is started.",
@@ -37,7 +39,7 @@ VERBS: Mapping[str, str] = {
     "verify": "Read every byte of a trace and report whether it is complete, recoverable or damaged.",
     "pack": "Pack a trace into one file, which opens like the directory, also from a URL.",
     "export": "Write selected tensors to a safetensors file, and the calls they belong to as JSON lines.",
-    "report": "Show a verdict written by --json; exits with 0 whatever the verdict.",
+    "report": "Show a verdict written by --json, or that of two traces; exits with 0 whatever the verdict.",
     "engine": "Build, register and examine engines.",
     "bisect": "Prove by experiment what makes an engine diverge.",
 }

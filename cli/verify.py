@@ -70,3 +70,6 @@ def _print(state: str, reports: list[checking.SegmentReport]) -> None:
             console.print(Text(clean(report.problem)), soft_wrap=True)
         if report.dropped:
             console.print(Text(f"{clean(report.name)}: {report.dropped} steps were dropped while recording."))
+        if report.lacking:
+            which = "request is" if report.lacking == 1 else "requests are"
+            console.print(Text(f"{clean(report.name)}: {report.lacking} {which} not whole; show lists which."))

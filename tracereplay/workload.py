@@ -8,8 +8,9 @@ Lines of OpenAI's batch format (``{"custom_id": ..., "body": {"prompt": ...}}``)
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -50,6 +51,9 @@ class Drawn:
 class Prompt(Drawn):
     """One request.
 
+    >>> tracereplay.Prompt((5, 6, 7), sampling={"max_tokens": 4, "temperature": 0.0}).greedy
+    True
+
     Args:
         token_ids: the prompt; None while only its text is known.
         text: the prompt's text, if it was given as text.
@@ -67,7 +71,10 @@ class Prompt(Drawn):
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything that decides what an engine is asked to do.
+    """Everything that decides what an engine is asked to do; `of` makes one.
+
+    >>> tracereplay.Workload("model", (tracereplay.Prompt((5, 6, 7)),)).settings
+    {}
 
     Args:
         model: directory of the checkpoint.
@@ -82,6 +89,31 @@ class Workload:
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     inherited: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, model: str | PathLike[str], prompts: Iterable[str | Sequence[int] | Mapping[str, Any]],
+        settings: Mapping[str, Any] | None = None, **sampling: Any,
+    ) -> Workload:  # fmt: skip
+        """A workload in Python.
+
+        >>> tracereplay.Workload.of("model", ["Hello", [5, 6, 7]], max_tokens=4).prompts[1].token_ids
+        (5, 6, 7)
+
+        Args:
+            model: directory of the checkpoint.
+            prompts: each as text, as token ids, or as a line of a prompt file, with its own sampling parameters.
+            settings: engine arguments.
+            sampling: parameters of prompts that do not give their own: 16 greedy tokens unless given.
+
+        Raises:
+            WorkloadError: one of them is wrong.
+        """
+        defaults = {"max_tokens": 16, "temperature": 0.0, "logprobs": 0, **sampling}
+        asked = [_prompt(_as_request(p), f"Prompt {i}", defaults, {}) for i, p in enumerate(prompts)]
+        if not asked:
+            raise WorkloadError("There is no prompt; give at least one.")
+        return cls(str(model), tuple(asked), dict(settings or {}))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -122,6 +154,12 @@ def read_prompts(
             f'The prompt file {path} is empty; give one JSON object per line: {{"prompt": "..."}}.'
         )
     return tuple(prompts)
+
+
+def _as_request(prompt: str | Sequence[int] | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(prompt, Mapping):
+        return dict(prompt)
+    return {"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": [*prompt]}
 
 
 def _request(line: str, where: str) -> dict[str, Any]:

@@ -65,7 +65,9 @@ TELL = {
     "invariance": ("invariance", "{golden}", "--engine", "toy", "--vary", "order"),
     "engine list": ("engine", "list"), "engine create": ("engine", "create", "--help"),
     "engine add": ("engine", "add", "-h"), "engine doctor": ("engine", "doctor", "-h"),
-    "engine remove": ("engine", "remove", "-h"), "demo": ("demo", "--help"),
+    "engine remove": ("engine", "remove", "-h"),
+    "engine env": ("engine", "env", "-h"), "ray env": ("ray", "env", "-h"),
+    "ray finish": ("ray", "finish", "-h"), "demo": ("demo", "--help"),
     **{verb: (verb, "--help") for verb in ("status", "start", "stop", "trigger", "set")},
 }  # fmt: skip
 # Verbs whose result is a file: they have nothing to say on standard output.

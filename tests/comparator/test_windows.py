@@ -13,12 +13,13 @@ import pytest
 from tracereplay.columns import store
 from tracereplay.columns.store import Columns
 from tracereplay.comparator import compare_traces
+from tracereplay.comparator.numbers.blocks import fit
 from tracereplay.engines import toy
 from tracereplay.trace import SegmentReader, open_trace
 
 
-def cuts(size: int, prefill: int = 5000) -> list[int]:
-    """First steps of the windows of a pass with a step of ``prefill`` bytes, and 200 of ``size`` bytes."""
+def a_pass(size: int, prefill: int = 5000) -> Columns:
+    """A pass with a step of ``prefill`` bytes, and 200 of ``size`` bytes."""
     segments: list[Any] = [None]
     columns = Columns(segments, block=1000)
     kinds = [columns.new_kind([]) for _ in range(2)]
@@ -27,7 +28,13 @@ def cuts(size: int, prefill: int = 5000) -> list[int]:
     for number in range(201):
         record: Any = SimpleNamespace(number=number, chunk=number, elsewhere={})
         columns.add(kinds[number > 0], [record], [np.empty(0, np.int64)])
-    return columns.windows.tolist()
+    return columns
+
+
+def cuts(size: int) -> list[int]:
+    """First steps of the windows of such a pass."""
+    found: list[int] = a_pass(size).windows.tolist()
+    return found
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [(30, 31), (30, 33), (62, 63), (100, 125), (1, 2)])
@@ -43,6 +50,17 @@ def test_a_window_is_no_larger_than_a_block_and_at_least_half_of_one(size: int) 
     lengths = np.diff(cuts(size)[1:])[1:-1] * size
     assert lengths.max() <= 1000
     assert lengths.min() > 250
+
+
+@pytest.mark.parametrize(("prefill", "scattered", "smaller"), [(5000, True, True), (100_000, False, False)])
+def test_windows_grow_smaller_only_where_that_helps(prefill: int, scattered: bool, smaller: bool) -> None:
+    """A prefill that is larger than all that is kept is a window by itself; to cut the others would not help."""
+    columns = a_pass(30, prefill)
+    before = len(columns.windows)
+    column: Any = SimpleNamespace(columns=columns, windows=lambda picks: columns.blocks[1][picks])
+    steps = np.arange(201)
+    fit(column, steps, 0 * steps if scattered else columns.blocks[0])
+    assert (len(columns.windows) > before) is smaller
 
 
 @pytest.mark.program

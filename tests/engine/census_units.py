@@ -24,6 +24,7 @@ from tracereplay.hooks.census import ENTRIES
 from tracereplay.hooks.graphs import watch_compiler
 from tracereplay.hooks.kernels import look_into
 from tracereplay.hooks.taps import listen, slot_of, tap
+from tracereplay.hooks.thinning import Taken
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.rows_first import RowsFirst
 from tracereplay.recorder.session import Session
@@ -280,6 +281,47 @@ def a_compiled_operator_without_a_tap_is_named():
         # What is called past its own call is only known by the module that takes its weight.
         found = name.removesuffix(".q_norm")
         assert [(row.module, row.calls) for row in census.unobserved] == [(f"inner.{found}", 1)], (name, census)
+
+
+def a_compiled_graph_keeps_the_taps_that_are_taken_and_its_census_knows_all():
+    plain = Outer(1.0).eval()
+    expected = [plain(torch.linspace(0.1, 1, 24).view(3, 8) + i) for i in range(3)]
+    torch._dynamo.reset()
+    model = Outer(1.0).eval()
+    sites = tap_operators(model, 1, 1, TensorNames({}, {}), eager=False)
+    kept, half = sites[0], sites[1]
+    left_out = {"in": {s.slot for s in sites[1:]}, "out": {s.slot for s in sites[2:]}}
+    watch_compiler(Taken(left_out, fed=False))
+    try:
+        with torch.no_grad():
+            model(torch.rand(5, 8))
+            steps, results = _recorded(model, sites, compiled=compiled_modules(model))
+    finally:
+        watch_compiler()
+    assert all(map(torch.equal, results, expected))
+    assert (steps[0].census.operators, steps[0].census.unobserved) == (len(sites), ()), steps[0].census
+    for step in steps:
+        calls = {call.site: (len(call.inputs), len(call.outputs)) for call in step.calls}
+        assert calls == {kept.name: (1, 1), half.name: (0, 1)}, calls
+
+
+def taps_that_feed_stay_as_they_are():
+    torch._dynamo.reset()
+    model = Outer(1.0).eval()
+    sites = tap_operators(model, 1, 1, TensorNames({}, {}), eager=False)
+    others = {s.slot for s in sites[2:]}
+    watch_compiler(Taken({"in": others, "out": others}, fed=True))
+    fed = []
+    try:
+        with torch.no_grad():
+            model(torch.rand(5, 8))
+            listen(SimpleNamespace(feed=lambda x, slot, index: fed.append(slot) or x + 1, observe=lambda *_: None))
+            given = model(torch.rand(5, 8))
+            listen(None)
+    finally:
+        watch_compiler()
+    assert given.shape == (5, 8)
+    assert set(fed) == {s.slot for s in sites[:2]}, fed
 
 
 def a_compiled_model_whose_graph_was_not_read_has_no_census():

@@ -21,8 +21,8 @@ from tracereplay.cancellation import Cancellation
 from tracereplay.device import Cpu
 from tracereplay.engines.naming import map_of
 from tracereplay.engines.variables import GRAPHS
+from tracereplay.engines.vllm.guest.asked import asked_of_graphs
 from tracereplay.engines.vllm.guest.choose import generation, is_v2
-from tracereplay.engines.vllm.guest.graphs import asked_of_graphs
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.engines.vllm.guest.operators import layouts
 from tracereplay.engines.vllm.guest.refusals import refuse_arguments

@@ -21,7 +21,9 @@ from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import ORDERS, give
 from tracereplay.recorder.session import Session
 from tracereplay.recorder.status import ENDED, PAUSED, RECORDING, read_status
+from tracereplay.recorder.step import Behind, PendingStep
 from tracereplay.trace import TraceDirectory, open_trace, segment_path
+from tracereplay.trace.listing import listed
 
 RUN = {"kind": "recording", "command": ["x"], "notes": []}
 
@@ -147,6 +149,71 @@ def tokens_of_steps_that_were_dropped_come_with_the_next():
     ]
     assert trace.part(("record", 0)).summary["lacking"] == [0, 1]
     assert trace.part(("record", 0)).summary["dropped"] == 2
+
+
+def _dropping(recording, *steps, behind=False):
+    """Steps for which the writer has no arena free, or none for their first tensor."""
+    owner, name = (PendingStep, "copy") if behind else (type(recording.session._writer), "take")
+    before = getattr(owner, name)
+
+    def none(self, *args, **kwargs):
+        if behind:
+            raise Behind
+
+    setattr(owner, name, none)
+    try:
+        for step in steps:
+            recording.step(*step)
+    finally:
+        setattr(owner, name, before)
+
+
+def _whose(trace):
+    steps = trace.steps("record")
+    told = [(step.number, r.request, r.id) for step in steps for r in step.requests]
+    return told, [(s.key.request, s.key.position) for step in steps for s in step.sampled]
+
+
+def a_request_of_which_every_step_was_dropped_is_there_and_marked():
+    for behind in (False, True):
+        recording = _Recording(when_behind="drop")
+        recording.step([(0, 2)], [_request(0)])
+        _dropping(recording, ([(0, 3), (1, 2)], [_request(1)]), ([(1, 3), (2, 2)], [_request(2)]), behind=behind)
+        recording.step([(0, 4)])
+        _dropping(recording, ([(0, 5), (3, 2)], [_request(3)]), behind=behind)
+        _, (trace,) = recording.end()
+        told, tokens = _whose(trace)
+        assert told == [(0, 0, None), (3, 1, None), (3, 2, None), (4, 3, None)], (behind, told)
+        places = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 2), (0, 4), (0, 5), (3, 2)]
+        assert tokens == places, (behind, tokens)
+        last = trace.steps("record")[-1]
+        assert (len(last.rows), last.calls) == (0, ())
+        assert "Request 3 is not whole" in str(last.notes), last.notes
+        assert trace.part(("record", 0)).summary["lacking"] == [0, 1, 2, 3]
+        assert trace.lacking("record") == {0, 1, 2, 3}
+        assert [one.lacking for one in listed(trace, "record")[0]] == [True] * 4
+
+
+def a_request_that_was_dropped_is_told_in_the_trace_that_ends_and_in_the_next():
+    for tokens_too in (True, False):
+        recording = _Recording(when_behind="drop")
+        recording.step([(0, 2)], [_request(0)])
+        _dropping(recording, ([(1, 2), (2, 2)], [_request(1), _request(2)]))
+        recording.moved = [(1, 0, 0, 0)]
+        recording.order(do="cut", trace=str(recording.new()))
+        if tokens_too:
+            recording.step([(0, 3)])
+        else:
+            _dropping(recording, ([(0, 3)],))
+            recording.step([(0, 4)])
+        _, (one, two) = recording.end()
+        told, tokens = _whose(one)
+        assert told == [(0, 0, None), (1, 1, None), (1, 2, None)], told
+        assert tokens == [(0, 2)] + [(1, 2), (2, 2)] * tokens_too, tokens
+        told, tokens = _whose(two)
+        assert [request for _, request, _ in told] == [0], told
+        assert (0, 2) in tokens, tokens
+        assert two.part(("record", 0)).summary["lacking"] == [0]
 
 
 def a_writer_that_hangs_costs_steps_and_not_time():

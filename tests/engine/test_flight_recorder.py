@@ -133,11 +133,7 @@ def _under_way(server: Server) -> list[Answer]:
     return [answer for answer in list(server.answers) if answer.tokens and not answer.finished]
 
 
-# To be mended: when the core is killed, the command may end before its parent has ordered the trace.
-LOST = pytest.mark.xfail(strict=False, reason="the parent may end before it has ordered the trace")
-
-
-@pytest.mark.parametrize("what", ["worker", pytest.param("core", marks=LOST)])
+@pytest.mark.parametrize("what", ["worker", "core"])
 def test_an_engine_that_is_killed_leaves_a_trace_of_its_last_steps(serve: Serve, what: str) -> None:
     server = serve("", "--ring", "64MB,10steps")
     chance = random.Random(6)

@@ -323,7 +323,11 @@ def so_are_those_that_its_own_processes_have_compiled():
     from torch._inductor.runtime import triton_heuristics
 
     kernel = triton_heuristics.CachingAutotuner.__new__(triton_heuristics.CachingAutotuner)
-    kernel.fn, kernel.launchers, kernel.benchmark_failure_reasons = triton.runtime.jit.JITFunction(_scale.fn), [], {}
+    kernel.fn, kernel.launchers, kernel.benchmark_failure_reasons = (
+        triton.runtime.jit.JITFunction(_scale.fn),
+        [],
+        {},
+    )
     kernel.prepare_for_pickle()
     assert kernel.fn.fn is None
     name, given = _by_inductor(pickle.loads(pickle.dumps(kernel.fn)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tracereplay.engines.vllm.guest.identity import Front, arrived, now
+from tracereplay.recorder.ends import End, EndsHeard, EndsTold
 from tracereplay.storage.files import LocalFile
 from tracereplay.trace.requests import Identity, checked, read_identities
 
@@ -120,3 +122,21 @@ def test_an_arrival_is_told_on_both_clocks() -> None:
     assert before.monotonic - found.monotonic == pytest.approx(2.5e9, abs=1e8)
     for wall in (None, 0.0, before.utc / 1e9 + 1000, 12345.0):  # another clock's, or one that was set back
         assert arrived(wall).utc >= before.utc
+
+
+def test_rings_are_told_of_ends_and_their_traces_who_asked_though_nobody_asks_again(
+    traces: list[Path], tmp_path: Path
+) -> None:
+    orders, ring = Orders(), EndsHeard(tmp_path, "record-rank0")
+    front = Front(None, orders, rings=EndsTold(tmp_path))
+    front.begun(Identity("a", "cmpl-a", now()))
+    front.begun(Identity("b", "cmpl-b", now()))
+    front.ended("a", "stop", "x", 7)
+    front.all_ended(["b", "c"], "abort")
+    front.ended("a", "abort")
+    assert ring.read() == [End("a", "stop", 7), End("b", "abort", None)]
+    orders.given = [{"do": "dump", "trace": str(traces[0]), "trigger": {}, "after": 3}]
+    end = time.monotonic() + 20
+    while set(said(traces[0])) != {"a", "b"}:
+        assert time.monotonic() < end
+        time.sleep(0.02)

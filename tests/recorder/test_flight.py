@@ -46,7 +46,13 @@ class Engine:
         self.at: dict[int, int] = {}
 
     def step(
-        self, *requests: int, finite: bool = True, logprob: float = -1.0, size: int = 4, notes: Sequence[str] = ()
+        self,
+        *requests: int,
+        finite: bool = True,
+        logprob: float = -1.0,
+        size: int = 4,
+        notes: Sequence[str] = (),
+        lacking: Sequence[int] = (),
     ) -> None:
         begun = [Request(r, 0, (r,), {"max_tokens": 9}) for r in requests if r not in self.at]
         for r in requests:
@@ -70,7 +76,7 @@ class Engine:
         self.flight.step(
             StepMessage(
                 self.number, [packed], calls, [SampledBytes(keys, 0, 1, 2)], list(notes),
-                [records.write_request(r) for r in begun], 0, flags=[(3, packed)],
+                [records.write_request(r) for r in begun], 0, flags=[(3, packed)], lacking=lacking,
             )
         )  # fmt: skip
         self.number += 1
@@ -121,6 +127,23 @@ def test_a_trace_has_the_last_steps_and_what_live_requests_asked_and_got_before(
     trigger = trace.run.trigger
     assert trigger is not None
     assert (trigger["kind"], trigger["request"], trigger["position"], trigger["step"]) == ("nonfinite", 0, 8, 8)
+
+
+def test_a_trace_says_which_of_its_requests_are_not_whole(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, ring="3steps")
+    engine.step(0, 1, 2)
+    engine.step(2, 3, lacking=[0, 2])
+    for _ in range(4):
+        engine.step(2, 3)
+    engine.step(2, 3, finite=False)
+    engine.step(2, 3, 4, lacking=[3])
+    engine.step(2, 3, 4, lacking=[4])
+    trace = engine.trace()
+    assert [r.prompt_token_ids for step in trace.steps("record") for r in step.requests] == [(2,), (3,), (4,)]
+    assert trace.lacking("record") == {0, 1, 2}
+    (report,) = verify(trace)
+    assert report.lacking == 3
+    assert not trace.complete
 
 
 def test_a_request_that_comes_back_brings_its_past(tmp_path: Path) -> None:

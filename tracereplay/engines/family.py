@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 __all__ = [
-    "ROLES", "Alone", "Compiled", "Family", "Operator", "Plan", "Planner", "Role", "RootCause", "Tensor",
+    "ROLES", "Alone", "Compiled", "Family", "Operator", "Own", "Plan", "Planner", "Role", "RootCause", "Tensor",
     "Versions",
 ]  # fmt: skip
 
@@ -124,6 +124,22 @@ class RootCause:
     lines: tuple[str, ...]
 
 
+class Own(Protocol):
+    """A module by which engines are recorded that a user builds in Python, in this process or below it."""
+
+    def is_built(self) -> bool:
+        """Whether there is an engine in this process already, which cannot be recorded any more."""
+
+    def is_declared(self) -> bool:
+        """Whether processes that an engine starts find by themselves what records there."""
+
+    def begin(self) -> None:
+        """Engines that are built from now on are recorded as the environment says."""
+
+    def end(self) -> None:
+        """They are not any more; what this process has noted is written. The environment is still the same."""
+
+
 class Family(Protocol):
     """One family of engines; properties are constants."""
 
@@ -151,6 +167,10 @@ class Family(Protocol):
     def entry_points(self) -> str | None:
         """The entry points that the overlay declares, in the format of ``entry_points.txt``. None: the interpreter
         has tracereplay already and needs no overlay."""
+
+    @property
+    def own(self) -> str | None:
+        """The module that is `Own`; None: its engines are recorded in processes that are started for it only."""
 
     @property
     def inspection(self) -> str:
@@ -182,6 +202,9 @@ class Family(Protocol):
             variables: its variables otherwise.
             cache: our directory for what it compiles.
         """
+
+    def taps_environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
+        """Of the variables of `environment`, those without which it cannot be recorded, whoever starts it."""
 
     def operator(self, name: str) -> Operator:
         """What is known of the operator class ``name``."""

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracereplay.hooks.computing import computes, tensors
+from tracereplay.hooks.thinning import ALL, Taken, is_feed, is_observe, thin
 
 __all__ = ["Traced", "TracedNode", "traced", "watch_compiler"]
 
@@ -67,8 +68,14 @@ def traced(root: torch.nn.Module) -> Traced | None:
     return _graphs.get(root)
 
 
-def watch_compiler() -> None:
-    """Reads every graph that Dynamo gives to a backend from now on. The graphs are not changed."""
+_taken = ALL
+
+
+def watch_compiler(taken: Taken = ALL) -> None:
+    """Reads every graph that Dynamo gives to a backend from now on, and takes out of it the taps that are not for
+    what is ``taken``."""
+    global _taken
+    _taken = taken
     with contextlib.suppress(ImportError, AttributeError):  # not with this PyTorch; then nothing is traced
         from torch._dynamo.output_graph import OutputGraph
 
@@ -79,6 +86,8 @@ def watch_compiler() -> None:
         @functools.wraps(original)
         def call_user_compiler(self: Any, graph: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
             _read(self, graph)
+            with contextlib.suppress(Exception):  # with all of its taps it is as good
+                thin(graph, _taken)
             return original(self, graph, *args, **kwargs)
 
         call_user_compiler._tracereplay = True  # type: ignore[attr-defined]
@@ -164,13 +173,13 @@ class _Reader(torch.fx.Interpreter):  # type: ignore[misc,unused-ignore]
         if n.op in ("placeholder", "output"):
             return super().run_node(n)
         modules = (self._root, *n.meta.get("nn_module_stack", {}))
-        if n.target is torch.ops.tracereplay.feed or n.target is torch.ops.tracereplay.feed.default:
+        if is_feed(n.target):
             x, slot, _ = self.fetch_args_kwargs_from_env(n)[0]
             if self._slot is None:
                 self._slot = slot
                 self._found.append(TracedNode(modules, entered=slot))
             return x
-        if n.target is torch.ops.tracereplay.observe or n.target is torch.ops.tracereplay.observe.default:
+        if is_observe(n.target):
             self._observed(modules, *self.fetch_args_kwargs_from_env(n)[0][1:])
             return None
         self._counting.begin()

@@ -331,8 +331,8 @@ def _declared(function: Any) -> _Declared:
     if inspect.isfunction(function):
         return _declared_in_code(function)
     constants = frozenset(p.name for p in function.params if p.is_constexpr)
-    return _Declared(_listed(function, function.arg_names, constants), dict.fromkeys(function.arg_names, _NO_DEFAULT),
-                     constants)  # fmt: skip
+    names = function.arg_names
+    return _Declared(_listed(function, names, constants), dict.fromkeys(names, _NO_DEFAULT), constants)
 
 
 @functools.lru_cache(maxsize=4096)

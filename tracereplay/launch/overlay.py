@@ -18,14 +18,15 @@ from pathlib import Path
 import tracereplay
 from tracereplay.errors import EnvironmentFailed
 from tracereplay.launch.home import home
+from tracereplay.launch.release import our_version
 from tracereplay.launch.uv import uv_binary, uv_environment
 
-__all__ = ["overlay_for", "sealing_for"]
+__all__ = ["declare", "overlay_for", "sealing_for"]
 
 REQUIREMENTS = ("msgpack>=1.0.8", "zstandard>=0.22", "xxhash>=3.4")
 SEALING = ("pyrage>=1.2", "cryptography>=42")
 _ASK = "import sys, platform; print(sys.implementation.cache_tag, platform.system(), platform.machine())"
-_METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: 0\n"
+_METADATA = "Metadata-Version: 2.1\nName: tracereplay-guest\nVersion: {}\n"
 
 
 def overlay_for(python: Path, entry_points: str) -> Path:
@@ -42,9 +43,9 @@ def overlay_for(python: Path, entry_points: str) -> Path:
 
     def build(partial: Path) -> None:
         _install(partial, python, REQUIREMENTS, ["--no-deps"])
-        _declare(partial, package, entry_points)
+        declare(partial, package, entry_points)
 
-    return _built("overlays", (_abi(python), str(package), REQUIREMENTS, entry_points), build)
+    return _built("overlays", (_abi(python), str(package), our_version(), REQUIREMENTS, entry_points), build)
 
 
 def sealing_for(python: Path) -> Path:
@@ -98,9 +99,10 @@ def _install(partial: Path, python: Path, requirements: Sequence[str], options: 
         )
 
 
-def _declare(partial: Path, package: Path, entry_points: str) -> None:
-    (partial / "tracereplay").symlink_to(package)
-    info = partial / "tracereplay_guest-0.dist-info"
+def declare(folder: Path, package: Path, entry_points: str) -> None:
+    """Links a package into a folder for ``PYTHONPATH``, with the entry points by which engines find it."""
+    (folder / "tracereplay").symlink_to(package)
+    info = folder / "tracereplay_guest-0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(_METADATA)
+    (info / "METADATA").write_text(_METADATA.format(our_version()))
     (info / "entry_points.txt").write_text(entry_points)

@@ -32,7 +32,7 @@ from tracereplay.trace.sealed import PACKAGES, in_use
 
 __all__ = [
     "LAST_LINES", "Configured", "EngineProcess", "Launchable", "guest_environment", "is_log",
-    "process_environment",
+    "process_environment", "shell_environment",
 ]  # fmt: skip
 
 LAST_LINES = 25
@@ -92,6 +92,18 @@ def guest_environment(engine: Launchable) -> dict[str, str]:
         if in_use():
             merged[PACKAGES] = str(sealing_for(engine.python))
     return merged
+
+
+def shell_environment(engine: Launchable) -> dict[str, str]:
+    """What is to be set so that ``python`` is the engine's, and finds tracereplay; nothing is recorded by this."""
+    whole = process_environment(engine.env)
+    folders = [str(engine.python.parent), whole.get("PATH", "")]
+    found = {name: whole[name] for name in engine.env} | {"PATH": os.pathsep.join(filter(None, folders))}
+    entry_points = family_named(engine.family).entry_points
+    if entry_points is not None:
+        paths = [str(overlay_for(engine.python, entry_points)), whole.get("PYTHONPATH", "")]
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return found
 
 
 def is_log(path: Path) -> bool:

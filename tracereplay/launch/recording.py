@@ -85,7 +85,8 @@ class Recording:
 
     def stop(self) -> None:
         """The command has ended: no more orders."""
-        self._stopped.set()
+        with self._lock:  # what is asked now is not made any more
+            self._stopped.set()
         self._signalled.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -101,6 +102,8 @@ class Recording:
     def answer(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Carries out what was asked for through the socket (`control.Handler`)."""
         with self._lock:
+            if self._stopped.is_set():
+                raise NothingRuns("The command has ended, and its recording with it.")
             match message.get("do"):
                 case "status":
                     return self.status()
@@ -128,18 +131,27 @@ class Recording:
             )
         if ended:
             self.cut(["Begun by start, after the recording had ended."])
-        changed = self.paused or bool(ended)
-        if self.paused:
-            self.paused = False
-            self._order({"do": "resume"})
+        changed = self.resume() or bool(ended)
         return {"changed": changed, "state": "recording", "took_effect": self._wait(RECORDING)}
 
     def _stop(self) -> Mapping[str, Any]:
-        changed = not self.paused
-        if changed:
-            self.paused = True
-            self._order({"do": "pause"})
-        return {"changed": changed, "state": "paused", "took_effect": self._wait(PAUSED)}
+        return {"changed": self.pause(), "state": "paused", "took_effect": self._wait(PAUSED)}
+
+    def pause(self) -> bool:
+        """Records no step that begins from now on; returns whether any was before."""
+        return self._rest(True)
+
+    def resume(self) -> bool:
+        """Records again; returns whether it was paused."""
+        return self._rest(False)
+
+    def _rest(self, paused: bool) -> bool:
+        with self._lock:
+            if self.paused == paused:
+                return False
+            self.paused = paused
+            self._order({"do": "pause" if paused else "resume"})
+            return True
 
     def _set(self, options: Any) -> Mapping[str, Any]:
         if not isinstance(options, dict) or not options:

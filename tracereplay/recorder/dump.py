@@ -13,6 +13,7 @@ import numpy as np
 
 from tracereplay.event import RowKey, RowMap, Sampled, make_rows
 from tracereplay.recorder.assembly import Assembly
+from tracereplay.recorder.lacking import lacking_summary
 from tracereplay.recorder.protocol import StepMessage
 from tracereplay.recorder.ring import SAMPLED, KeptStep, Ring, SequenceKey
 from tracereplay.recorder.triggers import Fired
@@ -73,6 +74,7 @@ class Dump:
         self._until = time.monotonic() + QUIET
         self._lost = 0  # steps that the engine left out between those that are kept
         self._dropped: int | None = None  # before the step written last
+        self._lacking = set(ring.lacking)  # by the engine's numbers
         kept = [ring.at(place) for place in range(ring.begin, ring.end)]
         numbers = {request for step in kept for request, _ in step.sequences}
         if fired.request > ring.newest:  # it is about to begin
@@ -130,6 +132,7 @@ class Dump:
         if self._dropped is not None:
             self._lost += step.dropped - self._dropped
         self._dropped = step.dropped
+        self._lacking.update(step.lacking)
         try:
             for piece in kept.pieces:
                 tensors, asides = unpack(piece.described, "the tensors", own=True)
@@ -151,7 +154,8 @@ class Dump:
         """
         while ended is None and self.waits:
             self.write()
-        self._writer.close({"ended": ended, "dropped": self._lost, "weights": 0})
+        lacking = [place for request, place in self._numbers.items() if request in self._lacking]
+        self._writer.close({"ended": ended, "dropped": self._lost, "weights": 0, **lacking_summary(lacking)})
 
     def abandon(self) -> None:
         """Closes the file as it is."""

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -22,11 +22,13 @@ import numpy as np
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.passes import RECORD
 from tracereplay.recorder.dump import Dump, Kind
+from tracereplay.recorder.endings import Endings
+from tracereplay.recorder.ends import heard_in
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import Orders
 from tracereplay.recorder.protocol import StepMessage
-from tracereplay.recorder.ring import Piece, Ring
-from tracereplay.recorder.triggers import ERROR, MARK, NONFINITE, Ended, Fired, RateLimit, Triggers
+from tracereplay.recorder.ring import Piece, Ring, SequenceKey
+from tracereplay.recorder.triggers import ENDS, ERROR, MARK, NONFINITE, Ended, Fired, RateLimit, Triggers
 from tracereplay.trace import BudgetSpent, TraceDirectory, records, segment_path
 from tracereplay.trace.plain import pack
 from tracereplay.trace.withheld import Withheld
@@ -80,6 +82,7 @@ class FlightRecorder:
         )
         self._run = _run_in(room or self._folder)
         self._orders = _orders_in(room, path.stem.rpartition("-rank")[0])
+        self._endings = Endings(heard_in(room, path.stem))
         self._rank = int(meta.get("rank", 0))
         self._after = options.trigger_after
         self._tell = tell
@@ -90,6 +93,7 @@ class FlightRecorder:
         self._pieces: list[Piece] = []  # of the step that is under way
         self._asides: list[bytes] = []
         self._asked: list[_Asked] = []  # of the parent, who has not answered yet
+        self._broke = -1  # where the ring ended when the engine last raised an exception
 
     # -- steps ------------------------------------------------------------------------------------------
 
@@ -107,6 +111,7 @@ class FlightRecorder:
         """Keeps the step, of which the tensors are here."""
         try:
             kept = self.ring.add(message, self._pieces, self._asides)
+            self._endings.step(kept)
             for dump, _ in self._dumps:
                 dump.came()
             fired = self._nonfinite(StepMessage(*message)) or self._triggers.of_sampled(kept.number, kept.sampled)
@@ -121,12 +126,34 @@ class FlightRecorder:
         self._pieces, self._asides = [], []
 
     def ended(self, ends: Sequence[Ended]) -> None:
-        """Sequences have come to their ends."""
+        """Sequences have come to their ends, as the worker says."""
+        for end in self._endings.said(ends):
+            self._judge(end)
+        self._over((end.request, end.sequence) for end in ends)
+
+    def hear(self, *, idle: bool, last: bool = False) -> None:
+        """Sequences may have come to their ends, as front ends say.
+
+        Args:
+            idle, last: see `Endings.due`.
+        """
+        ends = self._endings.due(idle=idle, last=last)
         for end in ends:
-            fired = self._triggers.of_end(end)
-            if fired is not None:
-                self.fired(fired)
-            key = (end.request, end.sequence)
+            self._judge(end)
+        self._over((end.request, end.sequence) for end in ends)
+
+    @property
+    def hears(self) -> Sequence[int]:
+        """File descriptors by which front ends are heard."""
+        return self._endings.fds
+
+    def _judge(self, end: Ended) -> None:
+        fired = self._triggers.of_end(end)
+        if fired is not None:
+            self.fired(fired)
+
+    def _over(self, keys: Iterable[SequenceKey]) -> None:
+        for key in keys:
             for dump, _ in self._dumps:
                 dump.ended(key)
             self.ring.ended(key)
@@ -158,7 +185,11 @@ class FlightRecorder:
             return
         if not self._limit.lets(fired.kind):
             return
-        said, after = self._said(fired), UNTIL_END if fired.kind == MARK else self._after
+        if fired.kind == ERROR:
+            self._broke = self.ring.end
+        said, after = self._said(fired), self._after
+        if fired.kind in (MARK, *ENDS):
+            after = UNTIL_END if fired.kind == MARK else 0
         if not self._told_parent(fired, said, after):
             self._dump_alone(fired, said, after)
         elif self._asked:
@@ -170,9 +201,13 @@ class FlightRecorder:
         """Whether orders may come."""
         return self._orders is not None
 
-    def obey(self) -> None:
-        """Makes the traces that the parent has ordered; that needs no step, nor an engine that lives."""
-        self._answered()  # an order comes before the answer
+    def obey(self, *, last: bool = False) -> None:
+        """Makes the traces that the parent has ordered; that needs no step, nor an engine that lives.
+
+        Args:
+            last: whether nobody obeys later.
+        """
+        self._answered(last)  # an order comes before the answer
         for order in () if self._orders is None else self._orders.due(_ANY):
             match order:
                 case {"do": "dump", "trace": str(trace), "trigger": dict(trigger)}:
@@ -184,8 +219,10 @@ class FlightRecorder:
     def gone(self) -> None:
         """The engine vanished: what it did last is what somebody will want to know."""
         fired = Fired(GONE, "the engine was gone without having said so")
+        self.hear(idle=True, last=True)
         self.obey()
-        if self._triggers.has(ERROR) and self.ring.end > self.ring.begin and self._limit.lets(GONE):
+        new = self.ring.end > self.ring.begin and self.ring.end != self._broke
+        if new and self._triggers.has(ERROR) and self._limit.lets(GONE):
             said = self._said(fired)
             if not self._told_parent(fired, said, 0):
                 self._dump_alone(fired, said, 0)
@@ -227,13 +264,13 @@ class FlightRecorder:
         self._asked.append(_Asked(to, fired, said, after, time.monotonic() + LATE))
         return True
 
-    def _answered(self) -> None:
-        """Reads what the parent has answered. Where it died instead, the trace is made here."""
+    def _answered(self, last: bool) -> None:
+        """Reads what the parent has answered. If it died, or would be too late, the trace is made here."""
         for asked in [*self._asked]:
             if not select.select([asked.to], [], [], 0)[0]:
                 if time.monotonic() < asked.until:
                     continue
-                good = True  # it is there, and very busy: its order comes when it comes
+                good = not last  # it is there, and very busy: its order comes when it comes
             else:
                 try:
                     good = "ok" in json.loads(asked.to.makefile("rb").readline(1 << 20))
@@ -281,7 +318,8 @@ class FlightRecorder:
         return bool(self._dumps)
 
     def work(self) -> None:
-        """Writes one step, or ends traces whose steps do not come."""
+        """Writes one step, or ends traces whose steps do not come, while nothing arrives."""
+        self.hear(idle=True)
         dump = next((dump for dump, _ in self._dumps if dump.waits), None)
         if dump is not None:
             self._write(dump)
@@ -289,10 +327,12 @@ class FlightRecorder:
 
     def close(self) -> None:
         """Writes what is to be written; the ring goes with the process."""
-        self.obey()
+        self.hear(idle=True, last=True)
+        self.obey(last=True)
         while self._asked:
             time.sleep(0.02)
-            self.obey()
+            self.obey(last=True)
+        self._endings.close()
         for dump, _ in list(self._dumps):
             while dump.waits and self._under_way(dump):
                 self._write(dump)

@@ -52,8 +52,8 @@ class Handover:
         """How many steps are not handed over yet."""
         return sum(isinstance(one, PendingStep) for one in self._waiting)
 
-    def take(self, *, wait: bool) -> Arena | None:
-        """An empty arena; None if there is none and ``wait`` is not set.
+    def take(self, *, wait: bool, patience: float | None = None) -> Arena | None:
+        """An empty arena; None if there is none and ``wait`` is not set, or after ``patience`` seconds.
 
         Raises:
             WriterGone: there will be none.
@@ -62,7 +62,7 @@ class Handover:
             self._hand_over(self._in_flight)
             if wait and self._writer.starved():
                 self._hand_over(0)  # the writer can only free arenas that it has
-            return self._writer.take(wait=wait)
+            return self._writer.take(wait=wait, patience=patience)
 
     def add(self, step: PendingStep) -> None:
         """Adds a finished step."""

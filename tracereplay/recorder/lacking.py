@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from tracereplay.recorder.live import Moved
 
-__all__ = ["Lacking"]
+__all__ = ["Lacking", "lacking_summary"]
 
 NAMED = 1000  # numbers that a summary lists; of more it has the count
 
@@ -19,6 +19,7 @@ class Lacking:
         self.requests: set[int] = set()
         self.paused = 0  # steps that came while the recording was paused
         self._untold: set[int] = set()
+        self._told: list[int] = []  # to the step that is under way, which may be given up
 
     def add(self, requests: Iterable[int]) -> None:
         """Marks requests; negative numbers are nobody's."""
@@ -26,9 +27,19 @@ class Lacking:
         self.requests |= new
         self._untold |= new
 
+    def tell(self) -> list[int]:
+        """Those that were not told yet, for the next step that is recorded."""
+        self._told, self._untold = sorted(self._untold), set()
+        return self._told
+
+    def take_back(self) -> None:
+        """Those that were told last were not."""
+        self._untold |= set(self._told)
+        self._told = []
+
     def notes(self) -> list[str]:
-        """What was not told yet, for the next step that is recorded."""
-        new, self._untold = sorted(self._untold), set()
+        """`tell`, in words."""
+        new = self.tell()
         if not new:
             return []
         which = f"Request {new[0]} is" if len(new) == 1 else f"Requests {', '.join(map(str, new[:NAMED]))} are"
@@ -36,9 +47,7 @@ class Lacking:
 
     def summary(self) -> dict[str, Any]:
         """For the end mark."""
-        found: dict[str, Any] = {}
-        if self.requests:
-            found = {"lacking": sorted(self.requests)[:NAMED], "lacking_count": len(self.requests)}
+        found = lacking_summary(self.requests)
         return {**found, "paused": self.paused} if self.paused else found
 
     def moved(self, moved: Moved) -> Lacking:
@@ -46,3 +55,8 @@ class Lacking:
         found = Lacking()
         found.add(request for before, _, request, _ in moved if before in self.requests)
         return found
+
+
+def lacking_summary(requests: Collection[int]) -> dict[str, Any]:
+    """What an end mark says of requests that are not whole."""
+    return {"lacking": sorted(requests)[:NAMED], "lacking_count": len(requests)} if requests else {}

@@ -6,7 +6,7 @@ A part of `session.Session`, in a module of its own; it begins and ends segments
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.lacking import Lacking
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.owed import Owed
+from tracereplay.recorder.step import PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 
-__all__ = ["Obeying"]
+__all__ = ["PATIENCE", "Obeying"]
+
+PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
 
 
 class Obeying:
@@ -38,11 +41,15 @@ class Obeying:
     _errors: dict[str, int]
     _silent: set[int]
     _left_out: dict[str, set[int]]
+    untapped: Mapping[str, Container[int]]
     _wanted: frozenset[int]
     _censuses: int
     _steps: int
     _dropped: int
+    _passed: int
+    _weight_updates: int
     _ended: str | None
+    _turn: AbstractContextManager[Any]  # see `Session.end_between_steps`
 
     def __init__(self) -> None:
         self._control: Control | None = None  # of a recording that takes orders while it runs
@@ -78,14 +85,15 @@ class Obeying:
 
     def attend(self, renumber: Renumber) -> None:
         """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
-        control = self._control
-        if control is None:
-            return
-        self._give_up_step()
-        with self._guarded():
-            control.attend(self, renumber)
-        if self._resting:
-            self._lacking.paused += 1
+        with self._turn:
+            control = self._control
+            if control is None:
+                return
+            self._give_up_step()
+            with self._guarded():
+                control.attend(self, renumber)
+            if self._resting:
+                self._lacking.paused += 1
 
     def finished(self, requests: Sequence[int]) -> None:
         """Requests have ended."""
@@ -119,7 +127,23 @@ class Obeying:
         if (before.sites, before.sides) != (changed.sites, changed.sides):
             told = [text for text in changed.told() if text not in before.told()]
             told = told or ["From this step on, inputs and outputs of every operator are recorded."]
+            told += self._lost()
             self._changed = [text.replace("were recorded", "are recorded from this step on") for text in told]
+
+    def _lost(self) -> list[str]:
+        """Of what is asked for now, what this engine has no taps for, in sentences."""
+        lost = {
+            site.slot
+            for side, without in self.untapped.items()
+            for site in self.sites
+            if site.slot in without and site.slot not in self._left_out[side]
+        }
+        if not lost:
+            return []
+        return [
+            f"Not all of what {len(lost)} operators compute is recorded: the engine was compiled, or captured "
+            "its CUDA graphs, for other sites or sides. Start it again with these."
+        ]
 
     def cut(self, trace: Path, renumber: Renumber) -> None:
         """Ends the segment, and begins the next in another trace, with the requests that are live."""
@@ -131,6 +155,7 @@ class Obeying:
         meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
         with self._guarded():
             handover.drain(wait=True)
+        self._pay_at_last(control.number - 1, PATIENCE)
         whole = not self._errors and not writer.gone
         moved = renumber(self._ended is None and not writer.gone and not writer.errors)
         summary = self._summary()
@@ -152,6 +177,28 @@ class Obeying:
         else:
             writer.cut(summary, path, meta, whole=whole, moved=moved, number=control.number)
         self._show()
+
+    def _take_back(self, step: PendingStep) -> None:
+        """What a step had beside operators is said again with the next one, since it is given up."""
+        self._owed.take_back(step)
+        self._lacking.take_back()
+        self._finished = [*step.finished, *self._finished]
+        self._passed += 0 if step.company is None else step.company[2]
+
+    def _pay_at_last(self, number: int, patience: float) -> None:
+        """A step without rows for what the trace must have of steps that were left out, since no other comes."""
+        writer, handover = self._writer, self._handover
+        if (
+            self._control is None
+            or writer is None
+            or handover is None
+            or self._ended is not None
+            or not self._owed
+        ):
+            return
+        notes = self._lacking.notes() if self._options.ring is None else []
+        with self._guarded():
+            self._owed.pay_at_last(number, self._weight_updates, writer, handover, notes, patience)
 
     def _show(self) -> None:
         """Says how it goes: after what happens seldom, in words too."""

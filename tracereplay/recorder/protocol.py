@@ -83,6 +83,7 @@ class StepMessage(NamedTuple):
         finished: requests that had ended before the step.
         flags: of logits, the aside that says which of their rows are finite (``bool``), and the row map.
         dropped: steps that the recording has dropped so far, as it is counted where the step is handed over.
+        lacking: requests of which it is known since the step before that some of their steps were left out.
     """
 
     number: int
@@ -99,6 +100,7 @@ class StepMessage(NamedTuple):
     finished: Sequence[int] = ()
     flags: Sequence[tuple[int, bytes]] = ()
     dropped: int = 0
+    lacking: Sequence[int] = ()
 
 
 def send(fd: int, message: list[Any]) -> None:
@@ -124,9 +126,14 @@ class Inbox:
         self.fd = fd
         self._data = bytearray()
 
-    def ready(self, seconds: float | None) -> bool:
-        """Waits so long for the next message, or the end, to begin to arrive; None: as long as it takes."""
-        return bool(self._data) or bool(select.select([self.fd], [], [], seconds)[0])
+    def ready(self, seconds: float | None, others: Sequence[int] = ()) -> bool:
+        """Waits so long for the next message, or the end, to begin to arrive; None: as long as it takes.
+
+        Args:
+            seconds: to wait.
+            others: file descriptors; what can be read there ends the wait, too.
+        """
+        return bool(self._data) or self.fd in select.select([self.fd, *others], [], [], seconds)[0]
 
     def next(self) -> list[Any] | None:
         """Waits for the next message; None if the other process has exited, even within a message."""

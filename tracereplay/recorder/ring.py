@@ -37,6 +37,7 @@ SAMPLED = np.dtype(
 SampledRows = npt.NDArray[Any]  # of `SAMPLED`
 OVERHEAD = 1024  # bytes that the objects of a step or of a sequence take beside its contents
 MOST_NOTES = 64  # of steps that are no longer kept
+MOST_LACKING = 1 << 16  # requests that are remembered; an engine has fewer at once
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD
 
 
@@ -113,6 +114,7 @@ class Ring:
         self.weight_updates = 0
         self.last_number = -1  # of the youngest step that is no longer kept
         self.newest = -1  # the highest number of a request
+        self.lacking: dict[int, None] = {}  # requests that lack steps, those last that were said last
 
     @property
     def end(self) -> int:
@@ -155,6 +157,9 @@ class Ring:
         self._in_steps += size
         self._last.update(dict.fromkeys(sequences, self.end - 1))
         self.newest = max([self.newest, *(request for request, _ in sequences)])
+        self.lacking.update(dict.fromkeys(step.lacking))
+        while len(self.lacking) > MOST_LACKING:
+            del self.lacking[next(iter(self.lacking))]
         return kept
 
     def ended(self, key: SequenceKey) -> None:

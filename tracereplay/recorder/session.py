@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,13 +22,14 @@ from tracereplay.device import Device
 from tracereplay.event import Request, RowKey, RowMap, Site
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
+from tracereplay.hooks.taps import listen
 from tracereplay.recorder.choosing import Choice
 from tracereplay.recorder.control import Control
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.kernels import KernelRecorder
 from tracereplay.recorder.lacking import Lacking
-from tracereplay.recorder.obeying import Obeying
+from tracereplay.recorder.obeying import PATIENCE, Obeying
 from tracereplay.recorder.options import KERNEL, Options
 from tracereplay.recorder.owed import Owed
 from tracereplay.recorder.replacement import Replacement
@@ -44,8 +46,8 @@ __all__ = ["Session"]
 
 
 NOT_KEPT = OpenCall(-1, 0, [], {}, {}, {})  # a call with none of the rows that are recorded
-PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
 SILENCE = 20.0  # seconds that a writer may be silent when such an engine ends: a disk may hang for ever
+LAST = 5.0  # seconds that it waits then to say what steps that were left out had
 CENSUS_STEPS = 2  # of a pass: mostly a prefill and a step that decodes
 
 
@@ -63,6 +65,7 @@ class Session(Obeying):
         self.sites: list[Site] = []
         self.rows_first = RowsFirst()
         self.parts: frozenset[int] = frozenset()  # slots of operators within others, which need not run
+        self.untapped: Mapping[str, Container[int]] = {}  # by side, slots that a compiled or captured engine lacks
         self.remarks: Sequence[str] = ()  # what every recording of this engine must say of itself
         self.compiled: Sequence[torch.nn.Module] = ()  # those of which no Python code runs in a step
         self.device = device
@@ -92,6 +95,7 @@ class Session(Obeying):
         self.watched: Container[int] = frozenset()
         self.scope: Callable[[OpenCall | None], AbstractContextManager[None]] | None = None
         self._dropping = False  # whether the engine's step is one that was left out
+        self._turn = threading.RLock()  # held where a step begins and ends; see `end_between_steps`
 
     # -- a pass -----------------------------------------------------------------------------------------
 
@@ -176,10 +180,15 @@ class Session(Obeying):
 
     def end_pass(self) -> dict[str, Any]:
         """Waits for the writer and closes the segment; returns a summary with errors, if any."""
+        with self._turn:
+            return self._end_pass()
+
+    def _end_pass(self) -> dict[str, Any]:
         writer, handover, patience = self._writer, self._handover, None if self._waits() else SILENCE
         self._kernels = self._census = self.scope = self._replacement = self._model = None
         if writer is not None and handover is not None:
             self._give_up_step()
+            self._pay_at_last(self._number, LAST)
             with self._guarded():
                 handover.close()
             self._writer = self._handover = self._reports = None
@@ -194,6 +203,14 @@ class Session(Obeying):
         return {
             "steps": self._steps, "errors": dict(self._errors), "dropped": self._dropped, "ended": self._ended,
         }  # fmt: skip
+
+    def end_between_steps(self) -> bool:
+        """Ends the pass from a thread of its own, unless a step is under way; returns whether it did."""
+        with self._turn:
+            if self._step is not None:
+                return False
+            self._end_pass()
+            return True
 
     def _watchable(self) -> frozenset[int]:
         """The sites of which something is kept, or may be replaced."""
@@ -229,9 +246,14 @@ class Session(Obeying):
             rows: of the model's forward; those of requests that were not chosen have the request -1.
             others: requests that were not chosen in it. A step without any other is none of the recording's.
         """
+        with self._turn:
+            self._begin_step(rows, others)
+
+    def _begin_step(self, rows: RowMap, others: int) -> None:
         writer, handover = self._writer, self._handover
         if writer is None or handover is None or self._ended is not None:
             return
+        listen(self)  # another engine may have been built in this process
         self._give_up_step()
         choice, at = self._options.choice, self._engine_steps
         self._engine_steps += 1
@@ -260,7 +282,10 @@ class Session(Obeying):
                 step.patience = None if self._waits() else PATIENCE
                 step.feeds = self._replacement is not None and self._replacement.feeds
                 step.notes += self._told(writer) if self._steps == 0 else self._changed
-                step.notes += self._lacking.notes()
+                if self._reports is None:
+                    step.notes += self._lacking.notes()
+                else:
+                    step.lacking = self._lacking.tell()  # a trace of the ring has numbers of its own
                 step.finished, self._finished = self._finished, []
                 self._changed = []
                 self._owed.pay(step)
@@ -339,13 +364,17 @@ class Session(Obeying):
         if self._step is not None:
             with self._guarded():
                 self._step.add_sampled(keys, tokens, choices, logprobs)
-        elif self._dropping:
+                return
+        if self._dropping:
             self._owed.keep(keys, tokens, choices, logprobs)
 
     def requested(self, requests: Sequence[Request]) -> bool:
-        """Records requests that begin in this step, if no workload has them; returns whether it is recorded."""
+        """Records requests that begin in this step, if no workload has them; returns whether they need not be said
+        again, with the next."""
         if self._step is None:
-            return False
+            if self._dropping:
+                self._owed.begun(requests)
+            return self._dropping or self._ended is not None
         self._step.requests.extend(requests)
         return True
 
@@ -377,6 +406,8 @@ class Session(Obeying):
     def broke(self, error: BaseException) -> None:
         """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
         if self._reports is None:
+            with self._turn:  # else it would be under way until the next one begins
+                self._give_up_step()
             return
         words = type(error).__name__ if self._options.withhold else f"{type(error).__name__}: {error}"[:500]
         fired = Fired(ERROR, words, step=self._number)
@@ -389,6 +420,10 @@ class Session(Obeying):
 
     def end_step(self) -> None:
         """Hands the step to the writer."""
+        with self._turn:
+            self._end_step()
+
+    def _end_step(self) -> None:
         step, self._step = self._step, None
         self.watched = frozenset()
         handover = self._handover
@@ -411,12 +446,13 @@ class Session(Obeying):
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """What runs in this context is no part of the step, though it may call tapped modules."""
-        step, self._step = self._step, None
-        watched, self.watched = self.watched, frozenset()
-        try:
-            yield
-        finally:
-            self._step, self.watched = step, watched
+        with self._turn:
+            step, self._step = self._step, None
+            watched, self.watched = self.watched, frozenset()
+            try:
+                yield
+            finally:
+                self._step, self.watched = step, watched
 
     def _end_kernels(self, step: PendingStep, kernels: KernelRecorder) -> None:
         with self._guarded():
@@ -667,6 +703,7 @@ class Session(Obeying):
             step = self._step
             self._give_up_step()
             if step is not None:
+                self._take_back(step)
                 self._drop(step.rows)
             return
         if isinstance(error, WriterGone):

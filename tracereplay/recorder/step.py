@@ -84,6 +84,7 @@ class PendingStep:
         self.frame: Any = None  # of `recorder.graphs`: whose graphs are being replayed
         self.regions: list[Any] = []  # of the frame, as far as they were
         self.finished: list[int] = []  # requests that had ended before it, of a recording that takes orders
+        self.lacking: list[int] = []  # requests that are known since to lack steps, of a recording with a ring
         self.patience: float | None = (
             None  # seconds that the engine may wait for the writer in the step; None: any
         )
@@ -377,5 +378,5 @@ class PendingStep:
         return StepMessage(
             self.number, [records.write_rows(a) for a in arrays], calls, self._sampled, self.notes, requests,
             self._weight_updates, self.kernels, self.census, self.padded, self.company, self.finished, self._flags,
-            self.dropped,
+            self.dropped, self.lacking,
         )  # fmt: skip

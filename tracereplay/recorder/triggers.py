@@ -22,14 +22,15 @@ from tracereplay.checked import similar
 from tracereplay.errors import UsageError
 
 __all__ = [
-    "DEFAULT", "ERROR", "EVERY", "MARK", "MOST", "NONFINITE", "REASONS", "Ended", "Fired", "RateLimit", "Triggers",
-    "check_trigger",
+    "DEFAULT", "ENDS", "ERROR", "EVERY", "MARK", "MOST", "NONFINITE", "REASONS", "Ended", "Fired", "RateLimit",
+    "Triggers", "check_trigger",
 ]  # fmt: skip
 
 NONFINITE, ERROR, MARK = "nonfinite", "error", "mark"
 DEFAULT = (NONFINITE, ERROR, MARK)
+ENDS = FINISH, TOKENS = "finish", "tokens"  # what a request's end sets off
 REASONS = ("abort", "length", "stop")
-_KINDS = (*DEFAULT, "logprob", "finish", "tokens")
+_KINDS = (*DEFAULT, "logprob", *ENDS)
 _CONDITION = re.compile(r"(?P<kind>[a-z]+)(?:(?P<sign>[<>=])(?P<bound>.+))?", re.ASCII)
 _SIGNS = {"logprob": "<", "finish": "=", "tokens": ">"}
 _EXAMPLES = "nonfinite, error, mark, logprob<-20, finish=abort or tokens>4096"
@@ -142,10 +143,10 @@ class Triggers:
         """Of a sequence that ends."""
         if end.reason in self._reasons:
             words = f"it ended because of {end.reason}, with {end.tokens} tokens"
-            return Fired("finish", words, end.request, end.sequence)
+            return Fired(FINISH, words, end.request, end.sequence)
         if self._tokens is not None and end.tokens > self._tokens:
             words = f"it ended with {end.tokens} tokens, more than {self._tokens}"
-            return Fired("tokens", words, end.request, end.sequence)
+            return Fired(TOKENS, words, end.request, end.sequence)
         return None
 
 

@@ -88,8 +88,9 @@ class _Server:
         """The next message; None: the engine has exited. What arrives comes before what is to be written of a
         ring, so that the engine does not wait for that."""
         while self._flight is not None and (self._flight.unfinished or self._flight.ordered):
+            self._flight.hear(idle=False)
             self._flight.obey()
-            if inbox.ready(0 if self._flight.waits else LOOK):
+            if inbox.ready(0 if self._flight.waits else LOOK, self._flight.hears):
                 break
             self._flight.work()
         return inbox.next()

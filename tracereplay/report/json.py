@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from tracereplay.verdict import Verdict
 
 __all__ = ["render"]
@@ -11,4 +9,4 @@ __all__ = ["render"]
 
 def render(verdict: Verdict) -> str:
     """The verdict as one JSON object, indented, with a newline at its end."""
-    return json.dumps(verdict.as_dict(), indent=2, allow_nan=False, default=str) + "\n"
+    return verdict.to_json()

@@ -33,6 +33,7 @@ from tracereplay.trace.sealed import opened_for
 
 __all__ = [
     "CLAIM",
+    "ENDED",
     "MANIFEST",
     "SEGMENT",
     "WEIGHTS",
@@ -50,6 +51,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 CLAIM = ".engine-{}"  # by which an engine of a recorded command takes its number; gone when it has ended
+ENDED = ".ended"  # made when a trace is completed while engines live on, and stays: they must not begin anew there
 SETTLE = 20.0  # seconds
 SEGMENT = re.compile(r"(?P<pass>[a-z]{1,32}(?:-engine[1-9]\d{0,3})?)-rank(?P<rank>0|[1-9]\d{0,3})\.seg", re.ASCII)
 
@@ -103,6 +105,21 @@ class TraceDirectory:
             self._write_first()
         except OSError as error:
             raise UsageError(f"The trace {path} cannot be created: {error.strerror}.") from error
+
+    @classmethod
+    def continued(cls, path: Path, manifest: Mapping[str, Any]) -> TraceDirectory:
+        """One that was made before, by another process maybe.
+
+        Args:
+            path: the directory.
+            manifest: as it was read from there.
+        """
+        found = cls.__new__(cls)
+        found.path = path
+        found._manifest = {key: value for key, value in manifest.items() if key != "check"}
+        found._held = _Held(path)
+        weakref.finalize(found, found._held.release)
+        return found
 
     def update_run(self, **values: Any) -> None:
         """Adds to what is known of the run (the engine describes itself only after it has started)."""
@@ -228,7 +245,7 @@ class _Held:
     """The lock on a trace's directory: an engine may load for minutes before there is a segment to lock."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd, self._pid = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), os.getpid()
         _made.add(_identity(self._fd))
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,8 +253,12 @@ class _Held:
     def release(self) -> None:
         """Lets go of it; safe to call again."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return
+        if self._pid == os.getpid():  # an engine that was forked has this file too, and would keep the lock
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
 
 
 _made: set[tuple[int, int]] = set()  # device and inode of the directories that this process made

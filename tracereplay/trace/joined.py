@@ -6,7 +6,7 @@ that a number says one thing in the whole trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from tracereplay.trace.outline import Outline, joined
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import Located
 
-__all__ = ["JoinedSegments", "Start", "starts"]
+__all__ = ["JoinedSegments", "Start", "lacking_in", "starts"]
 
 Start = tuple[int, int]  # numbers of an engine's first request and first step
 
@@ -46,6 +46,12 @@ def starts(engines: Sequence[Sequence[SegmentReader]]) -> list[Start]:
     return found
 
 
+def lacking_in(summary: Mapping[str, Any] | None) -> list[int]:
+    """The numbers of requests that are not whole, by a segment's end."""
+    found = (summary or {}).get("lacking")
+    return [number for number in found if type(number) is int] if isinstance(found, list) else []
+
+
 class JoinedSegments:
     """A rank's segments of several engines; see `SegmentReader`, whose reading side this is.
 
@@ -67,11 +73,14 @@ class JoinedSegments:
         ends = [end for end in found if end is not None]
         if len(ends) < len(found):
             return None
+        begun = [(end, first) for end, (first, _) in zip(ends, self._begins, strict=True)]
+        lacking = [first + number for end, first in begun for number in lacking_in(end)]
         return {
             "ended": next((end["ended"] for end in ends if end.get("ended")), None),
             "dropped": sum(end.get("dropped", 0) for end in ends),
             "weights": max(end.get("weights", 0) for end in ends),
             "interrupted": any(end.get("interrupted") for end in ends),
+            **({"lacking": lacking, "lacking_count": len(lacking)} if lacking else {}),
         }
 
     @property

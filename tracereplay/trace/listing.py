@@ -63,6 +63,7 @@ class Listed:
         logprobs: of these.
         places: where it is in the steps; for `detailed` only.
         whole: whether the trace was read so far that all of its tokens are known.
+        lacking: whether steps of it were left out, because the writer was behind or the recording paused.
     """
 
     request: int
@@ -77,6 +78,7 @@ class Listed:
     logprobs: list[float | None] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     whole: bool = True
+    lacking: bool = False
 
     @property
     def expected(self) -> int | None:
@@ -160,6 +162,7 @@ def _read(
         said = identities(trace, {names[key] for key in keys if key in names})
     samples = Counter(request for request, _ in names)
     results = _results(trace, pass_name)
+    lacking = trace.lacking(pass_name)
     found, prompts = [], trace.run.prompts
     for key in keys:
         identity = None if key not in names else said.get(names[key]) or Identity(names[key])
@@ -170,6 +173,7 @@ def _read(
             one.samples = samples[key[0]] or _samples(prompt)
         result = results.get(key, {})
         one.reason = identity.reason if identity is not None else str(result.get("finish_reason") or "")
+        one.lacking = key[0] in lacking
         one.tokens = [token for token in result.get("token_ids", ()) if type(token) is int]
         found.append(one)
     if places or not results:

@@ -20,7 +20,7 @@ from tracereplay.trace.chunk import Bytes
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
 from tracereplay.trace.forms import StepRecord
-from tracereplay.trace.joined import JoinedSegments, Start, starts
+from tracereplay.trace.joined import JoinedSegments, Start, lacking_in, starts
 from tracereplay.trace.known import KnownRequest, known_requests
 from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.outline import Outline
@@ -39,6 +39,9 @@ Opened = tuple[dict[str, Any], dict[Key, File], dict[str, File]]
 
 class Trace:
     """A trace, open for reading; iterating gives the steps of its first pass.
+
+    >>> tracereplay.open_trace("golden.trace")
+    <Trace 'golden.trace': record, complete>
 
     Args:
         path: where it is, for messages and for finding its base.
@@ -141,6 +144,11 @@ class Trace:
         """Steps dropped because the writer could not keep up; the most of any segment."""
         counts = [(self.part(key).summary or {}).get("dropped", 0) for key in self._files]
         return max((count for count in counts if type(count) is int), default=0)
+
+    def lacking(self, pass_name: str) -> frozenset[int]:
+        """Requests that are not whole: steps of theirs were left out. Of very many, the first."""
+        ranks = self.ranks(pass_name)
+        return frozenset(n for rank in ranks for n in lacking_in(self.segment(pass_name, rank).summary))
 
     @property
     def said_complete(self) -> bool:
@@ -338,6 +346,11 @@ def _check_base(base: Trace, described: Mapping[str, Any], path: Path | str) -> 
 
 def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace:
     """Opens a trace for reading.
+
+    >>> with tracereplay.open_trace("golden.trace") as trace:
+    ...     step = next(iter(trace))
+    >>> step.number, len(step.rows)
+    (0, 5)
 
     Args:
         path: a directory, a packed file, or a URL of either (which needs fsspec's package for its protocol).

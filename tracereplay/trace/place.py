@@ -18,7 +18,16 @@ from pathlib import Path
 
 from tracereplay.errors import NotATrace, TraceError, UsageError
 from tracereplay.storage.atomic import beside
-from tracereplay.trace.directory import CLAIM, MANIFEST, SEGMENT, WEIGHTS, live_part, made_here, refuse_taken
+from tracereplay.trace.directory import (
+    CLAIM,
+    ENDED,
+    MANIFEST,
+    SEGMENT,
+    WEIGHTS,
+    live_part,
+    made_here,
+    refuse_taken,
+)
 from tracereplay.trace.frames import MAGIC
 from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.requests import NAME as REQUESTS
@@ -173,7 +182,7 @@ def _why_not_ours(path: Path, trace: Trace) -> str | None:
 
 
 def _is_ours(name: str) -> bool:
-    ours = name in (MANIFEST, f"{MANIFEST}.partial", "control.sock")
+    ours = name in (MANIFEST, f"{MANIFEST}.partial", "control.sock", ENDED)
     ours = ours or any(known.fullmatch(name) for known in (SEGMENT, REQUESTS))
     return ours or fnmatchcase(name, CLAIM.format("[0-9]*"))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracereplay.errors import DamagedTrace
 from tracereplay.event import UNAPPLIED, Request
 from tracereplay.passes import RECORD
+from tracereplay.trace.joined import lacking_in
 from tracereplay.workload import Prompt, Workload
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _notes(trace: Trace) -> Iterator[str]:
             yield f"{part.name}: {dropped} steps were dropped because the writer could not keep up."
         if paused := summary.get("paused"):
             yield f"{part.name}: {paused} steps came while the recording was paused."
-        if lacking := _numbers(summary.get("lacking")):
+        if lacking := lacking_in(summary):
             count = summary.get("lacking_count", len(lacking))
             which = f"Request {lacking[0]} is" if count == 1 else f"{count} requests, {lacking[0]} the first, are"
             yield f"{part.name}: {which} not whole."
@@ -159,10 +160,6 @@ def is_whole(trace: Trace) -> bool:
         if len({len(part) for part in parts}) > 1:
             return False
     return bool(engines) and len(engines) >= _expected(trace)
-
-
-def _numbers(found: Any) -> list[int]:
-    return [n for n in found if type(n) is int] if isinstance(found, list) else []
 
 
 def _expected(trace: Trace) -> int:

@@ -52,6 +52,7 @@ class SegmentReport:
         kept: bytes up to the last whole frame.
         problem: what is wrong and where, as a sentence; None if nothing is.
         dropped: steps that the recorder says it dropped under pressure.
+        lacking: requests that it says are not whole.
     """
 
     name: str
@@ -62,6 +63,7 @@ class SegmentReport:
     kept: int
     problem: str | None = None
     dropped: int = 0
+    lacking: int = 0
 
 
 def verify(trace: Trace) -> Iterator[SegmentReport]:
@@ -101,7 +103,8 @@ def check_segment(trace: Trace, name: str, file: File) -> SegmentReport:
     closed = segment.summary is not None and not segment.summary.get("interrupted")
     return SegmentReport(
         name, "complete" if closed else "recoverable", seen.steps, seen.frames, file.size, seen.end,
-        None if closed else _interrupted(segment, seen.end), _dropped(segment.summary),
+        None if closed else _interrupted(segment, seen.end), _count(segment, "dropped"),
+        _count(segment, "lacking_count"),
     )  # fmt: skip
 
 
@@ -129,8 +132,8 @@ def _interrupted(segment: SegmentReader, end: int) -> str:
     return f"The recording was interrupted: it has no end mark after byte {end}{more}."
 
 
-def _dropped(summary: dict[str, Any] | None) -> int:
-    found = (summary or {}).get("dropped", 0)
+def _count(segment: SegmentReader, name: str) -> int:
+    found = (segment.summary or {}).get(name, 0)
     return found if type(found) is int else 0
 
 

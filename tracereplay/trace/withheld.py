@@ -27,7 +27,7 @@ from tracereplay.errors import UsageError
 from tracereplay.event import UNAPPLIED, Request, Sampled, Site
 from tracereplay.storage.files import PRIVATE
 
-__all__ = ["TOKENS", "WITHHELD", "Withheld", "key_in", "new_key", "withheld_slots"]
+__all__ = ["TOKENS", "WITHHELD", "Withheld", "key_in", "key_of", "new_key", "withheld_slots"]
 
 TOKENS = "tokens"  # what can be withheld
 WITHHELD = "withheld"  # in a request's sampling parameters: digests of what they said in text
@@ -64,6 +64,19 @@ def key_in(path: Path) -> str:
             f"The key file {path} does not hold {2 * _KEY} hexadecimal digits; give a path where one can be made."
         ) from error
     return text
+
+
+def key_of(withhold: str | None, file: Path | None) -> str | None:
+    """The key of the digests that stand for what is withheld; None if nothing is.
+
+    Raises:
+        UsageError: nothing is, and there is a key; or the file has none.
+    """
+    if withhold is not None:
+        return new_key() if file is None else key_in(file)
+    if file is not None:
+        raise UsageError("--withhold-key is for what --withhold keeps out; give that too, or leave it out.")
+    return None
 
 
 def withheld_slots(sites: Sequence[Site]) -> set[int]:

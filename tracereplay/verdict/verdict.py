@@ -21,6 +21,7 @@ Numbers that JSON cannot hold (nan, inf) are written as the strings ``"nan"``, `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -59,6 +60,12 @@ _EXIT = {"match": 0, "diverged": 1, "inconclusive": 3}
 class Verdict:
     """The outcome of a comparison, with its evidence.
 
+    >>> verdict = tracereplay.compare("golden.trace", "candidate.trace")
+    >>> verdict.matches, verdict.exit_code, verdict.reasons
+    (True, 0, ())
+    >>> tracereplay.Verdict.from_dict(json.loads(verdict.to_json())) == verdict
+    True
+
     Args:
         first_visible: injected mode only: where the rerun first leaves the tolerance. It shows where the
             difference surfaces, not what is to blame.
@@ -89,9 +96,18 @@ class Verdict:
     oracle: Oracle | None = None
 
     @property
+    def matches(self) -> bool:
+        """Whether the verdict is ``match``; an inconclusive one does not match."""
+        return self.verdict == "match"
+
+    @property
     def exit_code(self) -> int:
         """The exit code of the command line: match 0, diverged 1, inconclusive 3."""
         return _EXIT[self.verdict]
+
+    def to_json(self) -> str:
+        """`as_dict` as text, indented, with a newline at its end: what ``--json`` writes."""
+        return json.dumps(self.as_dict(), indent=2, allow_nan=False, default=str) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as JSON-ready data, schema 1."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tracereplay.comparator.details import Details
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.routing import compare_routing, turned_by_a_tie
 from tracereplay.comparator.judging.settings import compare_settings, compare_updates
@@ -57,9 +58,10 @@ __all__ = ["gather_evidence"]
 
 
 def gather_evidence(
-    golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None = None
-) -> Evidence:
-    """Compares the passes of two traces; with ``weights``, also with float64 references.
+    golden: Trace, candidate: Trace, policy: Policy, weights: Parameters | None = None,
+    details: Details | None = None,
+) -> Evidence:  # fmt: skip
+    """Compares the passes of two traces; with ``weights``, also with float64 references; fills ``details``.
 
     Raises:
         UsageError: ``golden`` is not a recording, or ``candidate`` has no pass to compare.
@@ -67,9 +69,9 @@ def gather_evidence(
     """
     golden.require_recording()
     sides = _read(golden, candidate)
-    judged = _judged(sides, policy)
-    free = _free(sides, judged, policy)
-    tokens, rollout = _generated(sides, free)
+    judged = _judged(sides, policy, details)
+    free = _free(sides, judged, policy, details)
+    tokens, rollout = _generated(sides, free, details)
     digest = golden.digest()
     first = judged.comparison.first()
     own_errors = judged.comparison if sides.fed else None  # elsewhere an error may be inherited
@@ -168,7 +170,7 @@ def _by_what_arrives(golden: PassIndex, candidate: PassIndex, *, fed: bool) -> t
     return by_sums(golden, by_gates(golden, candidate, fed=fed))
 
 
-def _judged(sides: _Sides, policy: Policy) -> _Judged:
+def _judged(sides: _Sides, policy: Policy, details: Details | None) -> _Judged:
     golden, candidate = _by_what_arrives(sides.golden_pass, sides.candidate_pass, fed=sides.fed)
     versions, current = read_versions(golden.steps, sides.mine), read_versions(candidate.steps, sides.theirs)
     exclusions = _exclusions(sides, golden, candidate)
@@ -177,9 +179,13 @@ def _judged(sides: _Sides, policy: Policy) -> _Judged:
             computed_again(versions, golden, sides.rows), unfed_sums(sides.golden_pass, sides.candidate_pass)
         ]  # fmt: skip
     exclusions.append(of_other_weights(versions, current, sides.rows))
+    if details is not None:
+        details.begin(sides.name, golden, candidate, sides.rows)
     comparison = compare_passes(
-        golden, candidate, sides.rows, policy, exclusions=exclusions, on_golden_inputs=sides.fed
+        golden, candidate, sides.rows, policy, exclusions=exclusions, on_golden_inputs=sides.fed, watch=details
     )
+    if details is not None:
+        details.end(golden, candidate, comparison.first())
     return _Judged(golden, candidate, (versions, current), exclusions, comparison)
 
 
@@ -202,7 +208,7 @@ class _Free:
     generated: bool = True
 
 
-def _free(sides: _Sides, judged: _Judged, policy: Policy) -> _Free:
+def _free(sides: _Sides, judged: _Judged, policy: Policy, details: Details | None) -> _Free:
     if not (sides.fed and RERUN in sides.candidate.passes):
         return _Free(judged.candidate, judged.exclusions, judged.versions, generated=not sides.fed)
     golden, candidate = _by_what_arrives(sides.golden_pass, sides.index(RERUN), fed=False)
@@ -211,11 +217,15 @@ def _free(sides: _Sides, judged: _Judged, policy: Policy) -> _Free:
         past_the_end(sides.mine, sides.rows), drawn_at_random(sides.mine, golden, sides.rows),
         of_other_weights(versions, current, sides.rows)
     ]  # fmt: skip
-    rerun = compare_passes(golden, candidate, sides.rows, policy, exclusions=left_out, until_beyond=True)
+    rerun = compare_passes(
+        golden, candidate, sides.rows, policy, exclusions=left_out, until_beyond=details is None
+    )
+    if details is not None:
+        details.free(rerun)
     return _Free(candidate, left_out, (versions, current), rerun)
 
 
-def _generated(sides: _Sides, free: _Free) -> tuple[TokenFinding, Rollout | None]:
+def _generated(sides: _Sides, free: _Free, details: Details | None) -> tuple[TokenFinding, Rollout | None]:
     """What became of tokens and logprobs."""
     if not free.generated:
         return TokenFinding(), None
@@ -223,6 +233,8 @@ def _generated(sides: _Sides, free: _Free) -> tuple[TokenFinding, Rollout | None
     sampled = sides.golden_pass.sampled, free.candidate.sampled, sides.mine, sides.theirs
     passes = (sides.golden, RECORD), (sides.candidate, RERUN if forced else sides.name)
     tokens = compare_tokens(*sampled, forced=forced)
+    if details is not None:
+        details.generation(*sampled, forced=forced)
     return tokens, rollout_numbers(*sampled, forced=forced, sides=passes)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+from tracereplay.comparator.details import Details
 from tracereplay.comparator.judging.evidence import Evidence
 from tracereplay.comparator.judging.gather import gather_evidence
 from tracereplay.comparator.judging.judge_isolated import judge_isolated
@@ -37,7 +38,7 @@ __all__ = ["compare_traces", "judge_unrun"]
 
 def compare_traces(
     golden: Trace | str | PathLike[str], candidate: Trace | str | PathLike[str], policy: Policy | None = None, *,
-    oracle: bool = False, model: Path | None = None,
+    oracle: bool = False, model: Path | None = None, details: Details | None = None,
 ) -> Verdict:  # fmt: skip
     """Compares a candidate trace with the golden one.
 
@@ -48,6 +49,7 @@ def compare_traces(
         policy: tolerances; the defaults if None.
         oracle: also compare both sides with float64 references.
         model: the checkpoint whose weights the references need, if it has moved since recording.
+        details: an empty one, to be filled with what a report shows beyond the verdict.
 
     Raises:
         UsageError: ``golden`` is not a recording, or ``candidate`` has no pass to compare.
@@ -61,7 +63,7 @@ def compare_traces(
         if ISOLATED in theirs.passes:
             return with_ids(judge_isolated(mine, theirs, policy or Policy(), weights), mine)
         _refuse_other_tokens(mine, theirs)
-        return with_ids(_judge(gather_evidence(mine, theirs, policy or Policy(), weights)), mine)
+        return with_ids(_judge(gather_evidence(mine, theirs, policy or Policy(), weights, details)), mine)
     finally:
         for given, trace in ((golden, mine), (candidate, theirs)):
             if given is not trace:

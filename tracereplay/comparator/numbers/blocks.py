@@ -41,6 +41,8 @@ def fit(column: TensorColumn, picks: Ints, blocks: Ints) -> None:
     columns = column.columns
     while True:
         needed = np.unique(np.stack([blocks, column.windows(picks)], axis=1), axis=0)
-        sizes = np.bincount(np.unique(needed[:, 0], return_inverse=True)[1], columns.window_bytes[needed[:, 1]])
+        # A step that is a window by itself, such as a long prefill, grows no smaller, whatever else is cut.
+        divisible = np.where(np.diff(columns.windows) > 1, columns.window_bytes, 0)
+        sizes = np.bincount(np.unique(needed[:, 0], return_inverse=True)[1], divisible[needed[:, 1]])
         if SLACK * sizes.max() <= columns.most or not columns.cut_smaller():
             return

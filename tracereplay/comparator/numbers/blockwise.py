@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,11 @@ from tracereplay.comparator.numbers.tolerance import (
     tolerance_for,
     unit_factors,
 )
+from tracereplay.comparator.numbers.watching import Watch
 from tracereplay.sitemap import Pair
 from tracereplay.verdict import Coverage, NotCompared, Tolerance
 
-__all__ = ["compare_passes", "mismatch"]
+__all__ = ["compare_passes", "mismatch", "size_of"]
 
 
 @dataclass(slots=True)
@@ -102,6 +104,7 @@ def compare_passes(
     exclusions: Sequence[Exclusion] = (),
     on_golden_inputs: bool = False,
     until_beyond: bool = False,
+    watch: Watch | None = None,
 ) -> Comparison:
     """Compares every tensor that both passes have.
 
@@ -112,6 +115,7 @@ def compare_passes(
         exclusions: rows not to compare, with reasons; the first that names a row gives its reason.
         on_golden_inputs: whether every operator had golden inputs, so that what leans is the operator's own doing.
         until_beyond: stop at the first block with a call out of tolerance (to learn only where that is).
+        watch: told of every row.
     """
     calls = _Calls(golden)
     worklist = _Worklist()
@@ -119,6 +123,8 @@ def compare_passes(
         _add_job(worklist, calls, golden, candidate, table, rows, policy, exclusions)
         _note_repeats(worklist, key, table)
     _fit(worklist.jobs, calls)
+    if watch is not None:
+        _tell(watch, worklist.jobs)
     _stream(worklist.jobs, calls, rows, until_beyond=until_beyond)
     golden.calls.let_go()
     candidate.calls.let_go()
@@ -226,8 +232,13 @@ def _add_job(
         return
     mine, theirs = _paired(worklist, calls, table, other, rows, exclusions)
     tally = tally_for(policy, tolerance, key.site, operator, named[-1], role)
-    size = _of_logprobs if role == "sampler" and key.side == "out" else np.abs
+    size = size_of(role, key.side)
     worklist.jobs.append(_Job(key, operator, role, table, other, mine, theirs, dtypes, tolerance, size, tally))
+
+
+def size_of(role: str, side: str) -> Callable[[Array], Array]:
+    """How large golden's elements count in their allowance."""
+    return _of_logprobs if role == "sampler" and side == "out" else np.abs
 
 
 def _of_logprobs(x: Array) -> Array:
@@ -319,6 +330,12 @@ def _stream(jobs: Sequence[_Job], calls: _Calls, rows: Rows, *, until_beyond: bo
         _compare_piece(
             jobs[at], picks.of(jobs[at].mine, start, stop), picks.of(jobs[at].theirs, start, stop), calls, rows
         )
+
+
+def _tell(watch: Watch, jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        watch.compared(job.key, job.golden.ids[job.mine] % LANE)
+        job.tally.watch = partial(watch.differ, job.key)
 
 
 def _pieces(at: int, job: _Job, calls: _Calls) -> Iterator[tuple[int, int, int, int]]:

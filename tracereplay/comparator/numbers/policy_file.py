@@ -34,6 +34,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,17 @@ _CALIBRATED = {key: kind for key, kind in _RULE.items() if key not in ("ignore",
 _LISTS = {"rule": _RULE, "calibrated": _CALIBRATED}
 
 
-def load_policy(path: Path) -> Policy:
+def load_policy(path: str | PathLike[str]) -> Policy:
     """The policy in a TOML file.
+
+    >>> _ = Path("policy.toml").write_text("logprobs.max_abs = 0.1")
+    >>> tracereplay.load_policy("policy.toml").logprob_max_abs
+    0.1
 
     Raises:
         UsageError: the file cannot be read, or has an unknown key or a wrong value; the message names the line.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         document = tomllib.loads(text)

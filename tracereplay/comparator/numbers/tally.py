@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,7 @@ class Tally:
         sign_limit: largest mean lean along the values' signs that passes, in ulp; more where it is a rounding
             convention, which one tensor cannot show.
         siblings: how it compares with tensors like it, as far as that was judged (`leans`).
+        watch: is told of rows that differ: their keys, ratios, and whether they are out of tolerance.
     """
 
     limit: float = 1.0
@@ -76,6 +78,7 @@ class Tally:
     first_different: Event | None = None
     first_beyond: Event | None = None
     siblings: Siblings | None = None
+    watch: Callable[[Array, Floats, Any], None] | None = None
     _samples: list[Floats] = field(default_factory=list)  # of [rows, 5]; see `samples`
     _kept: int = 0
 
@@ -106,6 +109,8 @@ class Tally:
             self._kept += len(order)
         different = errors.equal < width  # not all are: equal integers of two dtypes come here too
         beyond = (errors.ratio > self.limit) | (errors.nonfinite > 0)
+        if self.watch is not None:
+            self.watch(keys[different], errors.ratio[different], beyond[different])
         self.first_different = self.first_different or _event(errors, width, different, keys, order, step)
         self.first_beyond = self.first_beyond or _event(errors, width, beyond, keys, order, step)
 

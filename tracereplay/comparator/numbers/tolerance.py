@@ -82,6 +82,10 @@ class Rule:
 class Policy:
     """What a comparison tolerates.
 
+    >>> lenient = tracereplay.Policy(differing_tokens=2)
+    >>> tracereplay.compare("golden.trace", "candidate.trace", policy=lenient).matches
+    True
+
     Args:
         rules: the first that fits applies.
         calibration: rules measured on engines known to be good; they come after ``rules`` and never

@@ -83,17 +83,14 @@ class ToyDriver:
         engine = self._engine(prompts, self._naming(recording))
         with ExitStack() as traces:  # they are read as the generation goes on
             forced, source = _given(recording, engine, traces)
-            recorder = Recorder(
-                recording.trace,
-                recording.name,
-                engine.numerics,
-                engine.ranks,
-                source,
-                engine.sites,
-                recording.options,
-            )
+            recorder = self._recorder(recording, engine, source)
             results = engine.generate(recorder, forced, recording.serving.of(len(prompts)))
         return {**results, "ranks": [{"steps": recorder.steps, "errors": {}} for _ in range(engine.ranks)]}
+
+    def _recorder(self, recording: PassRequest, engine: Engine, source: Source | None) -> Recorder:
+        return Recorder(
+            recording.trace, recording.name, engine.numerics, engine.ranks, source, engine.sites, recording.options
+        )
 
     def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
         longest = self._settings.get("max_model_len")

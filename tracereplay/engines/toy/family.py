@@ -35,6 +35,7 @@ class _Toy:
     alone = None
     compiled = None
     brings_model = True
+    own = "tracereplay.engines.toy.own"
 
     @property
     def effects(self) -> str:
@@ -50,6 +51,9 @@ class _Toy:
 
     def environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
         return dict(variables)
+
+    def taps_environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
+        return {}
 
     def operator(self, name: str) -> Operator:
         return OPERATORS[name]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from tracereplay.engines.toy.golden import Source
 from tracereplay.engines.toy.numerics import Array, Numerics
-from tracereplay.event import RowMap, Sampled, Site, make_rows
+from tracereplay.event import Request, RowMap, Sampled, Site, make_rows
 from tracereplay.recorder.options import Options
 from tracereplay.trace import PendingCall, SegmentWriter, TensorBytes, segment_path
 from tracereplay.trace.shards import cut
@@ -28,11 +30,14 @@ class Recorder:
         source: replaces tensors in an injected or cancelled pass.
         known: the engine's operators.
         options: of which operators, and which side, something is kept.
+        meta: what segments say besides of their engine.
+        begun: the requests, where no workload says what they are.
     """
 
     def __init__(
         self, path: Path, name: str, numerics: Numerics, ranks: int, source: Source | None, known: Iterable[Site],
-        options: Options = Options(),
+        options: Options = Options(), meta: Mapping[str, Any] = MappingProxyType({}),
+        begun: Sequence[Request] = (),
     ) -> None:  # fmt: skip
         self._numerics, self._source = numerics, source
         self._sites = {site.name: site for site in known}
@@ -40,7 +45,7 @@ class Recorder:
         self._writers = [
             SegmentWriter(
                 segment_path(path, name, rank),
-                {"pass": name, "rank": rank, "world": ranks},
+                {"pass": name, "rank": rank, "world": ranks, **meta},
                 recipients=options.recipients,
                 withheld=None if options.withhold is None else Withheld(options.withhold),
             )
@@ -51,6 +56,7 @@ class Recorder:
         self._rows = make_rows([])
         self._calls: list[dict[str, PendingCall]] = []
         self._weight_updates = 0
+        self._begun = begun
         self.steps = 0
 
     def weights_updated(self) -> None:
@@ -95,7 +101,8 @@ class Recorder:
     def commit(self, number: int, sampled: list[Sampled]) -> None:
         self.steps += 1
         for writer, calls in zip(self._writers, self._calls, strict=True):
-            writer.step(number, self._rows, list(calls.values()), sampled, [], weight_updates=self._weight_updates)
+            writer.step(number, self._rows, list(calls.values()), sampled, [], self._begun, self._weight_updates)
+        self._begun = ()
 
     def close(self) -> None:
         for writer in self._writers:

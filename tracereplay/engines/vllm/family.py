@@ -74,6 +74,7 @@ class _VLLM:
     )  # fmt: skip
     compiled = Compiled("vllm", _REMEDIES)
     brings_model = False
+    own = f"{_GUEST}.own"
 
     @property
     def effects(self) -> str:
@@ -88,6 +89,9 @@ class _VLLM:
         )
 
     def environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
+        return {**variables, **_QUIET, **self.taps_environment(variables, cache)}
+
+    def taps_environment(self, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
         # Why a separate cache: vLLM's compile cache does not know about taps. Graphs without taps must not be
         # loaded here, and graphs with taps must not be loaded by ordinary runs.
         ours = {
@@ -96,7 +100,7 @@ class _VLLM:
         }  # fmt: skip
         if "VLLM_PLUGINS" in variables:
             ours["VLLM_PLUGINS"] = f"{variables['VLLM_PLUGINS']},tracereplay"
-        return {**variables, **_QUIET, **ours}
+        return ours
 
     def operator(self, name: str) -> Operator:
         return OPERATORS[name]

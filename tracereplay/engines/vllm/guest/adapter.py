@@ -7,7 +7,7 @@ session) and, for replays, the tokens to force.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from tracereplay.device import Device
+from tracereplay.engines.vllm.guest.asked import barriers, taken_by_graphs
 from tracereplay.engines.vllm.guest.numbering import Numbering, client_names
 from tracereplay.engines.vllm.guest.operators import (
     batched,
@@ -48,6 +49,7 @@ class Recorder(Protocol):
     parts: frozenset[int]
     compiled: Sequence[torch.nn.Module]
     remarks: Sequence[str]
+    untapped: Mapping[str, Container[int]]
     device: Device
 
     @property
@@ -109,9 +111,12 @@ class Adapter:
         names = tensor_names(model, Path(config.model_config.model))
         eager = bool(config.model_config.enforce_eager)
         recorder.compiled = [] if eager else compiled_modules(model)
-        if recorder.compiled:
-            watch_compiler()
         recorder.sites = tap_operators(model, parallel, max(1, parallel // heads), names, eager=eager)
+        if recorder.compiled:
+            taken = taken_by_graphs(recorder.sites)
+            recorder.untapped = taken.left_out
+            watch_compiler(taken)
+            recorder.remarks = barriers(recorder.sites, recorder.untapped)
         recorder.rows_first = RowsFirst(batched(model, recorder.sites))
         recorder.parts = parts_of_operators(model, recorder.sites)
         recorder.sites.append(Site(SAMPLER, "Sampler", self._sampler_slot, ("logits",), role="sampler"))

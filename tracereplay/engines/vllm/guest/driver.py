@@ -14,7 +14,7 @@ from typing import Any
 
 from tracereplay.engines.protocol import serve, unknown_setting, without_unknown
 from tracereplay.engines.request import PassRequest, Serving
-from tracereplay.engines.vllm.guest.graphs import asked_of_graphs
+from tracereplay.engines.vllm.guest.asked import asked_of_graphs
 from tracereplay.engines.vllm.guest.refusals import GENERATES, refuse_arguments
 from tracereplay.engines.vllm.guest.sampling import Adapters, needs_tokenizer, vllm_sampling
 from tracereplay.engines.vllm.guest.worker import CONTROL

@@ -7,13 +7,10 @@ one, whose first input tells how many rows there are.
 
 from __future__ import annotations
 
-import json
-import os
 from typing import Any
 
 import torch
 
-from tracereplay.engines.variables import GRAPH_MEMORY, GRAPHS
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
 from tracereplay.hooks.captures import watch_captures
 from tracereplay.recorder.graphs import GraphRecorder
@@ -21,18 +18,14 @@ from tracereplay.recorder.options import GraphOptions
 from tracereplay.recorder.session import Session
 from tracereplay.replayer.own_errors import cancelled
 
-__all__ = ["asked_of_graphs", "watch_graphs"]
-
-
-def asked_of_graphs() -> GraphOptions:
-    """What this engine was started with."""
-    return GraphOptions.from_dict(json.loads(os.environ.get(GRAPHS, "{}")), os.environ.get(GRAPH_MEMORY))
+__all__ = ["watch_graphs"]
 
 
 def watch_graphs(adapter: Adapter, session: Session, options: GraphOptions) -> None:
     """Has ``session`` record what graphs compute; before the engine measures how much memory it has."""
     largest = max(adapter.config.compilation_config.cudagraph_capture_sizes)
     session.graphs = GraphRecorder(session, session.device, largest, options, cancelled, session.sites)
+    session.untapped = options.left_out(session.sites)
     watch_captures(session.graphs)
 
     def forward(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +23,12 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from tracereplay.engines.variables import CONTROL, OPTIONS, RECORD_TO
+from tracereplay.engines.vllm.guest.ending import is_over
 from tracereplay.engines.vllm.guest.fields import SERVING, kept_fields, watch_serving
 from tracereplay.engines.vllm.guest.numbering import client_names
 from tracereplay.engines.vllm.guest.sampling import mark_of
 from tracereplay.errors import TracereplayError
+from tracereplay.recorder.ends import End, EndsTold
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import Orders
 from tracereplay.trace.requests import Identity, Moment, RequestFile, bounded, record_of
@@ -37,6 +40,7 @@ FRONTS = (_V1, _V0, *SERVING)
 _LATE = 3600.0  # seconds before it is noted that a request can have arrived; else it has another clock
 _LATELY = 1_000  # requests that ended, which are remembered
 _OLDER = 4  # files to which ends are still written
+LOOK = 0.25  # seconds between two looks for orders, where traces are made while nobody asks for anything
 _ANY = 1 << 62  # a step that no engine reaches
 _CHILD = "_parallel_sample_"
 
@@ -56,14 +60,17 @@ class Front:
         takes: whether a request is recorded, by its engine's id and its sampling parameters.
         withhold: whether what a request stopped at, which is text or a token of its own, is kept out.
         recipients: the only ones who can read the files; see `RequestFile`.
+        rings: are told of ends; None: there are none. Where there are, a thread looks for orders: traces are made
+            while nobody asks for anything.
     """
 
     def __init__(
         self, directory: Path | None, orders: Ordered | None = None,
         takes: Callable[[str, Any], bool] = lambda engine_id, sampling: True, withhold: bool = False,
-        recipients: Sequence[str] = (),
+        recipients: Sequence[str] = (), rings: EndsTold | None = None,
     ) -> None:  # fmt: skip
         self.takes = takes
+        self._rings = rings
         self._withhold, self._recipients = withhold, recipients
         self.failures = 0  # records that could not be written
         self._directory = directory
@@ -73,17 +80,36 @@ class Front:
         self._lately: deque[Identity] = deque(maxlen=_LATELY)  # ended ones, for who keeps the last steps
         self._older: deque[tuple[RequestFile, set[str]]] = deque()  # files that lack the end of some
         self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._looks = 0  # the process in which a thread looks
+        if rings is not None:
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._lock = threading.RLock()  # another thread may have had it
+
+    def _look_on(self) -> None:
+        while True:
+            time.sleep(LOOK)
+            try:
+                self.look()
+            except Exception:  # as `_after`
+                self.failures += 1
 
     def look(self) -> None:
         """Follows what was ordered, as far as it concerns where is written; costs one system call."""
+        if self._directory is not None and is_over():
+            self._directory = self._file = None
+            self._older.clear()
         if self._orders is None:
             return
-        for order in self._orders.due(_ANY):
-            match order:
-                case {"do": "cut", "trace": str(trace)}:
-                    self.move(Path(trace))
-                case {"do": "dump", "trace": str(trace)}:
-                    self.copy_to(Path(trace))
+        with self._lock:
+            for order in self._orders.due(_ANY):
+                match order:
+                    case {"do": "cut", "trace": str(trace)}:
+                        self.move(Path(trace))
+                    case {"do": "dump", "trace": str(trace)}:
+                        self.copy_to(Path(trace))
 
     def move(self, directory: Path) -> None:
         """Writes to another trace from now on, and there again what is known of requests that have not ended.
@@ -109,14 +135,22 @@ class Front:
 
     def begun(self, identity: Identity) -> None:
         """A request was taken."""
-        self.look()
-        if identity.id not in self._live:  # one that streams its prompt is taken several times
-            self._live[identity.id] = identity
-            self._write(identity)
+        with self._lock:
+            self.look()
+            if identity.id not in self._live:  # one that streams its prompt is taken several times
+                self._live[identity.id] = identity
+                self._write(identity)
+            if self._rings is not None and self._looks != os.getpid():
+                self._looks = os.getpid()
+                threading.Thread(target=self._look_on, name="tracereplay-front", daemon=True).start()
 
     def ended(self, engine_id: str, reason: str, stop: Any = None, tokens: int | None = None) -> None:
         """It ended; later ends of the same are the engine's bookkeeping."""
-        self.look()
+        with self._lock:
+            self.look()
+            self._ended(engine_id, reason, stop, tokens)
+
+    def _ended(self, engine_id: str, reason: str, stop: Any, tokens: int | None) -> None:
         known = self._live.pop(bounded(engine_id), None)
         if known is None:
             return
@@ -124,12 +158,23 @@ class Front:
         end = Identity(known.id, ended=now(), reason=bounded(reason), stop=at, tokens=tokens)
         self._lately.append(replace(known, ended=end.ended, reason=end.reason, stop=at, tokens=tokens))
         self._write(end)
+        if self._rings is not None:
+            self._rings.tell(End(end.id, end.reason, tokens))
         for file, ids in self._older:
             if end.id in ids:
                 ids.discard(end.id)
                 self._add(file, end)
         while self._older and not self._older[0][1]:
             self._older.popleft()[0].close()
+
+    def close(self) -> None:
+        """Notes nothing more."""
+        self._directory, self._orders = None, None
+        files = [file for file, _ in self._older] + ([self._file] if self._file is not None else [])
+        self._file = None
+        self._older.clear()
+        for file in files:
+            file.close()
 
     def all_ended(self, ids: Iterable[str], reason: str) -> None:
         """See `ended`."""
@@ -168,8 +213,12 @@ def front() -> Front:
     def takes(engine_id: str, sampling: Any) -> bool:
         return options.choice.takes(client_names(engine_id), mark_of(sampling))
 
+    if RECORD_TO not in os.environ:  # of a recording that is over, while its engine lives on
+        return Front(None, takes=lambda engine_id, sampling: False)
     directory = Path(os.environ[RECORD_TO]) if options.ring is None else None
-    return Front(directory, _orders(), takes, options.withhold is not None, options.recipients)
+    room = os.environ.get(CONTROL)
+    rings = EndsTold(Path(room)) if room and options.ring is not None else None
+    return Front(directory, _orders(), takes, options.withhold is not None, options.recipients, rings)
 
 
 def _orders() -> Orders | None:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from tracereplay.engines.variables import ENABLED, RECORD_TO
+from tracereplay.engines.variables import ENABLED
+from tracereplay.engines.vllm.guest.ending import recorded_to
 from tracereplay.engines.vllm.guest.identity import FRONTS, watch_front
 
 __all__ = ["register"]
@@ -26,9 +27,10 @@ _MODULES = ("vllm.worker.worker_base", "vllm.v1.worker.worker_base", _ARGUMENTS,
 
 def register() -> None:
     """Makes workers created by this process or its forks controllable; idempotent."""
-    if not os.environ.get(ENABLED) or any(isinstance(f, _OnImport) for f in sys.meta_path):
+    if not os.environ.get(ENABLED):
         return
-    sys.meta_path.insert(0, _OnImport())
+    if not any(isinstance(f, _OnImport) for f in sys.meta_path):
+        sys.meta_path.insert(0, _OnImport())
     for name in _MODULES:
         if name in sys.modules:
             _patch(sys.modules[name])
@@ -70,7 +72,7 @@ def _patch(module: ModuleType) -> None:
         watch_arguments(module)
         return
     if module.__name__ in FRONTS:
-        if os.environ.get(RECORD_TO):
+        if recorded_to() is not None:
             watch_front(module)
         return
     wrapper: Any = getattr(module, "WorkerWrapperBase", None)
@@ -96,6 +98,8 @@ def _patch(module: ModuleType) -> None:
 
 
 def _join(worker: Any) -> None:
+    if not os.environ.get(ENABLED):  # a recording in this process is over, and this engine was built afterwards
+        return
     from tracereplay.engines.vllm.guest.worker import CONTROL, GuestWorker
 
     if not hasattr(worker, CONTROL):

@@ -50,13 +50,13 @@ class V0Adapter(Adapter):
 
     def _prepare(self, original: Any, groups: Any, *args: Any, **kwargs: Any) -> Any:
         model_input = original(groups, *args, **kwargs)
-        # What is scheduled no more has ended, as far as can be known here: V0 tells its workers of no end.
+        finished = args[1] if len(args) > 1 else kwargs.get("finished_requests_ids")
+        self.finished(finished or (), lambda engine_id: ("", 0))  # its front end knows why
+        # What is scheduled no more has ended, or was preempted.
         self.attend([group.request_id for group in groups if not group.is_prompt])
         self._attended = True
         if self.recorder.recording:
             self._rows = self._rows_of(groups, model_input)
-            finished = args[1] if len(args) > 1 else kwargs.get("finished_requests_ids")
-            self.numbering.finished(finished or ())
         return model_input
 
     def _rows_of(self, groups: Any, model_input: Any) -> RowMap:

@@ -39,7 +39,7 @@ class V1Adapter(SampledSteps):
         self._verifying = False  # whether the rejection sampler runs, which calls the sampler
         rejection = getattr(self.runner, "rejection_sampler", None)
         self._speculates = rejection is not None
-        self.recorder.remarks = remarks(self.config)
+        self.recorder.remarks = (*self.recorder.remarks, *remarks(self.config))
         if rejection is not None:
             wrap_method(rejection, "forward", self._verify)
             wrap_method(rejection, "apply_logits_processors", self._verified_logits)

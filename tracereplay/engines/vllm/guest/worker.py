@@ -11,6 +11,8 @@ import contextlib
 import functools
 import json
 import os
+import socket
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,14 +24,17 @@ from tracereplay.engines.naming import map_of
 from tracereplay.engines.request import Cancel, Inject, PassRequest
 from tracereplay.engines.roles import with_roles
 from tracereplay.engines.variables import CONTROL as ROOM
-from tracereplay.engines.variables import NO_TAPS, OPTIONS, RECORD_TO
+from tracereplay.engines.variables import NO_TAPS, OPTIONS
 from tracereplay.engines.vllm.family import VLLM
 from tracereplay.engines.vllm.guest.adapter import Adapter, wrap_method
+from tracereplay.engines.vllm.guest.asked import asked_of_graphs
 from tracereplay.engines.vllm.guest.choose import adapt, generation
 from tracereplay.engines.vllm.guest.claim import claim_segment, data_parallel_rank
 from tracereplay.engines.vllm.guest.describe import describe
-from tracereplay.engines.vllm.guest.graphs import asked_of_graphs, watch_graphs
+from tracereplay.engines.vllm.guest.ending import end_when_told, recorded_to
+from tracereplay.engines.vllm.guest.graphs import watch_graphs
 from tracereplay.engines.vllm.guest.refusals import captures_graphs
+from tracereplay.engines.vllm.guest.starter import Starter
 from tracereplay.errors import TracereplayError, Unsupported
 from tracereplay.event import RowKey
 from tracereplay.hooks.kernels import look_into
@@ -51,6 +56,11 @@ CONTROL = "tracereplay_control"
 CHOOSE_ALONE = (
     "Under tensor parallelism, only the first of V0's workers knows which request a row belongs to, so that no "
     "requests can be chosen; record all of them, or use V1."
+)
+
+NOT_HERE = (
+    "tracereplay: this engine is not recorded, since {} has no folder {}; put the trace on a file system that all "
+    "machines with engines share, under the same path.\n"
 )
 
 
@@ -95,8 +105,8 @@ class GuestWorker:
             listen(session)
             with contextlib.suppress(OSError):  # then the first pass tries it again, and says why
                 session.prepare()
-            if os.environ.get(RECORD_TO):
-                self._record_all(os.environ[RECORD_TO])
+            if (trace := recorded_to()) is not None:
+                self._record_all(trace)
         except TracereplayError as error:
             self._refuse(str(error))
         except Exception:
@@ -105,34 +115,42 @@ class GuestWorker:
     def _refuse(self, why: str) -> None:
         """Keeps why this engine is not recorded; a command's trace says so by a segment without steps."""
         self._refusal = why
-        if os.environ.get(RECORD_TO):
+        if (trace := recorded_to()) is not None:
             with contextlib.suppress(OSError, TracereplayError):
-                path = claim_segment(
-                    Path(os.environ[RECORD_TO]), self._worker.vllm_config, self._worker.rank, claims=_room()
-                )
+                path = claim_segment(trace, self._worker.vllm_config, self._worker.rank, claims=_room())
                 meta = {**self._meta(), "refused": why}
                 SegmentWriter(path, meta, recipients=_recording_options().recipients).close_alone()
 
-    def _record_all(self, trace: str) -> None:
-        """Records everything until the process ends: the engine belongs to a command of the user's."""
+    def _record_all(self, trace: Path) -> None:
+        """Records everything until the process or the recording ends: the engine belongs to the user."""
+        if not trace.is_dir():
+            sys.stderr.write(NOT_HERE.format(socket.gethostname(), trace))
+            return
         options = _recording_options()
-        request = PassRequest(Path(trace), RECORD, options=options)
+        request = PassRequest(trace, RECORD, options=options)
         message = {"do": "begin", "first_request": None, "request": request.as_dict()}
         answer = json.loads(self.control(json.dumps(message)))
         if "error" in answer:
             self._refuse(answer["error"])
             return
-        atexit.register(self._do_end)
+        session, starter = self._session, Starter()
+        assert session is not None
+
+        def end() -> None:
+            if starter.gone():
+                # A worker ends by itself when its engine's process was killed.
+                session.trigger(ERROR, None, "the process that started this worker was gone")
+            self._do_end()
+
+        atexit.register(end)
+        # What is registered there would keep the model in memory when the user has let go of the engine.
+        end_when_told(session, lambda: atexit.unregister(end))
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
-            above = os.getppid()
 
             @functools.wraps(shutdown)
             def ending(*args: Any, **kwargs: Any) -> Any:
-                if os.getppid() != above and self._session is not None:
-                    # A worker ends by itself when its engine's process was killed.
-                    self._session.trigger(ERROR, None, "the process that started this worker was gone")
-                self._do_end()
+                end()
                 return shutdown(*args, **kwargs)
 
             self._worker.shutdown = ending

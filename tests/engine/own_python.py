@@ -1,0 +1,89 @@
+"""A user's program, run by test_own_python.py under an engine's interpreter: ``own_python.py MODE MODEL FOLDER``.
+
+It prints, as JSON, what came of it.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import tracereplay
+from tracereplay.errors import UsageError
+
+ARGUMENTS = {
+    "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8, "disable_log_stats": True,
+}  # fmt: skip
+
+
+def said(do):
+    """The sentence with which something is refused."""
+    try:
+        do()
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def generate(llm, *texts, tokens=6):
+    from vllm import SamplingParams
+
+    asked = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=0)
+    return [list(output.outputs[0].token_ids) for output in llm.generate(list(texts), asked, use_tqdm=False)]
+
+
+def simple(model, folder):
+    """A block, an engine that lives on, and what is refused."""
+    found = {}
+    found["bad"] = said(lambda: tracereplay.recording(folder / "x.trace", every=0))
+    with tracereplay.recording(folder / "golden.trace") as recording:
+        heavy = ("typer", "rich", "uv", "torch", "vllm")
+        found["before"] = sorted(name for name in sys.modules if name.split(".")[0] in heavy)
+        import vllm
+
+        found["early"] = said(lambda: recording.trace)
+        llm = vllm.LLM(str(model), **ARGUMENTS)
+        found["first"] = generate(llm, "to be recorded", "so is this")
+        recording.pause()
+        found["unrecorded"] = generate(llm, "left out while paused")
+        recording.resume()
+        found["second"] = generate(llm, "recorded again")
+        found["state"] = recording.status()["state"]
+        found["control"] = (folder / "golden.trace" / "control.sock").exists()
+    with recording.trace as trace:
+        found["complete"] = trace.complete
+        found["prompts"] = len(trace.run.prompts)
+    found["after"] = generate(llm, "after the end")
+    found["late"] = said(lambda: tracereplay.recording(folder / "late.trace").__enter__())
+    found["left"] = [name for name in os.environ if name.startswith("TRACEREPLAY_") and name != "TRACEREPLAY_HOME"]
+    return found
+
+
+def several(model, folder):
+    """A collection of operators chosen, in the engine's usual processes."""
+    import vllm
+
+    with tracereplay.recording(folder / "traces", rotate="1GB", sites="*.mlp.*", sides="out") as recording:
+        llm = vllm.LLM(str(model), **ARGUMENTS)
+        first = generate(llm, "the first trace")
+        begun = recording.trigger("the second")
+        second = generate(llm, "the second trace")
+    return {
+        "first": first, "second": second, "begun": str(begun), "traces": [str(path) for path in recording.traces],
+        "complete": [tracereplay.open_trace(path).complete for path in recording.traces],
+    }  # fmt: skip
+
+
+def main():
+    """Guarded, as vLLM asks for: its processes may import this file."""
+    mode, model, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = {"simple": simple, "several": several}[mode](model, folder)
+    found["warned"] = [str(w.message) for w in warned if str(w.filename) == __file__]
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

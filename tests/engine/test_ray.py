@@ -1,0 +1,102 @@
+"""Engines in actors of a real cluster of Ray on this machine: one trace, merged, which a replay matches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import TINY, Engines, find_engine
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from recorded_server import tokens_of
+
+from tracereplay.engines.known import DEFAULT, family_named
+from tracereplay.launch.home import home
+from tracereplay.launch.overlay import overlay_for
+from tracereplay.trace import open_trace
+from tracereplay.trace.verify import verify
+
+pytestmark = pytest.mark.engine
+
+ENGINE = "v1-ray"
+# Workers are niced by 15 otherwise, and starve beside whatever else runs here; here nobody needs a token.
+QUIET = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def cluster(engines: Engines) -> Iterator[str]:
+    """The address of a cluster that was there before: its processes know nothing of a recording."""
+    python = find_engine(ENGINE).python
+    engines.stop()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    command = [
+        str(python.parent / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
+        "--port", address.rpartition(":")[2], "--num-cpus", "4", "--include-dashboard", "false",
+        "--object-store-memory", "100000000",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env={**os.environ, **QUIET}, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail("".join(said))
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def drive(address: str, trace: Path) -> dict[str, Any]:
+    """What ray_driver.py prints."""
+    engine = find_engine(ENGINE)
+    entry_points = family_named(DEFAULT).entry_points
+    assert entry_points is not None
+    done = subprocess.run(
+        [str(engine.python), str(Path(__file__).parent / "ray_driver.py"), address, ENGINE, str(trace), str(TINY)],
+        env={
+            **os.environ, **QUIET, "PYTHONPATH": str(overlay_for(engine.python, entry_points)),
+            "TRACEREPLAY_HOME": str(home()),
+        },
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_engines_of_actors_write_one_trace(
+    cluster: str, tmp_path: Path, engines: Engines, single_process: Mapping[str, str]
+) -> None:
+    path = tmp_path / "golden.trace"
+    told = drive(cluster, path)
+    trace = open_trace(path)
+    assert told["complete"]
+    assert trace.complete
+    assert {report.state for report in verify(trace)} == {"complete"}
+    assert trace.engines("record") == ("record", "record-engine1")
+    assert trace.joined("record") == ("record", "record-engine1")
+    recorded = [(list(prompt), tokens) for prompt, tokens, _ in tokens_of(trace)]
+    assert recorded == [(prompt, tokens) for prompt, tokens in told["answers"]]
+    assert len(told["after"]) == 2  # generated when the recording had ended
+    assert [request.identity.reason for request in trace.requests] == ["length"] * 4
+    verdict = engines.start("v1", env=single_process).verdict(trace)
+    assert verdict.verdict == "match", verdict.reasons
+    assert verdict.coverage.share == 1.0
