@@ -154,7 +154,10 @@
     context.globalAlpha = 1;
     context.lineWidth = 2;
     context.strokeStyle = style.getPropertyValue("--text");
-    context.strokeRect(chosen[0] * w - 2, chosen[1] * h - 2, w + 4, h + 4);
+    const [left, top] = [Math.max(1, chosen[0] * w - 2), Math.max(1, chosen[1] * h - 2)];
+    const right = Math.min(columns * w - 1, (chosen[0] + 1) * w + 2);
+    const under = Math.min(rows * h - 1, (chosen[1] + 1) * h + 2);
+    context.strokeRect(left, top, right - left, under - top);
     if (Math.min(w, h) < 6) {
       // A cell this small is found by lines that meet in it.
       context.fillStyle = style.getPropertyValue("--text");

@@ -21,7 +21,7 @@ LEAST = 1e-7  # relative error below which the lowest mark stands for it
 
 
 def logprobs(found: Generated, limit: float | None) -> tuple[Plot, list[tuple[str, str, str]]] | None:
-    """Differences of golden tokens' logprobs over positions, as a plot and as rows; None: there is none."""
+    """Differences of golden tokens' logprobs over positions, as a plot and as rows; None: nothing differs."""
     places = found.places
     told = places.reported & (places.tokens[0] == places.tokens[1])
     if not told.any():
@@ -49,8 +49,10 @@ def logprobs_of_bins(
 
 def _logprobs(
     bins: Sequence[PositionBin], limit: float | None, unit: str
-) -> tuple[Plot, list[tuple[str, str, str]]]:
+) -> tuple[Plot, list[tuple[str, str, str]]] | None:
     worst = max(bins, key=lambda b: b.max)
+    if not worst.max:
+        return None
     top = max([b.max for b in bins if math.isfinite(b.max)] + [1e-6])
     shown = limit is not None and limit <= 4 * top
     high = 1.05 * max(top, limit if shown and limit is not None else 0.0)
@@ -91,7 +93,7 @@ class ClassPlot:
 def classes(
     operators: Sequence[OperatorFinding], inherited: Mapping[str, Metrics], own: str
 ) -> tuple[ClassPlot, ...]:
-    """One plot for each class, in order of first execution, all of one scale.
+    """One plot for each class of which something differs, in order of first execution, all of one scale.
 
     Args:
         operators: in execution order.
@@ -113,6 +115,7 @@ def classes(
             max(f.metrics.relative_l2 for f in found),
         )
         for name, found in kinds.items()
+        if any(f.metrics.relative_l2 or (f.site in inherited and inherited[f.site].relative_l2) for f in found)
     )  # fmt: skip
 
 
