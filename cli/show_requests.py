@@ -12,12 +12,11 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tracereplay.cli.texts import Decode, one_line, why_no_text
 from tracereplay.report.clean import clean
-from tracereplay.report.layout import Row, indented, print_rows, sentence_room
+from tracereplay.report.layout import Row, cell, command_lines, indented, labelled, print_rows, sentence_room
 from tracereplay.trace import Trace
 from tracereplay.trace.known import served_names
 from tracereplay.trace.listing import Listed, detailed, listed
@@ -27,6 +26,7 @@ __all__ = ["FIRST", "as_json", "check_json", "print_requests", "show_one"]
 
 FIRST = 20  # requests that are listed
 _LONG = 2000  # characters of a text
+_LABEL = 13  # columns of the names of facts
 _STEPS = 8  # steps of a request that are listed
 
 
@@ -145,15 +145,12 @@ def show_one(
     for place, one in enumerate(detailed(trace, pass_name, keys)):
         if place:
             console.print()
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
         for name, words in _facts(trace, one, decode):
-            table.add_row(name, Text(words))
-        console.print(table)
+            labelled(console, name, Text(words), _LABEL)
         _print_places(pass_name, one, console)
-    where = " ".join(str(word) for word in ("--step N --request", keys[0][0]))
-    console.print(Text(f"Its tensors: tracereplay show {clean(trace.path)} SITE {where}", style="dim"))
+    command = "tracereplay", "show", str(trace.path), "SITE", "--step", "N", "--request", str(keys[0][0])
+    console.print()
+    labelled(console, "Its tensors", Text(" ".join(command_lines(command))), _LABEL)
 
 
 def _facts(trace: Trace, one: Listed, decode: Decode | None) -> Iterator[tuple[str, str]]:
@@ -193,27 +190,29 @@ def _quoted(stop: str | int) -> str:
 def _tokens(tokens: Sequence[int] | None, text: str | None, decode: Decode | None) -> str:
     if tokens is None:
         return clean(text or "not recorded")
-    return f"{len(tokens)} tokens: {clean(text)[:_LONG] if text else _text(tokens, decode)}"
+    return f"{len(tokens)} tokens: {_quoted_text(clean(text)[:_LONG]) if text else _text(tokens, decode)}"
 
 
 def _text(tokens: Sequence[int], decode: Decode | None) -> str:
-    return clean(one_line(tokens, decode, _LONG))
+    return clean(_told(tokens, decode, _LONG))
 
 
 def _print_places(pass_name: str, one: Listed, console: Console) -> None:
     if not one.places:
         return
-    table = Table("step", "rows", "of", "positions", "calls", box=None, pad_edge=False, header_style="dim")
-    table.title, table.title_justify = Text(f"steps of {clean(pass_name)} that it is in"), "left"
-    for place in one.places[:_STEPS]:
-        table.add_row(
-            str(place.step), _span(place.rows), str(place.of), _span(place.positions), str(place.calls)
-        )  # fmt: skip
-    if len(one.places) > _STEPS:
-        last = one.places[-1]
-        table.add_row(f"and {len(one.places) - _STEPS} more, the last is {last.step}")
+    rows = [
+        Row([
+            cell(place.step), cell(_span(place.rows)), cell(place.of), cell(_span(place.positions)),
+            cell(place.calls),
+        ])
+        for place in one.places[:_STEPS]
+    ]  # fmt: skip
     console.print()
-    console.print(table)
+    console.print(cell(f"steps of {pass_name} that it is in", "bold"))
+    print_rows(console, ("step", "rows", "of", "positions", "calls"), rows)
+    more = len(one.places) - _STEPS
+    if more > 0:
+        indented(console, f"and {more} more, the last is {one.places[-1].step}")
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -38,7 +38,7 @@ def text(wheel: zipfile.ZipFile, name: str) -> str:
 def test_every_module_and_data_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     expected = {"tracereplay/py.typed", "tracereplay/cli/main.py"}
     for root, place in ((ROOT / "tracereplay", "tracereplay"), (ROOT / "cli", "tracereplay/cli")):
-        for pattern in ("*.py", "*.toml", "*.md", "*.j2"):
+        for pattern in ("*.py", "*.toml", "*.md", "*.j2", "*.css", "*.js"):
             expected |= {f"{place}/{path.relative_to(root)}" for path in root.rglob(pattern)}
     assert expected <= set(wheel.namelist())
 

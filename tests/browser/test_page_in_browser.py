@@ -6,6 +6,7 @@ Debian's Chromium, which `setup.sh --browser` installs. Pictures are kept in TRA
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -136,7 +137,7 @@ def test_cells_open_the_calls_that_they_stand_for(browser: Any, made: Made) -> N
     assert fault["row"].startswith(
         f"request {first.request}, position {first.position}; step {first.step} in golden"
     )
-    assert fault["this call's error"].startswith("out of tolerance: about ")
+    assert re.fullmatch(r"out of tolerance: about \d+% of the allowed error", fault["this call's error"])
     assert fault["class over all rows"].startswith("exceeds")
     assert fault["golden"] == (
         f"tracereplay show {made.golden} {FAULT} --step {first.step} --request {first.request}"

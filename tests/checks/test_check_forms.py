@@ -57,8 +57,8 @@ def test_the_table_says_each_row_and_explains_what_is_unexpected() -> None:
     assert rows[0] == ["check", "engine", "verdict", "expected", "time"]
     assert rows[1] == ["row", "1", "v1", "match", "match", "ok", "1", "s"]
     assert rows[2][3:] == ["row", "2", "diverged", "(rounding)", "match", "NOT", "OK", "2", "s"][2:]
-    assert "\n  Why: row.\n" in text
-    assert "\n  diverged was expected: every operator" in text
+    assert "\n  cause: " in text
+    assert "\n  diverged was expected: the candidate computes" in text
     assert "\n  | x\n" in text
     assert "\n  Next: tracereplay replay a.pack --engine row\n" in text
     assert text.endswith("5 checks: 4 not as expected, 14 s\n")
@@ -66,6 +66,14 @@ def test_the_table_says_each_row_and_explains_what_is_unexpected() -> None:
 
 def test_what_strangers_wrote_does_not_reach_a_terminal_as_it_is() -> None:
     assert not re.search(r"[\x1b\u202e\x00]", shown(results(HOSTILE)))
+
+
+def test_what_strangers_wrote_is_no_command_to_a_runner_that_reads_the_log() -> None:
+    row = Check("a", "a.pack", "v1")
+    reasons = "::add-mask::x", "Two.", " ::error::y", "##[group]z"
+    text = shown(Results(Path("c.toml"), (Result(row, 3, 0.0, verdict("inconclusive", None, *reasons)),)))
+    assert not re.search(r"^\s*::|##\[", text, re.MULTILINE)
+    assert ": :add-mask::x" in text
 
 
 def test_nothing_is_cut_in_a_table_that_no_terminal_shows() -> None:

@@ -88,6 +88,15 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, text: str, said: 
     assert "\n" not in str(raised.value)
 
 
+def test_the_worked_upgrades_file_can_be_read() -> None:
+    example = Path(__file__).parents[2] / "examples" / "upgrade" / "checks.toml"
+    checks = load_checks(example).checks
+    assert [(check.name, check.engine, check.mode) for check in checks] == [
+        ("operators", "new", "injected"), ("tokens and logprobs", "new", "rerun"),
+    ]  # fmt: skip
+    assert (checks[0].model or Path()).resolve().is_dir()
+
+
 def test_a_missing_file_and_one_that_is_no_text_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"There is no file of checks .*none.toml; give the path of one."):
         load_checks(tmp_path / "none.toml")

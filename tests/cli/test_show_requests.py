@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -215,3 +216,48 @@ def test_a_damaged_list_does_not_hide_the_rest(tracereplay: Program, served: Pat
     assert tracereplay("show", served, "--request", "0").code == 5
     assert tracereplay("verify", served).code == 5
     shutil.rmtree(served)
+
+
+def test_a_trace_says_what_it_is_when_it_was_made_and_how_it_ended(
+    tracereplay: Program, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = tracereplay("show", golden).out
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in shown.partition("\n\n")[0].splitlines())
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC, in \d+ s", facts["made"])
+    assert facts["ended"] == "complete"
+    assert facts["trace"].startswith("recording, 6 steps, 10 tokens, 22 sites, ")
+    assert facts["engine"].startswith("toy: toy ")
+    assert facts["prompts"] == "2, of 4 to 5 tokens"
+    assert shown.index("requests of record") < shown.index("operators of record") < shown.index("steps of record")
+    assert '"hello" -> ' in shown  # a prompt that was given as text needs no tokenizer
+    assert "tokens are shown by their numbers: " in shown
+    manifest = golden / "manifest.json"
+    from tracereplay.trace.manifest import write_manifest
+
+    said = json.loads(manifest.read_text())
+    for began, told in (("yesterday\x1b[2J", "it does not say when"), (None, "it does not say when")):
+        said["run"]["began"] = began
+        said["state"] = "incomplete"
+        manifest.write_bytes(write_manifest({k: v for k, v in said.items() if k != "check"}))
+        shown = tracereplay("show", golden).out
+        assert told in shown
+        assert "INCOMPLETE: it was interrupted" in shown
+        assert "\x1b" not in shown
+    monkeypatch.delenv("COLUMNS")  # no terminal: nothing is cut
+    assert "..." not in tracereplay("show", golden, "--request", "1").out
+
+
+def test_a_commands_line_and_its_arguments_are_shown(tracereplay: Program, served: Path) -> None:
+    from tracereplay.trace.manifest import read_manifest, write_manifest
+
+    manifest = served / "manifest.json"
+    said = read_manifest(manifest.read_bytes(), "manifest")
+    said["run"] |= {
+        "command": ["vllm", "serve", EVIL],
+        "engine": {"name": "e", "arguments": {"seed": 3, "x": EVIL}},
+    }
+    manifest.write_bytes(write_manifest({k: v for k, v in said.items() if k != "check"}))
+    shown = tracereplay("show", served).out
+    assert "command      vllm serve " in shown
+    assert "arguments    seed=3, x=" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)

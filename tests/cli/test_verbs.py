@@ -70,7 +70,7 @@ def test_a_planted_fault_is_named(tracereplay: Program, golden: Path) -> None:
     ended = tracereplay("replay", golden, "--engine", "toy", "--set", f"flaw={site}:scale")
     assert ended.code == 1
     assert ended.out.startswith("DIVERGED   SiluAndMul computes something else")
-    assert f"Where      {site}; request 0, position " in ended.out
+    assert f"Where      {site}; request " in ended.out
 
 
 def test_json_on_stdout_is_all_that_is_on_stdout(tracereplay: Program, golden: Path) -> None:

@@ -526,9 +526,9 @@ def a_recording_ends_before_it_grows_too_large():
 def what_a_slow_writer_cannot_take_is_dropped_and_counted():
     original, asked = writer_client.WriterClient.take, []
 
-    def take(self, *, wait):
+    def take(self, *, wait, patience=None):
         asked.append(wait)
-        return None if len(asked) % 2 == 0 and not wait else original(self, wait=wait)
+        return None if len(asked) % 2 == 0 and not wait else original(self, wait=wait, patience=patience)
 
     writer_client.WriterClient.take = take
     try:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from junitparser import JUnitXml
 
 from tracereplay.checks import check
 from tracereplay.checks.engine import KeptEngine
-from tracereplay.environments.registry import register
+from tracereplay.launch.home import home
 from tracereplay.report.checks import junit, markdown
 from tracereplay.trace import Trace
 
@@ -78,10 +77,10 @@ def test_the_worked_upgrade_from_0_18_to_0_32_is_green(
     engines: Engines, single_process: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines.stop()
-    old, new = find_engine("v1-0.18"), find_engine("v1")
+    find_engine("v1-0.18"), find_engine("v1")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "environments").symlink_to(home() / "environments")  # as they are built already
     monkeypatch.setenv("TRACEREPLAY_HOME", str(tmp_path / "home"))
-    for name, engine in (("old", old), ("new", new)):
-        register(replace(engine, name=name))
     shutil.copytree(ROOT / "examples" / "upgrade", tmp_path / "examples" / "upgrade")
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     env = {**os.environ, **single_process, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

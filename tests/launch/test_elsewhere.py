@@ -107,7 +107,7 @@ def test_a_trace_is_completed_in_whichever_process(tmp_path: Path, written: Path
     assert [p.name for p in path.iterdir() if p.name.startswith(".engine")] == []
     assert finish(path)  # again, which changes nothing
     TraceDirectory(tmp_path / "b.trace", {"kind": "recording", "notes": []})
-    with pytest.raises(UsageError, match="not being recorded by actors"):
+    with pytest.raises(UsageError, match="not being recorded by engines of others"):
         finish(tmp_path / "b.trace")
     with pytest.raises(TraceError):
         finish(tmp_path / "nowhere.trace")

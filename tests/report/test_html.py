@@ -17,13 +17,18 @@ import numpy as np
 import pytest
 from report_support import LAYERS, POSITIONS, large
 
+from tracereplay.census import Census, Counted
 from tracereplay.comparator import compare_traces
 from tracereplay.comparator.details import BEYOND, INFINITE, SAME, WITHIN, Details
 from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.report import html
-from tracereplay.verdict import Attribution, Closure, NotCompared, Verdict
+from tracereplay.report.story import story_of
+from tracereplay.verdict import Attribution, Closure, NotCompared, RoutingFinding, Verdict
 from tracereplay.verdict.bisection import Bisection, Member
+from tracereplay.verdict.census import CensusFinding
+from tracereplay.verdict.isolated import Isolated, KernelFinding, NotReplayed
+from tracereplay.verdict.oracle import Oracle, OracleError, OracleFinding
 
 EDGE = "model.layers.1.post_attention_layernorm"
 FLAWS: Mapping[str, Any] = {
@@ -113,7 +118,8 @@ def test_a_page_says_what_the_verdict_says(
     verdict, details = compared[name]
     page = Page(html.render(verdict, details if whole else None))
     assert "".join(page.words["title"]).startswith(verdict.verdict)
-    assert all(reason in page.visible for reason in verdict.reasons)
+    story = story_of(verdict)
+    assert all(line in page.visible for line in (story.what, story.cause, story.where, story.size, story.next.why))
     assert {o.operator for o in verdict.operators} <= set(re.findall(r"\w+", page.visible))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -265,6 +271,29 @@ def test_what_a_bisection_proved_is_shown(compared: dict[str, tuple[Verdict, Det
         "-200.0 %",
         "restored by cancelling",
     ):
+        assert words in shown, words
+
+
+def test_isolated_calls_references_routers_and_the_census_are_shown(
+    compared: dict[str, tuple[Verdict, Details]],
+) -> None:
+    verdict, details = compared["operator"]
+    metrics = verdict.operators[0].metrics
+    error = OracleError(0.001, 1.0, -0.5)
+    census = Census(5, 9, (Counted("visual", "Tower", 2, 7),), (), ())
+    left = NotReplayed("aten.empty.default", 2, "not replayable: it opens a file")
+    whole = replace(
+        verdict,
+        isolated=Isolated(9, (KernelFinding("aten.mm.default", "bfloat16", "rounding", 7, metrics),), (left,)),
+        oracle=Oracle((OracleFinding("model.norm", "RMSNorm", None, 0, 4, error, error, "golden nearer"),)),
+        routing=(RoutingFinding("model.layers.0.mlp.experts", 40, 3, 2),),
+        coverage=replace(verdict.coverage, census=CensusFinding(census)),
+    )  # fmt: skip
+    shown = Page(html.render(whole, details)).visible
+    for words in (
+        "7 of 9 calls", "aten.mm", "it opens a file", "golden nearer", "model.layers.0.mlp.experts", "visual",
+        "unobserved compute 1 module.", "no census was taken",
+    ):  # fmt: skip
         assert words in shown, words
 
 

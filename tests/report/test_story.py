@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tracereplay.report import terminal
+from tracereplay.report.effects import suspects
 from tracereplay.report.layout import command_lines, report_console
 from tracereplay.report.story import story_of
-from tracereplay.verdict import SettingDifference, Verdict
+from tracereplay.verdict import SettingDifference, Tolerance, Verdict
 
 LABELS = ("Cause", "Where", "How large", "Next")
 SET = (("--set", "flaw=x"), ("--policy", "p.toml"))
@@ -38,12 +41,12 @@ def test_each_verdict_begins_with_the_same_five_lines(verdicts: dict[str, Verdic
 @pytest.mark.parametrize(
     ("name", "cause", "where", "size"),
     [
-        ("same", "nothing to blame: nothing differs", "176 of 176 operator calls and 24 greedy tokens compared",
+        ("same", "nothing to blame", "176 of 176 operator calls and 24 greedy tokens compared",
          "no token differs"),
         ("rounding", "rounding in SiluAndMul, RotaryEmbedding, RMSNorm, Attention; no fault",
          "first seen at model.layers.0.mlp.act_fn; request 1, position 1",
          "no token differs; logprobs by 0.0379 (0.01 allowed)"),
-        ("operator", "this operator: on golden's inputs its error is too large to be rounding",
+        ("operator", "this operator: on golden's inputs its error is too large for rounding",
          "model.layers.1.input_layernorm; request 0, position 3",
          "434% of the allowed error (3.06, golden 3.38); 2 of 24 tokens differ"),
         ("edge", "between operators: all that run before it gave golden's results",
@@ -184,3 +187,34 @@ def test_a_name_that_nobody_would_read_is_cut_in_its_middle_at_a_terminal(
     file = io.StringIO()
     terminal.render(verdict, Console(file=file, width=80, force_terminal=True, no_color=True))
     assert len(file.getvalue()) < 20_000
+
+
+def test_tokens_are_told_as_text_where_that_is_known(verdicts: dict[str, Verdict]) -> None:
+    said = {26: "a", 50: "\n\x1b[2J\u202e"}
+    story = story_of(verdicts["unobserved"], text=said.__getitem__)
+    where = r"request 1, position 5: token 26 ('a') in golden, 50 ('\n\x1b[2J\u202e') in the candidate"
+    assert story.where == where
+
+
+def test_strict_says_that_bits_differ(verdicts: dict[str, Verdict]) -> None:
+    verdict = verdicts["operator"]
+    assert verdict.first_divergence is not None
+    first = replace(verdict.first_divergence, tolerance=Tolerance(0.0, 0.0, "bfloat16", "strict"))
+    story = story_of(replace(verdict, first_divergence=first))
+    assert story.cause == "this operator: on golden's inputs it does not give the same bits"
+    assert story.size.startswith("bits differ (3.06, golden 3.38), none may; ")
+
+
+def test_settings_that_can_explain_it_come_first_and_the_rest_is_folded() -> None:
+    data = json.loads((Path(__file__).parents[2] / "fixtures" / "tiny-llama-v0-to-v1.json").read_text())
+    verdict = Verdict.from_dict(data)
+    ranked = suspects(verdict)
+    assert [s.difference.name for s in ranked][:2] == ["custom_ops", "attention_backend"]
+    assert ranked[0].touches == ("RMSNorm", "SiluAndMul", "RotaryEmbedding")
+    assert sorted(s.difference.name for s in ranked) == sorted(d.name for d in verdict.settings_diff)
+    text = "\n".join(printed(verdict))
+    assert "and 25 more" in text
+    for folded in ("versions.", "environment.", "async_scheduling"):
+        assert folded not in text
+    names = [line.split()[0] for line in printed(verdict, 200) if " -> " in line and line.startswith("  ")]
+    assert names[1:5] == ["custom_ops", "attention_backend", "block_size", "logprobs_mode"]

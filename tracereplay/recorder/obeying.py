@@ -20,7 +20,7 @@ from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.lacking import Lacking
 from tracereplay.recorder.options import Options
-from tracereplay.recorder.owed import Owed
+from tracereplay.recorder.owed import Last, Owed
 from tracereplay.recorder.step import PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 
@@ -188,17 +188,18 @@ class Obeying:
     def _pay_at_last(self, number: int, patience: float) -> None:
         """A step without rows for what the trace must have of steps that were left out, since no other comes."""
         writer, handover = self._writer, self._handover
-        if (
-            self._control is None
-            or writer is None
-            or handover is None
-            or self._ended is not None
-            or not self._owed
-        ):
+        if writer is None or handover is None or self._control is None or self._ended is not None:
             return
-        notes = self._lacking.notes() if self._options.ring is None else []
-        with self._guarded():
-            self._owed.pay_at_last(number, self._weight_updates, writer, handover, notes, patience)
+        if self._owed:
+            lacking, notes = self._lacks()
+            last = Last(number, self._weight_updates, notes, lacking)
+            with self._guarded():
+                self._owed.pay_at_last(last, writer, handover, patience)
+
+    def _lacks(self) -> tuple[list[int], list[str]]:
+        """Requests that lack steps and were not told yet: by number for a ring, whose traces have their own,
+        or in words."""
+        return (self._lacking.tell(), []) if self._options.ring is not None else ([], self._lacking.notes())
 
     def _show(self) -> None:
         """Says how it goes: after what happens seldom, in words too."""

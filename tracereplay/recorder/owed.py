@@ -21,7 +21,7 @@ from tracereplay.recorder.step import PendingStep
 from tracereplay.recorder.writer_client import WriterClient
 from tracereplay.trace import records
 
-__all__ = ["Owed"]
+__all__ = ["Last", "Owed"]
 
 MOST = 4096  # steps, and requests; a writer that hangs must not fill the engine's memory
 MOST_PROMPTS = 1 << 22  # tokens of these requests
@@ -39,6 +39,19 @@ class _Tokens(NamedTuple):
     tokens: torch.Tensor
     choices: torch.Tensor
     logprobs: torch.Tensor | None
+
+
+class Last(NamedTuple):
+    """A step without rows and calls.
+
+    Args:
+        number, weight_updates, notes, lacking: see `protocol.StepMessage`.
+    """
+
+    number: int
+    weight_updates: int
+    notes: Sequence[str]
+    lacking: Sequence[int]
 
 
 class Owed:
@@ -72,31 +85,29 @@ class Owed:
         for one in self._paid:
             step.add_sampled(*one)
 
-    def pay_at_last(
-        self, number: int, weight_updates: int, writer: WriterClient, handover: Handover, notes: Sequence[str],
-        patience: float,
-    ) -> None:  # fmt: skip
+    def pay_at_last(self, last: Last, writer: WriterClient, handover: Handover, patience: float) -> None:
         """Pays by a step of its own, since no other comes.
 
         Args:
-            number, weight_updates: of the step.
+            last: of the step.
             writer, handover: of the segment.
-            notes: of the step.
             patience: seconds that the writer has to free an arena; after these, tokens stay owed.
         """
         handover.drain(wait=True)
         arena = handover.take(wait=True, patience=patience)
-        said = [AT_LAST, *notes]
+        notes = [AT_LAST, *last.notes]
         if arena is not None:
-            step = PendingStep(number, make_rows([]), arena, writer, weight_updates, handover)
-            step.bare, step.notes = True, said
+            step = PendingStep(last.number, make_rows([]), arena, writer, last.weight_updates, handover)
+            step.bare, step.notes, step.lacking = True, notes, list(last.lacking)
             self.pay(step)
             handover.add(step)
             return
         requests = [[*records.write_request(r), r.id] for r in _some(self.requests, MOST_AT_ONCE)]
         self.requests = []
         rows = records.write_rows(make_rows([]))
-        message = StepMessage(number, [rows], [], [], said, requests, weight_updates)
+        message = StepMessage(
+            last.number, [rows], [], [], notes, requests, last.weight_updates, lacking=last.lacking
+        )
         handover.between_steps(lambda: writer.step(message))
 
     def take_back(self, step: PendingStep) -> None:

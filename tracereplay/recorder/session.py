@@ -282,10 +282,8 @@ class Session(Obeying):
                 step.patience = None if self._waits() else PATIENCE
                 step.feeds = self._replacement is not None and self._replacement.feeds
                 step.notes += self._told(writer) if self._steps == 0 else self._changed
-                if self._reports is None:
-                    step.notes += self._lacking.notes()
-                else:
-                    step.lacking = self._lacking.tell()  # a trace of the ring has numbers of its own
+                step.lacking, notes = self._lacks()
+                step.notes += notes
                 step.finished, self._finished = self._finished, []
                 self._changed = []
                 self._owed.pay(step)

@@ -57,9 +57,9 @@ def may_change(suspect: Suspect) -> str:
     if suspect.difference.effect == "unknown":
         return "what is not known"
     if suspect.difference.effect == "semantic":
-        return f"what is computed: {kinds}" if kinds else "what is computed or reported, elsewhere"
+        return f"what is computed: {kinds}" if kinds else "what operators compute that do not differ"
     if weight is Weight.ELSEWHERE:
-        return "rounding, of others than differ"
+        return "rounding of operators that do not differ"
     return f"rounding: {kinds}" if kinds else "rounding"
 
 

@@ -52,7 +52,8 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     kinds: dict[str, list[OperatorFinding]] = {}
     for finding in ranked:
         kinds.setdefault(finding.operator, []).append(finding)
-    differ = [found for found in kinds.values() if found[0].error_class != "identical"]
+    unseen = [found for found in kinds.values() if found[0].error_class == "incomparable"]
+    differ = [found for found in kinds.values() if found[0].error_class not in ("identical", "incomparable")]
     if differ:
         wide = console.width >= _WIDE
         rows = [_kind(found, wide) for found in differ[:OPERATORS]]
@@ -60,7 +61,9 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
             console, ("operator", "differ", *_headers(wide), "worst at"), rows, right=(3, 4, 5) if wide else (3,)
         )
     more(console, len(differ) - OPERATORS)
-    _identical(console, [found for found in kinds.values() if found[0].error_class == "identical"])
+    _named(console, "not compared", unseen)
+    same = [found for found in kinds.values() if found[0].error_class == "identical"]
+    _named(console, "identical, bit for bit", same)
 
 
 def _kind(found: Sequence[OperatorFinding], wide: bool) -> Row:
@@ -76,11 +79,11 @@ def _kind(found: Sequence[OperatorFinding], wide: bool) -> Row:
     return Row([cell(found[0].operator), cell(share), *_measures(found[0], wide), cell(found[0].site)], below)
 
 
-def _identical(console: Console, kinds: Sequence[Sequence[OperatorFinding]]) -> None:
-    """One sentence for all operator classes that are identical bit for bit."""
+def _named(console: Console, what: str, kinds: Sequence[Sequence[OperatorFinding]]) -> None:
+    """One sentence for all operator classes of which there is nothing else to say."""
     if kinds:
         names = ", ".join(f"{clean(found[0].operator)} ({len(found)})" for found in kinds)
-        indented(console, f"identical, bit for bit: {names}")
+        indented(console, f"{what}: {names}")
 
 
 def _headers(wide: bool) -> tuple[str, ...]:
@@ -103,10 +106,11 @@ def _measures(finding: OperatorFinding | EdgeFinding, wide: bool) -> list[Text]:
 
 
 def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
-    differ = sorted((e for e in verdict.edges if e.error_class != "identical"), key=_severity, reverse=True)
+    hidden = ("identical",) if everything else ("identical", "incomparable")
+    differ = sorted((e for e in verdict.edges if e.error_class not in hidden), key=_severity, reverse=True)
     if not differ:
         return
-    same = len(verdict.edges) - len(differ)
+    same = sum(e.error_class == "identical" for e in verdict.edges)
     section(console, "Inputs that differ", f"  as they arrive, {_ALLOWED}; {same} are identical")
     kinds: dict[tuple[object, ...], list[EdgeFinding]] = {}
     for edge in differ:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from tracereplay.report.clean import clean
 from tracereplay.report.layout import Row, cell, indented, more, print_rows, section
+from tracereplay.report.words import count
 from tracereplay.verdict.invariance import FirstDifference, Invariance, RowCounts, Varied
 
 __all__ = ["render"]
@@ -26,7 +27,7 @@ def render(found: Invariance, console: Console) -> None:
     if found.invariant is False:
         words = "rows differ" if found.first is None else _place(found.first)
     console.print(Text(title, style=style).append(f"  {clean(words)}", style="default"))
-    section(console, "Varied", f"  {found.requests} requests, {found.tokens} tokens")
+    section(console, "Varied", f"  {count(found.requests, 'request')}, {count(found.tokens, 'token')}")
     headers = "what", "held", "rows compared", "values", "first operator"
     print_rows(console, headers, list(map(_row, found.varied)), right=(2,))
     if found.first is not None:

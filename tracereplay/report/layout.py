@@ -59,11 +59,11 @@ def indented(console: Console, words: str, *, indent: int = _INDENT, style: str 
     _wrapped(console, Text(words, style=style), indent)
 
 
-def labelled(console: Console, label: str, words: Text, width: int) -> None:
+def labelled(console: Console, label: str, words: Text, width: int, style: str = "dim") -> None:
     """A sentence beside its label, whose column has that width."""
     room = _sentence_width(console) - width
     for number, line in enumerate(_lines(words, room, console)):
-        console.print(Text().append(f"{label if not number else '':<{width}}", "dim").append_text(line))
+        console.print(Text().append(f"{label if not number else '':<{width}}", style).append_text(line))
 
 
 def cell(value: object, style: str = "") -> Text:

@@ -79,7 +79,7 @@ def _by_itself(verdict: Verdict, first: Divergence, given: Given | None) -> Next
     if family.alone is not None and role == "attention" and one_rank and verdict.mode != "isolated":
         options = "--mode", "isolated", "--site", first.site
         return _run(verdict, given, "replay", "runs its recorded calls alone, without an engine", options)
-    if verdict.mode == "injected":
+    if verdict.mode == "injected" and verdict.bisection is None:
         return _run(
             verdict, given, "bisect operators", "takes this error out, which proves whether it is the cause"
         )

@@ -115,6 +115,8 @@ def _unclear(verdict: Verdict) -> str:
 
 
 def _matches(verdict: Verdict) -> str:
+    if verdict.first_divergence is not None:  # nothing was fed, and what differs is inherited
+        return "the candidate gives golden's tokens, and logprobs within the tolerance"
     isolated = verdict.mode == "isolated"
     what = "each operator and kernel, run by itself, gives" if isolated else "the candidate computes"
     same = all(o.error_class == "identical" for o in verdict.operators if o.error_class != "incomparable")
@@ -122,7 +124,7 @@ def _matches(verdict: Verdict) -> str:
         k.error_class == "identical" for k in (verdict.isolated.kernels if verdict.isolated else ())
     ):  # fmt: skip
         return f"{what} golden's results, bit for bit"
-    return f"{what} golden's results, but for rounding within the tolerance"
+    return f"{what} golden's results, but for rounding"
 
 
 def _outcome(verdict: Verdict) -> str:
@@ -168,17 +170,19 @@ def _cause(verdict: Verdict) -> str:
 
 
 def _nothing(verdict: Verdict) -> str:
-    kinds = _rounders(verdict)
-    return f"nothing to blame; {kinds} round differently" if kinds else "nothing to blame: nothing differs"
+    kinds = "" if verdict.first_divergence is not None else _rounders(verdict)
+    return f"nothing to blame; {kinds} round differently" if kinds else "nothing to blame"
 
 
 def _misdeed(first: Divergence) -> str:
     nonfinite = "it gives values that are not finite"
+    if first.tolerance.source == "strict" and first.error_class == "exceeds":
+        return "it does not give the same bits"
     worst = first.metrics.worst
     if worst is not None and not math.isfinite(worst.golden):
         nonfinite = "it is finite where golden is not" if math.isfinite(worst.candidate) else "it is not as golden"
     return {
-        "exceeds": "its error is too large to be rounding",
+        "exceeds": "its error is too large for rounding",
         "nonfinite": nonfinite,
         "biased": "its results lean to one side",
     }.get(first.error_class, "it differs")
@@ -264,11 +268,12 @@ def _compared(verdict: Verdict) -> str:
 def _size(verdict: Verdict) -> str:
     first = verdict.first_divergence
     parts = []
-    if first is not None and verdict.cause != "rounding":
+    if first is not None and verdict.verdict == "diverged" and verdict.cause != "rounding":
         parts.append(_error(first))
-    elif verdict.verdict != "diverged":
+    elif verdict.verdict != "diverged" and first is None:
         parts += _largest(verdict)
-    return "; ".join([*parts, *_generation(verdict)]) or "nothing differs"
+    nothing = "nothing differs" if verdict.coverage.compared_calls else "nothing was compared"
+    return "; ".join([*parts, *_generation(verdict)]) or nothing
 
 
 def _error(first: Divergence) -> str:
@@ -278,6 +283,8 @@ def _error(first: Divergence) -> str:
         return f"errors lean by {metrics.bias_ulp:+.2g} ulp on average, each within its limit"
     if first.error_class == "nonfinite":
         return f"{count(metrics.nonfinite, 'value')} not finite{values}"
+    if first.tolerance.source == "strict":
+        return f"bits differ{values}, none may"
     return f"{of_allowed(metrics)}{values}"
 
 
@@ -296,7 +303,7 @@ def _generation(verdict: Verdict) -> list[str]:
         may = "" if tokens.allowed is None or verdict.first_divergence else f" ({tokens.allowed} allowed)"
         some = f"{tokens.differing} of {tokens.compared} tokens differ{may}"
         found.append(some if tokens.differing else "no token differs")
-    if tokens.logprob_max and verdict.first_divergence is None:
+    if tokens.logprob_max and (verdict.first_divergence is None or verdict.verdict == "match"):
         may = "" if tokens.logprob_allowed is None else f" ({number(tokens.logprob_allowed)} allowed)"
         found.append(f"logprobs by {number(tokens.logprob_max)}{may}")
     return found

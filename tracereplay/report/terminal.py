@@ -94,8 +94,7 @@ def _of_interest(found: Rollout) -> bool:
 
 def _print_story(story: Story, verdict: Verdict, console: Console) -> None:
     word = f"{verdict.verdict.upper()}  "
-    first = Text().append(f"{word:<{_LABEL}}", STYLE[verdict.verdict]).append(story.what, "bold")
-    labelled(console, "", first, 0)
+    labelled(console, word, Text(story.what, "bold"), max(_LABEL, len(word)), STYLE[verdict.verdict])
     for label, words in (("Cause", story.cause), ("Where", story.where), ("How large", story.size)):
         labelled(console, label, Text(words), _LABEL)
     _next(story.next, console)

@@ -28,7 +28,7 @@ import xxhash
 from tracereplay.errors import RecordingIncomplete, UsageError
 from tracereplay.event import Site
 from tracereplay.storage.files import PRIVATE, PRIVATE_FOLDER
-from tracereplay.trace.manifest import FORMAT, write_manifest
+from tracereplay.trace.manifest import FORMAT, read_manifest, write_manifest
 from tracereplay.trace.sealed import opened_for
 
 __all__ = [
@@ -107,13 +107,19 @@ class TraceDirectory:
             raise UsageError(f"The trace {path} cannot be created: {error.strerror}.") from error
 
     @classmethod
-    def continued(cls, path: Path, manifest: Mapping[str, Any]) -> TraceDirectory:
-        """One that was made before, by another process maybe.
+    def continued(cls, path: Path) -> TraceDirectory:
+        """One of a command's or of engines that others start, which was made before, by another process maybe.
 
-        Args:
-            path: the directory.
-            manifest: as it was read from there.
+        Raises:
+            UsageError: it is none of these, or cannot be read.
+            DamagedTrace: its manifest is damaged.
         """
+        try:
+            manifest = read_manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be completed: {error.strerror}.") from error
+        if "command" not in manifest["run"]:
+            raise UsageError(f"{path} is not being recorded by engines of others; give the trace made for them.")
         found = cls.__new__(cls)
         found.path = path
         found._manifest = {key: value for key, value in manifest.items() if key != "check"}

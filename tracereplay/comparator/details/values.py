@@ -104,8 +104,12 @@ def histograms_of(finding: Finding, golden: PassIndex, candidate: PassIndex) -> 
     if not len(mine):
         return None
     low, high = min(mine.min(), theirs.min()), max(mine.max(), theirs.max())
+    with np.errstate(over="ignore"):
+        apart = theirs - mine
+    if not (np.isfinite(apart).all() and np.isfinite(high - low)):  # of float64 at its ends
+        return None
     return Histograms(
-        _counted(mine, low, high), _counted(theirs, low, high), _counted(theirs - mine), len(rows), len(one),
+        _counted(mine, low, high), _counted(theirs, low, high), _counted(apart), len(rows), len(one),
         int(len(one) - finite.sum()),
     )  # fmt: skip
 

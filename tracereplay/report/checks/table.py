@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracereplay.checks import Result, Results
-from tracereplay.report.checks.words import outcome, reasons, said
+from tracereplay.report.checks.words import harmless, outcome, reasons, said
 from tracereplay.report.clean import clean
 
 __all__ = ["render"]
@@ -53,5 +53,5 @@ def _unmet(result: Result, console: Console) -> None:
     lines = [said(result), *reasons(result)]
     lines += [f"| {clean(line)}" for line in result.last_lines.splitlines()]
     for line in lines:
-        console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(harmless(line)), (0, 0, 0, 2), expand=False))
     console.print(Text(f"  Next: {clean(result.next_command)}"), soft_wrap=True)  # whole, so that it can be pasted

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from tracereplay.checks import Result
 from tracereplay.report.clean import clean
-from tracereplay.report.words import headline
-from tracereplay.verdict import Verdict
+from tracereplay.report.story import story_of
 
-__all__ = ["REASONS", "outcome", "reasons", "said"]
+__all__ = ["REASONS", "harmless", "outcome", "reasons", "said"]
 
 REASONS = 3  # sentences of a verdict that are quoted
+
+
+def harmless(line: str) -> str:
+    """A line that a CI's runner, which reads all that is printed, does not take for a command of its own."""
+    return re.sub(r"##(?=\[)", "# #", re.sub(r"^(\s*)::", r"\1: :", line))
 
 
 def outcome(result: Result) -> str:
@@ -20,22 +26,24 @@ def outcome(result: Result) -> str:
 
 def said(result: Result) -> str:
     """What came of a row, in one line of words."""
-    if result.verdict is None:
+    verdict = result.verdict
+    if verdict is None:
         return clean(result.error or "There is no verdict.")
-    unexpected = "" if result.met or result.outcome != "match" else f"{result.check.expected} was expected: "
-    return f"{unexpected}{_first(result.verdict)}"
+    if verdict.verdict == "inconclusive" and verdict.reasons:
+        return clean(verdict.reasons[0])
+    unexpected = "" if result.met or verdict.verdict != "match" else f"{result.check.expected} was expected: "
+    return f"{unexpected}{story_of(verdict).what}"
 
 
 def reasons(result: Result) -> list[str]:
-    """A verdict's first reasons, those that `said` does not say already."""
+    """What else a reader wants to know first: the cause, where, how large."""
     verdict = result.verdict
     if verdict is None:
         return []
-    first = int(_first(verdict) == clean(next(iter(verdict.reasons), "")))
-    return [clean(reason) for reason in verdict.reasons[first : first + REASONS]]
-
-
-def _first(verdict: Verdict) -> str:
-    """The headline, or the first reason where that says the same and more."""
-    line, reason = headline(verdict), clean(next(iter(verdict.reasons), ""))
-    return reason if reason.startswith(line) else line
+    if verdict.verdict == "inconclusive":
+        return [clean(reason) for reason in verdict.reasons[1 : 1 + REASONS]]
+    story = story_of(verdict)
+    return [
+        f"{label}: {line}"
+        for label, line in (("cause", story.cause), ("where", story.where), ("size", story.size))
+    ]

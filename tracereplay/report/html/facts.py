@@ -2,80 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tracereplay.comparator.judging.suspects import Suspect, Weight
 from tracereplay.report.clean import clean
-from tracereplay.report.words import CAUSES, allowance, headline, multiple, number, passing, percent
+from tracereplay.report.effects import suspects
+from tracereplay.report.words import allowance, number, of_allowed, passing, percent
 from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, NotCompared, OperatorFinding, Verdict
 from tracereplay.verdict.measures import severity
 
 __all__ = [
-    "INPUTS", "Kind", "after", "again", "answer", "by_class", "command", "fact_rows", "grouped", "known_class",
-    "listed", "ranked_settings", "sentence", "times",
+    "INPUTS", "Kind", "again", "by_class", "command", "fact_rows", "grouped", "known_class", "listed", "settings",
 ]  # fmt: skip
 
-_EFFECTS = ("semantic", "numeric", "unknown", "none")
 INPUTS = {
     "injected": "each operator was given golden's inputs, so that an error is its own",
     "isolated": "each call ran by itself on golden's inputs",
     "rerun": "nothing was fed: an error may be inherited from an earlier operator",
     "compare": "nothing was fed: an error may be inherited from an earlier operator",
 }
-
-
-def sentence(verdict: Verdict) -> str:
-    """The outcome in one sentence."""
-    words = headline(verdict)
-    if verdict.verdict == "diverged":
-        cause = CAUSES.get(str(verdict.cause))
-        if verdict.cause in ("operator", "edge") and verdict.first_divergence is not None:
-            verb = (
-                "computes something different" if verdict.cause == "operator" else "delivers something different"
-            )
-            return f"{words[:1].upper()}{words[1:]} {verb}."
-        words = cause or words
-    return f"{words[:1].upper()}{words[1:]}".rstrip(".") + "."
-
-
-def answer(verdict: Verdict) -> list[tuple[str, str]]:
-    """Where, and how large beside what is allowed; of tokens, where no reason tells of them."""
-    found = []
-    first, tokens = verdict.first_divergence, verdict.tokens
-    if first is not None:
-        found.append(("Where", f"{_place(first)}; {_row(first)}"))
-        found.append(("How large", f"{times(first.metrics)} ({_passing(first)})"))
-    if not verdict.reasons and (tokens.compared or tokens.logprob_max is not None):
-        found.append(("Tokens", _tokens(verdict)))
-    return found
-
-
-def _tokens(verdict: Verdict) -> str:
-    tokens = verdict.tokens
-    words = f"{tokens.differing:,} of {tokens.compared:,} greedy tokens differ"
-    if not tokens.differing:
-        words = f"all {tokens.compared:,} greedy tokens are the same"
-    if tokens.first_divergence is not None:
-        first = tokens.first_divergence
-        words += f", first in request {first.request} at position {first.position}"
-    if tokens.logprob_max is not None:
-        words += f"; logprobs of golden tokens differ by {number(tokens.logprob_max)} nats at most"
-    return words
-
-
-def times(metrics: Metrics) -> str:
-    """The error beside what is allowed."""
-    words = multiple(metrics)
-    return f"{words} the allowance" if math.isfinite(metrics.allowance_ratio) else words
-
-
-def _passing(first: Divergence) -> str:
-    return (
-        f"a tolerance that would pass: {passing(first.error_class, first.passing_tolerance, first.passing_bias)}"
-    )
 
 
 def _place(first: Divergence) -> str:
@@ -96,7 +43,7 @@ def _row(first: Divergence) -> str:
 def fact_rows(first: Divergence) -> list[tuple[str, str]]:
     """All that is known of a divergence, as names and values."""
     m, worst = first.metrics, first.metrics.worst
-    rows = [("where", _place(first)), ("row", _row(first)), ("class", first.error_class), ("error", times(m))]
+    rows = [("where", _place(first)), ("row", _row(first)), ("class", first.error_class), ("error", of_allowed(m))]
     if worst is not None:
         sides = f"{number(worst.golden)} in golden, {number(worst.candidate)} in the candidate"
         rows.append(("worst element", f"number {worst.index} of its row: {sides}"))
@@ -112,12 +59,11 @@ def fact_rows(first: Divergence) -> list[tuple[str, str]]:
     return rows
 
 
-def ranked_settings(verdict: Verdict) -> tuple[list[Any], list[Any]]:
-    """Settings that can change what is computed, and the others."""
-    ranked = sorted(
-        verdict.settings_diff, key=lambda d: _EFFECTS.index(d.effect) if d.effect in _EFFECTS else len(_EFFECTS)
-    )
-    return [d for d in ranked if d.effect != "none"], [d for d in ranked if d.effect == "none"]
+def settings(verdict: Verdict) -> tuple[list[Suspect], list[Suspect]]:
+    """Settings that can explain something, those first that can explain the most; and the others."""
+    found = suspects(verdict)
+    most = Weight.RELEASE if any(s.weight < Weight.RELEASE for s in found) else Weight.ELSEWHERE
+    return [s for s in found if s.weight < most], [s for s in found if s.weight >= most]
 
 
 @dataclass(frozen=True)
@@ -186,18 +132,3 @@ def again(verdict: Verdict) -> str:
     """What makes the whole page, as a command."""
     sides = verdict.golden.trace, verdict.candidate.trace or "CANDIDATE"
     return command("tracereplay", "report", *sides, "-o", "report.html")
-
-
-def after(verdict: Verdict) -> str:
-    """What to do next, as a command."""
-    golden, candidate, first = verdict.golden, verdict.candidate, verdict.first_divergence
-    engine = str(candidate.engine.get("name") or "NAME")
-    if verdict.mode == "compare" and verdict.verdict != "match":
-        return command("tracereplay", "replay", golden.trace, "--engine", engine)
-    if first is not None and verdict.cause == "operator":
-        place = ["--site", first.site, "--step", str(first.step)]
-        return command("tracereplay", "repro", golden.trace, *place, "-o", "repro")
-    if verdict.verdict == "diverged" and verdict.bisection is None and verdict.mode != "isolated":
-        what = "settings" if verdict.cause == "setting" else "operators"
-        return command("tracereplay", "bisect", what, golden.trace, "--engine", engine)
-    return ""

@@ -14,7 +14,7 @@ from tracereplay.columns.tensors import Ints
 from tracereplay.comparator.details import SAME, Details, ErrorMap
 from tracereplay.passes import RECORD
 from tracereplay.report.clean import clean
-from tracereplay.report.words import multiple, number, percent
+from tracereplay.report.words import number, of_allowed, percent
 from tracereplay.verdict import EdgeFinding, OperatorFinding, Verdict
 from tracereplay.verdict.measures import severity
 
@@ -70,7 +70,7 @@ def _over_all(finding: OperatorFinding | EdgeFinding | None) -> Mapping[str, str
     metrics = finding.metrics
     compared = finding.error_class != "incomparable"
     error = (
-        f"{multiple(metrics)} at most, relative L2 {number(metrics.relative_l2)}, largest difference "
+        f"{of_allowed(metrics)} at most, relative L2 {number(metrics.relative_l2)}, largest difference "
         f"{number(metrics.max_abs)}, bias {metrics.bias_ulp:+.2g} ulp, {percent(metrics.equal)} bitwise equal"
     )
     return {

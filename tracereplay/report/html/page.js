@@ -9,7 +9,7 @@
   const at = (id) => document.getElementById(id);
   const field = at("map-field"), canvas = at("map-cells"), names = at("map-names"), tip = at("map-tip");
   const rows = data.sites.length, columns = data.columns;
-  let view = "operators", chosen = [0, 0], size = [1, 1], colours = [], opened = false;
+  let view = "operators", chosen = [0, 0], size = [1, 1], colours = [], pictures = {}, opened = false;
   const unpacked = {};
 
   async function inflate(text) {
@@ -64,8 +64,10 @@
     return step + by * (where - start);
   }
 
-  function rounded(value) {
-    return value >= 100 || value < 0.001 ? value.toExponential(1) : value.toPrecision(2);
+  // As the tables say it: in percent, or as a multiple.
+  function share(ratio) {
+    if (ratio >= 10) return `${Number(ratio.toPrecision(2)).toLocaleString("en")} times`;
+    return `${Number((100 * ratio).toPrecision(2))}% of`;
   }
 
   function words(value) {
@@ -75,7 +77,7 @@
     const beyond = value >= BEYOND;
     const decades = beyond ? (value - BEYOND) / (MOST - BEYOND) : (value - LEAST) / (WITHIN - LEAST) - 1;
     const ratio = 10 ** (decades * DECADES);
-    const error = value === LEAST ? "nearly nothing" : `about ${rounded(ratio)}x the allowance`;
+    const error = value === LEAST ? "nearly nothing" : `about ${share(ratio)} the allowed error`;
     return beyond ? `out of tolerance: ${error}` : `within tolerance: ${error}`;
   }
 
@@ -92,6 +94,7 @@
   }
 
   function palette() {
+    pictures = {};
     const mix = (a, b, share) => a.map((v, n) => Math.round(v + (b[n] - v) * share));
     const [low, high, above, top] = ["within-a", "within-b", "beyond-a", "beyond-b"].map(parse);
     colours = Array.from({ length: 256 }, (_, value) => {
@@ -120,17 +123,23 @@
     return context;
   }
 
-  function draw() {
+  // One pixel a cell, made once for a view and a palette.
+  function picture() {
     const { cells } = unpacked[view];
     const image = new ImageData(columns, rows);
     for (let n = 0; n < cells.length; n += 1) {
       const [r, g, b] = colours[cells[n]];
-      image.data.set([r, g, b, 255], 4 * n);
+      [image.data[4 * n], image.data[4 * n + 1], image.data[4 * n + 2], image.data[4 * n + 3]] = [r, g, b, 255];
     }
-    const small = document.createElement("canvas");
-    [small.width, small.height] = [columns, rows];
-    small.getContext("2d").putImageData(image, 0, 0);
-    const [w, h] = size;
+    const found = document.createElement("canvas");
+    [found.width, found.height] = [columns, rows];
+    found.getContext("2d").putImageData(image, 0, 0);
+    return found;
+  }
+
+  function draw() {
+    pictures[view] ??= picture();
+    const [w, h] = size, small = pictures[view];
     const context = prepare(canvas, columns * w, rows * h);
     context.imageSmoothingEnabled = false;
     context.drawImage(small, 0, 0, columns * w, rows * h);
@@ -146,25 +155,37 @@
     context.lineWidth = 2;
     context.strokeStyle = style.getPropertyValue("--text");
     context.strokeRect(chosen[0] * w - 2, chosen[1] * h - 2, w + 4, h + 4);
+    if (Math.min(w, h) < 6) {
+      // A cell this small is found by lines that meet in it.
+      context.fillStyle = style.getPropertyValue("--text");
+      for (const [x, y, wide, tall] of [[0, (chosen[1] + 0.5) * h, columns * w, 1], [(chosen[0] + 0.5) * w, 0, 1, rows * h]]) {
+        context.globalAlpha = 0.55;
+        context.fillRect(Math.floor(x), Math.floor(y), wide, tall);
+      }
+      context.globalAlpha = 1;
+    }
     drawNames(style);
   }
 
   function drawNames(style) {
-    const [, h] = size, labels = labelled(Math.ceil(12 / h));
-    const context = prepare(names, 210, rows * h);
+    const labels = labelled();
+    const context = prepare(names, 210, rows * size[1]);
     context.font = "11px ui-monospace, Menlo, Consolas, monospace";
     context.textBaseline = "middle";
     context.textAlign = "right";
     const selected = chosen[1];
     for (const n of labels) {
       context.fillStyle = style.getPropertyValue(n === selected ? "--text" : "--dim");
-      context.fillText(shortened(data.sites[n].name, 30), 204, n * h + h / 2);
+      context.fillText(shortened(data.sites[n].name, 30), 204, middle(n));
     }
   }
 
+  // Where a row's name stands: it does not hang over the edge.
+  const middle = (n) => Math.min(Math.max((n + 0.5) * size[1], 6), rows * size[1] - 6);
+
   // The rows that have a name: the chosen one, the first of each layer, others where there is room.
-  function labelled(every) {
-    const found = [chosen[1]], free = (n) => found.every((other) => Math.abs(other - n) >= every);
+  function labelled() {
+    const found = [chosen[1]], free = (n) => found.every((other) => Math.abs(middle(other) - middle(n)) >= 12);
     const layer = (n) => (data.sites[n].name.match(/^.*?\.\d+(?=\.)/) || [""])[0];
     for (let n = 0; n < rows; n += 1) if ((!n || layer(n) !== layer(n - 1)) && free(n)) found.push(n);
     for (let n = 0; n < rows; n += 1) if (free(n)) found.push(n);
@@ -217,7 +238,7 @@
     inputs.replaceChildren();
     for (const [index, golden, candidate, count] of site.inputs) {
       const same = golden === candidate ? "the same" : "differ";
-      entry(inputs, `input ${index}, ${count} rows`, `golden ${golden}, candidate ${candidate}: ${same}`);
+      entry(inputs, `input ${index}, ${count === 1 ? "1 row" : `${count} rows`}`, `golden ${golden}, candidate ${candidate}: ${same}`);
     }
     if (!site.inputs.length) entry(inputs, "inputs", "none that both sides have");
     at("call-golden").textContent = command(0, site, where);

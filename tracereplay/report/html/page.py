@@ -17,10 +17,13 @@ from markupsafe import Markup
 
 from tracereplay.comparator.details import Details
 from tracereplay.report.clean import clean
+from tracereplay.report.effects import may_change
 from tracereplay.report.html import facts
 from tracereplay.report.html.heat import heat_data
 from tracereplay.report.html.series import classes, logprobs, logprobs_of_bins, values
 from tracereplay.report.html.texts import Decode, side_by_side
+from tracereplay.report.reasons import untold
+from tracereplay.report.story import story_of
 from tracereplay.report.words import allowance, multiple, number, percent, short_kernel, source
 from tracereplay.verdict import Verdict
 
@@ -46,7 +49,8 @@ def render(
     seen = details or Details()
     known = details is not None and details.scale is not None
     style, script = _file("style.css"), _file("page.js")
-    shown, unlikely = facts.ranked_settings(verdict)
+    shown, unlikely = facts.settings(verdict)
+    story = story_of(verdict, text=None if decode is None else lambda token: decode([token]))
     plot = None if seen.generated is None else logprobs(seen.generated, limit)
     if plot is None and verdict.rollout is not None:
         plot = logprobs_of_bins(verdict.rollout.by_position, limit)
@@ -56,9 +60,10 @@ def render(
         verdict=verdict,
         details=seen,
         known=known,
-        sentence=facts.sentence(verdict),
-        answer=facts.answer(verdict),
-        after=facts.after(verdict),
+        story=story,
+        lines=[("cause", story.cause), ("where", story.where), ("how large", story.size)],
+        after=facts.command(*story.next.command),
+        reasons=untold(verdict, story.cause),
         again=facts.again(verdict),
         settings=shown,
         unlikely=unlikely,
@@ -91,7 +96,7 @@ def _environment() -> Environment:
     environment.filters.update({
         "number": number, "percent": percent, "multiple": multiple, "allowance": allowance, "source": source,
         "kernel": _kernel, "known_class": facts.known_class, "lines": _lines, "share": _share, "value": _value,
-        "times": facts.times, "many": _many,
+        "many": _many, "may_change": may_change,
     })  # fmt: skip
     return environment
 

@@ -37,24 +37,26 @@ def logprobs(found: Generated, limit: float | None) -> tuple[Plot, list[tuple[st
         here = apart[(position >= start) & (position < start + width)]
         if len(here):
             bins.append(PositionBin(start, start + width - 1, len(here), float(here.mean()), float(here.max())))
-    return _logprobs(bins, limit)
+    return _logprobs(bins, limit, "position")
 
 
 def logprobs_of_bins(
     bins: Sequence[PositionBin], limit: float | None = None
 ) -> tuple[Plot, list[tuple[str, str, str]]] | None:
     """The same of what a verdict keeps of it."""
-    return _logprobs(bins, limit) if bins else None
+    return _logprobs(bins, limit, "generated token") if bins else None
 
 
-def _logprobs(bins: Sequence[PositionBin], limit: float | None) -> tuple[Plot, list[tuple[str, str, str]]]:
+def _logprobs(
+    bins: Sequence[PositionBin], limit: float | None, unit: str
+) -> tuple[Plot, list[tuple[str, str, str]]]:
     worst = max(bins, key=lambda b: b.max)
     top = max([b.max for b in bins if math.isfinite(b.max)] + [1e-6])
     shown = limit is not None and limit <= 4 * top
     high = 1.05 * max(top, limit if shown and limit is not None else 0.0)
-    words = f"The largest difference is {number(worst.max)} nats, at {_span(worst)}."
+    words = f"The largest difference is {number(worst.max)} nats, at {_span(worst, unit)}."
     middle = [((b.first + b.last) / 2, b) for b in bins]
-    x = Axis(float(bins[0].first), float(max(bins[-1].last, bins[0].first + 1)), unit="position", whole=True)
+    x = Axis(float(bins[0].first), float(max(bins[-1].last, bins[0].first + 1)), unit=unit, whole=True)
     plot = lines(
         "Difference of golden tokens' logprobs, in nats", words, x, Axis(0.0, high, unit="nats"),
         [
@@ -64,11 +66,11 @@ def _logprobs(bins: Sequence[PositionBin], limit: float | None) -> tuple[Plot, l
         limit=(limit, f"allowed: {number(limit)}") if shown and limit is not None else None, size=(560.0, 190.0),
         gap=1.5 * max(b.last - b.first + 1 for b in bins),
     )  # fmt: skip
-    return plot, [(_span(b), number(b.max), number(b.mean)) for b in bins]
+    return plot, [(_span(b, unit), number(b.max), number(b.mean)) for b in bins]
 
 
-def _span(b: PositionBin) -> str:
-    return f"position {b.first}" if b.first == b.last else f"positions {b.first} to {b.last}"
+def _span(b: PositionBin, unit: str) -> str:
+    return f"{unit} {b.first}" if b.first == b.last else f"{unit}s {b.first} to {b.last}"
 
 
 @dataclass(frozen=True)
