@@ -86,4 +86,6 @@ def test_in_the_engines_usual_processes(engines: Engines, tmp_path: Path) -> Non
     assert tokens_of(two) == {b"the second trace": found["second"][0]}
     for path in (one, two):
         with open_trace(path) as trace:
-            assert {call.site.split(".")[3] for step in trace for call in step.calls} == {"mlp"}
+            calls = [call for step in trace for call in step.calls]
+            assert not any(call.inputs for call in calls)
+            assert {call.site.split(".")[3] for call in calls if call.outputs} == {"mlp"}
