@@ -79,7 +79,9 @@ def test_the_worked_upgrade_from_0_18_to_0_32_is_green(
     engines.stop()
     find_engine("v1-0.18"), find_engine("v1")
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "environments").symlink_to(home() / "environments")  # as they are built already
+    for shared in ("environments", "bytecode", "compiled"):  # as they are built already
+        if (home() / shared).exists():
+            (tmp_path / "home" / shared).symlink_to(home() / shared)
     monkeypatch.setenv("TRACEREPLAY_HOME", str(tmp_path / "home"))
     shutil.copytree(ROOT / "examples" / "upgrade", tmp_path / "examples" / "upgrade")
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
