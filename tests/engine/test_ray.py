@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,15 @@ QUIET = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STA
 
 
 @pytest.fixture
-def cluster(engines: Engines) -> Iterator[str]:
+def quiet() -> Iterator[Mapping[str, str]]:
+    """Variables of Ray's processes, whose files are apart: no later `ray.init` here must find them."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path, since sockets lie in it
+    yield {**QUIET, "RAY_TMPDIR": folder}
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(engines: Engines, quiet: Mapping[str, str]) -> Iterator[str]:
     """The address of a cluster that was there before: its processes know nothing of a recording."""
     python = find_engine(ENGINE).python
     engines.stop()
@@ -46,7 +56,7 @@ def cluster(engines: Engines) -> Iterator[str]:
         "--object-store-memory", "100000000",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, env={**os.environ, **QUIET}, start_new_session=True, stdout=subprocess.PIPE,
+        command, env={**os.environ, **quiet}, start_new_session=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -64,7 +74,7 @@ def cluster(engines: Engines) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def drive(address: str, trace: Path) -> dict[str, Any]:
+def drive(address: str, trace: Path, quiet: Mapping[str, str]) -> dict[str, Any]:
     """What ray_driver.py prints."""
     engine = find_engine(ENGINE)
     entry_points = family_named(DEFAULT).entry_points
@@ -72,7 +82,7 @@ def drive(address: str, trace: Path) -> dict[str, Any]:
     done = subprocess.run(
         [str(engine.python), str(Path(__file__).parent / "ray_driver.py"), address, ENGINE, str(trace), str(TINY)],
         env={
-            **os.environ, **QUIET, "PYTHONPATH": str(overlay_for(engine.python, entry_points)),
+            **os.environ, **quiet, "PYTHONPATH": str(overlay_for(engine.python, entry_points)),
             "TRACEREPLAY_HOME": str(home()),
         },
         capture_output=True, text=True, timeout=300,
@@ -83,10 +93,10 @@ def drive(address: str, trace: Path) -> dict[str, Any]:
 
 
 def test_engines_of_actors_write_one_trace(
-    cluster: str, tmp_path: Path, engines: Engines, single_process: Mapping[str, str]
+    cluster: str, quiet: Mapping[str, str], tmp_path: Path, engines: Engines, single_process: Mapping[str, str]
 ) -> None:
     path = tmp_path / "golden.trace"
-    told = drive(cluster, path)
+    told = drive(cluster, path, quiet)
     trace = open_trace(path)
     assert told["complete"]
     assert trace.complete
