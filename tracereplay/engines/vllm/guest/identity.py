@@ -89,7 +89,7 @@ class Front:
         self._lock = threading.RLock()  # another thread may have had it
 
     def _look_on(self) -> None:
-        while True:
+        while self._orders is not None:
             time.sleep(LOOK)
             try:
                 self.look()
@@ -169,10 +169,11 @@ class Front:
 
     def close(self) -> None:
         """Notes nothing more."""
-        self._directory, self._orders = None, None
-        files = [file for file, _ in self._older] + ([self._file] if self._file is not None else [])
-        self._file = None
-        self._older.clear()
+        with self._lock:
+            self._directory = self._orders = None
+            files = [file for file, _ in self._older] + ([self._file] if self._file is not None else [])
+            self._file = None
+            self._older.clear()
         for file in files:
             file.close()
 
