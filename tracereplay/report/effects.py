@@ -55,7 +55,7 @@ def may_change(suspect: Suspect) -> str:
     if weight is Weight.NOTHING:
         return "nothing"
     if suspect.difference.effect == "unknown":
-        return "what is not known"
+        return "something not known"
     if suspect.difference.effect == "semantic":
         return f"what is computed: {kinds}" if kinds else "what operators compute that do not differ"
     if weight is Weight.ELSEWHERE:

@@ -81,7 +81,8 @@ def _weight(
     if name in _RELEASE:
         return Weight.RELEASE
     if difference.effect == "unknown":
-        return Weight.KNOCK_ON if name.startswith("environment.") else Weight.UNKNOWN
+        default = released and None in (difference.golden, difference.candidate)  # another release has it or not
+        return Weight.KNOCK_ON if default or name.startswith("environment.") else Weight.UNKNOWN
     if touches:
         return Weight.MEANS if difference.effect == "semantic" else Weight.TOUCHES
     if specific or difference.effect == "semantic":
