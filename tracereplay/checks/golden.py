@@ -75,7 +75,7 @@ def misfits(check: Check, trace: Trace, locked: Locked | None) -> list[str]:
     has = {
         "weights": (locked.weights, trace.run.weights or ""),
         "device": (device_class(locked.device), device_class(trace.run.engine.get("device"))),
-        "format": (str(locked.format), str(trace.manifest["format"])),
+        "format": (str(locked.format), str(trace.format)),
         "settings": (_plain(locked.settings), _plain(check.settings)),
     }
     for part, (expected, now) in has.items():

@@ -124,8 +124,9 @@ def replay(
         report(f"Starting the engine {engine.name}")
         with EngineProcess(
             engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited,
+            # No taps where golden has none: in compiled code each is a barrier that golden's engine did not have.
             graphs=GraphOptions(
-                "golden", _recorded_sites(source), level=_injected_level(source) if injected else OPERATOR
+                "golden", source.run.sites, level=_injected_level(source) if injected else OPERATOR
             ),
         ) as process:  # fmt: skip
             directory.update_run(engine=engine_header(engine, process.info))
@@ -158,18 +159,6 @@ def replay_passes(
         report("Generating with golden inputs fed to every operator (injected)")
         options = Options(level=_injected_level(golden))
         record_pass(process, directory, workload, replace(rerun, name=INJECTED, feed=Inject(), options=options))
-
-
-def _recorded_sites(golden: Trace) -> tuple[str, ...]:
-    """Globs of the sites that it was recorded at; golden may be a stranger's, and say anything.
-
-    Why the candidate gets no other taps: in compiled code each is a barrier that golden's engine did not have.
-    """
-    recorded = golden.raw_run.get("recorded")
-    sites = recorded.get("sites") if isinstance(recorded, dict) else None
-    if isinstance(sites, list) and all(isinstance(glob, str) for glob in sites):
-        return tuple(sites)
-    return GraphOptions.sites
 
 
 def _injected_level(golden: Trace) -> str:

@@ -135,6 +135,11 @@ class Trace:
         return {call.site: call.outputs[0] for step in self.segment(WEIGHTS).steps() for call in step.calls}
 
     @property
+    def format(self) -> int:
+        """The version of the format that it is written in."""
+        return int(self.manifest["format"])
+
+    @property
     def complete(self) -> bool:
         """Whether the recording was closed and every segment has its end mark."""
         return self._complete and all(self.part(key).complete for key in self._files)
