@@ -164,7 +164,7 @@ def _recording(engine: Engine, path: Path, check: Check) -> _Recording:
     if os.path.lexists(path):
         with open_trace(path) as golden:
             golden.require_recording()
-            if golden.manifest.get("recipients"):
+            if golden.sealed:
                 raise UsageError(f"{path} is sealed; record a new one with `tracereplay record --encrypt-to`.")
             run, packed = golden.run, golden.packed
             options = Options(level=run.level, sites=run.sites, sides=run.sides)
@@ -197,7 +197,7 @@ def _locked(file: CheckFile, check: Check, reason: str) -> Locked:
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             weights=run.weights or "",
             device=str(run.engine.get("device") or ""),
-            format=int(golden.manifest["format"]),
+            format=golden.format,
             settings=check.settings,
             versions={**versions, "tracereplay": version("tracereplay")},
         )

@@ -140,6 +140,11 @@ class Trace:
         return int(self.manifest["format"])
 
     @property
+    def sealed(self) -> bool:
+        """Whether only those can read it whom it was written for."""
+        return bool(self.manifest.get("recipients"))
+
+    @property
     def complete(self) -> bool:
         """Whether the recording was closed and every segment has its end mark."""
         return self._complete and all(self.part(key).complete for key in self._files)
