@@ -136,7 +136,7 @@ class Replays:
         return replayed(Ready(check, engine, rules), self._engine, None, None, lambda line: None)
 
     def _update(self, check: Check, engine: Engine) -> None:
-        from tracereplay.checks.update import record_anew
+        from tracereplay.checks.updating import record_anew
         from tracereplay.errors import UsageError
 
         if "://" in check.golden:

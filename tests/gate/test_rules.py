@@ -217,7 +217,7 @@ def test_a_workload_is_made_from_a_trace_by_the_gate_only() -> None:
         "tracereplay/workload.py",  # of the user's prompt file
         "cli/workloads.py",  # of the user's arguments
         "cli/invariance.py",  # of the user's arguments, with prompts of our own
-        "tracereplay/checks/update.py",  # of the user's prompt file, or what the gate made of a golden trace
+        "tracereplay/checks/updating.py",  # of the user's prompt file, or what the gate made of a golden trace
         "tracereplay/invariance/workload.py",  # those prompts
         "tracereplay/invariance/search.py",  # prompts of a workload that the gate made, cut to other lengths
         "tracereplay/alone/replay.py",  # without prompts or settings: nothing is generated

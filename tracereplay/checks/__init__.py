@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tracereplay.checks.results import Result, Results
     from tracereplay.checks.run import check
     from tracereplay.checks.table import Check, CheckFile, load_checks
-    from tracereplay.checks.update import Updated, update
+    from tracereplay.checks.updating import Updated, update
 else:
     from tracereplay.lazily import imported_on_use
 
@@ -24,7 +24,7 @@ else:
             "tracereplay.checks.results": ("Result", "Results"),
             "tracereplay.checks.run": ("check",),
             "tracereplay.checks.table": ("Check", "CheckFile", "load_checks"),
-            "tracereplay.checks.update": ("Updated", "update"),
+            "tracereplay.checks.updating": ("Updated", "update"),
         },
     )
 
