@@ -101,8 +101,8 @@ class Front:
         """Follows what was ordered, as far as it concerns where is written; costs one system call.
 
         Args:
-            often: whether it is called for each step. Whether the recording is over is looked for now and then only
-                then: that file may be on a disk that others share.
+            often: whether it is called for each step. Then the end of the recording is looked for now and then
+                only: that file may be on a disk that others share.
         """
         now = time.monotonic()
         if self._directory is not None and not (often and now < self._looked_at + LOOK):
