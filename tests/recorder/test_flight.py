@@ -346,3 +346,26 @@ def test_a_parent_orders_one_trace_for_a_trigger_and_others_when_asked(
     first, second = engine.traces()
     assert [(trace.run.trigger or {})["kind"] for trace in (first, second)] == ["nonfinite", "asked"]
     assert ((first.run.trigger or {})["step"], (second.run.trigger or {})["detail"]) == (1, "I said so")
+
+
+@pytest.mark.parametrize(("told", "made"), [(False, 1), (True, 0)])
+def test_an_engine_that_vanishes_when_its_command_was_told_to_end_makes_no_trace(
+    tmp_path_factory: pytest.TempPathFactory, told: bool, made: int
+) -> None:
+    """vLLM's front end kills engines that do not end at once: an ordinary stop, which nobody wants a trace of."""
+    folder, options = tmp_path_factory.mktemp("c").resolve() / "c", Options(ring="1MB", trigger_every=60.0)
+    room = Room()
+    traces = Traces(folder, {"kind": "recording", "command": ["serve"]}, options, collection=True, ring=True)
+    recording = Recording(traces, room, options, Budget(), ["serve"])
+    recording.told_to_end = lambda: told
+    try:
+        recording.start()
+        engine = Engine(folder, room=room.path)
+        engine.step(0, 1)
+        engine.flight.gone()
+    finally:
+        recording.stop()
+        traces.finish()
+        room.remove()
+        traces.let_go()
+    assert len(traces.finished) == made

@@ -46,6 +46,7 @@ class Child:
         self._environment = dict(environment)
         self._watch, self._memory = watch, memory
         self._came: list[int] = []  # signals not forwarded yet
+        self.told_to_end = False  # whether any came
         self._last: int = signal.SIGTERM
         self._code: int | None = None
         self._pid = 0
@@ -80,6 +81,7 @@ class Child:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._came.append(number)
+        self.told_to_end = True
 
     def _start(self) -> None:
         parent, self._terminal = os.getpid(), _our_terminal()

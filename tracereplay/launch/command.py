@@ -82,6 +82,7 @@ def record_traces(
     before = signal.signal(signal.SIGUSR2, lambda number, frame: recording.signalled())
     try:
         with Child([found, *command[1:]], environment, memory=room.memory) as child:
+            recording.told_to_end = lambda: child.told_to_end
             recording.start()
             code = child.wait()
             child.settle(lambda: _written(out))

@@ -124,10 +124,9 @@ def replay(
         report(f"Starting the engine {engine.name}")
         with EngineProcess(
             engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited,
-            # No taps where golden has none: in compiled code each is a barrier that golden's engine did not have.
-            graphs=GraphOptions(
-                "golden", source.run.sites, level=_injected_level(source) if injected else OPERATOR
-            ),
+            # Taps everywhere, though golden may have fewer: where the candidate calls its operators otherwise,
+            # golden's globs do not tell which are meant.
+            graphs=GraphOptions("golden", level=_injected_level(source) if injected else OPERATOR),
         ) as process:  # fmt: skip
             directory.update_run(engine=engine_header(engine, process.info))
             _tell_dtype(directory, workload, process.info, report)

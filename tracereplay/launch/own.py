@@ -312,7 +312,7 @@ def _writes(made: Capture) -> bool:
 def _variables(made: Capture) -> Iterator[None]:
     """The environment of engines that are recorded; afterwards it is as it was."""
     found: dict[str, str] = {ENABLED: "1", ENDED: str(made.room.path / _OVER), **made.variables}
-    path = list(sys.path)
+    path = list(sys.path)  # of which only what is added here is taken away again: the user's code may add, too
     for family, own in _owns():
         found.update(family.taps_environment(os.environ, home() / "compiled"))
         if family.entry_points is not None and not own.is_declared():
@@ -322,7 +322,9 @@ def _variables(made: Capture) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path[:] = path
+        sys.path[:] = [
+            entry for entry in sys.path if entry in path or not entry.startswith(os.fspath(made.room.path))
+        ]
         _restore(before)
 
 

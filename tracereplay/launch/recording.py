@@ -13,7 +13,7 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from tracereplay.launch.collection import Traces
 from tracereplay.launch.control import ControlSocket
 from tracereplay.launch.room import Room
 from tracereplay.launch.shown import shown
+from tracereplay.recorder.flight import GONE
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import give
 from tracereplay.recorder.status import ENDED, PAUSED, RECORDING, Status, read_status
+from tracereplay.recorder.triggers import ERROR, STARTER_GONE
 
 __all__ = ["Recording"]
 
@@ -65,6 +67,7 @@ class Recording:
         self._made: dict[str, int] = {}  # traces that triggers of a kind have made
         self.held_back = 0  # triggers that came too soon after another of their kind
         self.trouble: str | None = None  # what could not be done here
+        self.told_to_end: Callable[[], bool] = lambda: False  # whether the command was
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._signalled = threading.Event()
@@ -172,6 +175,11 @@ class Recording:
             now = time.time()
             last = max((t["at"] for t in self.triggers if t["kind"] == kind), default=0.0)
             every = self.options.trigger_every if self.traces.ring else TRIGGERS_EVERY
+            if _vanished(kind, more) and self.told_to_end():
+                return {
+                    "trace": None,
+                    "held_back": True,
+                }  # a front end may kill its engines then
             most = self.options.trigger_most if self.traces.ring else len(self.triggers) + 1
             if kind != "asked" and (now - last < every or self._made.get(kind, 0) >= most):
                 self.held_back += 1
@@ -330,3 +338,8 @@ def _text(said: Mapping[str, Any]) -> dict[str, Any]:
         name: value for name, value in said.items() if isinstance(value, (str, int, float, list, dict, type(None)))
     }
     return {name: value[:1000] if isinstance(value, str) else value for name, value in plain.items()}
+
+
+def _vanished(kind: str, said: Mapping[str, Any]) -> bool:
+    """Whether a trigger is that an engine's process was not there any more."""
+    return kind == GONE or (kind == ERROR and said.get("detail") == STARTER_GONE)

@@ -213,7 +213,7 @@ class FlightRecorder:
                 case {"do": "dump", "trace": str(trace), "trigger": dict(trigger)}:
                     try:
                         self.dump(Path(trace), trigger, int(order.get("after", self._after)))
-                    except (OSError, TraceError, ValueError, TypeError) as error:
+                    except (OSError, TraceError, BudgetSpent, ValueError, TypeError) as error:
                         self._tell("failed", f"no trace of the ring could be made: {_words(error)}")
 
     def gone(self) -> None:
@@ -282,10 +282,13 @@ class FlightRecorder:
                 self._dump_alone(asked.fired, asked.said, asked.after)
 
     def _dump_alone(self, fired: Fired, said: Mapping[str, Any], after: int) -> None:
+        directory = None
         try:
             directory = self._new_directory()
             self._begin(segment_path(directory.path, RECORD, self._rank), directory, fired, said, after)
-        except (OSError, UsageError) as error:
+        except (OSError, TraceError, BudgetSpent, UsageError) as error:
+            if directory is not None:
+                directory.let_go()
             self._tell("failed", f"no trace of the ring could be made: {_words(error)}")
 
     def _new_directory(self) -> TraceDirectory:

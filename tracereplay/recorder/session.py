@@ -403,7 +403,8 @@ class Session(Obeying):
 
     def broke(self, error: BaseException) -> None:
         """The engine raised ``error`` in the step: what the step has so far is kept, and says so."""
-        if self._reports is None:
+        reports = self._reports  # which is gone when another thread ends the recording meanwhile
+        if reports is None:
             with self._turn:  # else it would be under way until the next one begins
                 self._give_up_step()
             return
@@ -414,7 +415,7 @@ class Session(Obeying):
             self._step.notes.append(words)
             self._silent.update(site.slot for site in self.sites)  # the rest of its operators did not run
             self.end_step()
-        self._reports.fired(fired)
+        reports.fired(fired)
 
     def end_step(self) -> None:
         """Hands the step to the writer."""

@@ -22,12 +22,13 @@ from tracereplay.checked import similar
 from tracereplay.errors import UsageError
 
 __all__ = [
-    "DEFAULT", "ENDS", "ERROR", "EVERY", "MARK", "MOST", "NONFINITE", "REASONS", "Ended", "Fired", "RateLimit",
-    "Triggers", "check_trigger",
+    "DEFAULT", "ENDS", "ERROR", "EVERY", "MARK", "MOST", "NONFINITE", "REASONS", "STARTER_GONE", "Ended", "Fired",
+    "RateLimit", "Triggers", "check_trigger",
 ]  # fmt: skip
 
 NONFINITE, ERROR, MARK = "nonfinite", "error", "mark"
 DEFAULT = (NONFINITE, ERROR, MARK)
+STARTER_GONE = "the process that started this worker was gone"  # what a worker says then, as an error
 ENDS = FINISH, TOKENS = "finish", "tokens"  # what a request's end sets off
 REASONS = ("abort", "length", "stop")
 _KINDS = (*DEFAULT, "logprob", *ENDS)

@@ -32,7 +32,8 @@ def recorded_to() -> Path | None:
 def is_over() -> bool:
     """Whether the recording has ended."""
     file = os.environ.get(ENDED)
-    return bool(file) and os.path.exists(str(file))
+    # A program takes the file's folder away some time after its recording has ended.
+    return bool(file) and (os.path.exists(str(file)) or not os.path.exists(os.path.dirname(str(file))))
 
 
 def end_when_told(session: Session, then: Callable[[], object] = lambda: None) -> None:

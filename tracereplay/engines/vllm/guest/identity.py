@@ -82,6 +82,7 @@ class Front:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._looks = 0  # the process in which a thread looks
+        self._looked_at = 0.0  # when the end of the recording was looked for, by the monotonic clock
         if rings is not None:
             os.register_at_fork(after_in_child=self._forked)
 
@@ -96,11 +97,20 @@ class Front:
             except Exception:  # as `_after`
                 self.failures += 1
 
-    def look(self) -> None:
-        """Follows what was ordered, as far as it concerns where is written; costs one system call."""
-        if self._directory is not None and is_over():
-            self._directory = self._file = None
-            self._older.clear()
+    def look(self, *, often: bool = False) -> None:
+        """Follows what was ordered, as far as it concerns where is written; costs one system call.
+
+        Args:
+            often: whether it is called for each step. Then the end of the recording is looked for now and then
+                only: that file may be on a disk that others share.
+        """
+        now = time.monotonic()
+        if self._directory is not None and not (often and now < self._looked_at + LOOK):
+            self._looked_at = now
+            if is_over():
+                with self._lock:
+                    self._directory = self._file = None
+                    self._older.clear()
         if self._orders is None:
             return
         with self._lock:
@@ -318,7 +328,7 @@ def _finished(self: Any, result: Any, req_state: Any, *args: Any, **kwargs: Any)
 
 
 def _looked(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:
-    front().look()
+    front().look(often=True)
 
 
 def _aborted(self: Any, result: Any, *args: Any, **kwargs: Any) -> None:

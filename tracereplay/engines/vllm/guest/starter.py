@@ -22,8 +22,9 @@ class Starter:
         self.pid = os.getppid()
 
     def gone(self) -> bool:
-        """Whether it has ended, or its end cannot be stopped any more."""
-        return os.getppid() != self.pid or _ends(self.pid)
+        """Whether it has ended, or its end cannot be stopped any more; False where it cannot be seen, as by a
+        container's first process."""
+        return self.pid > 0 and (os.getppid() != self.pid or _ends(self.pid))
 
 
 def _ends(pid: int) -> bool:

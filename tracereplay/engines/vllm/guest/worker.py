@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -44,7 +45,7 @@ from tracereplay.recorder.control import Control
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.replacement import Replacement
 from tracereplay.recorder.session import Session
-from tracereplay.recorder.triggers import ERROR
+from tracereplay.recorder.triggers import ERROR, STARTER_GONE
 from tracereplay.replayer.golden import GoldenRows, forced_tokens, golden_tokens
 from tracereplay.replayer.own_errors import CancelledRows
 from tracereplay.replayer.tables import RowTables
@@ -137,9 +138,10 @@ class GuestWorker:
         assert session is not None
 
         def end() -> None:
-            if starter.gone():
-                # A worker ends by itself when its engine's process was killed.
-                session.trigger(ERROR, None, "the process that started this worker was gone")
+            # A worker ends by itself when its engine's process was killed. An engine in the user's own process may
+            # well be there longer than the shell that started it.
+            if multiprocessing.parent_process() is not None and starter.gone():
+                session.trigger(ERROR, None, STARTER_GONE)
             self._do_end()
 
         atexit.register(end)
