@@ -117,6 +117,10 @@ def test_some_of_a_class_may_not_be_compared(late: Made) -> None:
     assert all(len(row) == len(kinds[0]) for row in kinds[1])
     assert all(len(row) == len(sites[0]) for row in sites[1])
     assert "1 of 22 operators could not be compared." in words(made)
+    out = io.StringIO()
+    findings.render(verdict, Console(file=out, width=160))
+    (line,) = [line for line in out.getvalue().splitlines() if line.strip().startswith("RMSNorm")]
+    assert "4 of 5" in line
 
 
 def test_the_terminal_has_no_figures_of_them_either(strangers: Made) -> None:
