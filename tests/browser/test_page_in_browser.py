@@ -127,6 +127,24 @@ def test_it_opens_without_a_complaint_or_a_request(browser: Any, made: Made) -> 
     assert refused == "refused"
 
 
+@pytest.mark.parametrize("broken", ["", "constructor() { throw new Error('broken'); }"])
+def test_only_where_drawing_fails_something_stands_for_the_map(browser: Any, made: Made, broken: str) -> None:
+    page = browser.new_context().new_page()
+    page.add_init_script(
+        f"window.DecompressionStream = class {{ {broken} }};" if broken else "delete window.DecompressionStream;"
+    )
+    page.goto(made.url)
+    page.wait_for_selector("#map-fallback", state="visible")
+    assert not page.locator("#map-view").is_visible()
+
+
+def test_without_scripts_that_is_said(browser: Any, made: Made) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(made.url)
+    assert page.locator("noscript").inner_text().startswith("The map is drawn by a script")
+    assert not page.locator("#map-fallback").is_visible()
+
+
 def test_cells_open_the_calls_that_they_stand_for(browser: Any, made: Made) -> None:
     page, first = opened(browser, made), made.verdict.first_divergence
     assert first is not None

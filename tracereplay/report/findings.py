@@ -68,7 +68,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
 
 def _kind(found: Sequence[OperatorFinding], wide: bool) -> Row:
     """A class of operators: its worst error, and where it differs."""
-    differ = [f for f in found if f.error_class != "identical"]
+    differ = [f for f in found if f.error_class not in ("identical", "incomparable")]
     share = f"{len(differ)} of {len(found)}"
     below = []
     beyond = [f for f in differ if f.error_class == found[0].error_class and f.error_class != "rounding"]
@@ -98,7 +98,8 @@ def _measures(finding: OperatorFinding | EdgeFinding, wide: bool) -> list[Text]:
         cell(multiple(metrics) if compared and metrics.allowance_ratio else ""),
     ]
     if wide:
-        found += [cell(number(metrics.relative_l2) if compared else ""), cell(percent(metrics.equal))]
+        told = (number(metrics.relative_l2), percent(metrics.equal)) if compared else ("", "")
+        found += map(cell, told)
     return found
 
 

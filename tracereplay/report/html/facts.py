@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,24 @@ from tracereplay.comparator.judging.suspects import Suspect, Weight
 from tracereplay.report.clean import clean
 from tracereplay.report.effects import suspects
 from tracereplay.report.words import allowance, number, of_allowed, passing, percent
-from tracereplay.verdict import CLASSES, Divergence, EdgeFinding, Metrics, NotCompared, OperatorFinding, Verdict
+from tracereplay.verdict import (
+    CLASSES,
+    Divergence,
+    EdgeFinding,
+    Metrics,
+    NotCompared,
+    OperatorFinding,
+    Tolerance,
+    Verdict,
+)
 from tracereplay.verdict.measures import severity
 
 __all__ = [
-    "INPUTS", "Kind", "again", "by_class", "command", "fact_rows", "grouped", "known_class", "listed", "settings",
+    "INPUTS", "Kind", "again", "allowances", "by_class", "command", "fact_rows", "grouped", "integers",
+    "known_class", "listed", "measured", "settings",
 ]  # fmt: skip
+
+_SILENT = ("identical", "incomparable")
 
 INPUTS = {
     "injected": "each operator was given golden's inputs, so that an error is its own",
@@ -47,6 +60,8 @@ def fact_rows(first: Divergence) -> list[tuple[str, str]]:
     if worst is not None:
         sides = f"{number(worst.golden)} in golden, {number(worst.candidate)} in the candidate"
         rows.append(("worst element", f"number {worst.index} of its row: {sides}"))
+    if integers(first.tolerance):
+        return [*rows, ("equal", percent(m.equal)), ("allowance", "none: integers are equal or not")]
     rows += [
         ("relative L2 of the worst row", number(m.relative_l2)),
         ("largest difference", f"{number(m.max_abs)}, {number(m.max_ulp)} ulp"),
@@ -57,6 +72,22 @@ def fact_rows(first: Divergence) -> list[tuple[str, str]]:
         ("tolerance that would pass", passing(first.error_class, first.passing_tolerance, first.passing_bias)),
     ]
     return rows
+
+
+def integers(tolerance: Tolerance | None) -> bool:
+    """Whether what it is of has no rounding: token ids, positions, masks."""
+    return tolerance is not None and tolerance.dtype.startswith(("int", "uint", "bool"))
+
+
+def measured(verdict: Verdict) -> bool:
+    """Whether anything but integers differs: there are errors then, and not only what is not equal."""
+    return any(f.error_class not in _SILENT and not integers(f.tolerance) for f in verdict.operators)
+
+
+def allowances(verdict: Verdict) -> list[str]:
+    """What errors may be, each once, those of most operators and inputs first; integers have none."""
+    every = [o.tolerance for o in verdict.operators] + [e.tolerance for e in verdict.edges]
+    return [words for words, _ in Counter(allowance(t) for t in every if t and not integers(t)).most_common()]
 
 
 def settings(verdict: Verdict) -> tuple[list[Suspect], list[Suspect]]:
@@ -72,16 +103,25 @@ class Kind:
 
     Args:
         operator: the class.
-        sites, differ: how many there are, and of how many any bit differs.
-        worst: the worst of them.
+        sites, differ, unseen: how many there are, of how many any bit differs, and how many were not compared.
+        worst: the worst of those that were compared, if any was.
         inherited: the largest relative error of any where nothing is fed; None where that was not compared.
     """
 
     operator: str
     sites: int
     differ: int
+    unseen: int
     worst: OperatorFinding
     inherited: float | None
+
+    @property
+    def share(self) -> str:
+        """How many differ, in words."""
+        if self.unseen == self.sites:
+            return f"none of {self.sites} compared"
+        left = f", {self.unseen} not compared" if self.unseen else ""
+        return f"{self.differ} of {self.sites}{left}"
 
 
 def by_class(verdict: Verdict, inherited: Mapping[str, Metrics]) -> list[Kind]:
@@ -91,7 +131,9 @@ def by_class(verdict: Verdict, inherited: Mapping[str, Metrics]) -> list[Kind]:
         kinds.setdefault(finding.operator, []).append(finding)
     return [
         Kind(
-            name, len(found), sum(f.error_class != "identical" for f in found), max(found, key=_severity),
+            name, len(found), sum(f.error_class not in _SILENT for f in found),
+            sum(f.error_class == "incomparable" for f in found),
+            max(found, key=lambda f: (f.error_class != "incomparable", _severity(f))),
             max((inherited[f.site].relative_l2 for f in found if f.site in inherited), default=None),
         )
         for name, found in kinds.items()
@@ -103,7 +145,7 @@ def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float]:
 
 
 def listed(found: Iterable[EdgeFinding]) -> list[EdgeFinding]:
-    """Edges that differ, worst first."""
+    """Edges that differ or were not compared, worst first."""
     return sorted((edge for edge in found if edge.error_class != "identical"), key=_severity, reverse=True)
 
 

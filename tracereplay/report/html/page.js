@@ -2,7 +2,12 @@
 // Draws the map of errors and answers for its cells. Whatever comes from a trace becomes text, never markup.
 (() => {
   const holder = document.getElementById("map-data");
-  if (!holder || typeof DecompressionStream === "undefined") return;
+  if (!holder) return;
+  const failed = () => {
+    document.getElementById("map-view").hidden = true;
+    document.getElementById("map-fallback").hidden = false;
+  };
+  if (typeof DecompressionStream === "undefined") { failed(); return; }
   const data = JSON.parse(holder.textContent);
   const [UNSEEN, SAME, LEAST, WITHIN, BEYOND, MOST, INFINITE] = [0, 1, 2, 128, 129, 254, 255];
   const DECADES = 5;
@@ -138,7 +143,7 @@
   }
 
   function draw() {
-    pictures[view] ??= picture();
+    if (!pictures[view]) pictures[view] = picture();
     const [w, h] = size, small = pictures[view];
     const context = prepare(canvas, columns * w, rows * h);
     context.imageSmoothingEnabled = false;
@@ -355,7 +360,6 @@
 
   (async () => {
     for (const name of Object.keys(data.maps)) unpacked[name] = await unpack(name);
-    at("map-fallback").hidden = true;
     at("map-view").hidden = false;
     if (data.first) chosen = firstDivergence();
     redraw();
@@ -364,5 +368,8 @@
     window.addEventListener("hashchange", fromAddress);
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     document.documentElement.dataset.ready = "yes";
-  })();
+  })().catch((error) => {
+    failed();
+    throw error;
+  });
 })();

@@ -54,6 +54,8 @@ def render(
     plot = None if seen.generated is None else logprobs(seen.generated, limit)
     if plot is None and verdict.rollout is not None:
         plot = logprobs_of_bins(verdict.rollout.by_position, limit)
+    told = verdict.tokens.first_divergence
+    texts = None if seen.generated is None else side_by_side(seen.generated, decode, told)
     own = "isolated" if verdict.mode == "injected" else "own and inherited"
     heat = heat_data(verdict, seen)
     return _environment().get_template("page.j2").render(
@@ -67,7 +69,7 @@ def render(
         again=facts.again(verdict),
         settings=shown,
         unlikely=unlikely,
-        texts=None if seen.generated is None else side_by_side(seen.generated, decode),
+        texts=texts,
         as_text=decode is not None,
         logprobs=plot,
         heat=heat,
@@ -76,6 +78,8 @@ def render(
         plots=classes(verdict.operators, seen.inherited, own),
         kinds=facts.by_class(verdict, seen.inherited),
         edges=facts.listed(verdict.edges),
+        measured=facts.measured(verdict),
+        allowances=facts.allowances(verdict),
         first=None if verdict.first_divergence is None else facts.fact_rows(verdict.first_divergence),
         visible=None if verdict.first_visible is None else facts.fact_rows(verdict.first_visible),
         values=[] if seen.histograms is None else list(values(seen.histograms)),
@@ -95,8 +99,8 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters.update({
         "number": number, "percent": percent, "multiple": multiple, "allowance": allowance, "source": source,
-        "kernel": _kernel, "known_class": facts.known_class, "lines": _lines, "share": _share, "value": _value,
-        "many": _many, "may_change": may_change,
+        "kernel": _kernel, "known_class": facts.known_class, "integers": facts.integers, "lines": _lines,
+        "share": _share, "value": _value, "many": _many, "may_change": may_change,
     })  # fmt: skip
     return environment
 

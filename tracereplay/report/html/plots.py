@@ -79,7 +79,8 @@ class Plot:
         width, height: of the whole.
         lines, boxes: what is drawn: lines, or bars as x, y, width and height, of ``style``.
         x, y: ticks: where, and what stands there.
-        limit: where a dashed line runs from left to right, and what it is.
+        limit: where a dashed line runs from left to right, and what it is, which the legend says: in the plot a
+            curve may run over it.
         units: of the axes.
     """
 

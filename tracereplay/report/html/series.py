@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracereplay.comparator.details import Generated, Histogram, Histograms
+from tracereplay.report.html.facts import integers
 from tracereplay.report.html.plots import Axis, Plot, bars, lines
 from tracereplay.report.words import number
 from tracereplay.verdict import Metrics, OperatorFinding
@@ -93,7 +94,7 @@ class ClassPlot:
 def classes(
     operators: Sequence[OperatorFinding], inherited: Mapping[str, Metrics], own: str
 ) -> tuple[ClassPlot, ...]:
-    """One plot for each class of which something differs, in order of first execution, all of one scale.
+    """One plot for each class of which more than integers differs, in order of first execution, all of one scale.
 
     Args:
         operators: in execution order.
@@ -102,7 +103,7 @@ def classes(
     """
     kinds: dict[str, list[OperatorFinding]] = {}
     for finding in operators:
-        if finding.rows and finding.error_class != "incomparable":
+        if finding.rows and finding.error_class != "incomparable" and not integers(finding.tolerance):
             kinds.setdefault(finding.operator, []).append(finding)
     every = [f.metrics.relative_l2 for found in kinds.values() for f in found]
     every += [m.relative_l2 for m in inherited.values()]

@@ -10,7 +10,8 @@ import numpy as np
 
 from tracereplay.columns.tensors import edges
 from tracereplay.comparator.details import Generated
-from tracereplay.comparator.tokens.generation import first_differences
+from tracereplay.comparator.tokens.generation import Generation, first_differences
+from tracereplay.verdict import TokenDivergence
 
 __all__ = ["Decode", "Piece", "SideBySide", "side_by_side"]
 
@@ -38,34 +39,41 @@ class SideBySide:
 
     Args:
         request, sequence: which.
-        prompt: its beginning.
+        prompt, other: its prompt's beginning; the candidate's, where that has another prompt.
         golden, candidate: what was generated.
-        differing: how many tokens differ; None where they were drawn at random.
-        first: position of the first, if any.
+        outcome: how they compare, in words.
         skipped, left: tokens before and after what is shown.
     """
 
     request: int
     sequence: int
     prompt: str
+    other: str | None
     golden: Sequence[Piece]
     candidate: Sequence[Piece]
-    differing: int | None
-    first: int | None
+    outcome: str
     skipped: int
     left: int
 
 
-def side_by_side(found: Generated, decode: Decode | None) -> tuple[list[SideBySide], int]:
-    """The sequences that differ first, then the others; and how many are not shown."""
+def side_by_side(
+    found: Generated, decode: Decode | None, first: TokenDivergence | None = None
+) -> tuple[list[SideBySide], int]:
+    """The sequence of the verdict's ``first`` token that differs, the others that differ, then those that do not;
+    and how many are not shown."""
     made = (pair for pair in (_forced(found) if found.forced else _free(found)) if pair.golden or pair.candidate)
-    pairs = sorted(made, key=lambda pair: pair.first is None)
+    told = None if first is None else (first.request, first.sequence)
+    pairs = sorted(made, key=lambda pair: (pair.key != told, pair.first is None and not pair.apart))
     return [pair.shown(found, decode) for pair in pairs[:SEQUENCES]], max(0, len(pairs) - SEQUENCES)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One sequence's generated tokens, from position ``start`` on; see `SideBySide`."""
+    """One sequence's generated tokens, from position ``start`` on; see `SideBySide`.
+
+    ``first`` is the place of the first token that differs, and ``apart`` says that there is nothing to compare, as
+    each side has a prompt of its own, or the candidate has no such sequence.
+    """
 
     key: tuple[int, int]
     start: int
@@ -74,6 +82,7 @@ class _Pair:
     first: int | None
     greedy: bool
     forced: bool
+    apart: bool = False
 
     def shown(self, found: Generated, decode: Decode | None) -> SideBySide:
         """The part of it around the first token that differs."""
@@ -82,11 +91,26 @@ class _Pair:
         golden, candidate = (
             list(self._pieces(tokens[begin:end], begin, decode)) for tokens in (self.golden, self.candidate)
         )
-        differing = sum(a != b for a, b in zip(self.golden, self.candidate, strict=False)) if self.greedy else None
-        position = None if self.first is None else self.start + self.first
         most = max(len(self.golden), len(self.candidate))
-        prompt = _prompt(found, self.key[0], decode)
-        return SideBySide(*self.key, prompt, golden, candidate, differing, position, begin, max(0, most - end))
+        prompt = _prompt(found.golden, self.key[0], decode)
+        other = _prompt(found.candidate, self.key[0], decode) if self.apart and self._known(found) else None
+        return SideBySide(
+            *self.key, prompt, other, golden, candidate, self._outcome(found), begin, max(0, most - end)
+        )
+
+    def _known(self, found: Generated) -> bool:
+        """Whether the candidate has it."""
+        return self.key in found.candidate.tokens
+
+    def _outcome(self, found: Generated) -> str:
+        if self.apart:
+            return "each side has its own prompt" if self._known(found) else "nothing to compare in the candidate"
+        if not self.greedy:
+            return "drawn at random, not compared"
+        if self.first is not None:
+            return f"parts at position {self.start + self.first}"
+        whole = len(self.golden) == len(self.candidate)
+        return "the same tokens" if whole else "the same tokens as far as both go"
 
     def _pieces(self, tokens: Sequence[int], begin: int, decode: Decode | None) -> Iterator[Piece]:
         kinds = ((self._kind(n), token) for n, token in enumerate(tokens, begin))
@@ -108,8 +132,8 @@ def _text(ids: Sequence[int], decode: Decode | None) -> str:
     return " ".join(map(str, ids)) if decode is None else decode(ids)
 
 
-def _prompt(found: Generated, request: int, decode: Decode | None) -> str:
-    texts, ids = found.golden.texts, found.golden.prompts[request]
+def _prompt(found: Generation, request: int, decode: Decode | None) -> str:
+    texts, ids = found.texts, found.prompts[request]
     known = texts[request] if request < len(texts) else None
     text = known or _text(ids[: PROMPT if decode else PROMPT // 4], decode)
     return text if len(text) <= PROMPT else f"{text[:PROMPT]} ..."
@@ -119,10 +143,16 @@ def _free(found: Generated) -> Iterator[_Pair]:
     """Each side's own tokens."""
     parted = first_differences(found.golden, found.candidate)
     for key, tokens in sorted(found.golden.tokens.items()):
-        start = len(found.golden.prompts[key[0]])
+        prompt, given = found.golden.prompts[key[0]], found.candidate.prompts[key[0] : key[0] + 1]
+        start, greedy = len(prompt), found.golden.greedy[key[0]]
+        theirs = found.candidate.tokens.get(key, ())
+        if not theirs or given != (prompt,):
+            yield _Pair(
+                key, start, tokens[start:], theirs[len(given[0]) if given else 0 :], None, greedy, False, True
+            )
+            continue
         first = None if key not in parted else max(0, parted[key] - start)
-        mine, theirs = tokens[start:], found.candidate.tokens.get(key, ())[start:]
-        yield _Pair(key, start, mine, theirs, first, found.golden.greedy[key[0]], False)
+        yield _Pair(key, start, tokens[start:], theirs[start:], first, greedy, False)
 
 
 def _forced(found: Generated) -> Iterator[_Pair]:
