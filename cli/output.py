@@ -15,7 +15,7 @@ from tracereplay.comparator.judging.outcome import judge_unrun
 from tracereplay.errors import OtherWeights, TracereplayError
 from tracereplay.report import json as json_form
 from tracereplay.report import terminal
-from tracereplay.report.layout import command_lines, report_console
+from tracereplay.report.layout import report_console
 from tracereplay.report.next_step import Given
 from tracereplay.report.story import TextOf
 from tracereplay.trace import open_trace
@@ -45,11 +45,10 @@ def deliver(
     if json_file is not None:
         write_text(Path(json_file), json_form.render(verdict))
     told = whole or ("tracereplay", "report", json_file or "FILE", "--all")
-    before = "" if whole or json_file else "run this again with --json FILE, and then: "
-    whole_words = before + " ".join(command_lines(told))
+    before = "" if whole or json_file else "run this again with --json FILE, and then:"
     terminal.render(
-        verdict, report_console(), everything=everything, given=given, whole=whole_words,
-        text=_text_of(verdict, model),
+        verdict, report_console(), everything=everything, given=given, whole=told,
+        before=before, text=_text_of(verdict, model),
     )  # fmt: skip
     return verdict.exit_code
 

@@ -18,7 +18,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.comparator.numbers.tolerance import Policy
 from tracereplay.errors import UsageError
 from tracereplay.report import invariance, terminal
-from tracereplay.report.layout import command_lines, report_console
+from tracereplay.report.layout import report_console
 from tracereplay.verdict import Verdict
 from tracereplay.verdict.invariance import Invariance
 
@@ -71,7 +71,7 @@ def _saved(path: Path, out: Path | None, everything: bool) -> None:
     if "invariant" not in data:
         found = Verdict.from_dict(data)
         if out is None:
-            whole = " ".join(command_lines(("tracereplay", "report", str(path), "--all")))
+            whole = "tracereplay", "report", str(path), "--all"
             terminal.render(found, console, everything=everything, whole=whole)
         else:
             _write(out, _page_of(found, path))
@@ -98,7 +98,7 @@ def _compared(
 ) -> None:  # fmt: skip
     if out is None:
         found = compare_traces(golden, candidate, policy)
-        terminal.render(found, report_console(), everything=everything, whole=" ".join(command_lines(whole)))
+        terminal.render(found, report_console(), everything=everything, whole=whole)
         return
     from tracereplay.comparator.details import Details
     from tracereplay.report import html

@@ -22,6 +22,7 @@ REPLAYED: dict[str, dict[str, Any]] = {
     "edge": {"max_rows": 3, "flaw": Flaw("model.layers.1.post_attention_layernorm", "scaled_edge", 1)},
     "nan": {"flaw": Flaw("model.layers.1.mlp.down_proj", "nan")},
     "biased": {"flaw": Flaw("model.layers.1.mlp.gate_up_proj", "floor")},
+    "sampler": {"flaw": Flaw("sampler", "second")},
     "weights": {"model": "another"},
     "rerun": {"rounding": "twice", "passes": ("rerun",), "flaw": Flaw("model.layers.0.mlp.act_fn", "element")},
 }

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tracereplay.comparator import Policy, compare_traces
 from tracereplay.report import terminal
 from tracereplay.report.effects import suspects
 from tracereplay.report.layout import command_lines, report_console
 from tracereplay.report.story import story_of
 from tracereplay.verdict import SettingDifference, Tolerance, Verdict
+from tracereplay.verdict.bisection import Bisection
+from tracereplay.verdict.oracle import Oracle
 
 LABELS = ("Cause", "Where", "How large", "Next")
 SET = (("--set", "flaw=x"), ("--policy", "p.toml"))
@@ -48,13 +51,13 @@ def test_each_verdict_begins_with_the_same_five_lines(verdicts: dict[str, Verdic
          "no token differs; logprobs by 0.0379 (0.01 allowed)"),
         ("operator", "this operator: on golden's inputs its error is too large for rounding",
          "model.layers.1.input_layernorm; request 0, position 3",
-         "434% of the allowed error (3.06, golden 3.38); 2 of 24 tokens differ"),
+         "up to 438% of the allowed error; 2 of 24 tokens differ"),
         ("edge", "between operators: all that run before it gave golden's results",
          "model.layers.1.post_attention_layernorm, input 1; request 1, position 2",
-         "139% of the allowed error (-4.94, golden -4.78); 1 of 24 tokens differ"),
+         "up to 141% of the allowed error; 1 of 24 tokens differ"),
         ("nan", "this operator: on golden's inputs it gives values that are not finite",
          "model.layers.1.mlp.down_proj; request 0, position 11",
-         "3 values not finite (nan, golden 0.891); 3 of 24 tokens differ"),
+         "3 values not finite (0.891 -> nan); 3 of 24 tokens differ"),
         ("setting", "dtype is float32 in golden, bfloat16 in the candidate", "request 2, position 3", "lean by"),
         ("structure", "only golden runs 9 operators", "model.norm, input 1", "143% of the allowed error"),
         ("unobserved", "something that was not recorded", "request 1, position 5: token 26 in golden, 50 in",
@@ -107,6 +110,68 @@ def test_a_setting_that_a_trace_may_not_ask_for_is_in_no_command(verdicts: dict[
     evil = SettingDifference("dtype", "float32; rm -rf /", "bfloat16", "numeric")
     found = story_of(replace(here(verdicts["setting"]), settings_diff=(evil,)), SET).next
     assert "rm -rf" not in " ".join(found.command)
+
+
+ROUNDING = SettingDifference("rounding", "once", "truncate", "numeric")
+REFUSED = SettingDifference("flaw", None, "x", "semantic")
+
+
+def test_settings_that_the_verdict_lists_are_options_where_none_are_known(verdicts: dict[str, Verdict]) -> None:
+    for name, verb in (("recordings", "show"), ("rerun", "replay"), ("rounding", "bisect settings")):
+        found = story_of(replace(here(verdicts[name]), settings_diff=(ROUNDING, REFUSED))).next
+        assert " ".join(found.command).startswith(f"tracereplay {verb} golden.trace")
+        if verb != "show":
+            assert found.command[-2:] == ("--set", "rounding=truncate")
+            assert found.why.endswith("add the other options that the candidate was run with")
+
+
+def test_a_comparison_says_to_add_options(verdicts: dict[str, Verdict]) -> None:
+    visible = replace(here(verdicts["rerun"]), mode="compare")
+    assert story_of(visible).next.why.endswith("add the options that the candidate was run with")
+
+
+def test_a_setting_that_may_round_otherwise_is_tried_first(verdicts: dict[str, Verdict]) -> None:
+    story = story_of(replace(here(verdicts["rounding"]), settings_diff=(ROUNDING,)), SET)
+    assert story.next.command[1:3] == ("bisect", "settings")
+    assert story.cause.endswith("no fault; it may come of rounding, set otherwise")
+    version = SettingDifference("versions.torch", "1", "2", "numeric")
+    assert (
+        story_of(replace(here(verdicts["rounding"]), settings_diff=(version,)), SET).next.command[2] == "operators"
+    )
+
+
+def test_bits_that_differ_under_another_setting_have_it_tried(verdicts: dict[str, Verdict]) -> None:
+    judged = verdicts["rounding"]
+    strict = compare_traces(judged.golden.trace, judged.candidate.trace, Policy(strict=True))
+    assert story_of(replace(strict, settings_diff=(ROUNDING,)), SET).next.command[1:3] == ("bisect", "settings")
+
+
+def test_no_error_is_taken_out_of_whole_numbers(verdicts: dict[str, Verdict]) -> None:
+    assert story_of(here(verdicts["sampler"]), SET).next.command[1:4] == ("show", "golden.trace", "sampler")
+    bisected = replace(here(verdicts["sampler"]), bisection=Bisection("operators"))
+    assert story_of(bisected, SET).next.command[1] == "show"
+
+
+@pytest.mark.parametrize("name", ["rounding", "edge", "unobserved"])
+def test_what_an_oracle_was_asked_for_is_not_bisected_again(verdicts: dict[str, Verdict], name: str) -> None:
+    asked = replace(here(verdicts[name]), oracle=Oracle(same_inputs=True))
+    assert story_of(asked, SET).next.command == ()
+    bisected = replace(here(verdicts[name]), bisection=Bisection("operators"))
+    assert story_of(bisected, SET).next.command[-1] == "--oracle"
+
+
+def test_settings_that_restore_nothing_lead_to_operators(verdicts: dict[str, Verdict]) -> None:
+    tried = replace(here(verdicts["rerun"]), bisection=Bisection("settings"))
+    assert story_of(tried, SET).next.command[1:3] == ("bisect", "operators")
+
+
+def test_what_a_bisection_found_can_be_pasted(verdicts: dict[str, Verdict]) -> None:
+    arguments = '--set dtype="float32"', "no --set flaw", "env OMP_NUM_THREADS=1", "env -u B"
+    found = replace(here(verdicts["setting"]), cause="edge", bisection=Bisection("settings", arguments=arguments))
+    command = " ".join(story_of(found, SET).next.command)
+    assert command.startswith("env -u B OMP_NUM_THREADS=1 tracereplay replay golden.trace --engine toy-2.0 ")
+    assert command.endswith("--policy p.toml --set dtype=float32")
+    assert "flaw" not in command
 
 
 @pytest.mark.parametrize(
@@ -202,7 +267,7 @@ def test_strict_says_that_bits_differ(verdicts: dict[str, Verdict]) -> None:
     first = replace(verdict.first_divergence, tolerance=Tolerance(0.0, 0.0, "bfloat16", "strict"))
     story = story_of(replace(verdict, first_divergence=first))
     assert story.cause == "this operator: on golden's inputs it does not give the same bits"
-    assert story.size.startswith("bits differ (3.06, golden 3.38), none may; ")
+    assert story.size.startswith("bits differ (3.38 -> 3.06), none may; ")
 
 
 def test_settings_that_can_explain_it_come_first_and_the_rest_is_folded() -> None:

@@ -13,6 +13,7 @@ all outputs are.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,9 +185,8 @@ class _Study:
         self._journal.keep(names, effect)
         share, _ = explains(self._before, effect)
         at = " (parity)" if self._criterion.restores(effect) else ""
-        self._report(
-            f"Pass {len(self._journal)} of at most {self._max}: {what} cancelled explains {share:.1%}{at}"
-        )
+        found = "no logprob differs" if math.isnan(share) else f"explains {share:.1%}"
+        self._report(f"Pass {len(self._journal)} of at most {self._max}: {what} cancelled: {found}{at}")
         return effect
 
     def _each_class(self, classes: Mapping[str, Sequence[Term]]) -> None:

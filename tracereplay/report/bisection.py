@@ -26,7 +26,7 @@ _ROLES = {
 
 def render(verdict: Verdict, found: Bisection, console: Console, *, everything: bool = False) -> None:
     """Prints what was proved: closure, the minimal set, what each part explains, what was skipped."""
-    section(console, "Cause", f"  {_effort(found)}")
+    section(console, "Bisection", f"  {_effort(found)}")
     if verdict.closure is not None:
         closure = verdict.closure
         held = f"holds: {closure.rows} rows of logits are reproduced bit for bit"
@@ -95,7 +95,7 @@ def _shares(parts: Sequence[Attribution], console: Console, everything: bool) ->
         cells = (
             name,
             _share(part.explains),
-            f"{_share(low)} to {_share(high)}",
+            f"{_share(low)} to {_share(high)}" if math.isfinite(low) and math.isfinite(high) else "-",
             part.tokens_differ,
             number(part.logprob_max),
         )

@@ -12,7 +12,7 @@ from tracereplay.engines.known import family_of
 from tracereplay.report.clean import clean
 from tracereplay.verdict import SettingDifference, Verdict
 
-__all__ = ["explaining", "may_change", "named_settings", "suspects", "value_words"]
+__all__ = ["explaining", "likely", "may_change", "named_settings", "suspects", "value_words"]
 
 _KINDS = 3  # classes of operators that are named
 _VALUE = 60  # characters of a value in a sentence
@@ -23,6 +23,12 @@ def suspects(verdict: Verdict) -> list[Suspect]:
     first = verdict.first_divergence
     begins = None if first is None or first.kind == "edge" else _role(verdict, first.operator)
     return ranked(verdict.settings_diff, _differing(verdict), begins=begins)
+
+
+def likely(verdict: Verdict) -> list[SettingDifference]:
+    """Those that can explain something, or change what is computed."""
+    found = [s for s in suspects(verdict) if s.difference.effect != "none"]
+    return [s.difference for s in found if s.weight <= Weight.UNKNOWN or s.difference.effect == "semantic"]
 
 
 def explaining(verdict: Verdict) -> tuple[SettingDifference, ...]:

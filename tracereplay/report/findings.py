@@ -10,7 +10,7 @@ from rich.text import Text
 from tracereplay.report.clean import clean
 from tracereplay.report.layout import STYLE, Row, cell, indented, more, print_rows, section
 from tracereplay.report.names import listed
-from tracereplay.report.words import count, multiple, number, percent
+from tracereplay.report.words import count, integral, multiple, number, percent
 from tracereplay.verdict import EdgeFinding, OperatorFinding, Pairing, Verdict
 from tracereplay.verdict.measures import severity
 
@@ -21,7 +21,6 @@ SITES = 3  # groups of sites below a row
 _WIDE = 100  # columns from which on more is told of each error
 
 _INPUTS = {"injected": "given golden's inputs", "isolated": "run by themselves on golden's inputs"}
-_ALLOWED = "worst first; 100% is what is allowed"
 
 
 def render(verdict: Verdict, console: Console, *, everything: bool = False) -> None:
@@ -37,6 +36,18 @@ def _severity(finding: OperatorFinding | EdgeFinding) -> tuple[int, float, float
     return *severity(finding.error_class, metrics.allowance_ratio), metrics.relative_l2
 
 
+def _legend(ranked: Sequence[OperatorFinding | EdgeFinding]) -> str:
+    """What percentages mean, if there are any."""
+    if not any(multiple(f.metrics).endswith(("%", "times")) for f in ranked if _measured(f)):
+        return ""
+    strict = any(f.tolerance is not None and f.tolerance.source == "strict" for f in ranked)
+    return f", worst first; 100% is what is allowed{' by default: here bits may not differ' if strict else ''}"
+
+
+def _measured(finding: OperatorFinding | EdgeFinding) -> bool:
+    return finding.error_class not in ("identical", "incomparable") and bool(finding.metrics.allowance_ratio)
+
+
 # -- operators ----------------------------------------------------------------------------------------------
 
 
@@ -44,7 +55,7 @@ def _operators(verdict: Verdict, console: Console, everything: bool) -> None:
     ranked = sorted(verdict.operators, key=_severity, reverse=True)
     if not ranked:
         return
-    section(console, "Operators", f"  {_INPUTS.get(verdict.mode, 'on their own inputs')}, {_ALLOWED}")
+    section(console, "Operators", f"  {_INPUTS.get(verdict.mode, 'on their own inputs')}{_legend(ranked)}")
     if everything:
         rows = [Row([cell(f.site), cell(f.operator), *_measures(f, wide=True)]) for f in ranked]
         print_rows(console, ("at", "operator", *_headers(wide=True)), rows, right=(3, 4, 5))
@@ -95,11 +106,14 @@ def _measures(finding: OperatorFinding | EdgeFinding, wide: bool) -> list[Text]:
     compared = finding.error_class != "incomparable"
     found = [
         cell(finding.error_class, STYLE[finding.error_class]),
-        cell(multiple(metrics) if compared and metrics.allowance_ratio else ""),
+        cell(multiple(metrics) if _measured(finding) else ""),
     ]
     if wide:
-        told = (number(metrics.relative_l2), percent(metrics.equal)) if compared else ("", "")
-        found += map(cell, told)
+        told = compared and (finding.tolerance is None or not integral(finding.tolerance))
+        found += [
+            cell(number(metrics.relative_l2) if told else ""),
+            cell(percent(metrics.equal) if compared else ""),
+        ]
     return found
 
 
@@ -112,7 +126,7 @@ def _edges(verdict: Verdict, console: Console, everything: bool) -> None:
     if not differ:
         return
     same = sum(e.error_class == "identical" for e in verdict.edges)
-    section(console, "Inputs that differ", f"  as they arrive, {_ALLOWED}; {same} are identical")
+    section(console, "Inputs that differ", f"  as they arrive{_legend(differ)}; {same} are identical")
     kinds: dict[tuple[object, ...], list[EdgeFinding]] = {}
     for edge in differ:
         one = edge.site if everything else _pattern(edge.site)

@@ -11,7 +11,8 @@ from typing import TypeAlias
 from tracereplay.comparator.judging.settings import argument_of
 from tracereplay.engines.known import family_of
 from tracereplay.gate import setting_refusal
-from tracereplay.report.effects import explaining
+from tracereplay.report.effects import explaining, likely
+from tracereplay.report.words import integral
 from tracereplay.verdict import Divergence, Verdict
 
 __all__ = ["Given", "Next", "next_step"]
@@ -22,7 +23,9 @@ Given: TypeAlias = Sequence[tuple[str, ...]]
 _FEWER = {"invariance": ("--set", "--model")}  # of all that replay takes
 _ALONE = ("--model", "--policy", "--strict")  # what it takes with --mode isolated
 _SCRIPTED = {"norm", "gated", "activation", "linear", "embedding", "rotary"}  # roles of which repro makes scripts
-_NOT_KNOWN = "; add the options that the candidate was run with"
+_NOT_KNOWN = "; add the {}options that the candidate was run with"
+_TRIES = "tries golden's settings, and names those that matter"
+_TAKES_OUT = "takes this error out, which proves whether it is the cause"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +50,25 @@ def next_step(verdict: Verdict, given: Given | None = None) -> Next:
     first = verdict.first_divergence
     if verdict.cause == "setting" and (found := _same_again(verdict, given)) is not None:
         return found
+    if verdict.cause == "operator" and verdict.bisection is None and _only_bits(verdict) and _settable(verdict):
+        return _run(verdict, given, "bisect settings", _TRIES)
     if first is not None and first.kind == "operator" and verdict.cause == "operator":
         return _by_itself(verdict, first, given)
-    if verdict.cause is None:
-        return _run(verdict, given, "replay", "gives each operator golden's inputs, and so names the one to blame")
     if verdict.bisection is not None:
         return _proven(verdict, given)
-    if verdict.cause in ("setting", "structure"):
-        return _run(verdict, given, "bisect settings", "tries golden's settings, and names those that matter")
+    if verdict.cause is None:
+        return _run(verdict, given, "replay", "gives each operator golden's inputs, and so names the one to blame")
+    rounded = verdict.cause == "rounding" and verdict.oracle is None and _settable(verdict)
+    if verdict.cause in ("setting", "structure") or rounded:
+        return _run(verdict, given, "bisect settings", _TRIES)
     if verdict.cause == "operator":
         return Next((), "look at the calls that fail, listed below")
     why = {
         "rounding": "measures how much of it each operator explains",
-        "edge": "takes this error out, which proves whether it is the cause",
+        "edge": _TAKES_OUT,
         "unobserved": "names the first place where something computes that was not recorded",
     }
-    return _run(verdict, given, "bisect operators", why.get(verdict.cause, "proves what the cause is"))
+    return _cancelled(verdict, given, why.get(verdict.cause, "proves what the cause is"))
 
 
 def _by_itself(verdict: Verdict, first: Divergence, given: Given | None) -> Next:
@@ -79,12 +85,26 @@ def _by_itself(verdict: Verdict, first: Divergence, given: Given | None) -> Next
     if family.alone is not None and role == "attention" and one_rank and verdict.mode != "isolated":
         options = "--mode", "isolated", "--site", first.site
         return _run(verdict, given, "replay", "runs its recorded calls alone, without an engine", options)
-    if verdict.mode == "injected" and verdict.bisection is None:
-        return _run(
-            verdict, given, "bisect operators", "takes this error out, which proves whether it is the cause"
-        )
+    if verdict.mode == "injected" and verdict.bisection is None and verdict.oracle is None:
+        return _cancelled(verdict, given, _TAKES_OUT)
+    return _look(verdict, first)
+
+
+def _cancelled(verdict: Verdict, given: Given | None, why: str) -> Next:
+    """A bisection of operators, unless it can take nothing out, or leads back to where one is."""
+    first = verdict.first_divergence
+    if first is not None and integral(first.tolerance):
+        return _look(verdict, first)
+    return _decide() if verdict.oracle is not None else _run(verdict, given, "bisect operators", why)
+
+
+def _look(verdict: Verdict, first: Divergence) -> Next:
     words = "tracereplay", "show", _golden(verdict), first.site, "--step", str(first.step)
     return Next(words, "shows the tensors that golden has there")
+
+
+def _decide() -> Next:
+    return Next((), "decide whether this is a fault: --json FILE keeps the verdict for those who know")
 
 
 def _proven(verdict: Verdict, given: Given | None) -> Next:
@@ -92,10 +112,35 @@ def _proven(verdict: Verdict, given: Given | None) -> Next:
     found = verdict.bisection
     assert found is not None
     if found.kind == "settings" and found.arguments:
-        return _run(verdict, given, "replay", "shows whether anything else differs", found.arguments)
+        return _as_golden(verdict, given, found.arguments)
     if found.kind == "versions" or verdict.oracle is not None:
-        return Next((), "decide whether this is a fault: --json FILE keeps the verdict for those who know")
+        return _decide()
+    if found.kind == "settings":
+        return _cancelled(verdict, given, "no setting restores it; this measures what each operator explains")
+    if verdict.first_divergence is not None and integral(verdict.first_divergence.tolerance):
+        return _look(verdict, verdict.first_divergence)
     return _run(verdict, given, "replay", "tells which of the two is nearer to exact results", ("--oracle",))
+
+
+def _as_golden(verdict: Verdict, given: Given | None, arguments: Sequence[str]) -> Next:
+    """The replay with what a bisection found: ``--set a=1``, ``no --set a``, ``env A=1`` or ``env -u A``."""
+    options: list[str] = []
+    variables: list[str] = []
+    left_out = set()
+    for argument in arguments:
+        kind, _, rest = argument.partition(" ")
+        if kind == "no":
+            left_out.add(rest.removeprefix("--set "))
+        elif kind == "env":
+            variables = [*rest.split(" ", 1), *variables] if rest.startswith("-u ") else [*variables, rest]
+        else:
+            name, _, value = rest.partition("=")
+            options += _set(name, json.loads(value))
+    told = _listed(verdict) if given is None else given
+    kept = [o for o in told if o[0] != "--set" or o[-1].partition("=")[0] not in left_out]
+    found = _run(verdict, kept, "replay", "shows whether anything else differs", options)
+    why = found.why + (_asked_for(told) if given is None else "")
+    return Next((*(("env", *variables) if variables else ()), *found.command), why)
 
 
 def _same_again(verdict: Verdict, given: Given | None) -> Next | None:
@@ -105,7 +150,7 @@ def _same_again(verdict: Verdict, given: Given | None) -> Next | None:
         name, value = argument_of(difference.name), difference.golden
         if name is None or value is None or setting_refusal(name, value) is not None:
             return None
-        options += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+        options += _set(name, value)
     if not options:
         return None
     return _run(verdict, given, "replay", "shows whether anything else differs", options)
@@ -125,7 +170,7 @@ def _unclear(verdict: Verdict, given: Given | None) -> Next:
         return _run(verdict, given, "replay", "makes a candidate of golden's own prompts, and compares all of it")
     if verdict.cause == "unobserved":
         why = "names the first place where something computes that was not recorded"
-        return _run(verdict, given, "bisect operators", why)
+        return _cancelled(verdict, given, why)
     return Next((), "see below what was not compared, and why")
 
 
@@ -134,10 +179,52 @@ def _run(
 ) -> Next:  # fmt: skip
     """A command that starts the candidate's engine again, with the options it had."""
     engine = str(verdict.candidate.engine.get("name") or "NAME")
-    kept = [_path(word) for option in given or () if _taken(option, verb, options) for word in option]
+    told = _listed(verdict) if given is None else given
+    kept = [_path(word) for option in told if _taken(option, verb, options) for word in option]
     words = "tracereplay", *verb.split(), _golden(verdict), "--engine", engine, *kept
-    unknown = _NOT_KNOWN if given is None and verdict.mode != "compare" else ""
-    return Next((*words, *options), why + unknown)
+    return Next((*words, *options), why + (_asked_for(told) if given is None else ""))
+
+
+def _listed(verdict: Verdict) -> Given:
+    """Options that the candidate must have had: its values of settings that matter, which a trace may ask for."""
+    found = []
+    for difference in likely(verdict):
+        name, value = argument_of(difference.name), difference.candidate
+        if name is not None and value is not None and setting_refusal(name, value) is None:
+            found.append(_set(name, value))
+    return found
+
+
+def _settable(verdict: Verdict) -> bool:
+    """Whether golden's value of any setting that can explain something can be tried."""
+    names = ((argument_of(d.name), d.golden) for d in likely(verdict))
+    return any(name is not None and setting_refusal(name, value) is None for name, value in names)
+
+
+def _only_bits(verdict: Verdict) -> bool:
+    """Whether all that is out of tolerance is so under a strict policy alone, as rounding is."""
+    first = verdict.first_divergence
+    strict = first is not None and first.tolerance.source == "strict" and first.error_class == "exceeds"
+    return strict and all(
+        o.metrics.allowance_ratio <= 1 and not o.metrics.nonfinite
+        for o in verdict.operators
+        if o.error_class != "incomparable"
+    )
+
+
+def _set(name: str, value: object) -> tuple[str, str]:
+    """An option; text that would be read as JSON is quoted."""
+    text = json.dumps(value, separators=(",", ":"))
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            text = value
+    return "--set", f"{name}={text}"
+
+
+def _asked_for(listed: Given) -> str:
+    return _NOT_KNOWN.format("other " if listed else "")
 
 
 def _taken(option: Sequence[str], verb: str, anew: Sequence[str]) -> bool:

@@ -43,4 +43,9 @@ def untold(verdict: Verdict, first_lines: str = "") -> list[str]:
     known = (*_TOLD, *((_BLAMED,) if explaining(verdict) else ()))
     told = (reason for reason in verdict.reasons if not any(sentence.fullmatch(reason) for sentence in known))
     shortened = (_SETTINGS.sub("", _BEGUN.sub("", reason)) for reason in told)
-    return [reason for reason in shortened if reason and reason not in first_lines]
+    return [reason for reason in shortened if reason and not _said(reason, first_lines)]
+
+
+def _said(reason: str, first_lines: str) -> bool:
+    """Whether they say it, perhaps without its beginning, which is the verdict then."""
+    return reason in first_lines or (first_lines != "" and reason.endswith(f": {first_lines}"))

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tracereplay.report.clean import clean
-from tracereplay.report.effects import named_settings
+from tracereplay.report.effects import likely, named_settings
 from tracereplay.report.next_step import Given, Next, next_step
-from tracereplay.report.words import count, number, of_allowed, request_named
-from tracereplay.verdict import Divergence, OperatorFinding, Verdict
+from tracereplay.report.words import apart, count, integral, multiple, number, of_allowed, request_named
+from tracereplay.verdict import Divergence, Metrics, OperatorFinding, Verdict
 from tracereplay.verdict.measures import severity
 
 __all__ = ["Story", "TextOf", "story_of"]
 
 _KINDS = 4  # classes of operators that a line names
+_SETTINGS = 2  # settings that a line names
 _TEXT = 20  # characters of a token
 
 # What a reason says, and the same in short; see `comparator.judging.reasons`.
@@ -34,6 +35,7 @@ _UNCLEAR = {
 }
 
 _BEGUN = (
+    "the two ran different prompts",
     "the two do not run the same operators",
     "the two engines ran different weights",
     "the candidate does not reproduce its own results",
@@ -115,6 +117,8 @@ def _unclear(verdict: Verdict) -> str:
 
 
 def _matches(verdict: Verdict) -> str:
+    if _itself(verdict):
+        return "golden and the candidate are the same trace"
     if verdict.first_divergence is not None:  # nothing was fed, and what differs is inherited
         return "the candidate gives golden's tokens, and logprobs within the tolerance"
     isolated = verdict.mode == "isolated"
@@ -125,6 +129,12 @@ def _matches(verdict: Verdict) -> str:
     ):  # fmt: skip
         return f"{what} golden's results, bit for bit"
     return f"{what} golden's results, but for rounding"
+
+
+def _itself(verdict: Verdict) -> bool:
+    """Whether a trace was compared with itself, or a copy of it."""
+    golden, candidate = verdict.golden.digest, verdict.candidate.digest
+    return verdict.mode == "compare" and golden is not None and golden == candidate
 
 
 def _outcome(verdict: Verdict) -> str:
@@ -151,7 +161,7 @@ def _cause(verdict: Verdict) -> str:
     if verdict.cause == "setting":
         return named_settings(verdict) or _reason(verdict, "a setting that differs changes what is computed")
     if verdict.cause == "rounding":
-        return f"rounding in {_rounders(verdict)}; no fault"
+        return f"rounding in {_rounders(verdict)}; no fault{_under(verdict)}"
     if verdict.cause == "operator":
         if verdict.first_divergence is None:
             return _reason(verdict, "the calls crash, or return something of another form")
@@ -169,7 +179,18 @@ def _cause(verdict: Verdict) -> str:
     return "not known: two recordings only show where it is first visible"
 
 
+def _under(verdict: Verdict) -> str:
+    """Settings that differ and may be why operators round otherwise, of which there often are many."""
+    names = [clean(d.name) for d in likely(verdict) if not d.name.startswith(("versions.", "environment."))]
+    if not names:
+        return ""
+    more = f" and {len(names) - _SETTINGS} more" if len(names) > _SETTINGS else ""
+    return f"; it may come of {', '.join(names[:_SETTINGS])}{more}, set otherwise"
+
+
 def _nothing(verdict: Verdict) -> str:
+    if _itself(verdict):
+        return "nothing to blame: both have the digest " + (verdict.golden.digest or "")
     kinds = "" if verdict.first_divergence is not None else _rounders(verdict)
     return f"nothing to blame; {kinds} round differently" if kinds else "nothing to blame"
 
@@ -178,6 +199,8 @@ def _misdeed(first: Divergence) -> str:
     nonfinite = "it gives values that are not finite"
     if first.tolerance.source == "strict" and first.error_class == "exceeds":
         return "it does not give the same bits"
+    if integral(first.tolerance) and first.error_class == "exceeds":
+        return "it gives other whole numbers" if first.index or not _samples(first) else "it gives other tokens"
     worst = first.metrics.worst
     if worst is not None and not math.isfinite(worst.golden):
         nonfinite = "it is finite where golden is not" if math.isfinite(worst.candidate) else "it is not as golden"
@@ -186,6 +209,10 @@ def _misdeed(first: Divergence) -> str:
         "nonfinite": nonfinite,
         "biased": "its results lean to one side",
     }.get(first.error_class, "it differs")
+
+
+def _samples(first: Divergence) -> bool:
+    return first.site.rpartition(".")[2] == "sampler"
 
 
 def _reason(verdict: Verdict, otherwise: str) -> str:
@@ -269,22 +296,36 @@ def _size(verdict: Verdict) -> str:
     first = verdict.first_divergence
     parts = []
     if first is not None and verdict.verdict == "diverged" and verdict.cause != "rounding":
-        parts.append(_error(first))
+        parts.append(_error(first, _worst_of(verdict, first)))
     elif verdict.verdict != "diverged" and first is None:
         parts += _largest(verdict)
     nothing = "nothing differs" if verdict.coverage.compared_calls else "nothing was compared"
     return "; ".join([*parts, *_generation(verdict)]) or nothing
 
 
-def _error(first: Divergence) -> str:
+def _worst_of(verdict: Verdict, first: Divergence) -> Metrics:
+    """The largest error that it has in any call, as the tables tell it; on its own inputs it inherits some."""
+    if first.kernel is not None or verdict.mode not in ("injected", "isolated"):
+        return first.metrics
+    found: list[Metrics] = []
+    if first.kind == "operator":
+        found += [o.metrics for o in verdict.operators if o.site == first.site]
+    else:
+        found += [e.metrics for e in verdict.edges if (e.site, e.input) == (first.site, first.index)]
+    return max([first.metrics, *found], key=lambda metrics: metrics.allowance_ratio)
+
+
+def _error(first: Divergence, most: Metrics) -> str:
     metrics, worst = first.metrics, first.metrics.worst
-    values = "" if worst is None else f" ({number(worst.candidate)}, golden {number(worst.golden)})"
+    values = "" if worst is None else f" ({apart(worst)})"
     if first.error_class == "biased":
         return f"errors lean by {metrics.bias_ulp:+.2g} ulp on average, each within its limit"
     if first.error_class == "nonfinite":
         return f"{count(metrics.nonfinite, 'value')} not finite{values}"
     if first.tolerance.source == "strict":
         return f"bits differ{values}, none may"
+    if multiple(most) != multiple(metrics):
+        return f"up to {of_allowed(most)}"
     return f"{of_allowed(metrics)}{values}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -26,8 +27,18 @@ from tracereplay.report.layout import (
 from tracereplay.report.next_step import Given, Next
 from tracereplay.report.reasons import untold
 from tracereplay.report.story import Story, TextOf, story_of
-from tracereplay.report.words import allowance, number, of_allowed, passing, percent, request_named, source
-from tracereplay.verdict import Divergence, Metrics, TokenFinding, Verdict
+from tracereplay.report.words import (
+    allowance,
+    apart,
+    integral,
+    number,
+    of_allowed,
+    passing,
+    percent,
+    request_named,
+    source,
+)
+from tracereplay.verdict import Divergence, TokenFinding, Verdict
 from tracereplay.verdict.measures import rounded_up
 from tracereplay.verdict.rollout import Rollout
 
@@ -38,14 +49,14 @@ SETTINGS, NOTES = 4, 3
 _LIKELY = Weight.UNKNOWN  # and what explains more
 _VALUE = 20  # columns of a value
 _PLACE = 14  # columns of labels of a place
-_LABEL = 11  # columns of the first lines' labels
+_LABEL, _GAP = 11, 2  # columns of the first lines' labels at least, and after them
 _COMMAND = 2000  # characters of a command that anybody would paste
 _WHOLE = 10_000  # characters of a value that is told in full
 
 
 def render(
     verdict: Verdict, console: Console, *, everything: bool = False, given: Given | None = None,
-    whole: str = "", text: TextOf | None = None,
+    whole: Sequence[str] = (), before: str = "", text: TextOf | None = None,
 ) -> None:  # fmt: skip
     """Prints ``verdict``.
 
@@ -54,15 +65,17 @@ def render(
         console: where to print (`layout.report_console`); no colours if it is not a terminal.
         everything: print every site, edge, setting and note, not only classes and the first few.
         given: the options that the candidate was run with, for the next command; None: they are not known.
-        whole: how to print everything; empty: that is not said.
+        whole: the command that prints everything; empty: that is not said.
+        before: what to do before that, as the beginning of a sentence.
         text: makes text of a token; None: nothing can.
     """
     story = story_of(verdict, given, text)
-    _print_story(story, verdict, console)
-    _sides(verdict, console)
+    width = max(_LABEL, len(verdict.verdict) + _GAP)
+    _print_story(story, verdict, console, width)
+    _sides(verdict, console, width)
     _reasons(verdict, story, console)
     _settings(verdict, console, everything)
-    _tokens(verdict.tokens, console)
+    _tokens(verdict, console)
     if verdict.rollout is not None and (everything or _of_interest(verdict.rollout)):
         rollout.render(verdict.rollout, console, everything=everything)
     if verdict.bisection is not None:
@@ -80,7 +93,9 @@ def render(
     _notes(verdict, console, everything)
     if whole and not everything:
         console.print()
-        labelled(console, "More", Text(clean(whole)), _LABEL)
+        if before:
+            labelled(console, "More", Text(before), width)
+        _command(console, "" if before else "More", whole, width)
 
 
 def _of_interest(found: Rollout) -> bool:
@@ -92,23 +107,27 @@ def _of_interest(found: Rollout) -> bool:
 # -- the first lines ----------------------------------------------------------------------------------------
 
 
-def _print_story(story: Story, verdict: Verdict, console: Console) -> None:
-    word = f"{verdict.verdict.upper()}  "
-    labelled(console, word, Text(story.what, "bold"), max(_LABEL, len(word)), STYLE[verdict.verdict])
+def _print_story(story: Story, verdict: Verdict, console: Console, width: int) -> None:
+    word = verdict.verdict.upper()
+    labelled(console, word, Text(story.what, "bold"), width, STYLE[verdict.verdict])
     for label, words in (("Cause", story.cause), ("Where", story.where), ("How large", story.size)):
-        labelled(console, label, Text(words), _LABEL)
-    _next(story.next, console)
+        labelled(console, label, Text(words), width)
+    _next(story.next, console, width)
 
 
-def _next(step: Next, console: Console) -> None:
+def _next(step: Next, console: Console, width: int) -> None:
     if not step.command or (console.is_terminal and sum(map(len, step.command)) > _COMMAND):
-        labelled(console, "Next", Text(step.why), _LABEL)
+        labelled(console, "Next", Text(step.why), width)
         return
-    room = console.width - _LABEL
-    for number_, line in enumerate(command_lines(step.command, room)):
-        label = Text().append(f"{'' if number_ else 'Next':<{_LABEL}}", "dim")
-        console.print(label.append(line, "bold"), soft_wrap=True)
-    labelled(console, "", Text(clean(step.why), style="dim"), _LABEL)
+    _command(console, "Next", step.command, width, "bold")
+    labelled(console, "", Text(clean(step.why), style="dim"), width)
+
+
+def _command(console: Console, label: str, words: Sequence[str], width: int, style: str = "") -> None:
+    """A command beside its label, as it can be pasted."""
+    for number_, line in enumerate(command_lines(words, console.width - width)):
+        told = Text().append(f"{'' if number_ else label:<{width}}", "dim")
+        console.print(told.append(line, style), soft_wrap=True)
 
 
 def _reasons(verdict: Verdict, story: Story, console: Console) -> None:
@@ -120,10 +139,10 @@ def _reasons(verdict: Verdict, story: Story, console: Console) -> None:
         indented(console, clean(reason))
 
 
-def _sides(verdict: Verdict, console: Console) -> None:
+def _sides(verdict: Verdict, console: Console, width: int) -> None:
     console.print()
     for label, side in (("golden", verdict.golden), ("candidate", verdict.candidate)):
-        labelled(console, label, cell(source(side)), _LABEL)
+        labelled(console, label, cell(source(side)), width)
 
 
 # -- settings and tokens ------------------------------------------------------------------------------------
@@ -151,7 +170,8 @@ def _values(found: Suspect, everything: bool) -> Text:
     return Text(f"{golden} -> {candidate}")
 
 
-def _tokens(tokens: TokenFinding, console: Console) -> None:
+def _tokens(verdict: Verdict, console: Console) -> None:
+    tokens = verdict.tokens
     if not tokens.compared and tokens.logprob_max is None:
         return
     section(console, "Tokens")
@@ -167,14 +187,23 @@ def _tokens(tokens: TokenFinding, console: Console) -> None:
         same = "logprobs of golden tokens are the same"
         words = f"logprobs of golden tokens differ by {most} at most, {mean} on average"
         indented(console, words if tokens.logprob_max else same)
-    if (tokens.differing or tokens.logprob_max) and math.isfinite(tokens.logprob_max or 0.0):
-        indented(console, f"a policy that allows this: {_limits(tokens)}")
+    if _only_generated(verdict):
+        indented(console, "a policy file that allows this has these lines, beside those of the one in use:")
+        for line in _limits(tokens):
+            indented(console, line, indent=4)
 
 
-def _limits(tokens: TokenFinding) -> str:
-    """The limits of a policy that would have passed."""
-    drift = number(rounded_up(tokens.logprob_max or 0.0))
-    return f"[tokens] differing = {tokens.differing}, [logprobs] max_abs = {drift}"
+def _only_generated(verdict: Verdict) -> bool:
+    """Whether nothing but tokens and logprobs is beyond what is allowed, by an amount that can be allowed."""
+    finite = math.isfinite(verdict.tokens.logprob_max or 0.0)
+    return verdict.cause == "rounding" and verdict.first_divergence is None and finite
+
+
+def _limits(tokens: TokenFinding) -> list[str]:
+    """The limits that would have let it pass, in TOML."""
+    may = max(tokens.differing, tokens.allowed or 0)
+    drift = max(rounded_up(tokens.logprob_max or 0.0), tokens.logprob_allowed or 0.0)
+    return [f"tokens.differing = {may}", f"logprobs.max_abs = {float(drift)!r}"]
 
 
 # -- the first divergence -----------------------------------------------------------------------------------
@@ -192,7 +221,6 @@ def _divergence(verdict: Verdict, first: Divergence, console: Console) -> None:
 
 
 def _places(first: Divergence) -> list[tuple[str, Text]]:
-    metrics = first.metrics
     what = f"output {first.index}" if first.kind == "operator" else f"input {first.index}, as it arrives"
     operator = f" ({first.operator})" if first.operator else ""
     row = (
@@ -203,18 +231,31 @@ def _places(first: Divergence) -> list[tuple[str, Text]]:
         *([("kernel", cell(first.kernel, "bold"))] if first.kernel else []),
         ("row", cell(row)),
         ("class", cell(first.error_class, STYLE[first.error_class])),
-        ("error", cell(_error(metrics))),
+        ("error", cell(_error(first))),
         ("allowed", cell(allowance(first.tolerance))),
-        ("to allow it", cell(passing(first.error_class, first.passing_tolerance, first.passing_bias))),
+        *_needed(first),
     ]
 
 
-def _error(metrics: Metrics) -> str:
-    worst = metrics.worst
-    at = "" if worst is None else f" (element {worst.index}: {number(worst.golden)} -> {number(worst.candidate)})"
+def _needed(first: Divergence) -> list[tuple[str, Text]]:
+    """What a tolerance would have to be at least: with it, something else may be out of tolerance."""
+    words = passing(first.error_class, first.passing_tolerance, first.passing_bias)
+    if words == "none":
+        return []
+    return [("would take", cell(words if words.startswith("no ") else f"at least {words}"))]
+
+
+def _error(first: Divergence) -> str:
+    metrics, worst = first.metrics, first.metrics.worst
+    at = "" if worst is None else f" (element {worst.index}: {apart(worst)})"
+    if integral(first.tolerance):
+        return f"not equal{at}; {percent(metrics.equal)} of the values are"
     nonfinite = f", {metrics.nonfinite} not finite" if metrics.nonfinite else ""
+    size = of_allowed(metrics)
+    if first.tolerance.source == "strict":  # of the tolerance that would be applied without
+        size = size.replace("the allowed error", "the error that is allowed by default")
     return (
-        f"{of_allowed(metrics)}{at}{nonfinite}; relative L2 {number(metrics.relative_l2)}, bias "
+        f"{size}{at}{nonfinite}; relative L2 {number(metrics.relative_l2)}, bias "
         f"{metrics.bias_ulp:+.2g} ulp, {percent(metrics.equal)} bitwise equal"
     )
 

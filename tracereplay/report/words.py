@@ -9,11 +9,11 @@ from typing import Any
 from tracereplay.engines.known import family_of
 from tracereplay.report.clean import clean
 from tracereplay.verdict import Divergence, Source, TokenDivergence, Verdict
-from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance
+from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, Worst
 
 __all__ = [
-    "CAUSES", "allowance", "count", "headline", "multiple", "number", "of_allowed", "passing", "percent",
-    "request_named", "short_kernel", "source",
+    "CAUSES", "allowance", "apart", "count", "headline", "integral", "multiple", "number", "of_allowed",
+    "passing", "percent", "request_named", "short_kernel", "source",
 ]  # fmt: skip
 
 _PERCENT = 10  # times what is allowed from which on a share is told as a multiple
@@ -85,12 +85,22 @@ def multiple(metrics: Metrics) -> str:
     return f"{ratio:,.0f} times" if ratio < 1e6 else f"{ratio:.1e} times"
 
 
+def apart(worst: Worst) -> str:
+    """The two values, golden's first, as everywhere."""
+    return f"{number(worst.golden)} -> {number(worst.candidate)}"
+
+
 def of_allowed(metrics: Metrics) -> str:
     """The same in a sentence: ``58% of the allowed error``."""
     words = multiple(metrics)
     if words.endswith("%"):
         return f"{words} of the allowed error"
     return f"{words} the allowed error" if words.endswith("times") else words
+
+
+def integral(tolerance: Tolerance) -> bool:
+    """Whether what differs are whole numbers, such as tokens: they do not round, nor can an error be taken out."""
+    return tolerance.dtype.startswith(("int", "uint", "bool"))
 
 
 def request_named(first: Divergence | TokenDivergence) -> str:
