@@ -142,7 +142,7 @@ def test_a_choice_that_differs_on_golden_logits_stays_unexplained(bisect: Bisect
     assert verdict["bisection"]["minimal"] is None
     assert verdict["bisection"]["skipped"][0]["name"] == "sampler"
     assert "no logprob differs, only the sampled tokens" in " ".join(verdict["reasons"])
-    assert "nan" not in verdict["out"]
+    assert "nan" not in verdict["out"] + verdict["err"]
 
 
 def test_the_number_of_passes_is_bounded(bisect: Bisect) -> None:

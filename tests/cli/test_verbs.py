@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,14 +85,27 @@ def test_json_in_a_file_and_report_shows_it_again(tracereplay: Program, golden: 
     assert json.loads(file.read_text())["mode"] == "injected"
     shown = tracereplay("report", file)
     assert shown.code == 0
-    # All but what only the command knows: the options that the candidate was run with.
+    # All but what only the command knows: whether these are all options that the candidate was run with.
     assert _rest(shown.out) == _rest(replayed.out)
     assert "--set rounding=twice" in replayed.out
-    assert "add the options that the candidate was run with" in shown.out
+    assert "--set rounding=twice" in shown.out
+    assert "add the other options that the candidate was run with" in shown.out
 
 
 def _rest(report: str) -> str:
     return report[report.index("\ngolden ") :]
+
+
+def test_the_command_after_comparing_two_recordings_shows_their_difference(
+    tracereplay: Program, golden: Path, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.trace"
+    words = "--engine", "toy", "--model", model, "--prompts", prompts, "--set", "rounding=twice"
+    assert tracereplay("record", *words, "-o", other).code == 0
+    shown = tracereplay("compare", golden, other).out
+    command = shown.partition("Next ")[2].partition("gives each operator")[0].replace("\\\n", " ")
+    replayed = tracereplay(*shlex.split(command)[1:])
+    assert (replayed.code, replayed.out.split()[0]) == (1, "DIVERGED")
 
 
 def test_rerun_only_asks_where_the_generations_part(tracereplay: Program, golden: Path) -> None:
