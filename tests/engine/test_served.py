@@ -65,7 +65,7 @@ def test_a_server_that_is_asked_to_end_loses_nothing_that_a_client_has(
     trace = open_trace(server.out)
     assert trace.complete == (code == 0)
     states = {report.state for report in verify(trace)}  # the front end's file of requests is complete in any case
-    assert states == {"complete"} if code == 0 else states <= {"complete", "recoverable"}
+    assert states == {"complete"} if code == 0 else "recoverable" in states
     assert compared(trace, server.answers) >= len(KINDS)
     assert trace.raw_run["workload"]["settings"]["max_model_len"] == 256
     if number == signal.SIGTERM:
