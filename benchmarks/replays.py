@@ -13,7 +13,7 @@ from tracereplay.engines.request import PassRequest
 from tracereplay.environments.registry import load_engine
 from tracereplay.gate import workload_of
 from tracereplay.launch import Configured
-from tracereplay.launch.jobs import record_pass, recording_header, replay_passes
+from tracereplay.launch.jobs import record_pass, recording_header, replay_into
 from tracereplay.launch.making import engine_header, making, replay_header
 from tracereplay.launch.process import EngineProcess, Launchable
 from tracereplay.passes import RECORD
@@ -66,8 +66,7 @@ def replay(process: EngineProcess, engine: Launchable, golden: Trace, model: Pat
     workload = replace(workload, settings={**workload.settings, **engine.settings})
     header = replay_header(engine, workload, golden.digest(), golden.run.level)
     with making(out, header) as directory:
-        directory.update_run(engine=engine_header(engine, process.info))
-        replay_passes(process, directory, golden, workload)
+        replay_into(process, directory, engine, golden, workload)
     return compare_traces(golden, open_trace(out))
 
 

@@ -13,6 +13,7 @@ import typer
 
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate.adapters import ADAPTERS
+from tracereplay.storage.atomic import local_path
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.listing import named
 
@@ -64,17 +65,6 @@ def local_trace(text: str) -> Path:
     """
     if "://" in text:
         raise UsageError(f"An engine cannot read {text}; download the trace and give its path.")
-    return Path(text)
-
-
-def local_path(text: str) -> Path:
-    """A path to write to.
-
-    Raises:
-        UsageError: it is a URL.
-    """
-    if "://" in text:
-        raise UsageError(f"Cannot write to {text}; give a local path.")
     return Path(text)
 
 

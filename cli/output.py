@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
 
-from tracereplay.cli.console import tell
 from tracereplay.cli.files import write_text
 from tracereplay.cli.texts import decoder
 from tracereplay.comparator.judging.outcome import judge_unrun
@@ -19,10 +18,9 @@ from tracereplay.report.layout import report_console
 from tracereplay.report.next_step import Given
 from tracereplay.report.story import TextOf
 from tracereplay.trace import open_trace
-from tracereplay.trace.place import Place
 from tracereplay.verdict import Mode, Verdict
 
-__all__ = ["deliver", "new_trace", "weights_first"]
+__all__ = ["deliver", "weights_first"]
 
 
 def deliver(
@@ -74,32 +72,3 @@ def weights_first(
         with open_trace(golden) as trace:
             verdict = judge_unrun(trace, engine, found, mode)
         raise typer.Exit(deliver(verdict, json_file, given=given)) from None
-
-
-@contextmanager
-def new_trace(out: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[Place]:
-    """The place of a trace that is made in the context; reports where it is if that fails.
-
-    Args:
-        out: where it goes.
-        force: replace an existing trace, as soon as the new one is complete.
-        inputs: what the command reads.
-    """
-    place = Place(out, force=force, inputs=inputs)
-    if place.replaces:
-        tell(f"{out} stays unchanged until the new trace, {place.path}, is complete.")
-    try:
-        yield place
-        if place.replaces and not _complete(place.path):
-            tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is unchanged.")
-        else:
-            place.put()
-    except BaseException:
-        if not place.clear() and place.replaces:
-            tell(f"What was finished is in {place.path}; {out} is unchanged.")
-        raise
-
-
-def _complete(path: Path) -> bool:
-    with open_trace(path) as trace:
-        return trace.complete

@@ -30,7 +30,7 @@ from tracereplay.cli.choice_options import (
     Sites,
     Tokens,
 )
-from tracereplay.cli.console import progress, stderr
+from tracereplay.cli.console import progress, stderr, tell
 from tracereplay.cli.options import (
     EncryptTo,
     Force,
@@ -50,10 +50,8 @@ from tracereplay.cli.options import (
     refuse_given,
     with_lora,
 )
-from tracereplay.cli.output import new_trace
 from tracereplay.cli.privacy_options import KeepFields
 from tracereplay.cli.ring_options import (
-    OF_A_RING,
     Ring,
     Trigger,
     TriggerAfter,
@@ -66,11 +64,12 @@ from tracereplay.cli.workloads import sampling_of, workload_of_prompts
 from tracereplay.environments import load_engine
 from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import jobs
-from tracereplay.launch.asking import MIN_BYTES, How, how_of, options_of
+from tracereplay.launch.asking import MIN_BYTES, RING, How, how_of, options_of
 from tracereplay.launch.command import record_traces
 from tracereplay.launch.control import check_socket
 from tracereplay.recorder.options import Options
 from tracereplay.trace import open_trace
+from tracereplay.trace.place import new_trace
 
 __all__ = ["record"]
 
@@ -180,7 +179,7 @@ def record(
     if when_behind is not None:
         behind = when_behind.value
     if ring is None:
-        refuse_given(context, OF_A_RING, "A trigger makes a trace of a ring; give its size with --ring")
+        refuse_given(context, RING, "A trigger makes a trace of a ring; give its size with --ring")
     options = options_of(
         when_behind=behind, level=level.value, check_writes=check_writes, max_steps=max_steps,
         max_bytes=max_bytes, keep_fields=keep_fields, sample=sample, requests=requests, marked=marked, sites=sites,
@@ -211,7 +210,7 @@ def record(
     work = workload_of_prompts(model, prompts, sampling, with_lora(assignments(settings), lora))
     check_log(log)
     with (
-        new_trace(out, force=force, inputs=[model, prompts]) as place,
+        new_trace(out, force=force, inputs=[model, prompts], tell=tell) as place,
         progress(f"Recording under {engine}") as report,
     ):
         jobs.record(
@@ -244,7 +243,7 @@ def _record_command(
                 )
             code, made = record_traces(command, out, engine=launched, options=options, how=how)
         else:
-            with new_trace(out, force=force) as place:
+            with new_trace(out, force=force, tell=tell) as place:
                 code, made = record_traces(command, place.path, engine=launched, options=options, how=how)
     finally:
         signal.signal(signal.SIGINT, before)

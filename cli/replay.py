@@ -13,7 +13,7 @@ import typer
 
 from tracereplay.alone.replay import Selection, replay_isolated
 from tracereplay.cli.checks import check_golden, check_json, check_log, policy_of
-from tracereplay.cli.console import progress
+from tracereplay.cli.console import progress, tell
 from tracereplay.cli.options import (
     CandidateOut,
     Force,
@@ -32,11 +32,12 @@ from tracereplay.cli.options import (
     refuse_given,
     with_lora,
 )
-from tracereplay.cli.output import deliver, new_trace, weights_first
+from tracereplay.cli.output import deliver, weights_first
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.environments import Engine, load_engine
 from tracereplay.errors import UsageError
 from tracereplay.launch import jobs
+from tracereplay.trace.place import new_trace
 from tracereplay.verdict import Verdict
 
 __all__ = ["replay", "replay_and_judge"]
@@ -146,7 +147,7 @@ def _judged(work: Work, judge: Judge, golden: Path, out: Path | None, title: str
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder:
         kept = out or Path(folder) / "candidate.trace"
         with progress(title) as report:
-            with new_trace(kept, force=force, inputs=read_from(golden)) as place:
+            with new_trace(kept, force=force, inputs=read_from(golden), tell=tell) as place:
                 work(place.path, report=report)
             report("Comparing")
             return judge(place.path)

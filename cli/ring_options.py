@@ -15,7 +15,7 @@ from tracereplay.trace import open_trace
 
 PANEL = "Flight recorder (of a command)"
 
-__all__ = ["OF_A_RING", "Ring", "Trigger", "TriggerAfter", "TriggerEvery", "TriggerMost", "tell_ring"]
+__all__ = ["Ring", "Trigger", "TriggerAfter", "TriggerEvery", "TriggerMost", "tell_ring"]
 
 Ring = Annotated[
     str | None,
@@ -49,9 +49,6 @@ TriggerMost = Annotated[
 TriggerAfter = Annotated[
     int, typer.Option(rich_help_panel=PANEL, min=0, help="Steps that a trace has after its trigger.")
 ]
-
-# What a ring alone has, by the options' names.
-OF_A_RING = ("trigger", "trigger_every", "trigger_most", "trigger_after")
 
 
 def tell_ring(out: Path, made: Sequence[tuple[Path, bool]]) -> None:

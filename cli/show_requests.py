@@ -115,10 +115,6 @@ def _datetime(moment: Moment) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _precisely(moment: Moment) -> str:
-    return _datetime(moment).isoformat(timespec="milliseconds")
-
-
 def _took(identity: Identity | None) -> str:
     seconds = _seconds(identity)
     return "" if seconds is None else f"{seconds:.3g} s"

@@ -23,8 +23,9 @@ from tracereplay.launch import Launchable, jobs
 from tracereplay.launch.asking import options_of
 from tracereplay.passes import RECORD
 from tracereplay.recorder.options import OPERATOR
+from tracereplay.storage.atomic import local_path
 from tracereplay.trace import Trace, open_trace
-from tracereplay.trace.place import Place
+from tracereplay.trace.place import new_trace
 from tracereplay.verdict import Mode, Verdict
 from tracereplay.workload import Workload
 
@@ -71,12 +72,12 @@ def record(
         withhold_key=withhold_key,
     )  # fmt: skip
     launched = _engine(engine)
-    place = Place(_local(out), force=force, inputs=[Path(workload.model)])
-    make = partial(
-        jobs.record, launched, workload, check_observer=check_observer, log=_path(log), options=options,
-        weights=with_weights, report=report,
-    )  # fmt: skip
-    return open_trace(_made(place, make))
+    with new_trace(local_path(out), force=force, inputs=[Path(workload.model)], tell=report) as place:
+        jobs.record(
+            launched, workload, place.path, check_observer=check_observer, log=_path(log), options=options,
+            weights=with_weights, report=report,
+        )  # fmt: skip
+    return open_trace(place.path)
 
 
 def replay(
@@ -137,13 +138,14 @@ def replay(
             other_weights=other_weights, log=_path(log), report=report,
         )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder, open_trace(path) as trace:
-        kept = Path(folder) / "candidate.trace" if out is None else _local(out)
+        kept = Path(folder) / "candidate.trace" if out is None else local_path(out)
         try:
-            made = _made(Place(kept, force=force, inputs=trace.read_from), make)
+            with new_trace(kept, force=force, inputs=trace.read_from, tell=report) as place:
+                make(place.path)
         except OtherWeights as found:
             return judge_unrun(trace, launched.name, found, mode)
         report("Comparing")
-        return compare_traces(path, made, rules, oracle=oracle, model=directory)
+        return compare_traces(path, place.path, rules, oracle=oracle, model=directory)
 
 
 def compare(
@@ -183,12 +185,6 @@ def _path(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _local(path: AnyPath) -> Path:
-    if "://" in os.fspath(path):
-        raise UsageError(f"Cannot write to {path}; give a local path.")
-    return Path(path)
-
-
 def _recorded(golden: Trace | AnyPath) -> Path:
     """Where an engine reads it."""
     if isinstance(golden, Trace):
@@ -196,14 +192,3 @@ def _recorded(golden: Trace | AnyPath) -> Path:
     if "://" in os.fspath(golden):
         raise UsageError(f"An engine cannot read {golden}; download the trace and give its path.")
     return Path(golden)
-
-
-def _made(place: Place, make: Callable[[Path], object]) -> Path:
-    """Has a trace made; returns where it is in the end."""
-    try:
-        make(place.path)
-        place.put()
-    except BaseException:
-        place.clear()
-        raise
-    return place.path

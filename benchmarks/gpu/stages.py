@@ -744,6 +744,38 @@ class Guest:
             raise Failed(f"{self.name}: {answer['error']}: {self.box.tail(self.name)}")
         return answer["ok"]
 
+    def measured(self, prompts, trace, options, **more):
+        """A generation, recorded into ``trace`` unless ``options`` are None; what came of it, and its figures."""
+        recording = None
+        if options is not None:
+            shutil.rmtree(trace, ignore_errors=True)
+            trace.mkdir(parents=True)
+            recording = {  # as `tracereplay.engines.request` has it
+                "trace": str(trace),
+                "name": "record",
+                "golden": None,
+                "feed": None,
+                "options": options,
+                "serving": {"groups": None, "cleared": "pass"},
+            }
+        result = self.ask("generate", prompts=prompts, recording=recording, **more)
+        steps = result["steps"]
+        size = sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) if trace.exists() else 0
+        errors = {t: n for r in result.get("ranks", []) if r for t, n in r.get("errors", {}).items()}
+        shutil.rmtree(trace, ignore_errors=True)
+        return (
+            result,
+            {
+                "prefill_ms": round(1e3 * steps[0], 2),
+                "decode_ms": round(1e3 * median(steps[2:-1]), 3),  # the last one may be a step without a forward
+                "decode_mean_ms": round(1e3 * sum(steps[1:]) / max(1, len(steps) - 1), 3),
+                "whole_s": round(result["whole_s"], 2),
+                "mib": round(size / 2**20, 1),
+                "peak_mib": result["peak_mib"],
+                **({"errors": errors} if errors else {}),
+            },
+        )
+
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -753,6 +785,21 @@ class Guest:
         self.kill()
         self.process.wait()
         self._log.close()
+
+
+def asked(batch, prompt, decode):
+    """That many requests of ``prompt`` tokens, for ``decode`` steps after the prefill."""
+    sampling = {"temperature": 0.0, "max_tokens": decode + 1, "ignore_eos": True, "logprobs": 1}
+    return [
+        {"prompt_token_ids": [(7 * i + 13 * j) % 251 for j in range(prompt)], "sampling": sampling}
+        for i in range(batch)
+    ]
+
+
+def ratios(rows):
+    """Median decode steps, x that of the better of the bare runs."""
+    base = min((row["decode_ms"] for row in rows.get("bare", [])), default=0) or 1e-9
+    return {kind: round(min(row["decode_ms"] for row in each) / base, 2) for kind, each in rows.items()}
 
 
 def median(values):
@@ -776,57 +823,31 @@ def overhead(box):
     guest = Guest(box, "overhead", model, settings, 240)
     try:
         for batch in batches:
-            sampling = {"temperature": 0.0, "max_tokens": decode + 1, "ignore_eos": True, "logprobs": 1}
-            prompts = [
-                {"prompt_token_ids": [(7 * i + 13 * j) % 251 for j in range(prompt)], "sampling": sampling}
-                for i in range(batch)
-            ]
+            prompts = asked(batch, prompt, decode)
             rows, tokens = {}, {}
             order = ("bare", "idle", "blocks", "all", "memory", "raw", "bare", "all")
             for number, kind in enumerate(order):
                 # "memory" and "raw" do not wait for the disk; "raw" does not compress either
                 folder = Path("/dev/shm") if kind in ("memory", "raw") else box.work
                 trace = folder / f"bench-{batch}-{number}.trace"
-                recording = None
-                if kind not in ("bare", "idle"):
-                    shutil.rmtree(trace, ignore_errors=True)
-                    trace.mkdir(parents=True)
-                    recording = {  # as `tracereplay.engines.request` has it
-                        "trace": str(trace),
-                        "name": "record",
-                        "golden": None,
-                        "feed": None,
-                        "options": RECORD_BLOCKS if kind == "blocks" else {"codec": 0} if kind == "raw" else {},
-                        "serving": {"groups": None, "cleared": "pass"},
-                    }
+                options = RECORD_BLOCKS if kind == "blocks" else {"codec": 0} if kind == "raw" else {}
                 profile_at = 6 if (number == len(order) - 1 and batch == 8) or (box.cpu and number == 7) else None
-                bare = kind == "bare"
-                result = guest.ask(
-                    "generate", prompts=prompts, recording=recording, profile_at=profile_at, bare=bare
+                result, row = guest.measured(
+                    prompts,
+                    trace,
+                    None if kind in ("bare", "idle") else options,
+                    profile_at=profile_at,
+                    bare=kind == "bare",
                 )
-                steps = result["steps"]
-                size = sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) if trace.exists() else 0
-                errors = {t: n for r in result.get("ranks", []) if r for t, n in r.get("errors", {}).items()}
-                row = {
-                    "prefill_ms": round(1e3 * steps[0], 2),
-                    "decode_ms": round(1e3 * median(steps[2:]), 3),
-                    "decode_mean_ms": round(1e3 * sum(steps[1:]) / max(1, len(steps) - 1), 3),
-                    "whole_s": round(result["whole_s"], 2),
-                    "mib": round(size / 2**20, 1),
-                    "peak_mib": result["peak_mib"],
-                    **({"errors": errors} if errors else {}),
-                }
                 if profile_at is None:
                     rows.setdefault(kind, []).append(row)
                 else:
                     rows["profiled"] = [row]
                     found[f"profile_{batch}"] = result.get("profile")
                 tokens.setdefault(kind, result["requests"])
-                shutil.rmtree(trace, ignore_errors=True)
             found[f"batch_{batch}"] = rows
             found[f"same_{batch}"] = all(t == tokens["bare"] for t in tokens.values())
-            base = min(r["decode_ms"] for r in rows["bare"]) or 1e-9
-            found[f"ratio_{batch}"] = {k: round(min(x["decode_ms"] for x in r) / base, 2) for k, r in rows.items()}
+            found[f"ratio_{batch}"] = ratios(rows)
     finally:
         guest.close()
     return {"ok": all(v for k, v in found.items() if k.startswith("same_")), **found}
@@ -879,47 +900,20 @@ def overhead_graphs(box):
             continue
         try:
             for batch in batches:
-                sampling = {"temperature": 0.0, "max_tokens": decode + 1, "ignore_eos": True, "logprobs": 1}
-                prompts = [
-                    {"prompt_token_ids": [(7 * i + 13 * j) % 251 for j in range(prompt)], "sampling": sampling}
-                    for i in range(batch)
-                ]
+                prompts = asked(batch, prompt, decode)
                 guest.ask("generate", prompts=prompts, recording=None)  # warm
                 for number, (kind, options) in enumerate(passes):
                     trace = Path("/dev/shm") / f"graphs-{name}-{batch}-{number}.trace"
-                    recording = None
-                    if options is not None:
-                        shutil.rmtree(trace, ignore_errors=True)
-                        trace.mkdir(parents=True)
-                        recording = {
-                            "trace": str(trace), "name": "record", "golden": None, "feed": None, "options": options,
-                            "serving": {"groups": None, "cleared": "pass"},
-                        }  # fmt: skip
-                    result = guest.ask("generate", prompts=prompts, recording=recording)
-                    steps = result["steps"]
-                    size = sum(f.stat().st_size for f in trace.rglob("*") if f.is_file()) if trace.exists() else 0
-                    errors = {t: n for r in result.get("ranks", []) if r for t, n in r.get("errors", {}).items()}
-                    row = {
-                        "prefill_ms": round(1e3 * steps[0], 2),
-                        "decode_ms": round(1e3 * median(steps[2:-1]), 3),
-                        "decode_mean_ms": round(1e3 * sum(steps[1:]) / max(1, len(steps) - 1), 3),
-                        "whole_s": round(result["whole_s"], 2),
-                        "mib": round(size / 2**20, 1),
-                        "peak_mib": result["peak_mib"],
-                        **({"errors": errors} if errors else {}),
-                    }
+                    result, row = guest.measured(prompts, trace, options)
                     found.setdefault(f"batch_{batch}", {}).setdefault(kind, []).append(row)
                     if kind in ("bare", "idle", "all", "blocks"):
                         tokens.setdefault(batch, {})[kind] = result["requests"]
-                    shutil.rmtree(trace, ignore_errors=True)
         except Failed as error:
             found[f"failed_{name}"] = str(error)[:600]
         finally:
             guest.close()
     for batch in batches:
-        rows = found.get(f"batch_{batch}", {})
-        base = min((r["decode_ms"] for r in rows.get("bare", [])), default=0) or 1e-9
-        found[f"ratio_{batch}"] = {k: round(min(x["decode_ms"] for x in r) / base, 2) for k, r in rows.items()}
+        found[f"ratio_{batch}"] = ratios(found.get(f"batch_{batch}", {}))
         given = tokens.get(batch, {})
         found[f"same_{batch}"] = {k: v == given.get("bare") for k, v in given.items()}
     return {"ok": not any(k.startswith("failed") for k in found), **found}

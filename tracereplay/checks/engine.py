@@ -11,11 +11,10 @@ from typing import Any
 from tracereplay.errors import TracereplayError
 from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
-from tracereplay.launch.dtypes import other_dtype
-from tracereplay.launch.jobs import replay_passes
+from tracereplay.launch.jobs import replay_into, replayed_level
 from tracereplay.launch.lengths import check_lengths
-from tracereplay.launch.making import engine_header, making, replay_header
-from tracereplay.recorder.options import KERNEL, OPERATOR, GraphOptions
+from tracereplay.launch.making import making, replay_header
+from tracereplay.recorder.options import GraphOptions
 from tracereplay.trace import Trace
 from tracereplay.workload import Workload
 
@@ -66,8 +65,7 @@ def planned(
     """
     workload = workload_of(golden, settings, model, other_weights=other_weights)
     check_lengths(workload, {**engine.settings, **workload.settings})
-    level = KERNEL if injected and golden.run.level == KERNEL else OPERATOR
-    return Plan(engine, workload, level, injected)
+    return Plan(engine, workload, replayed_level(golden, injected=injected), injected)
 
 
 class KeptEngine:
@@ -115,12 +113,10 @@ class KeptEngine:
         header = replay_header(plan.engine, plan.workload, golden.digest(), golden.run.level)
         try:
             with making(out, header) as directory:
-                directory.update_run(engine=engine_header(plan.engine, process.info))
-                if told := other_dtype(Path(plan.workload.model), plan.workload.settings, process.info):
-                    directory.note(told)
-                replay_passes(
-                    process, directory, golden, plan.workload, injected=plan.injected, report=self._report
-                )
+                replay_into(
+                    process, directory, plan.engine, golden, plan.workload, injected=plan.injected,
+                    report=self._report,
+                )  # fmt: skip
         except BaseException:
             self.close()
             raise

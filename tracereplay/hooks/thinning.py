@@ -36,35 +36,24 @@ class Taken:
 ALL = Taken({"in": (), "out": ()}, fed=True)
 
 
-def thin(graph: torch.fx.GraphModule, taken: Taken) -> int:
-    """Takes the taps out of ``graph`` that ``taken`` does not need; returns how many."""
-    gone = changed = 0
+def thin(graph: torch.fx.GraphModule, taken: Taken) -> None:
+    """Takes the taps out of ``graph`` that ``taken`` does not need."""
     own = _own_memory(graph)
     for node in list(graph.graph.nodes):
-        if is_feed(node.target):
+        if is_observe(node.target) and node.args[1] in taken.left_out["out"]:
+            graph.graph.erase_node(node)
+        elif is_feed(node.target):
             x, slot, _ = node.args
-            out = slot in taken.left_out["in"]
-            if not out:
-                if taken.fed:
+            if slot not in taken.left_out["in"]:
+                # What is shown counts as changed: of a view its base would, too, and of a graph's input the graph.
+                if taken.fed or x not in own:
                     continue
-                if x not in own:
-                    continue  # what is shown counts as changed, and so would the graph's input, or a view's base
                 with graph.graph.inserting_before(node):
                     shown = graph.graph.call_function(torch.ops.tracereplay.arrive.default, node.args)
                 shown.meta.update({key: node.meta[key] for key in _WHERE if key in node.meta})
             node.replace_all_uses_with(x)
-        elif is_observe(node.target):
-            out = node.args[1] in taken.left_out["out"]
-            if not out:
-                continue
-        else:
-            continue
-        graph.graph.erase_node(node)
-        changed += 1
-        gone += out
-    if changed:
-        graph.recompile()
-    return gone
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def _own_memory(graph: torch.fx.GraphModule) -> set[torch.fx.Node]:

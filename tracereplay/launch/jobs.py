@@ -25,7 +25,8 @@ from tracereplay.trace.withheld import Withheld
 from tracereplay.workload import Prompt, Workload
 
 __all__ = [
-    "observer_effect", "record", "record_pass", "recording_header", "replay", "replay_passes", "tokenized",
+    "observer_effect", "record", "record_pass", "recording_header", "replay", "replay_into", "replay_passes",
+    "replayed_level", "tokenized",
 ]  # fmt: skip
 
 Report = Callable[[str], None]
@@ -126,12 +127,20 @@ def replay(
             engine, model=model, settings=workload.settings, log=log, inherited=workload.inherited,
             # Taps everywhere, though golden may have fewer: where the candidate calls its operators otherwise,
             # golden's globs do not tell which are meant.
-            graphs=GraphOptions("golden", level=_injected_level(source) if injected else OPERATOR),
+            graphs=GraphOptions("golden", level=replayed_level(source, injected=injected)),
         ) as process:  # fmt: skip
-            directory.update_run(engine=engine_header(engine, process.info))
-            _tell_dtype(directory, workload, process.info, report)
-            replay_passes(process, directory, source, workload, injected=injected, report=report)
+            replay_into(process, directory, engine, source, workload, injected=injected, report=report)
     return out
+
+
+def replay_into(
+    process: EngineProcess, directory: TraceDirectory, engine: Launchable, golden: Trace, workload: Workload, *,
+    injected: bool = True, report: Report = lambda line: None,
+) -> None:  # fmt: skip
+    """All that a new trace says of a replay by a running engine: see `replay_passes`, and what engine it is."""
+    directory.update_run(engine=engine_header(engine, process.info))
+    _tell_dtype(directory, workload, process.info, report)
+    replay_passes(process, directory, golden, workload, injected=injected, report=report)
 
 
 def _tell_dtype(directory: TraceDirectory, workload: Workload, info: Mapping[str, Any], report: Report) -> None:
@@ -156,13 +165,13 @@ def replay_passes(
     record_pass(process, directory, workload, rerun)
     if injected:
         report("Generating with golden inputs fed to every operator (injected)")
-        options = Options(level=_injected_level(golden))
+        options = Options(level=replayed_level(golden))
         record_pass(process, directory, workload, replace(rerun, name=INJECTED, feed=Inject(), options=options))
 
 
-def _injected_level(golden: Trace) -> str:
-    """At which the injected pass is recorded; golden may be a stranger's, and say anything."""
-    return KERNEL if golden.run.level == KERNEL else OPERATOR
+def replayed_level(golden: Trace, *, injected: bool = True) -> str:
+    """At which a replay's passes are recorded at most; golden may be a stranger's, and say anything."""
+    return KERNEL if injected and golden.run.level == KERNEL else OPERATOR
 
 
 def record_pass(

@@ -35,6 +35,7 @@ from tracereplay.recorder import triggers
 from tracereplay.recorder.options import OPERATOR, Options
 from tracereplay.recorder.status import ENDED as STOPPED
 from tracereplay.recorder.status import read_status
+from tracereplay.storage.atomic import local_path
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.directory import CLAIM, locked
 from tracereplay.trace.place import Place
@@ -43,6 +44,7 @@ __all__ = ["OwnRecording", "recording"]
 
 PATIENCE = 120.0  # seconds that engines have to end their segments: each does between two steps
 AFTER_AN_ERROR = 10.0  # and where an exception left the block, maybe out of the middle of a step
+_GUEST = "guest"  # a folder in the room, by which processes find the plugin
 _OVER = "over"  # a file in the room: the recording has ended
 LOOK = 0.02
 LATE = (
@@ -108,8 +110,7 @@ def recording(
         UsageError: one of them makes no sense, or something is at ``out``. When the block begins: an engine was
             built before, or another recording is under way. When it ends: no engine was built.
     """
-    if "://" in os.fspath(out):
-        raise UsageError(f"Cannot write to {out}; give a local path.")
+    path = local_path(out)
     options = options_of(
         when_behind=when_behind, level=level, check_writes=check_writes, max_steps=max_steps, max_bytes=max_bytes,
         keep_fields=keep_fields, sample=sample, requests=requests, marked=marked, sites=sites, sides=sides,
@@ -121,7 +122,7 @@ def recording(
         rotate, keep, leave_free, resume_when_room=resume_when_room, paused=paused, control=control,
         ring=ring is not None,
     )  # fmt: skip
-    return OwnRecording(Path(out), options, how, force=force)
+    return OwnRecording(path, options, how, force=force)
 
 
 class OwnRecording:
@@ -312,7 +313,6 @@ def _writes(made: Capture) -> bool:
 def _variables(made: Capture) -> Iterator[None]:
     """The environment of engines that are recorded; afterwards it is as it was."""
     found: dict[str, str] = {ENABLED: "1", ENDED: str(made.room.path / _OVER), **made.variables}
-    path = list(sys.path)  # of which only what is added here is taken away again: the user's code may add, too
     for family, own in _owns():
         found.update(family.taps_environment(os.environ, home() / "compiled"))
         if family.entry_points is not None and not own.is_declared():
@@ -322,19 +322,17 @@ def _variables(made: Capture) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path[:] = [
-            entry for entry in sys.path if entry in path or not entry.startswith(os.fspath(made.room.path))
-        ]
+        sys.path[:] = [entry for entry in sys.path if entry != str(made.room.path / _GUEST)]
         _restore(before)
 
 
 def _declared(room: Path, entry_points: str) -> str:
-    """A folder by which processes that are started find tracereplay's plugin, where it is not installed.
+    """Makes a folder in ``room`` by which processes that are started find tracereplay's plugin, where it is not installed.
 
     Returns:
         ``PYTHONPATH`` with it.
     """
-    folder = room / "guest"
+    folder = room / _GUEST
     folder.mkdir()
     declare(folder, Path(tracereplay.__file__).resolve().parent, entry_points)
     sys.path.append(str(folder))  # which multiprocessing hands on

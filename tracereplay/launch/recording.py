@@ -175,11 +175,8 @@ class Recording:
             now = time.time()
             last = max((t["at"] for t in self.triggers if t["kind"] == kind), default=0.0)
             every = self.options.trigger_every if self.traces.ring else TRIGGERS_EVERY
-            if _vanished(kind, more) and self.told_to_end():
-                return {
-                    "trace": None,
-                    "held_back": True,
-                }  # a front end may kill its engines then
+            if _vanished(kind, more) and self.told_to_end():  # a front end may kill its engines then
+                return {"trace": None, "held_back": True}
             most = self.options.trigger_most if self.traces.ring else len(self.triggers) + 1
             if kind != "asked" and (now - last < every or self._made.get(kind, 0) >= most):
                 self.held_back += 1

@@ -24,7 +24,6 @@ MOMENT = 1.0  # seconds that an end waits for what else is known of it, while no
 LONGEST = 10.0  # the same, whatever arrives
 DECIDED = ("length", "stop")  # reasons that a worker sees in the tokens
 MOST = 1 << 16  # sequences that are known to run; engines have fewer
-MOST = 1 << 16  # sequences that are known to run; engines have fewer
 
 
 class _Live(NamedTuple):

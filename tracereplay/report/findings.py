@@ -109,7 +109,7 @@ def _measures(finding: OperatorFinding | EdgeFinding, wide: bool) -> list[Text]:
         cell(multiple(metrics) if _measured(finding) else ""),
     ]
     if wide:
-        told = compared and (finding.tolerance is None or not integral(finding.tolerance))
+        told = compared and not integral(finding.tolerance)
         found += [
             cell(number(metrics.relative_l2) if told else ""),
             cell(percent(metrics.equal) if compared else ""),

@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from tracereplay.engines.known import family_of
 from tracereplay.report.clean import clean
-from tracereplay.verdict import Divergence, Source, TokenDivergence, Verdict
+from tracereplay.verdict import Divergence, Source, TokenDivergence
 from tracereplay.verdict.measures import ErrorClass, Metrics, Tolerance, Worst
 
 __all__ = [
-    "CAUSES", "allowance", "apart", "count", "headline", "integral", "multiple", "number", "of_allowed",
+    "allowance", "apart", "count", "integral", "multiple", "number", "of_allowed",
     "passing", "percent", "request_named", "short_kernel", "source",
 ]  # fmt: skip
 
 _PERCENT = 10  # times what is allowed from which on a share is told as a multiple
-
-CAUSES: Mapping[str, str] = {
-    "operator": "an operator computes something different",
-    "edge": "something between operators is wrong",
-    "rounding": "small rounding differences add up",
-    "setting": "a setting changes what is computed",
-    "structure": "the engines do not run the same operators",
-    "unobserved": "something unobserved differs",
-}
-
-_OUTCOMES: Mapping[str, str] = {
-    "match": "every operator, edge and token is within tolerance",
-    "inconclusive": "no fault was found, but the evidence is not enough to call it a match",
-    "diverged": "the candidate differs by more than the tolerance",
-}
-
-
-def headline(verdict: Verdict) -> str:
-    """Cause, place or outcome in one line of words."""
-    first = verdict.first_divergence
-    if verdict.verdict == "inconclusive" and verdict.reasons:
-        return clean(verdict.reasons[0])
-    if verdict.verdict != "diverged" or verdict.cause is None:
-        if (verdict.mode, verdict.verdict) == ("isolated", "match"):
-            return "every call executed in isolation matches golden within tolerance"
-        return _OUTCOMES[verdict.verdict]
-    if first is not None and verdict.cause in ("operator", "edge"):
-        if first.kind == "edge":
-            return clean(f"the edge into {first.site}, input {first.index}")
-        kernel = f"{first.kernel} in " if first.kernel else ""
-        return clean(f"{kernel}{first.operator or 'operator'} at {first.site}")
-    return CAUSES[verdict.cause]
 
 
 def count(many: int, thing: str) -> str:
@@ -98,9 +66,10 @@ def of_allowed(metrics: Metrics) -> str:
     return f"{words} the allowed error" if words.endswith("times") else words
 
 
-def integral(tolerance: Tolerance) -> bool:
-    """Whether what differs are whole numbers, such as tokens: they do not round, nor can an error be taken out."""
-    return tolerance.dtype.startswith(("int", "uint", "bool"))
+def integral(tolerance: Tolerance | None) -> bool:
+    """Whether it is of whole numbers, such as tokens, positions or masks: they do not round, nor can an error be
+    taken out."""
+    return tolerance is not None and tolerance.dtype.startswith(("int", "uint", "bool"))
 
 
 def request_named(first: Divergence | TokenDivergence) -> str:

@@ -9,7 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["beside", "written"]
+from tracereplay.errors import UsageError
+
+__all__ = ["beside", "local_path", "written"]
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path to write to.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if "://" in os.fspath(path):
+        raise UsageError(f"Cannot write to {path}; give a local path.")
+    return Path(path)
 
 
 def beside(path: Path, what: str = "partial") -> Path:

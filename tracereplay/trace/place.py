@@ -11,7 +11,7 @@ names and no other file), is not being recorded and is not read by the command i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,7 +32,7 @@ from tracereplay.trace.frames import MAGIC
 from tracereplay.trace.open import Trace, open_trace
 from tracereplay.trace.requests import NAME as REQUESTS
 
-__all__ = ["Place", "in_use", "passing_trace", "remove_trace"]
+__all__ = ["Place", "in_use", "new_trace", "passing_trace", "remove_trace"]
 
 
 class Place:
@@ -108,6 +108,41 @@ class Place:
         with suppress(OSError):
             _delete(self.path)
         return not self.path.exists()
+
+
+@contextmanager
+def new_trace(
+    out: Path, *, force: bool, inputs: Iterable[Path] = (), tell: Callable[[str], None] = lambda line: None
+) -> Iterator[Place]:
+    """The place of a trace that is made in the context; what it replaces stays until the new one is complete.
+
+    Args:
+        out: where it goes.
+        force: replace an existing trace.
+        inputs: what is read for it.
+        tell: called with a sentence where the new trace is not at ``out``, or not yet.
+
+    Raises:
+        UsageError: see `Place`.
+    """
+    place = Place(out, force=force, inputs=inputs)
+    if place.replaces:
+        tell(f"{out} stays unchanged until the new trace, {place.path}, is complete.")
+    try:
+        yield place
+        if place.replaces and not _complete(place.path):
+            tell(f"The new trace is incomplete: it stays at {place.path}, and {out} is unchanged.")
+        else:
+            place.put()
+    except BaseException:
+        if not place.clear() and place.replaces:
+            tell(f"What was finished is in {place.path}; {out} is unchanged.")
+        raise
+
+
+def _complete(path: Path) -> bool:
+    with open_trace(path) as trace:
+        return trace.complete
 
 
 def remove_trace(path: Path, inputs: Iterable[Path] = ()) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tracereplay.comparator.judging.suspects import Suspect, Weight
 from tracereplay.report.clean import clean
 from tracereplay.report.effects import suspects
-from tracereplay.report.words import allowance, number, of_allowed, passing, percent
+from tracereplay.report.words import allowance, integral, number, of_allowed, passing, percent
 from tracereplay.verdict import (
     CLASSES,
     Divergence,
@@ -18,13 +18,12 @@ from tracereplay.verdict import (
     Metrics,
     NotCompared,
     OperatorFinding,
-    Tolerance,
     Verdict,
 )
 from tracereplay.verdict.measures import severity
 
 __all__ = [
-    "INPUTS", "Kind", "again", "allowances", "by_class", "command", "fact_rows", "grouped", "integers",
+    "INPUTS", "Kind", "again", "allowances", "by_class", "command", "fact_rows", "grouped",
     "known_class", "listed", "measured", "settings",
 ]  # fmt: skip
 
@@ -60,7 +59,7 @@ def fact_rows(first: Divergence) -> list[tuple[str, str]]:
     if worst is not None:
         sides = f"{number(worst.golden)} in golden, {number(worst.candidate)} in the candidate"
         rows.append(("worst element", f"number {worst.index} of its row: {sides}"))
-    if integers(first.tolerance):
+    if integral(first.tolerance):
         return [*rows, ("equal", percent(m.equal)), ("allowance", "none: integers are equal or not")]
     rows += [
         ("relative L2 of the worst row", number(m.relative_l2)),
@@ -74,20 +73,15 @@ def fact_rows(first: Divergence) -> list[tuple[str, str]]:
     return rows
 
 
-def integers(tolerance: Tolerance | None) -> bool:
-    """Whether what it is of has no rounding: token ids, positions, masks."""
-    return tolerance is not None and tolerance.dtype.startswith(("int", "uint", "bool"))
-
-
 def measured(verdict: Verdict) -> bool:
     """Whether anything but integers differs: there are errors then, and not only what is not equal."""
-    return any(f.error_class not in _SILENT and not integers(f.tolerance) for f in verdict.operators)
+    return any(f.error_class not in _SILENT and not integral(f.tolerance) for f in verdict.operators)
 
 
 def allowances(verdict: Verdict) -> list[str]:
     """What errors may be, each once, those of most operators and inputs first; integers have none."""
     every = [o.tolerance for o in verdict.operators] + [e.tolerance for e in verdict.edges]
-    return [words for words, _ in Counter(allowance(t) for t in every if t and not integers(t)).most_common()]
+    return [words for words, _ in Counter(allowance(t) for t in every if t and not integral(t)).most_common()]
 
 
 def settings(verdict: Verdict) -> tuple[list[Suspect], list[Suspect]]:

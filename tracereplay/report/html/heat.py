@@ -14,8 +14,7 @@ from tracereplay.columns.tensors import Ints
 from tracereplay.comparator.details import SAME, Details, ErrorMap
 from tracereplay.passes import RECORD
 from tracereplay.report.clean import clean
-from tracereplay.report.html.facts import integers
-from tracereplay.report.words import number, of_allowed, percent
+from tracereplay.report.words import integral, number, of_allowed, percent
 from tracereplay.verdict import EdgeFinding, OperatorFinding, Verdict
 from tracereplay.verdict.measures import severity
 
@@ -72,7 +71,7 @@ def _over_all(finding: OperatorFinding | EdgeFinding | None) -> Mapping[str, str
     compared = finding.error_class != "incomparable"
     error = (
         f"{percent(metrics.equal)} of its integers are equal"
-        if integers(finding.tolerance)
+        if integral(finding.tolerance)
         else (
             f"{of_allowed(metrics)} at most, relative L2 {number(metrics.relative_l2)}, largest difference "
             f"{number(metrics.max_abs)}, bias {metrics.bias_ulp:+.2g} ulp, {percent(metrics.equal)} bitwise equal"

@@ -24,7 +24,7 @@ from tracereplay.report.html.series import classes, logprobs, logprobs_of_bins, 
 from tracereplay.report.html.texts import Decode, side_by_side
 from tracereplay.report.reasons import untold
 from tracereplay.report.story import story_of
-from tracereplay.report.words import allowance, multiple, number, percent, short_kernel, source
+from tracereplay.report.words import allowance, integral, multiple, number, percent, short_kernel, source
 from tracereplay.verdict import Verdict
 
 __all__ = ["MARK", "render"]
@@ -99,7 +99,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters.update({
         "number": number, "percent": percent, "multiple": multiple, "allowance": allowance, "source": source,
-        "kernel": _kernel, "known_class": facts.known_class, "integers": facts.integers, "lines": _lines,
+        "kernel": _kernel, "known_class": facts.known_class, "integers": integral, "lines": _lines,
         "share": _share, "value": _value, "many": _many, "may_change": may_change,
     })  # fmt: skip
     return environment

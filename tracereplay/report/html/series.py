@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracereplay.comparator.details import Generated, Histogram, Histograms
-from tracereplay.report.html.facts import integers
 from tracereplay.report.html.plots import Axis, Plot, bars, lines
-from tracereplay.report.words import number
+from tracereplay.report.words import integral, number
 from tracereplay.verdict import Metrics, OperatorFinding
 from tracereplay.verdict.rollout import PositionBin
 
@@ -103,7 +102,7 @@ def classes(
     """
     kinds: dict[str, list[OperatorFinding]] = {}
     for finding in operators:
-        if finding.rows and finding.error_class != "incomparable" and not integers(finding.tolerance):
+        if finding.rows and finding.error_class != "incomparable" and not integral(finding.tolerance):
             kinds.setdefault(finding.operator, []).append(finding)
     every = [f.metrics.relative_l2 for found in kinds.values() for f in found]
     every += [m.relative_l2 for m in inherited.values()]
