@@ -327,7 +327,7 @@ def _variables(made: Capture) -> Iterator[None]:
 
 
 def _declared(room: Path, entry_points: str) -> str:
-    """Makes a folder in ``room`` by which processes that are started find tracereplay's plugin, where it is not installed.
+    """Makes a folder in ``room`` by which new processes find tracereplay's plugin, where it is not installed.
 
     Returns:
         ``PYTHONPATH`` with it.
