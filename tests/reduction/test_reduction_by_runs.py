@@ -29,22 +29,20 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def narrow(golden: Path, folder: Path, **settings: object) -> tuple[Reduced, list[str]]:
     candidate = replay(ENGINE, golden, folder / "whole.trace", settings=settings)
     lines: list[str] = []
-    found = reduce(
-        golden, candidate, folder / "small", engine=ENGINE, settings=settings, progress=lines.append
-    )
+    found = reduce(golden, candidate, folder / "small", engine=ENGINE, settings=settings, progress=lines.append)
     return found, lines
 
 
-def called(path: Path) -> set[str]:
+def called(path: Path, name: str = "record") -> set[str]:
     with open_trace(path) as trace:
-        return {call.site for step in trace.steps("record") for call in step.calls}
+        return {call.site for step in trace.steps(name) for call in step.calls}
 
 
 def test_operators_whose_inputs_are_golden_anyway_need_not_be_fed(golden: Path, tmp_path: Path) -> None:
     site = "model.layers.1.mlp.act_fn"
     found, lines = narrow(golden, tmp_path, flaw=f"{site}:scale")
     assert found.same, found.what
-    assert called(found.golden) == called(found.candidate) == {site}
+    assert called(found.golden) == called(found.candidate, "injected") == {site}
     assert sum(line.startswith("Starting the engine") for line in lines) == 1
     assert found.what[-1] == "Replayed by toy, golden shows the same."
     again = replay(ENGINE, found.golden, tmp_path / "again.trace", settings={"flaw": f"{site}:scale"})
@@ -93,9 +91,7 @@ def test_prompts_are_shortened_where_golden_can_be_recorded_anew(golden: Path, t
     site = "model.layers.1.mlp.act_fn"
     settings = {"flaw": f"{site}:scale"}
     candidate = replay(ENGINE, golden, tmp_path / "whole.trace", settings=settings)
-    found = reduce(
-        golden, candidate, tmp_path / "small", engine=ENGINE, settings=settings, golden_engine=ENGINE
-    )
+    found = reduce(golden, candidate, tmp_path / "small", engine=ENGINE, settings=settings, golden_engine=ENGINE)
     assert found.same, found.what
     assert found.what[-1].startswith("Recorded anew by toy, with prompts of at most 1 of ")
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["candidate.trace", "golden.trace"]

@@ -204,8 +204,8 @@ def _units(golden: Trace, candidate: Trace, name: str) -> Iterator[Unit]:
     waiting: set[str] = set()  # the candidate's alone: they go with what they give something to
     last = mine[-1] if mine else ""
     for site in theirs:
-        pair = pairs.get(site)
-        partner = site if pair is None else next((g for g in pair.golden if g in group), None)
+        named = pairs[site].golden if site in pairs else (site,)
+        partner = next((name for name in named if name in group), None)
         waiting.add(site)
         if partner in beside:
             beside[partner] |= waiting

@@ -276,8 +276,8 @@ class _Places:
                 found.setdefault(_key(value, rows, axis), (value, rows, axis))
         for value in (*values, *(c.value for c in constants if c.value is not None)):
             found.setdefault(_key(value, None, 0), (value, None, 0))
-        for key, (value, rows, axis) in sorted(found.items(), key=lambda item: item[1][0].version):
-            self._known[key] = self._writer.add(_taken(value, rows, axis))
+        for key, taken in sorted(found.items(), key=lambda item: item[1][0].version):
+            self._known[key] = self._writer.add(_taken(*taken))
 
     def of_whole(self, value: Value) -> int:
         """The place of a value that is kept whole."""
