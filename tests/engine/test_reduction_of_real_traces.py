@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 MB = 1_000_000
 FAULTS_PLANTED = {
     "scale": ("operator", "model.layers.1.input_layernorm"),
-    "stale_key": ("operator", "model.layers.2.self_attn.attn"),
+    "soft_attention": ("operator", "model.layers.3.self_attn.attn"),
     "scaled_residual": ("edge", "model.layers.2.post_attention_layernorm"),
 }
 

@@ -19,13 +19,15 @@ __all__ = ["guesses"]
 def guesses(whole: Whole) -> Iterator[Part]:
     """Parts from small to large; the last one is all of it."""
     verdict, shown = whole.verdict, whole.shown
+    first, token = verdict.first_divergence, shown.token
     if verdict.mode == "isolated":
         yield from _of_calls(whole)
-    elif verdict.first_divergence is not None:
-        yield from _of_place(whole, verdict.first_divergence)
-    elif shown.token is not None:
-        request, position = shown.token.request, shown.token.position
-        yield from _of_token(whole, request, position)
+    elif first is not None:
+        if first.request in whole.requests:  # or steps name one that the trace does not describe
+            yield from _of_place(whole, first)
+    elif token is not None:
+        if token.request in whole.requests:
+            yield from _of_token(whole, token.request, token.position)
     else:
         yield from _of_anything(whole)
     yield whole.part()

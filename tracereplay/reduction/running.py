@@ -54,7 +54,9 @@ class Rerun:
             self.kept.replay(plan, golden, replayed)
         with open_trace(replayed) as made:
             every = tuple(range(len(made.run.prompts)))
-            Cutter(made).cut(folder / CANDIDATE, Cut(every, sites=self.whole.cuts(part)[1].sites))
+            of = self.whole.cuts(part)[1]
+            kept = Cut(every, sites=of.sites, positions=of.positions, kernels=of.kernels)
+            Cutter(made).cut(folder / CANDIDATE, kept)
         shutil.rmtree(replayed)
 
 

@@ -82,7 +82,7 @@ class Whole:
                     found[key] = found.get(key, 0) + 1
         most: dict[int, int] = {}
         for (request, _), count in found.items():
-            if request >= 0:
+            if request in self.requests:
                 most[request] = max(most.get(request, 1), count)
         return most
 
