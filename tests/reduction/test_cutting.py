@@ -75,8 +75,13 @@ def tensor(array: object, dtype: str | None = None) -> TensorBytes:
     return TensorBytes(dtype or x.dtype.name, x.shape, tuple(s // x.itemsize for s in x.strides), x.tobytes())
 
 
-def write(path: Path, *steps: tuple[int, list[tuple[int, int, int]], TensorBytes, list[Request]]) -> Path:
-    """A trace of one operator, whose input is the given tensor."""
+CENSUS = {"operators": 1, "calls": 1, "unobserved": [["m", "M", 2, 3]], "between": [], "parameters": []}
+
+
+def write(
+    path: Path, *steps: tuple[int, list[tuple[int, int, int]], TensorBytes, list[Request]], complete: bool = True
+) -> Path:
+    """A trace of one operator, whose input is the given tensor; a census is taken in the first step."""
     prompts = [{"prompt_token_ids": [1] * 4, "prompt": None, "sampling": {}} for _ in range(2)]
     run = {"kind": "recording", "workload": {"model": "m", "settings": {}, "prompts": prompts, "weights": None}}
     directory = TraceDirectory(path, run)
@@ -86,9 +91,10 @@ def write(path: Path, *steps: tuple[int, list[tuple[int, int, int]], TensorBytes
         rows = make_rows(keys)
         call = CallOfStep(7, 0, rows, rows, {0: writer.add(given)}, {}, {})
         sampled = [Sampled(RowKey(r, 0, p + 1), 5, 5, None) for r, _, p in keys if p >= 3]
-        writer.commit(number, rows, [call], sampled, [], begun)
+        writer.commit(number, rows, [call], sampled, [], begun, census=None if number else CENSUS)
     writer.close({})
-    directory.complete()
+    if complete:
+        directory.complete()
     return path
 
 
@@ -120,6 +126,16 @@ def test_a_request_that_begins_in_a_step_without_rows_of_its_own_begins_in_the_n
         (step,) = cut.steps("record")
         assert [(r.request, r.id) for r in step.requests] == [(0, "id-1")]
         assert (step.number, step.company) == (1, (0, 0, 1))
+        assert step.census is not None  # which the first step had
+        assert [(c.module, c.computed) for c in step.census.unobserved] == [("m", 3)]
+
+
+def test_what_is_not_complete_does_not_become_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "golden.trace", (0, [(0, 0, 3)], tensor(np.zeros((1, 2))), []), complete=False)
+    with open_trace(path) as trace:
+        Cutter(trace).cut(tmp_path / "cut.trace", Cut((0,)))
+    with open_trace(tmp_path / "cut.trace") as cut:
+        assert (len(cut), cut.said_complete, cut.part(("record", 0)).complete) == (1, False, True)
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------
@@ -156,6 +172,22 @@ def test_kernels_of_one_operator_are_kept_with_the_buffers_that_they_name(tmp_pa
             assert all("rotary" in name or "cos" in name for name in valued)
             assert len(first.constants) > len(valued)
             assert {report.state for report in verify(cut)} == {"complete"}
+
+
+def test_a_copy_has_the_same_kernels_in_the_same_memory(tmp_path: Path) -> None:
+    with open_trace(KERNELS) as trace:
+        Cutter(trace).cut(tmp_path / "copy.trace", Cut(tuple(range(len(trace.run.prompts)))))
+        with open_trace(tmp_path / "copy.trace") as copy:
+            for mine, theirs in zip(trace.steps("record"), copy.steps("record"), strict=True):
+                assert [k.parent for k in mine.kernels] == [k.parent for k in theirs.kernels]
+                assert [given(k) for k in mine.kernels] == [given(k) for k in theirs.kernels]
+                assert versions(list(mine.kernels)) == versions(list(theirs.kernels))
+
+
+def versions(kernels: list[Kernel]) -> list[tuple[int, int]]:
+    """Of each tensor its memory, and how often that had been written."""
+    given = (a for k in kernels for a in flatten((*k.given, *k.outputs, *k.written.values())))
+    return [(value.storage, value.version) for value in given if isinstance(value, Value)]
 
 
 def memory(kernels: list[Kernel]) -> list[int]:
