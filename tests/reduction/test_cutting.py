@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tracereplay.engines import toy
+from tracereplay.errors import TracereplayError
 from tracereplay.event import Call, Kernel, Request, RowKey, Sampled, Site, Value, flatten, make_rows
 from tracereplay.trace import CallOfStep, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
 from tracereplay.trace.cutting import Cut, Cutter
@@ -203,3 +204,21 @@ def test_kernels_do_not_say_which_rows_they_have_so_that_steps_with_fewer_have_n
         Cutter(trace).cut(tmp_path / "rows.trace", Cut(every, positions=(1, None)))
         with open_trace(tmp_path / "rows.trace") as cut:
             assert [len(step.kernels) for step in cut.steps("record")] == [0] * len(cut)
+
+
+# -- strangers' traces -----------------------------------------------------------------------------------------
+
+
+def test_a_hostile_trace_is_cut_or_refused(tmp_path: Path) -> None:
+    folder = KERNELS.parent / "hostile"
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix == ".pack" or (p / "manifest.json").exists()]
+    done = 0
+    for number, path in enumerate(paths):
+        try:
+            with open_trace(path) as trace:
+                every = tuple(range(len(trace.run.prompts)))
+                Cutter(trace).cut(tmp_path / str(number), Cut(every[:1], {0: 1}, positions=(0, 2)))
+                done += 1
+        except TracereplayError:
+            continue
+    assert 0 < done < len(paths)
