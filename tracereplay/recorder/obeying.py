@@ -6,6 +6,8 @@ A part of `session.Session`, in a module of its own; it begins and ends segments
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +28,7 @@ from tracereplay.recorder.writer_client import WriterClient
 
 __all__ = ["PATIENCE", "Obeying"]
 
+LOOKS = 0.05  # seconds between two looks whether an engine idles that owes steps
 PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
 
 
@@ -59,6 +62,8 @@ class Obeying:
         self._lacking = Lacking()
         self._finished: list[int] = []  # requests that ended since the last step that was recorded
         self._owed = Owed()
+        self._between = True  # whether no step of the engine is under way, left out ones too
+        self._payer: threading.Thread | None = None  # while something may be owed
         self._changed: list[str] = []  # what orders have changed since, in sentences
 
     # What the session has.
@@ -185,16 +190,50 @@ class Obeying:
         self._finished = [*step.finished, *self._finished]
         self._passed += 0 if step.company is None else step.company[2]
 
+    def _pay_when_idle(self) -> None:
+        """Has what is owed written when the writer has caught up, though no step may come: a trigger makes a trace
+        of what a ring has then, and an idle engine can be killed."""
+        if self._payer is None:
+            self._payer = threading.Thread(target=self._watch_for_idleness, name="tracereplay-owed", daemon=True)
+            self._payer.start()
+
+    def _watch_for_idleness(self) -> None:
+        number = -1
+        while True:
+            time.sleep(LOOKS)
+            with self._turn:
+                writer, handover, control = self._writer, self._handover, self._control
+                if writer is None or handover is None or control is None or self._ended is not None:
+                    self._payer = None
+                    return
+                if self._between and not self._owed:
+                    self._payer = None
+                    return
+                # Within a step its tokens may still come; and one that follows at once pays for all before it.
+                if self._between and control.number == number:
+                    with self._guarded():
+                        self._pay_if_possible(number, writer, handover)
+                number = control.number
+
+    def _pay_if_possible(self, number: int, writer: WriterClient, handover: Handover) -> None:
+        handover.drain(wait=True)
+        arena = handover.take(wait=False)
+        if arena is not None:
+            self._owed.pay_into(arena, self._last(number), writer, handover)
+
     def _pay_at_last(self, number: int, patience: float) -> None:
         """A step without rows for what the trace must have of steps that were left out, since no other comes."""
         writer, handover = self._writer, self._handover
         if writer is None or handover is None or self._control is None or self._ended is not None:
             return
         if self._owed:
-            lacking, notes = self._lacks()
-            last = Last(number, self._weight_updates, notes, lacking)
+            last = self._last(number)
             with self._guarded():
                 self._owed.pay_at_last(last, writer, handover, patience)
+
+    def _last(self, number: int) -> Last:
+        lacking, notes = self._lacks()
+        return Last(number, self._weight_updates, notes, lacking, self._dropped)
 
     def _lacks(self) -> tuple[list[int], list[str]]:
         """Requests that lack steps and were not told yet: by number for a ring, whose traces have their own,

@@ -257,7 +257,7 @@ class Session(Obeying):
         self._give_up_step()
         choice, at = self._options.choice, self._engine_steps
         self._engine_steps += 1
-        control, self._dropping = self._control, False
+        control, self._dropping, self._between = self._control, False, False
         if others and not (rows[:, 0] >= 0).any():
             self._passed += 1
             return
@@ -327,6 +327,7 @@ class Session(Obeying):
             self._dropping = True
             self._count(self._control)
             self._lacking.add(set(rows[:, 0].tolist()))
+            self._pay_when_idle()
 
     def _begin_census(self, census: Census) -> None:
         """All taps say that they are called, those too of which nothing is kept."""
@@ -407,6 +408,7 @@ class Session(Obeying):
         if reports is None:
             with self._turn:  # else it would be under way until the next one begins
                 self._give_up_step()
+                self._between = True
             return
         words = type(error).__name__ if self._options.withhold else f"{type(error).__name__}: {error}"[:500]
         fired = Fired(ERROR, words, step=self._number)
@@ -423,7 +425,7 @@ class Session(Obeying):
             self._end_step()
 
     def _end_step(self) -> None:
-        step, self._step = self._step, None
+        step, self._step, self._between = self._step, None, True
         self.watched = frozenset()
         handover = self._handover
         if step is None or handover is None:
