@@ -18,7 +18,7 @@ from tracereplay.engines.vllm.guest.adapter import Adapter
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.event import Request, RowKey, Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
-from tracereplay.recorder import session as session_module
+from tracereplay.recorder import lifetime
 from tracereplay.recorder.control import Control
 from tracereplay.recorder.last_step import LastStep
 from tracereplay.recorder.options import Options
@@ -225,7 +225,7 @@ def a_writer_that_hangs_costs_steps_and_not_time():
     recording.step([(0, 2)], [_request(0)])
     large = (40 << 20) // 16  # rows of a tensor that fills an arena
     os.kill(recording.session._writer.pid, signal.SIGSTOP)
-    silence, session_module.SILENCE = session_module.SILENCE, 0.5
+    silence, lifetime.SILENCE = lifetime.SILENCE, 0.5
     begun = time.monotonic()
     try:
         for position in range(3, 9):
@@ -245,7 +245,7 @@ def a_writer_that_hangs_costs_steps_and_not_time():
     listen(None)
     assert time.monotonic() - begun < 10, "the engine's end waits"
     os.kill(pid, signal.SIGCONT)
-    session_module.SILENCE = silence
+    lifetime.SILENCE = silence
 
 
 def no_step_waits_for_the_writer_while_the_recording_ends():

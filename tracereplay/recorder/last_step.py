@@ -88,7 +88,7 @@ class LastStep:
 
     def _say(self, fd: int, begun: int) -> int | None:
         said: dict[str, Any] = json.loads(os.pread(fd, 1 << 16, 0) or b'{"begun": {}, "last": null}')
-        last = said["last"]
+        last: int | None = said["last"]
         if not isinstance(said["begun"], dict) or not isinstance(last, int | None):
             raise ValueError("another wrote it")
         if last is not None:
