@@ -95,6 +95,7 @@ def test_a_front_end_that_is_closed_keeps_no_file_open_and_no_hook(tmp_path: Pat
         assert [end.id for end in heard.read()] == ["a"]
 
     record()
+    gc.collect()
     watched, before = len(front_module._forking), len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         record()
