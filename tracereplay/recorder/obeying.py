@@ -21,6 +21,7 @@ from tracereplay.recorder.control import Control, Renumber
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.lacking import Lacking
+from tracereplay.recorder.last_step import LastStep
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.owed import Last, Owed
 from tracereplay.recorder.step import PendingStep
@@ -62,12 +63,19 @@ class Obeying:
         self._lacking = Lacking()
         self._finished: list[int] = []  # requests that ended since the last step that was recorded
         self._owed = Owed()
-        self._between = True  # whether no step of the engine is under way, left out ones too
         self._payer: threading.Thread | None = None  # while something may be owed
         self._changed: list[str] = []  # what orders have changed since, in sentences
+        self._last: LastStep | None = None  # of a recording that is told to end while its engine goes on
+        self._over = False  # whether the last step has been recorded
+        self._begun = 0  # steps of the engine in the pass
+        self._under_way = False  # whether one is, from before its rows are numbered
 
     # What the session has.
     def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    @property
+    def recording(self) -> bool:
         raise NotImplementedError
 
     def _give_up_step(self) -> None:
@@ -91,23 +99,28 @@ class Obeying:
     def attend(self, renumber: Renumber) -> None:
         """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
         with self._turn:
+            if self._last is not None and not self._last.may_begin(self._begun):
+                self._over = True
+            self._begun += 1
             control = self._control
-            if control is None:
-                return
-            self._give_up_step()
-            with self._guarded():
-                control.attend(self, renumber)
-            if self._resting:
-                self._lacking.paused += 1
+            if control is not None and not self._over:
+                self._give_up_step()
+                with self._guarded():
+                    control.attend(self, renumber)
+                if self._resting:
+                    self._lacking.paused += 1
+            self._under_way = self.recording
 
     def finished(self, requests: Sequence[int]) -> None:
         """Requests have ended."""
-        if self._control is not None:
+        if self._control is not None and self._ended is None:
             self._finished += requests
+        self._lacking.ended(requests)
 
     def lacks(self, requests: Iterable[int]) -> None:
         """Requests have steps that are not recorded."""
-        self._lacking.add(requests)
+        if not self._over:  # those that came after the recording are not missing in it
+            self._lacking.add(requests)
 
     @property
     def ended(self) -> str | None:
@@ -160,7 +173,9 @@ class Obeying:
         meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
         with self._guarded():
             handover.drain(wait=True)
-        self._pay_at_last(control.number - 1, PATIENCE)
+        if (last := self._what_is_owed(control.number - 1)) is not None:
+            with self._guarded():
+                self._owed.pay_at_last(last, writer, handover, PATIENCE)
         whole = not self._errors and not writer.gone
         moved = renumber(self._ended is None and not writer.gone and not writer.errors)
         summary = self._summary()
@@ -206,11 +221,11 @@ class Obeying:
                 if writer is None or handover is None or control is None or self._ended is not None:
                     self._payer = None
                     return
-                if self._between and not self._owed:
+                if not self._under_way and not self._owed:
                     self._payer = None
                     return
                 # Within a step its tokens may still come; and one that follows at once pays for all before it.
-                if self._between and control.number == number:
+                if not self._under_way and control.number == number:
                     with self._guarded():
                         self._pay_if_possible(number, writer, handover)
                 number = control.number
@@ -218,20 +233,17 @@ class Obeying:
     def _pay_if_possible(self, number: int, writer: WriterClient, handover: Handover) -> None:
         handover.drain(wait=True)
         arena = handover.take(wait=False)
-        if arena is not None:
-            self._owed.pay_into(arena, self._last(number), writer, handover)
-
-    def _pay_at_last(self, number: int, patience: float) -> None:
-        """A step without rows for what the trace must have of steps that were left out, since no other comes."""
-        writer, handover = self._writer, self._handover
-        if writer is None or handover is None or self._control is None or self._ended is not None:
+        if arena is None:
             return
-        if self._owed:
-            last = self._last(number)
-            with self._guarded():
-                self._owed.pay_at_last(last, writer, handover, patience)
+        if (last := self._what_is_owed(number)) is None:
+            writer.give_back([arena])
+        else:
+            self._owed.pay_into(arena, last, writer, handover)
 
-    def _last(self, number: int) -> Last:
+    def _what_is_owed(self, number: int) -> Last | None:
+        """A step without rows for what the trace must have of steps that were left out, since no other comes."""
+        if self._control is None or self._ended is not None or not self._owed:
+            return None
         lacking, notes = self._lacks()
         return Last(number, self._weight_updates, notes, lacking, self._dropped)
 
@@ -243,9 +255,12 @@ class Obeying:
     def _show(self) -> None:
         """Says how it goes: after what happens seldom, in words too."""
         if self._control is not None:
-            error, trace = next(reversed(self._errors), self._control.trouble), str(self._segment[0].parent)
-            self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
-            self._count(self._control)
+            self._show_on(self._control)
+
+    def _show_on(self, control: Control) -> None:
+        error, trace = next(reversed(self._errors), control.trouble), str(self._segment[0].parent)
+        control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
+        self._count(control)
 
     def _count(self, control: Control) -> None:
         """Shows the counters, with each step."""
