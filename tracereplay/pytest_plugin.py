@@ -124,7 +124,7 @@ class Replays:
         return str(beside)
 
     def _verdict(self, check: Check, engine: Engine, policy: Policy | str | PathLike[str] | None) -> Verdict:
-        from tracereplay.checks.run import Ready, policy_named, replayed
+        from tracereplay.checks.rows import Ready, policy_named, replayed
         from tracereplay.comparator import Policy
 
         rules = policy
@@ -137,12 +137,9 @@ class Replays:
 
     def _update(self, check: Check, engine: Engine) -> None:
         from tracereplay.checks.updating import record_anew
-        from tracereplay.errors import UsageError
 
-        if "://" in check.golden:
-            raise UsageError(f"{check.golden} is a URL, where no golden trace can be put; upload a new one.")
         self._engine.close()  # two at a time may be more than the machine has room for
-        record_anew(engine, Path(check.golden), check)
+        record_anew(engine, check)
         self._request.node.user_properties.append((_UPDATED, check.golden))
 
 
