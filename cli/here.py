@@ -27,7 +27,7 @@ def reads_here(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(verb)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             given = kwargs[argument]
-            if not isinstance(given, str):
+            if not isinstance(given, str) or not is_url(given):
                 return verb(*args, **kwargs)
             from tracereplay.cli.console import tell
             from tracereplay.store.cache import kept

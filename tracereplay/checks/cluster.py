@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,8 +82,11 @@ def _joined(address: str) -> Iterator[Any]:
         return
     # Nodes keep caches where they were told to here, so that tests and users with a disk of their own have one place.
     env = {_HOME: os.environ[_HOME]} if os.environ.get(_HOME) else {}
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray has one of its own, which ends with another exit code
     except Exception as error:  # of many kinds
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UsageError(
