@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 from cli_support import write
 from program import Ended, Program
+from ray_cluster import ray_cluster
 from test_interrupt import PROGRAM, alive, wait_until
 
 from tracereplay.trace import open_trace
@@ -123,40 +122,8 @@ def test_what_makes_no_sense_together_is_refused(run: Run, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A cluster of two processors, whose processes were there before and know nothing of a check."""
-    pytest.importorskip("ray")
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path, since sockets lie in it
-    # Workers are niced by 15 otherwise, and starve beside whatever else runs here; here nobody needs a token.
-    quiet = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
-        "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false", "--resources", '{"shelf": 1}',
-        "--object-store-memory", "100000000",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, env={**os.environ, **quiet, "RAY_TMPDIR": folder}, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("".join(said))
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in quiet.items():
-                patch.setenv(name, value)
-            yield f"127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_cluster() as address:
+        yield address
 
 
 def test_a_cluster_runs_rows_and_gives_back_what_is_kept(cluster: str, run: Run, tmp_path: Path) -> None:
