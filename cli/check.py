@@ -93,7 +93,9 @@ def check(
     _check_where(context, jobs, ray)
     check_distinct({"CHECKS.toml": file, "checks.lock": found.lock, "--out": out, "--log": log})
     if update:
-        refuse_given(context, ["form", "out", "keep", "jobs", "ray", "resource"], "With --update nothing is compared")
+        refuse_given(
+            context, ["form", "out", "keep", "jobs", "ray", "resource"], "With --update nothing is compared"
+        )
         with progress(f"Recording the golden traces of {file}") as report:
             for updated in checks.update(found, reason or "", only=only, log=log, report=report):
                 tell(updated.words)

@@ -88,7 +88,9 @@ OneRequest = Annotated[
 
 GoldenTrace = Annotated[
     Path,
-    typer.Argument(parser=path_or_url, metavar="GOLDEN", help="The trusted recording, or its URL.", show_default=False),
+    typer.Argument(
+        parser=path_or_url, metavar="GOLDEN", help="The trusted recording, or its URL.", show_default=False
+    ),
 ]
 Model = Annotated[
     Path | None,

@@ -31,8 +31,8 @@ def ray_cluster(env: Mapping[str, str] | None = None) -> Iterator[str]:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
-        "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false", "--resources", '{"shelf": 1}',
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+        "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false", "--resources", '{"shelf": 1}',
         "--object-store-memory", "100000000",
     ]  # fmt: skip
     process = subprocess.Popen(

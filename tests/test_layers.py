@@ -75,8 +75,8 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "api", "ray", "report", "bisector", "calibrator", "checks", "invariance", "environments", "store", "alone",
-    "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation",
+    "cli", "api", "ray", "report", "bisector", "calibrator", "checks", "invariance", "environments", "store",
+    "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event", "cancellation",
     "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 

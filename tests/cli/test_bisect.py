@@ -81,7 +81,10 @@ def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(
     assert (roles["minimal"]["tokens_differ"], roles["minimal"]["restores"]) == (0, True)
     assert roles["complement"]["tokens_differ"] > 0  # all but that set does not give golden's tokens back
     assert verdict["bisection"]["complement_restores"] is False
-    assert "without the own error of any operator the candidate gives golden's logits bit for bit, 32 rows" in verdict["out"]
+    assert (
+        "without the own error of any operator the candidate gives golden's logits bit for bit, 32 rows"
+        in verdict["out"]
+    )
 
 
 def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
@@ -234,7 +237,10 @@ def test_the_setting_that_makes_the_difference_is_named_among_innocent_ones(bise
     assert verdict["bisection"]["arguments"] == ["no --set flaw"]
     assert verdict["cause"] == "setting"
     assert verdict["bisection"]["proven"]
-    assert "With golden's flaw = None the candidate gives golden's tokens and logprobs, within what is allowed." in verdict["out"]
+    assert (
+        "With golden's flaw = None the candidate gives golden's tokens and logprobs, within what is allowed."
+        in verdict["out"]
+    )
 
 
 def test_settings_that_are_refused_together_are_skipped_with_the_reason(

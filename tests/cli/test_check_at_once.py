@@ -1,4 +1,4 @@
-"""``check --jobs`` and ``check --ray``: several toy engines at once, on threads here and in a real cluster of Ray."""
+"""``check --jobs`` and ``check --ray``: several toy engines at once, on threads and in a real cluster of Ray."""
 
 from __future__ import annotations
 
@@ -68,7 +68,12 @@ def test_rows_of_one_engine_are_shared_out(run: Run) -> None:
 def test_engines_run_at_the_same_time(run: Run, tmp_path: Path, file: Callable[..., Path]) -> None:
     """Each hangs until the other is there, too: nobody would end if they ran in turn."""
     hangs = [tmp_path / name for name in ("one", "two")]
-    words = ["check", str(file(*(f'name = "{p.name}"\nsettings = {{hangs = "{p}"}}' for p in hangs))), "--jobs", "2"]
+    words = [
+        "check",
+        str(file(*(f'name = "{p.name}"\nsettings = {{hangs = "{p}"}}' for p in hangs))),
+        "--jobs",
+        "2",
+    ]
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stderr=subprocess.PIPE, text=True)
     try:
         for path in hangs:

@@ -222,7 +222,10 @@ def test_a_folder_is_listed_alike(tracereplay: Program, golden: Path, tmp_path: 
     (tmp_path / "all" / "link.pack").symlink_to(tmp_path / "all" / "a.pack")
     golden.rename(tmp_path / "all" / "golden.trace")
     found = json.loads(tracereplay("goldens", tmp_path / "all", "--json").out)
-    assert [(trace["name"], trace["requests"]) for trace in found["traces"]] == [("a.pack", 2), ("golden.trace", 2)]
+    assert [(trace["name"], trace["requests"]) for trace in found["traces"]] == [
+        ("a.pack", 2),
+        ("golden.trace", 2),
+    ]
     assert len({trace["digest"] for trace in found["traces"]}) == 1
     ended = tracereplay("goldens", tmp_path / "none")
     assert (ended.code, "There is no folder" in ended.err) == (5, True)

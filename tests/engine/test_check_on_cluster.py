@@ -1,4 +1,4 @@
-"""``check --ray`` on real engines: four rows under vLLM 0.32.0, two engines at once on a cluster of two processors."""
+"""``check --ray`` on real engines: four rows under vLLM 0.32.0 on a cluster of two processors."""
 
 from __future__ import annotations
 

@@ -281,8 +281,8 @@ class _Study:
         if found.unexplained is None:
             return "No set of golden's settings was found: the engine refuses them together."
         return (
-            f"No set of golden's settings brings the difference within what is allowed: {len(changes)} differ, and "
-            "all that the engine takes together were set."
+            f"No set of golden's settings brings the difference within what is allowed: {len(changes)} differ, "
+            "and all that the engine takes together were set."
         )
 
     def _tried(self, changes: Sequence[Change]) -> str:

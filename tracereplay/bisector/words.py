@@ -31,7 +31,10 @@ def why(closure: Closure, found: Bisection) -> list[str]:
     if found.minimal is not None:
         words.append(_minimal(found))
     elif found.unexplained is not None and not found.unexplained <= 0:
-        words.append(f"Taking away the own errors of operators does not bring the difference within what is allowed; {_unexplained(found.unexplained)}.")
+        words.append(
+            "Taking away the own errors of operators does not bring the difference within what is allowed; "
+            f"{_unexplained(found.unexplained)}."
+        )
     if found.positions < ENOUGH:
         words.append(
             f"Only {found.positions} positions were measured; the intervals are meaningful from {ENOUGH} on."

@@ -80,7 +80,7 @@ def _joined(address: str) -> Iterator[Any]:
     if ray.is_initialized():  # by whoever calls this from Python
         yield ray
         return
-    # Nodes keep caches where they were told to here, so that tests and users with a disk of their own have one place.
+    # Nodes keep their caches where this process was told to: some users have a disk for them.
     env = {_HOME: os.environ[_HOME]} if os.environ.get(_HOME) else {}
     ours = signal.getsignal(signal.SIGTERM)
     try:
@@ -90,7 +90,8 @@ def _joined(address: str) -> Iterator[Any]:
     except Exception as error:  # of many kinds
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UsageError(
-            f"There is no cluster of Ray at {address} that can be joined: {first} Start one with `ray start --head`."
+            f"There is no cluster of Ray at {address} that can be joined: {first} Start one with "
+            "`ray start --head`."
         ) from error
     try:
         yield ray
@@ -166,8 +167,8 @@ class _Cluster:
             if made.verdict is not None:
                 return judged(task, made.verdict, made.seconds), worker
             return made, worker
-        error = EngineFailed(f"The worker of {task.row.engine.name!r} in the cluster died {_TRIES} times.", last)
-        return failed(task, error, time.monotonic() - begun), None
+        died = EngineFailed(f"The worker of {task.row.engine.name!r} in the cluster died {_TRIES} times.", last)
+        return failed(task, died, time.monotonic() - begun), None
 
     def _started(self, task: Task) -> _Actor:
         needs = {_name(name): amount for name, amount in self._needs([task]).items()}

@@ -55,7 +55,9 @@ def check(
             a row later on is its result.
     """
     if (jobs > 1) + (ray is not None) + (engine is not None) > 1:
-        raise UsageError("Rows run by one engine, by several here (jobs) or by a cluster (ray); give one of these.")
+        raise UsageError(
+            "Rows run by one engine, by several here (jobs) or by a cluster (ray); give one of these."
+        )
     checks = file if isinstance(file, CheckFile) else load_checks(Path(file))
     rows = prepared(checks, selected(checks, only))
     locked = read_lock(checks.lock)
@@ -68,7 +70,9 @@ def check(
             if jobs > 1:
                 results = side_by_side(spread(groups, jobs), jobs, log, report)
             else:
-                results = _in_turn(groups, KeptEngine(log, report) if engine is None else nullcontext(engine), report)
+                results = _in_turn(
+                    groups, KeptEngine(log, report) if engine is None else nullcontext(engine), report
+                )
     return Results(checks.path, tuple(results[task.name] for task in tasks))
 
 

@@ -144,8 +144,8 @@ def record_anew(
 ) -> None:
     """Records what a row's prompts, or its golden trace, ask for under ``engine``, in the trace's place.
 
-    A trace stays what it was, one file or a directory; a new one is a directory if it is called ``.trace``, and one
-    file at a URL, where it is put when it is complete.
+    A trace stays what it was, one file or a directory; a new one is a directory if it is called ``.trace``, and
+    one file at a URL, where it is put when it is complete.
 
     Raises:
         TracereplayError: nothing was recorded; the trace is as it was.

@@ -137,7 +137,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def listed(url: str) -> dict[str, RemoteFile]:
-    """All files below a URL, by their paths from there. One request lists a thousand of them, and says their sizes.
+    """All files below a URL, by their paths from there. One request lists a thousand of them, with their sizes.
 
     Raises:
         UsageError: nothing installed here speaks that protocol.

@@ -134,7 +134,9 @@ def _brought(url: str, report: Report) -> Kept:
             f"{url} cannot be kept in {folder}: {error.strerror}. Free some room, or set TRACEREPLAY_HOME to "
             "another directory."
         ) from error
-    raise UsageError(f"{url} cannot be kept in {folder}: what was written there is read otherwise; look at the disk.")
+    raise UsageError(
+        f"{url} cannot be kept in {folder}: what was written there is read otherwise; look at the disk."
+    )
 
 
 def _key(url: str, trace: Trace) -> str:

@@ -1,8 +1,8 @@
 """The traces below a place, a URL or a folder, and what each is: ``tracereplay goldens``.
 
-Of a place elsewhere, one request lists a thousand files; then a packed trace takes one or two, its beginning and its
-end, and a directory one for its manifest and one or two for each segment. Only files that are named like traces are
-looked at: ``*.pack``, ``*.trace``, and directories with a manifest.
+Of a place elsewhere, one request lists a thousand files; then a packed trace takes one or two, its beginning and
+its end, and a directory one for its manifest and one or two for each segment. Only files that are named like
+traces are looked at: ``*.pack``, ``*.trace``, and directories with a manifest.
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ def _here(place: Path) -> tuple[list[_Found], int, bool]:
         for name in sorted(names):
             path = here / name
             if name.endswith(_NAMES) and path.is_file() and not path.is_symlink():
-                found.append(_Found(_named(path, place), str(path), partial(LocalFile, path), path.lstat().st_size))
+                found.append(
+                    _Found(_named(path, place), str(path), partial(LocalFile, path), path.lstat().st_size)
+                )
             else:
                 others += 1
     return sorted(found, key=lambda one: one.name), others, False
@@ -213,4 +215,3 @@ def _digest(trace: Trace) -> str | None:
 
 def _word(value: object) -> str | None:
     return str(value)[:_WORD] if value else None
-

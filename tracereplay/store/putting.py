@@ -38,7 +38,9 @@ def uploading(url: str, *, force: bool = False, inputs: Iterable[str | Path] = (
 def _refuse_others(url: str, force: bool, inputs: Iterable[str]) -> None:
     """The rules of `trace.place.Place`, as far as they can be asked of a server; before anything slow starts."""
     if url.startswith(("http://", "https://")):
-        raise UsageError(f"Cannot write to {url}; give a local path, or a store's URL as in s3://BUCKET/golden.pack.")
+        raise UsageError(
+            f"Cannot write to {url}; give a local path, or a store's URL as in s3://BUCKET/golden.pack."
+        )
     if url.endswith("/"):
         raise UsageError(f"{url} names a folder; give the address of a file, as in {url}golden.pack.")
     try:

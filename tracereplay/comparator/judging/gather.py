@@ -330,7 +330,11 @@ def _unstable(sides: _Sides) -> tuple[str, ...]:
 
 def _steps(golden: int, candidate: int) -> str:
     """How many batches there were."""
-    return f"{golden} steps in each" if golden == candidate else f"{golden} steps in golden, {candidate} in the candidate"
+    return (
+        f"{golden} steps in each"
+        if golden == candidate
+        else f"{golden} steps in golden, {candidate} in the candidate"
+    )
 
 
 def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
@@ -342,8 +346,8 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
         notes.append(f"In golden: {company}")
     if not index.steps.same_rows(other.steps):
         notes.append(
-            f"The engines put requests into batches differently ({_steps(len(index.steps), len(other.steps))}). Each "
-            "row is compared with its own in golden, whatever batch it was in."
+            f"The engines put requests into batches differently ({_steps(len(index.steps), len(other.steps))}). "
+            "Each row is compared with its own in golden, whatever batch it was in."
         )
     if padded := _padded_otherwise(index.padding, other.padding):
         notes.append(
