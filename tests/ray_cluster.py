@@ -32,7 +32,8 @@ def ray_cluster(env: Mapping[str, str] | None = None) -> Iterator[str]:
         port = found.getsockname()[1]
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-        "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false", "--resources", '{"shelf": 1}',
+        "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false",
+        "--resources", '{"shelf": 1}',
         "--object-store-memory", "100000000",
     ]  # fmt: skip
     process = subprocess.Popen(

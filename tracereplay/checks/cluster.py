@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +38,8 @@ __all__ = ["on_cluster"]
 Report = Callable[[str], None]
 _TRIES = 2  # of a row
 _PATIENCE = 30.0  # seconds for a node, before it is said that one is waited for
+_KNOCK = 10.0  # seconds for somebody to answer at an address
+_AT = re.compile(r"(?:ray://)?\[?(?P<host>[^\[\]/]+?)\]?:(?P<port>\d{1,5})")
 _HOME = "TRACEREPLAY_HOME"
 _KNOWN = {"cpu": "num_cpus", "gpu": "num_gpus", "memory": "memory"}  # what Ray takes by name
 _DEFAULT = {"cpu": 1.0}
@@ -80,6 +84,7 @@ def _joined(address: str) -> Iterator[Any]:
     if ray.is_initialized():  # by whoever calls this from Python
         yield ray
         return
+    _refuse_nobody(address)
     # Nodes keep their caches where this process was told to: some users have a disk for them.
     env = {_HOME: os.environ[_HOME]} if os.environ.get(_HOME) else {}
     ours = signal.getsignal(signal.SIGTERM)
@@ -88,15 +93,29 @@ def _joined(address: str) -> Iterator[Any]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # Ray has one of its own, which ends with another exit code
     except Exception as error:  # of many kinds
-        first = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UsageError(
-            f"There is no cluster of Ray at {address} that can be joined: {first} Start one with "
-            "`ray start --head`."
-        ) from error
+        raise _no_cluster(address, str(error) or type(error).__name__) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _refuse_nobody(address: str) -> None:
+    """Raises UsageError where nobody listens: Ray would try for minutes."""
+    found = _AT.fullmatch(address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found["host"], int(found["port"])), timeout=_KNOCK).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> UsageError:
+    first = why.strip().splitlines()[0].rstrip(".")
+    return UsageError(
+        f"There is no cluster of Ray at {address} that can be joined: {first}. Start one with `ray start --head`."
+    )
 
 
 class _Cluster:

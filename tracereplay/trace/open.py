@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -271,6 +272,12 @@ class Trace:
             known = None if segment.summary is None else segment.summary.get("content")
             state.update(f"{name} {rank} {known or content_digest(segment)}".encode())
         return state.hexdigest()
+
+    def stored(self) -> str:
+        """What tells it from another trace of its digest, as text: its manifest, and the sizes of its files."""
+        files = {f"{name}-rank{rank}": file.size for (name, rank), file in self._files.items()}
+        files |= {name: file.size for name, file in self.request_files.items()}
+        return json.dumps([self.manifest, files], sort_keys=True, default=str)
 
     def close(self) -> None:
         for reader in self._open.values():
