@@ -86,7 +86,7 @@ def pack(
 
 @contextmanager
 def _written(out: str, force: bool, inputs: Sequence[str]) -> Iterator[tuple[Path, bool]]:
-    """Where the file is made, and whether one that is there is replaced; then it goes to its URL, if it has one."""
+    """Where the file is made, and whether one that is there is replaced; then it is put at a URL, if asked."""
     if not is_url(out):
         yield Path(out), force
         return

@@ -77,7 +77,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 ANALYST_SIDE = (
     "cli", "api", "ray", "report", "bisector", "calibrator", "checks", "invariance", "environments", "store",
     "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event",
-    "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes", "census", "lazily",
+    "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes",
+    "census", "lazily",
 )  # fmt: skip
 
 
