@@ -1,0 +1,108 @@
+"""``tracereplay bundle``: two traces as one ZIP file to attach to a bug report; and whether such a file is one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracereplay.bundle import Bundle, Redaction, check_bundle, make_bundle
+from tracereplay.cli.checks import policy_of
+from tracereplay.cli.console import progress, tell
+from tracereplay.cli.files import ZIPPED, check_output
+from tracereplay.cli.options import Model, PolicyFile, Strict, local_path, refuse_given
+from tracereplay.cli.summary import size_words
+from tracereplay.cli.texts import decoder
+from tracereplay.environments import load_engine
+from tracereplay.errors import UsageError
+from tracereplay.launch.budget import bytes_of
+
+__all__ = ["bundle"]
+
+_MAKING = ["golden", "candidate", "out", "max_size", "redact", "engine", "weights", "policy", "strict", "model"]
+
+
+def bundle(
+    context: typer.Context,
+    golden: Annotated[
+        str | None, typer.Argument(metavar="[GOLDEN]", help="The trusted recording.", show_default=False)
+    ] = None,
+    candidate: Annotated[
+        str | None, typer.Argument(metavar="[CANDIDATE]", help="What is compared with it.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", parser=local_path, metavar="FILE.zip", help="File to write.", show_default=False
+        ),
+    ] = None,
+    max_size: Annotated[
+        str, typer.Option(metavar="BYTES", help="Bytes that the file may have; GitHub takes 25 MB.")
+    ] = "24MB",
+    redact: Annotated[
+        Redaction | None,
+        typer.Option(
+            help="Also leave out: texts of prompts; tokens, and what says directly which they were; or tensors' "
+            "values, for which statistics stand.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Engine under which smaller workloads are tried, to keep the smallest.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--with-weights", help="Add the model's tensors and configuration, if it is small.")
+    ] = False,
+    policy: PolicyFile = None,
+    strict: Strict = False,
+    model: Model = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check", parser=local_path, metavar="FILE.zip",
+            help="Say instead whether a bundle is what it lists, and safe to open; nothing in it is executed.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Make one file of two traces that shows what differs, to attach to a bug report; or check such a file.
+
+    Users, machines, paths and environment variables are never in it: only what is known to be harmless is. Prompts
+    are, unless --redact says otherwise.
+    """
+    if check is not None:
+        refuse_given(context, _MAKING, "--check reads a bundle and makes none")
+        _tell_checked(check, check_bundle(check))
+        return
+    if golden is None or candidate is None or out is None:
+        raise UsageError("Give GOLDEN, CANDIDATE and -o FILE.zip to make a bundle, or --check FILE.zip.")
+    check_output("-o", out, ZIPPED)
+    most, known = bytes_of(max_size, "--max-size"), None if engine is None else load_engine(engine)
+    with progress("Making a bundle") as report:
+        made = make_bundle(
+            golden, candidate, out, max_size=most, policy=policy_of(policy, strict), redaction=redact,
+            engine=known, model=model, weights=weights, decoder=partial(decoder, model=model), report=report,
+        )  # fmt: skip
+    tell(f"The bundle is in {out} ({size_words(made.size)}). Its README.md is the report; look through it first.")
+    for line in (*made.manifest.reduced, *made.manifest.absent):
+        tell(line)
+    if redact is None:
+        tell("It holds prompts and outputs: --redact prompts, tokens or values leaves them out.")
+    if made.manifest.verdict != made.manifest.whole:
+        tell("What was left out changes what it shows; its README.md says what the whole traces show.")
+
+
+def _tell_checked(path: Path, found: Bundle) -> None:
+    manifest = found.manifest
+    kept = "" if manifest.redacted is None else f", made without {manifest.redacted.value}"
+    count = len(manifest.files) + 1
+    tell(
+        f"{path} is intact: {count} files, {size_words(found.inflated)}{kept}. It shows: {found.verdict.verdict}. "
+        "Nothing in it was executed."
+    )

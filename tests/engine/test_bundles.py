@@ -1,0 +1,85 @@
+"""Bundles of real engines: who has the file and the model sees what was seen."""
+
+from __future__ import annotations
+
+import ast
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import TINY, Running
+
+from tracereplay.bundle import Redaction, check_bundle, make_bundle
+from tracereplay.bundle.manifest import shown_by
+from tracereplay.comparator import compare_traces
+from tracereplay.trace import Trace, open_trace
+
+pytestmark = pytest.mark.engine
+MOST = 24_000_000
+
+# fault -> kind and site of the first divergence, and whether its call can be made a script
+PLACES = {
+    "scale": ("operator", "model.layers.1.input_layernorm", True),
+    "late_nan": ("operator", "model.layers.4.self_attn.o_proj", True),
+    "scaled_residual": ("edge", "model.layers.2.post_attention_layernorm", False),
+}
+
+
+def again(engine: Running, bundle: Path) -> dict[str, Any]:
+    """What a replay of a bundle's golden trace shows, with the user's own model."""
+    with open_trace(bundle) as golden:
+        return shown_by(compare_traces(golden, engine.replay(golden)))
+
+
+def members(bundle: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(bundle) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_v0_to_v1_is_seen_again_from_its_bundle(v1: Running, golden_v0: Trace, tmp_path: Path) -> None:
+    out = tmp_path / "bug.zip"
+    made = make_bundle(golden_v0.path, v1.replay(golden_v0).path, out, max_size=MOST, model=TINY)
+    assert made.size < MOST
+    assert check_bundle(out).manifest == made.manifest
+    assert made.manifest.verdict == made.manifest.whole
+    assert made.manifest.verdict["cause"] == "rounding"
+    assert again(v1, out) == made.manifest.verdict
+    text = members(out)["README.md"].decode()
+    assert "### Your current environment" in text
+    assert "vllm=0.8.5.post2+cpu" in text
+    assert "vllm=0.32.0" in text
+    assert str(Path.home()) not in text
+
+
+@pytest.mark.parametrize("fault", PLACES)
+def test_a_fault_is_seen_again_from_its_bundle(
+    v1: Running, golden_v1: Trace, plant: Callable[[str], None], tmp_path: Path, fault: str
+) -> None:
+    plant(fault)
+    kind, site, script = PLACES[fault]
+    out = tmp_path / "bug.zip"
+    made = make_bundle(golden_v1.path, v1.replay(golden_v1).path, out, max_size=MOST, model=TINY)
+    first = made.manifest.verdict["first_divergence"]
+    assert (first["kind"], first["site"]) == (kind, site)
+    assert made.manifest.verdict == made.manifest.whole
+    assert check_bundle(out).manifest == made.manifest
+    found = members(out)
+    assert ("reproducer/repro.py" in found) == script, made.manifest.absent
+    if script:
+        ast.parse(found["reproducer/repro.py"].decode())
+    assert again(v1, out) == made.manifest.verdict
+
+
+def test_one_without_prompts_is_generated_again(
+    v1: Running, golden_v1: Trace, plant: Callable[[str], None], tmp_path: Path
+) -> None:
+    plant("scale")
+    out = tmp_path / "bug.zip"
+    texts = [prompt.text for prompt in golden_v1.run.prompts if prompt.text]
+    options: dict[str, Any] = {"max_size": MOST, "model": TINY, "redaction": Redaction.prompts}
+    made = make_bundle(golden_v1.path, v1.replay(golden_v1).path, out, **options)
+    assert texts
+    assert not any(text.encode() in data for text in texts for data in members(out).values())
+    assert again(v1, out) == made.manifest.verdict == made.manifest.whole
