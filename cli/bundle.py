@@ -90,16 +90,16 @@ def bundle(
             engine=known, model=model, weights=weights, decoder=partial(decoder, model=model), report=report,
         )  # fmt: skip
     tell(f"The bundle is in {out} ({size_words(made.size)}). Its README.md is the report; look through it first.")
-    for line in (*made.manifest.reduced, *made.manifest.absent):
+    for line in (*made.contents.reduced, *made.contents.absent):
         tell(line)
     if redact is None:
         tell("It holds prompts and outputs: --redact prompts, tokens or values leaves them out.")
-    if made.manifest.verdict != made.manifest.whole:
+    if made.contents.verdict != made.contents.whole:
         tell("What was left out changes what it shows; its README.md says what the whole traces show.")
 
 
 def _tell_checked(path: Path, found: Bundle) -> None:
-    manifest = found.manifest
+    manifest = found.contents
     kept = "" if manifest.redacted is None else f", made without {manifest.redacted.value}"
     count = len(manifest.files) + 1
     tell(

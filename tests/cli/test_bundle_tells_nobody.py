@@ -27,7 +27,8 @@ USER, HOST, KEY = "zebulonquux", "gpu-box-7.quuxcorp.example", "sk-live-8Zq4TgW1
 HOME = f"/home/{USER}"
 VARIABLE, VALUE = "QUUXCORP_ENDPOINT", "https://quuxcorp.example/v1"
 PROMPT, STOP, CLIENT = "xyzzy plugh frobozz", "WHISPER THIS STOP", "customer-77-quuxcorp"
-TOKENS = [101, 37, 113, 94, 88, 61, 119]
+# No tokens of these texts: the toy's are a text's bytes, and token ids stay where only texts are left out.
+TOKENS, OTHERS = [101, 37, 113, 94, 88, 61, 119], [64, 90, 33, 107, 45, 72]
 ALWAYS = (USER, HOST, KEY, HOME, VARIABLE, VALUE, CLIENT, "quuxcorp", "/models/private-thing")
 TEXTS = (PROMPT, "plugh", STOP)
 
@@ -55,7 +56,7 @@ def planted(source: Path) -> None:
     run["trigger"] = {"kind": "nonfinite", "detail": f"of {CLIENT}", "time": time, "step": 1}
     run["quuxcorp"] = {"owner": USER}
     for prompt in run["workload"]["prompts"]:
-        prompt["sampling"] |= {"stop": [STOP]}
+        prompt |= {"prompt": PROMPT, "sampling": {**prompt["sampling"], "stop": [STOP]}}
     for result in (one for found in manifest["passes"].values() for one in found["requests"]):
         result |= {"text": PROMPT, "stop_reason": STOP}
     path.write_bytes(write_manifest({k: v for k, v in manifest.items() if k != "check"}))
@@ -94,7 +95,7 @@ def pair(tracereplay: Program, tmp_path: Path) -> tuple[Path, Path]:
     home = tmp_path / "home" / USER
     home.mkdir(parents=True)
     model = make_model(home / "private-thing")
-    lines = [{"prompt_token_ids": TOKENS, "max_tokens": 6}, {"prompt": PROMPT, "max_tokens": 5}]
+    lines = [{"prompt_token_ids": TOKENS, "max_tokens": 6}, {"prompt_token_ids": OTHERS, "max_tokens": 5}]
     prompts = write(tmp_path / "p.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
     golden, candidate = home / "golden.trace", home / "candidate.trace"
     given = ("--engine", "toy", "--model", model, "--prompts", prompts, "-o", golden, "--logprobs", 1)
@@ -201,7 +202,7 @@ def test_without_tokens_no_form_of_one_is_anywhere(
 ) -> None:
     with open_trace(pair[0]) as trace:
         answers = [one["token_ids"] for one in trace.results["record"]["requests"]]
-    sequences = [TOKENS + answers[0], list(PROMPT.encode()) + answers[1]]
+    sequences = [TOKENS + answers[0], OTHERS + answers[1]]
     runs = [sequence[i : i + 5] for sequence in sequences for i in range(len(sequence) - 4)]
     seen = {}
     for mode in ("prompts", "tokens"):

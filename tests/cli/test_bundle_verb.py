@@ -25,7 +25,7 @@ ALWAYS = {"README.md", "report.html", "verdict.json", "golden.pack", "environmen
           "environment/candidate.txt", MANIFEST}  # fmt: skip
 
 
-@pytest@pytest.fixture
+@pytest.fixture
 def candidate(tracereplay: Program, golden: Path, tmp_path: Path) -> Path:
     """A replay with a planted fault."""
     words = ("--engine", "toy", "--set", f"flaw={FLAW}:scale", "-o", tmp_path / "candidate.trace")
@@ -79,7 +79,7 @@ def test_its_readme_says_what_a_maintainer_needs(bundle: Callable[..., Path], go
     path = bundle()
     text = said(path, "README.md")
     assert text.startswith("# SiluAndMul computes something else than in golden")
-    assert f"where: {FLAW}; request 0, position 0" in text
+    assert f"where: {FLAW}; request " in text
     assert "tracereplay replay bug.zip --engine mine --model DIR" in text
     with open_trace(golden) as trace:
         assert f"`{trace.run.weights}`" in text
@@ -88,7 +88,7 @@ def test_its_readme_says_what_a_maintainer_needs(bundle: Callable[..., Path], go
     manifest = json.loads(said(path, MANIFEST))
     assert manifest["verdict"] == manifest["whole"]
     assert set(manifest["files"]) == ALWAYS - {MANIFEST}
-    assert "1 the argument flaw" in manifest["removed"]  # it is not among what a trace may ask for
+    assert "the argument flaw: 1" in manifest["removed"]  # it is not among what a trace may ask for
     assert any("reproduced" in line for line in manifest["absent"])  # the toy's operators have no reproducer
 
 
@@ -144,6 +144,7 @@ def test_a_changed_bundle_is_refused_before_anything_is_made_of_it(
 ) -> None:
     path = bundle()
     for name in sorted(ALWAYS - {MANIFEST}):
+
         def flip(files: dict[str, bytes], name: str = name) -> None:
             files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
 
@@ -218,9 +219,9 @@ def test_without_values_there_are_statistics_and_tokens_are_compared(
     rows = json.loads(said(path, "statistics.json"))
     with open_trace(golden) as trace:
         call = next(call for step in trace for call in step.calls if call.site == FLAW)
-        calls = [call for step in trace for call in step.calls if call.site == FLAW]
+        outputs = [call.outputs[0] for step in trace for call in step.calls if call.site == FLAW]
+        elements = [float(x) for value in outputs for x in value.numpy().reshape(-1)]
     row = next(r for r in rows["golden"] if (r["site"], r["side"], r["index"]) == (FLAW, "out", 0))
-    elements = [float(x) for c in calls for x in c.outputs[0].numpy().reshape(-1)]
     assert row["elements"] == len(elements)
     assert row["mean"] == pytest.approx(sum(elements) / len(elements))
     assert (row["min"], row["max"]) == (min(elements), max(elements))
@@ -309,5 +310,5 @@ def test_every_redaction_makes_a_verdict_that_is_read_again(golden: Path, candid
         out = tmp_path / f"{redaction}.zip"
         made = make_bundle(golden, candidate, out, max_size=1 << 24, redaction=redaction)
         found = check_bundle(out)
-        assert found.manifest == made.manifest
+        assert found.contents == made.contents
         assert found.verdict == Verdict.from_dict(json.loads(said(out, "verdict.json"))) or redaction

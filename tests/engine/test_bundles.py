@@ -42,10 +42,10 @@ def test_v0_to_v1_is_seen_again_from_its_bundle(v1: Running, golden_v0: Trace, t
     out = tmp_path / "bug.zip"
     made = make_bundle(golden_v0.path, v1.replay(golden_v0).path, out, max_size=MOST, model=TINY)
     assert made.size < MOST
-    assert check_bundle(out).manifest == made.manifest
-    assert made.manifest.verdict == made.manifest.whole
-    assert made.manifest.verdict["cause"] == "rounding"
-    assert again(v1, out) == made.manifest.verdict
+    assert check_bundle(out).contents == made.contents
+    assert made.contents.verdict == made.contents.whole
+    assert made.contents.verdict["cause"] == "rounding"
+    assert again(v1, out) == made.contents.verdict
     text = members(out)["README.md"].decode()
     assert "### Your current environment" in text
     assert "vllm=0.8.5.post2+cpu" in text
@@ -61,15 +61,15 @@ def test_a_fault_is_seen_again_from_its_bundle(
     kind, site, script = PLACES[fault]
     out = tmp_path / "bug.zip"
     made = make_bundle(golden_v1.path, v1.replay(golden_v1).path, out, max_size=MOST, model=TINY)
-    first = made.manifest.verdict["first_divergence"]
+    first = made.contents.verdict["first_divergence"]
     assert (first["kind"], first["site"]) == (kind, site)
-    assert made.manifest.verdict == made.manifest.whole
-    assert check_bundle(out).manifest == made.manifest
+    assert made.contents.verdict == made.contents.whole
+    assert check_bundle(out).contents == made.contents
     found = members(out)
-    assert ("reproducer/repro.py" in found) == script, made.manifest.absent
+    assert ("reproducer/repro.py" in found) == script, made.contents.absent
     if script:
         ast.parse(found["reproducer/repro.py"].decode())
-    assert again(v1, out) == made.manifest.verdict
+    assert again(v1, out) == made.contents.verdict
 
 
 def test_one_without_prompts_is_generated_again(
@@ -82,4 +82,4 @@ def test_one_without_prompts_is_generated_again(
     made = make_bundle(golden_v1.path, v1.replay(golden_v1).path, out, **options)
     assert texts
     assert not any(text.encode() in data for text in texts for data in members(out).values())
-    assert again(v1, out) == made.manifest.verdict == made.manifest.whole
+    assert again(v1, out) == made.contents.verdict == made.contents.whole

@@ -31,13 +31,13 @@ class Bundle:
     """A bundle that was checked.
 
     Args:
-        manifest: what it says of itself.
+        contents: what it says of itself.
         verdict: what its traces showed.
         size: of the file, bytes.
         inflated: bytes of all that is in it.
     """
 
-    manifest: Manifest
+    contents: Manifest
     verdict: Verdict
     size: int
     inflated: int
@@ -68,12 +68,12 @@ def check_bundle(path: Path) -> Bundle:
 
 def refuse_mode(bundle: Bundle, path: Path, mode: str) -> None:
     """Raises UsageError if what was left out of a bundle is needed for a mode of `replay`."""
-    if bundle.manifest.redacted is Redaction.values and mode != "rerun":
+    if bundle.contents.redacted is Redaction.values and mode != "rerun":
         raise UsageError(
             f"{path} was made without tensors (bundle --redact values), so only its tokens and logprobs can be "
             "compared; give --mode rerun."
         )
-    if bundle.manifest.redacted is Redaction.tokens and mode != "isolated":
+    if bundle.contents.redacted is Redaction.tokens and mode != "isolated":
         raise UsageError(
             f"{path} was made without tokens (bundle --redact tokens), so it cannot be generated again; unzip it "
             "and compare golden.pack with candidate.pack, or replay its operators with --mode isolated."

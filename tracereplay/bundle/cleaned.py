@@ -54,8 +54,9 @@ def write_cleaned(
         raise UsageError(f"{trace.path} is encrypted, and a bundle is for others to read; give one that is not.")
     level = STRONG_LEVEL if trace.size < _LARGE else 6
     manifest = {
-        "format": FORMAT, "state": trace.manifest["state"], "run": _run(trace, cleaner, renamed),
-        "passes": {name: _pass(said, cleaner) for name, said in trace.manifest["passes"].items()},
+        "format": FORMAT, "state": "complete" if trace.said_complete else "incomplete",
+        "run": _run(trace, cleaner, renamed),
+        "passes": {name: _pass(said, cleaner) for name, said in trace.results.items()},
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tracereplay-clean-") as scratch:
         segments: dict[str, File] = {}
@@ -148,7 +149,9 @@ def _pass(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
 def _rank(said: Any, cleaner: Cleaner) -> Any:
     if not isinstance(said, Mapping):
         return None
-    found = {name: value for name, value in said.items() if value is None or isinstance(value, bool | int | float)}
+    found: dict[str, Any] = {
+        name: value for name, value in said.items() if value is None or isinstance(value, bool | int | float)
+    }
     errors = said.get("errors")
     if isinstance(errors, Mapping):
         found["errors"] = {cleaner.sentence(str(text)): count for text, count in errors.items()}

@@ -56,11 +56,11 @@ class Made:
     """What a bundle came to be.
 
     Args:
-        manifest: what it says.
+        contents: what it says of itself.
         size: of the file, bytes.
     """
 
-    manifest: Manifest
+    contents: Manifest
     size: int
 
 
@@ -251,7 +251,7 @@ class _Making:
     def _manifest(self) -> Manifest:
         with open_trace(self._golden) as mine:
             model = {name: value for name, value in model_of(mine).items() if value is not None}
-        removed = [f"{count} {what}" for what, count in self._cleaner.removed.items()]
+        removed = [f"{what}: {count}" for what, count in self._cleaner.removed.items()]
         return Manifest(
             tracereplay=version("tracereplay"),
             made=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -98,16 +98,19 @@ def read_manifest(data: bytes, name: str) -> Manifest:
             raise ValueError(f"its schema is not {SCHEMA}, so that it may be of a later version of tracereplay")
         files = {_file(path): _listed(entry) for path, entry in said["files"].items()}
         redacted = None if said["redacted"] is None else Redaction(said["redacted"])
-        texts = {key: _texts(said[key]) for key in ("reduced", "removed", "absent")}
-        parts = {key: dict(said[key]) for key in ("verdict", "whole", "golden")}
-        return Manifest(str(said["tracereplay"]), str(said["made"]), redacted, **parts, **texts, files=files)
+        verdict, whole, golden = (dict(said[key]) for key in ("verdict", "whole", "golden"))
+        reduced, removed, absent = (_texts(said[key]) for key in ("reduced", "removed", "absent"))
+        return Manifest(
+            str(said["tracereplay"]), str(said["made"]), redacted, verdict, whole, golden, reduced, removed,
+            absent, files,
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, DamagedTrace) as error:
         raise BadBundle(f"{name} has a manifest that cannot be read: {error}.") from error
 
 
 def _file(name: str) -> str:
     if not _NAMES.fullmatch(name):
-        raise ValueError(f"it lists {ascii(name[:80])}, which no bundle has")
+        raise ValueError(f"it lists {name[:80]!a}, which no bundle has")
     return name
 
 

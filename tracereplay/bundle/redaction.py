@@ -18,6 +18,7 @@ from tracereplay.errors import UsageError
 from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace import SegmentReader, SegmentWriter, Trace, segment_path
 from tracereplay.trace.into_pack import pack_trace
+from tracereplay.trace.manifest import FORMAT
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.withheld import Withheld
 from tracereplay.verdict import Divergence, EdgeFinding, Metrics, OperatorFinding, Verdict
@@ -59,7 +60,8 @@ def write_bare(trace: Trace, out: Path, folder: Path) -> None:
     """
     run = {**trace.raw_run, "recorded": {"sites": [], "sides": []}, "level": "operator"}
     run["notes"] = [*run.get("notes", ()), NO_VALUES]
-    manifest = {**{name: value for name, value in trace.manifest.items() if name != "check"}, "run": run}
+    state = "complete" if trace.said_complete else "incomplete"
+    manifest = {"format": FORMAT, "state": state, "run": run, "passes": dict(trace.results)}
     segments: dict[str, File] = {}
     for key in trace.parts:
         path = segment_path(folder, *key)
