@@ -88,7 +88,7 @@ def test_its_readme_says_what_a_maintainer_needs(bundle: Callable[..., Path], go
     manifest = json.loads(said(path, MANIFEST))
     assert manifest["verdict"] == manifest["whole"]
     assert set(manifest["files"]) == ALWAYS - {MANIFEST}
-    assert "the argument flaw: 1" in manifest["removed"]  # it is not among what a trace may ask for
+    assert "arguments: flaw" in manifest["removed"]  # it is not among what a trace may ask for
     assert any("reproduced" in line for line in manifest["absent"])  # the toy's operators have no reproducer
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from tracereplay.engines.known import FAMILIES, family_of
 from tracereplay.event import UNAPPLIED
 from tracereplay.gate import setting_refusal, variable_refusal
+from tracereplay.gate.rules import NESTED
 from tracereplay.trace.withheld import WITHHELD
 
 __all__ = ["GONE", "Cleaner", "hub_name"]
@@ -43,7 +44,8 @@ _SETTINGS = (
 )  # fmt: skip
 # Fields of a configuration that choose one of an engine's own ways; their values are short and have no dots.
 _CHOICES = (
-    "*_backend", "*_mode", "*_policy", "*_dtype", "*_format", "*_impl", "*_layout", "*_strategy", "*_method"
+    "*_backend", "*_mode", "*_policy", "*_dtype", "*_format", "*_impl", "*_layout", "*_strategy", "*_method",
+    "*_type", "*_level", "backend", "*.backend", "policy", "convert",
 )  # fmt: skip
 _CHOICE = re.compile(r"[A-Za-z0-9_+-]{1,32}", re.ASCII)
 # The same of a model's configuration.
@@ -78,13 +80,15 @@ class Cleaner:
         self.texts = texts
         self._key = secrets.token_bytes(16)
         self._removed: dict[str, set[str]] = {}
+        self._arguments: set[str] = set()
         self.private: set[str] = set(_of_this_machine())
         self._known: set[str] = set(self.private)
 
     @property
-    def removed(self) -> dict[str, int]:
-        """How many different values of each kind were removed."""
-        return {what: len(found) for what, found in sorted(self._removed.items()) if found}
+    def removed(self) -> list[str]:
+        """What was removed: how many different values of each kind, and which arguments."""
+        counts = [f"{what}: {len(found)}" for what, found in sorted(self._removed.items()) if found]
+        return [*counts, f"arguments: {', '.join(sorted(self._arguments))}"] if self._arguments else counts
 
     def mark(self, value: Any, what: str, *, private: bool = False) -> str:
         """What stands for a value that is removed."""
@@ -102,6 +106,11 @@ class Cleaner:
         """
         texts = set(_texts(value)) or ({str(value)} if isinstance(value, int | float) else set())
         self._removed.setdefault(what, set()).update(texts)
+        self.remember(value, private=private)
+
+    def remember(self, value: Any, *, private: bool = False) -> None:
+        """Its texts must not stand in sentences; if ``private``, nowhere in a bundle."""
+        texts = set(_texts(value))
         telling = {text for text in texts if "/" in text or len(text) >= 2 * _SHORTEST}
         telling |= {user for text in texts for user in _HOME.findall(text) if len(user) >= _SHORTEST}
         self._known |= telling
@@ -138,7 +147,7 @@ class Cleaner:
                 )
                 for key, part in value.items()
             }
-        if texts and isinstance(value, str) and _WORD.fullmatch(value):
+        if value == "" or (texts and isinstance(value, str) and _WORD.fullmatch(value)):
             return value
         return self.mark(value, what)
 
@@ -187,8 +196,12 @@ class Cleaner:
         for name, value in said.items():
             if setting_refusal(name, value) is None:
                 found[name] = value
-            else:
-                self.note(value, f"the argument {name}" if _WORD.fullmatch(name) else "arguments")
+                continue
+            self.remember(value)
+            self._arguments.add(name if _WORD.fullmatch(name) else GONE)
+            if name in NESTED and isinstance(value, Mapping):
+                kept = {key: part for key, part in value.items() if setting_refusal(name, {key: part}) is None}
+                found |= {name: kept} if kept else {}
         return found
 
     def overrides(self, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -251,7 +251,6 @@ class _Making:
     def _manifest(self) -> Manifest:
         with open_trace(self._golden) as mine:
             model = {name: value for name, value in model_of(mine).items() if value is not None}
-        removed = [f"{what}: {count}" for what, count in self._cleaner.removed.items()]
         return Manifest(
             tracereplay=version("tracereplay"),
             made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -260,7 +259,7 @@ class _Making:
             whole=self._whole,
             golden={"whole": self._digest, "digest": self._kept_digest, "model": model},
             reduced=self._reduced,
-            removed=(*_WORDS.get(self._redaction, ()), *removed),
+            removed=(*_WORDS.get(self._redaction, ()), *self._cleaner.removed),
             absent=tuple(self._cleaner.sentence(line) for line in self._absent),
         )
 

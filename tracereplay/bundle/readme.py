@@ -29,6 +29,7 @@ from tracereplay.verdict import Verdict
 __all__ = ["FILES", "Told", "listing", "model_of", "readme"]
 
 _SETTINGS = 12  # that are named
+FIRST = ("versions", "settings", "arguments", "environment")  # of an engine's facts
 
 # The files that a bundle may have, in the order in which a reader wants them.
 FILES: Mapping[str, str] = {
@@ -41,8 +42,8 @@ FILES: Mapping[str, str] = {
     "reproducer/repro.py": "the first call that differs, as a script; read it before you run it",
     "reproducer/inputs.safetensors": "its inputs, and its weights if it has any",
     "reproducer/expected.safetensors": "what golden computed from them",
-    "environment/golden.txt": "golden's engine",
-    "environment/candidate.txt": "the candidate's engine",
+    "environment/golden.txt": "golden's engine, with all that it made of its arguments",
+    "environment/candidate.txt": "the same of the candidate's",
     "model/": "the model's tensors and configuration (`--use-bundled-weights`)",
     "policy.toml": "what was tolerated",
     "manifest.json": "sizes and digests of all files, and what was left out",
@@ -93,18 +94,18 @@ def readme(told: Told, manifest: Manifest) -> str:
         reduced=manifest.reduced,
         removed=[*manifest.removed, *manifest.absent],
     )
-    environment = f"Golden\n{listing(told.golden)}\nCandidate\n{listing(told.candidate)}"
+    environment = f"Golden\n{listing(told.golden, FIRST)}\nCandidate\n{listing(told.candidate, FIRST)}"
     form = family.bug_report or _template("readme.j2")
     return _render(form, title=_title(verdict, told), description=description, environment=environment)
 
 
-def listing(trace: Trace) -> str:
+def listing(trace: Trace, parts: Sequence[str] = (*FIRST, "model_config", "resolved")) -> str:
     """An engine as it described itself, in lines."""
     run = trace.run
     lines = [f"  engine       {run.engine.get('name')}", f"  device       {run.engine.get('device')}"]
     if run.began:
         lines.append(f"  recorded     {run.began}")
-    for part in ("versions", "settings", "arguments", "environment", "model_config", "resolved"):
+    for part in parts:
         facts = run.engine_facts(part)
         lines += [f"  {part.replace('_', ' ')}"] if facts else []
         lines += [f"    {name}={_value(value)}" for name, value in sorted(facts.items())]
