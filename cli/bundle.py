@@ -12,7 +12,7 @@ from tracereplay.bundle import Bundle, Redaction, check_bundle, make_bundle
 from tracereplay.cli.checks import policy_of
 from tracereplay.cli.console import progress, tell
 from tracereplay.cli.files import ZIPPED, check_output
-from tracereplay.cli.options import Model, PolicyFile, Strict, local_path, refuse_given
+from tracereplay.cli.options import Model, PolicyFile, Settings, Strict, assignments, local_path, refuse_given
 from tracereplay.cli.summary import size_words
 from tracereplay.cli.texts import decoder
 from tracereplay.environments import load_engine
@@ -21,7 +21,10 @@ from tracereplay.launch.budget import bytes_of
 
 __all__ = ["bundle"]
 
-_MAKING = ["golden", "candidate", "out", "max_size", "redact", "engine", "weights", "policy", "strict", "model"]
+_MAKING = (
+    "golden", "candidate", "out", "max_size", "redact", "whole", "engine", "settings", "weights", "policy",
+    "strict", "model",
+)  # fmt: skip
 
 
 def bundle(
@@ -49,13 +52,19 @@ def bundle(
             show_default=False,
         ),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Take the traces as they are, not the smallest part that shows the same.")
+    ] = False,
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Engine under which smaller workloads are tried, to keep the smallest.",
+            metavar="NAME",
+            help="The candidate's engine: smaller traces are replayed by it (with --set as it was), so that they "
+            "are known to show the same again.",
             show_default=False,
         ),
     ] = None,
+    settings: Settings = [],  # noqa: B006
     weights: Annotated[
         bool, typer.Option("--with-weights", help="Add the model's tensors and configuration, if it is small.")
     ] = False,
@@ -83,11 +92,14 @@ def bundle(
     if golden is None or candidate is None or out is None:
         raise UsageError("Give GOLDEN, CANDIDATE and -o FILE.zip to make a bundle, or --check FILE.zip.")
     check_output("-o", out, ZIPPED)
+    if whole:
+        refuse_given(context, ["engine", "settings"], "--whole makes nothing smaller, and needs no engine for it")
     most, known = bytes_of(max_size, "--max-size"), None if engine is None else load_engine(engine)
     with progress("Making a bundle") as report:
         made = make_bundle(
-            golden, candidate, out, max_size=most, policy=policy_of(policy, strict), redaction=redact,
-            engine=known, model=model, weights=weights, decoder=partial(decoder, model=model), report=report,
+            golden, candidate, out, max_size=most, policy=policy_of(policy, strict), redaction=redact, whole=whole,
+            engine=known, settings=assignments(settings), model=model, weights=weights,
+            decoder=partial(decoder, model=model), report=report,
         )  # fmt: skip
     tell(f"The bundle is in {out} ({size_words(made.size)}). Its README.md is the report; look through it first.")
     for line in (*made.contents.reduced, *made.contents.absent):

@@ -25,6 +25,7 @@ LAYERS = (
     ("api",),
     ("bundle",),
     ("report",),
+    ("reduction",),
     ("bisector", "calibrator", "checks", "invariance"),
     ("ray",),
     ("environments",),
@@ -76,9 +77,9 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "api", "ray", "bundle", "report", "bisector", "calibrator", "checks", "invariance", "environments",
-    "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event",
-    "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes",
+    "cli", "api", "ray", "bundle", "report", "reduction", "bisector", "calibrator", "checks", "invariance",
+    "environments", "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload",
+    "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes",
     "census", "lazily",
 )  # fmt: skip
 

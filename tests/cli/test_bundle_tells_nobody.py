@@ -167,9 +167,10 @@ def test_they_are_found_where_they_were_planted(pair: tuple[Path, Path]) -> None
             assert any(text.encode() in part for part in said), text
 
 
+@pytest.mark.parametrize("whole", [("--whole",), ()], ids=["whole", "reduced"])
 @pytest.mark.parametrize("redact", [(), ("--redact", "prompts"), ("--redact", "tokens"), ("--redact", "values")])
 def test_no_byte_names_a_person_a_place_or_a_key(
-    tracereplay: Program, pair: tuple[Path, Path], tmp_path: Path, redact: tuple[str, ...],
+    tracereplay: Program, pair: tuple[Path, Path], tmp_path: Path, redact: tuple[str, ...], whole: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HOME", HOME)
@@ -177,7 +178,7 @@ def test_no_byte_names_a_person_a_place_or_a_key(
     monkeypatch.setattr(socket, "gethostname", lambda: HOST)
     monkeypatch.setattr(getpass, "getuser", lambda: USER)
     out = tmp_path / "bug.zip"
-    ended = tracereplay("bundle", *pair, "-o", out, *redact)
+    ended = tracereplay("bundle", *pair, "-o", out, *redact, *whole)
     assert ended.code == 0, ended.err
     said = list(everything(out, tmp_path / "unzipped"))
     assert any(b"model.layers.1.mlp.act_fn" in part for part in said)
@@ -207,7 +208,7 @@ def test_without_tokens_no_form_of_one_is_anywhere(
     seen = {}
     for mode in ("prompts", "tokens"):
         out = tmp_path / f"{mode}.zip"
-        assert tracereplay("bundle", *pair, "-o", out, "--redact", mode).code == 0
+        assert tracereplay("bundle", *pair, "-o", out, "--redact", mode, "--whole").code == 0
         said = list(everything(out, tmp_path / mode))
         seen[mode] = {
             name for run in runs for name, data in forms(run).items() if any(data in part for part in said)
@@ -231,7 +232,7 @@ def test_without_values_no_row_of_a_tensor_is_anywhere(
     assert len(rows) > 100
     for mode, found in (("prompts", True), ("values", False)):
         out = tmp_path / f"{mode}.zip"
-        assert tracereplay("bundle", *pair, "-o", out, "--redact", mode).code == 0
+        assert tracereplay("bundle", *pair, "-o", out, "--redact", mode, "--whole").code == 0
         said = b"\0\0".join(everything(out, tmp_path / mode))
         assert any(row in said for row in rows) is found
 

@@ -214,7 +214,7 @@ def test_what_is_left_out_may_change_what_it_shows_and_it_says_so(
 def test_without_values_there_are_statistics_and_tokens_are_compared(
     tracereplay: Program, bundle: Callable[..., Path], golden: Path, model: Path
 ) -> None:
-    path = bundle("--redact", "values")
+    path = bundle("--redact", "values", "--whole")
     assert names(path) == {*ALWAYS, "statistics.json", "errors.json"}
     rows = json.loads(said(path, "statistics.json"))
     with open_trace(golden) as trace:
@@ -280,9 +280,26 @@ def test_other_weights_in_a_bundle_are_noticed(
     assert (ended.code, ended.verdict["cause"]) == (3, "setting")
 
 
+def test_less_is_kept_unless_all_is_asked_for(
+    tracereplay: Program, bundle: Callable[..., Path], golden: Path, model: Path
+) -> None:
+    path = bundle()
+    with open_trace(path) as small, open_trace(golden) as whole:
+        assert sum(len(step.rows) for step in small) < sum(len(step.rows) for step in whole) / 3
+    manifest = json.loads(said(path, MANIFEST))
+    assert any("there are 1 request, 1 token" in line for line in manifest["reduced"])
+    assert manifest["verdict"] == manifest["whole"]
+    with open_trace(bundle("--whole")) as same, open_trace(golden) as whole:
+        assert [step.rows.tolist() for step in same] == [step.rows.tolist() for step in whole]
+    flawed = bundle("--engine", "toy", "--set", f"flaw={FLAW}:scale", "--model", model)
+    manifest = json.loads(said(flawed, MANIFEST))
+    assert manifest["verdict"] == manifest["whole"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("a", "b", "-o", "bug.zip", "--whole", "--engine", "toy"), "--whole makes nothing smaller"),
         ((), "Give GOLDEN, CANDIDATE and -o FILE.zip"),
         (("golden.trace", "candidate.trace"), "Give GOLDEN, CANDIDATE and -o FILE.zip"),
         (("golden.trace", "candidate.trace", "-o", "nowhere/bug.zip"), "the directory"),

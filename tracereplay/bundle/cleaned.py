@@ -97,6 +97,8 @@ def _run(trace: Trace, cleaner: Cleaner, renamed: Mapping[str, str]) -> dict[str
         run["model_files"] = cleaner.model_files(said["model_files"])
     if isinstance(said.get("withheld"), Mapping):
         run["withheld"] = cleaner.plain(said["withheld"], "keys", texts=True)
+    if isinstance(said.get("reduced"), Mapping):
+        run["reduced"] = cleaner.plain(said["reduced"], "facts of recordings", texts=True)
     if isinstance(said.get("trigger"), Mapping):
         run["trigger"] = _trigger(said["trigger"], cleaner)
     if isinstance(said.get("observer"), Mapping):

@@ -32,7 +32,9 @@ from tracereplay.comparator.details import Details
 from tracereplay.comparator.numbers.policy_file import policy_text
 from tracereplay.errors import UsageError
 from tracereplay.gate import weights_directory
+from tracereplay.launch import Launchable
 from tracereplay.passes import INJECTED, RECORD, RERUN
+from tracereplay.reduction import reduce
 from tracereplay.report import html
 from tracereplay.report.html.texts import Decode
 from tracereplay.storage.atomic import written
@@ -75,7 +77,8 @@ class _Pair:
 
 def make_bundle(
     golden: Path | str, candidate: Path | str, out: Path, *, max_size: int, policy: Policy | None = None,
-    redaction: Redaction | None = None, engine: Any = None, model: Path | None = None, weights: bool = False,
+    redaction: Redaction | None = None, whole: bool = False, engine: Launchable | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}), model: Path | None = None, weights: bool = False,
     decoder: Callable[[Trace], Decode | None] = lambda trace: None, report: Report = lambda line: None,
 ) -> Made:  # fmt: skip
     """Writes a bundle, which appears at ``out`` only when it is whole.
@@ -87,7 +90,9 @@ def make_bundle(
         max_size: of it, bytes.
         policy: tolerances; None: the defaults.
         redaction: what else is kept out.
-        engine: under which tries of making it smaller are run; None: nothing is generated.
+        whole: take the traces as they are; otherwise the smallest part that shows the same.
+        engine: the candidate's, under which smaller traces are tried; None: nothing is generated.
+        settings: engine arguments that the candidate was replayed with.
         model: the user's directory of the model, if it has moved.
         weights: copy the model, too.
         decoder: gives what makes text of golden's tokens, where that may be shown.
@@ -99,7 +104,9 @@ def make_bundle(
     """
     with tempfile.TemporaryDirectory(prefix="tracereplay-bundle-") as scratch:
         room = Path(scratch)
-        pair = _smaller(golden, candidate, room, engine=engine, max_size=max_size)
+        pair = _Pair(golden, candidate)
+        if not whole:
+            pair = _smaller(golden, candidate, room / "reduced", engine, settings, policy, model, max_size, report)
         made = _Making(room, policy or Policy(), redaction, model, report)
         made.clean(golden, candidate, pair)
         made.compare(decoder if redaction is None else lambda trace: None)
@@ -108,9 +115,18 @@ def make_bundle(
         return made.write(out, max_size)
 
 
-def _smaller(golden: Path | str, candidate: Path | str, room: Path, *, engine: Any, max_size: int) -> _Pair:
-    """The smallest traces that show the same."""
-    return _Pair(golden, candidate)
+def _smaller(
+    golden: Path | str, candidate: Path | str, room: Path, engine: Launchable | None, settings: Mapping[str, Any],
+    policy: Policy | None, model: Path | None, max_size: int, report: Report,
+) -> _Pair:  # fmt: skip
+    """The smallest traces that show the same; the whole ones if no part does."""
+    found = reduce(
+        golden, candidate, room, policy=policy, engine=engine, model=model, settings=settings,
+        max_size=max_size * 3 // 4, progress=report,
+    )  # fmt: skip
+    if not found.same:
+        return _Pair(golden, candidate, ("No part of the traces shows the same, so they are here as a whole.",))
+    return _Pair(found.golden, found.candidate, found.what)
 
 
 class _Making:

@@ -5,9 +5,9 @@
      "files": {"report.html": {"size": 1234, "sha256": "..."}, ...}}
 
 ``verdict`` is what the traces in the bundle show, ``whole`` what those showed that it was made of: outcome, cause,
-and kind, site and class of the first divergence. ``golden`` names the model, and has digests: of the whole trace,
-of the one in the bundle and of the model's weights. ``removed`` says what was left out, ``absent`` what a bundle
-mostly has and this one has not.
+and kind, site and class of the first divergence, or else the first differing token. ``golden`` names the model,
+and has digests: of the whole trace, of the one in the bundle and of the model's weights. ``reduced`` says what was made
+smaller, ``removed`` what was left out, ``absent`` what a bundle mostly has and this one has not.
 """
 
 from __future__ import annotations
@@ -137,5 +137,6 @@ def shown_by(verdict: Verdict) -> dict[str, Any]:
         "first_divergence": None if first is None else {
             "kind": first.kind, "site": first.site, "operator": first.operator, "class": first.error_class,
         },
-        "first_token": None if token is None else {"request": token.request, "position": token.position},
+        # Requests are numbered anew where there are fewer.
+        "first_token": None if token is None or first is not None else {"position": token.position},
     }  # fmt: skip
