@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +15,11 @@ from tracereplay.cli.console import progress, tell
 from tracereplay.cli.files import ZIPPED, check_output
 from tracereplay.cli.options import Model, PolicyFile, Settings, Strict, assignments, local_path, refuse_given
 from tracereplay.cli.summary import size_words
-from tracereplay.cli.texts import decoder
+from tracereplay.cli.texts import Decode, decoder
 from tracereplay.environments import load_engine
 from tracereplay.errors import UsageError
 from tracereplay.launch.budget import bytes_of
+from tracereplay.trace import Trace
 
 __all__ = ["bundle"]
 
@@ -53,7 +55,7 @@ def bundle(
         ),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--whole", help="Take the traces as they are, not the smallest part that shows the same.")
+        bool, typer.Option("--whole", help="Take all of the traces, not the smallest part that shows the same.")
     ] = False,
     engine: Annotated[
         str | None,
@@ -99,7 +101,7 @@ def bundle(
         made = make_bundle(
             golden, candidate, out, max_size=most, policy=policy_of(policy, strict), redaction=redact, whole=whole,
             engine=known, settings=assignments(settings), model=model, weights=weights,
-            decoder=partial(decoder, model=model), report=report,
+            decoder=partial(_decoder, model=model), report=report,
         )  # fmt: skip
     tell(f"The bundle is in {out} ({size_words(made.size)}). Its README.md is the report; look through it first.")
     for line in (*made.contents.reduced, *made.contents.absent):
@@ -108,6 +110,13 @@ def bundle(
         tell("It holds prompts and outputs: --redact prompts, tokens or values leaves them out.")
     if made.contents.verdict != made.contents.whole:
         tell("What was left out changes what it shows; its README.md says what the whole traces show.")
+
+
+def _decoder(trace: Trace, model: Path | None) -> Decode | None:
+    """What makes text of tokens; a model that is given for its weights need not have a tokenizer."""
+    with suppress(UsageError):
+        return decoder(trace, model)
+    return None
 
 
 def _tell_checked(path: Path, found: Bundle) -> None:

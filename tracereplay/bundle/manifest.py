@@ -6,8 +6,8 @@
 
 ``verdict`` is what the traces in the bundle show, ``whole`` what those showed that it was made of: outcome, cause,
 and kind, site and class of the first divergence, or else the first differing token. ``golden`` names the model,
-and has digests: of the whole trace, of the one in the bundle and of the model's weights. ``reduced`` says what was made
-smaller, ``removed`` what was left out, ``absent`` what a bundle mostly has and this one has not.
+and has digests: of the whole trace, of the one in the bundle and of the model's weights. ``reduced`` says what was
+made smaller, ``removed`` what was left out, ``absent`` what a bundle mostly has and this one has not.
 """
 
 from __future__ import annotations
