@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ast
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import TINY, Running
+from engine_support import TINY, Engines, Running, find_engine
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from recorded_server import MODEL, Server
 
 from tracereplay.bundle import Redaction, check_bundle, make_bundle
 from tracereplay.bundle.manifest import shown_by
@@ -83,3 +93,58 @@ def test_one_without_prompts_is_generated_again(
     assert texts
     assert not any(text.encode() in data for text in texts for data in members(out).values())
     assert again(v1, out) == made.contents.verdict == made.contents.whole
+
+
+CLIENT, USER, STOP, SECRET = "order-4711-quuxcorp", "planted-alice", "WHISPER THIS STOP", "planted-variable-value"
+
+
+def everything(bundle: Path, folder: Path) -> Iterator[bytes]:
+    """Every byte of a bundle: the file, its members, and each frame of its golden trace, decoded."""
+    yield bundle.read_bytes()
+    yield from members(bundle).values()
+    with open_trace(bundle) as trace:
+        yield json.dumps(trace.manifest).encode()
+        for key in trace.parts:
+            yield from (bytes(data) for _, _, data in trace.part(key).frames())
+            yield repr(trace.part(key).summary).encode()
+
+
+@pytest.mark.long
+def test_the_bundle_of_a_recorded_server_names_neither_clients_nor_the_machine(
+    engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single_process: Mapping[str, str]
+) -> None:
+    find_engine("v1")
+    engines.stop()
+    monkeypatch.setenv("VLLM_PLANTED", SECRET)
+    server = Server(tmp_path / "served.trace", arguments=["--api-key", SECRET])
+    try:
+        server.wait_until_ready()
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        for number, prompt in enumerate(("a first prompt of somebody", "another one, of somebody else")):
+            body = {"model": MODEL, "prompt": prompt, "max_tokens": 6, "user": USER, "stop": [STOP]}
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {SECRET}"}
+            headers["X-Request-Id"] = f"{CLIENT}-{number}"
+            connection.request("POST", "/v1/completions", json.dumps(body), headers)
+            assert "choices" in json.loads(connection.getresponse().read())
+        server.kill(signal.SIGINT, "parent")
+        server.wait()
+    finally:
+        server.close()
+    monkeypatch.delenv("VLLM_PLANTED")
+    told = (CLIENT, USER, SECRET, str(TINY), str(Path.home()), socket.gethostname(), str(tmp_path), "quuxcorp")
+    told = tuple(text for text in told if len(text) > 5)
+    v1 = engines.start("v1", env=single_process)
+    with open_trace(server.out) as golden:
+        assert any(CLIENT in str(known) for known in golden.requests)
+        candidate = v1.replay(golden)
+        for redaction in (None, *Redaction):
+            out = tmp_path / f"{redaction}.zip"
+            options: dict[str, Any] = {"max_size": MOST, "model": TINY, "redaction": redaction, "whole": True}
+            made = make_bundle(golden.path, candidate.path, out, **options)
+            assert made.contents.verdict["verdict"] == made.contents.whole["verdict"] == "match"
+            said = list(everything(out, tmp_path))
+            for text in (*told, *((STOP,) if redaction else ())):
+                assert not any(text.encode() in part for part in said), (redaction, text)
+            if redaction is Redaction.prompts:
+                assert again(v1, out)["verdict"] == "match"
+    assert os.path.getsize(out) < MOST
