@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -19,6 +20,7 @@ from cli_support import make_model, write
 from program import Program
 
 from tracereplay.bundle.allowed import Cleaner, hub_name
+from tracereplay.bundle.cleaned import kernels_of
 from tracereplay.event import Request
 from tracereplay.trace import CallOfStep, SegmentReader, SegmentWriter, TensorBytes, open_trace
 from tracereplay.trace.manifest import write_manifest
@@ -69,7 +71,8 @@ def _plant_segment(file: Path) -> None:
     out = file.with_suffix(".new")
     meta = {**segment.meta, "model": f"{HOME}/models/private-thing", "served": [CLIENT], "host": HOST}
     writer = SegmentWriter(out, {**meta, "engine": {"name": USER, "environment": {VARIABLE: VALUE}}})
-    writer.sites(segment.sites.values())
+    first, *others = segment.sites.values()
+    writer.sites([replace(first, config={**first.config, "kept_in": f"{HOME}/x", "made for": USER}), *others])
     for step in segment.steps():
         calls = []
         for call in step.calls:
@@ -245,6 +248,29 @@ def test_the_same_text_has_the_same_mark_and_another_bundle_another() -> None:
     assert one.mark("somewhere/elsf", "paths") != mark
     assert other.mark("somewhere/else", "paths") != mark
     assert one.removed == ["paths: 2"]
+
+
+def test_kernels_say_words_and_nothing_else() -> None:
+    telling = f"{HOME}/x", f"of {USER}", VALUE
+    arguments = [1, 2.5, None, True, "silu", *telling, ["l", [*telling, "auto"]], ["t", 0], ["c", 1.0, 2.0]]
+    kept = [["o", "dtype", "bfloat16", -1], ["x", "bfloat16", [2], "the engine's key/value cache"]]
+    telling_too = [["o", "Storage", f"in {HOME}", -1], ["x", "int64", [2], f"it is in {HOME}"]]
+    call = [0, 7, 0, -1, [*arguments, *kept], {"mode": f"{HOME}/y"}, telling_too, [], [], f"OSError: {HOME}/z"]
+    said = {"names": [["aten.mm.default", "aten::mm(Tensor self) -> Tensor"]], "calls": [call], "constants": []}
+    found = kernels_of(said, Cleaner(texts=True))
+    assert USER not in json.dumps(found)
+    assert VALUE not in json.dumps(found)
+    assert [a for a in found["calls"][0][4] if a in arguments] == [
+        1,
+        2.5,
+        None,
+        True,
+        "silu",
+        ["t", 0],
+        ["c", 1.0, 2.0],
+    ]
+    assert found["calls"][0][4][-2:] == kept
+    assert found["names"] == said["names"]
 
 
 @pytest.mark.parametrize(

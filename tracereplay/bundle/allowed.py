@@ -61,7 +61,7 @@ _MODEL_FILES = (
 _RESULT = ("request", "sequence", "token_ids", "logprobs", "prompt_logprobs", "finish_reason", "num_cached_tokens")
 
 # Words of a sentence that may name a place, a person or an address; and what is quoted.
-_TELLING = re.compile(r"\S*[/\\@~=]\S*")
+_TELLING = re.compile(r"(?<!\S)(?!key/value(?!\S))\S*[/\\@~=]\S*")
 _QUOTED = re.compile(r"\"[^\"]*\"|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
 _HOME = re.compile(r"/(?:home|Users)/([^/\s]+)")
 _SHORTEST = 5  # characters of a text that is looked for elsewhere; shorter ones stand in words

@@ -24,12 +24,12 @@ from tracereplay.trace.frames import Tag
 from tracereplay.trace.into_pack import STRONG_LEVEL
 from tracereplay.trace.manifest import FORMAT
 from tracereplay.trace.packfile import write_pack
-from tracereplay.trace.plain import unpack
+from tracereplay.trace.plain import pack, unpack
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.records import WRONG
 from tracereplay.trace.rewrite import by_region
 
-__all__ = ["write_cleaned"]
+__all__ = ["kernels_of", "write_cleaned"]
 
 _LARGE = 64 << 20  # bytes of a trace that is not compressed as strongly as can be, since that takes minutes
 _KEPT = ("ended", "dropped", "weights", "interrupted", "lacking", "lacking_count", "paused")  # of an END frame
@@ -203,7 +203,8 @@ def _record(segment: SegmentReader, to: Appender, kind: Tag, number: int, data: 
         elif kind == Tag.SITES:
             to.record(kind, [_site(site, cleaner) for site in data])
         else:
-            to.step(_step(data, cleaner), segment.index.first_chunk(number))
+            step = _step(data, cleaner)
+            to.step(step, segment.index.first_chunk(number), pack(step))
     except WRONG as error:
         raise DamagedTrace(f"{segment.name} holds a record that cannot be read: {error!r}.") from error
 
@@ -239,11 +240,11 @@ def _step(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
     found["notes"] = [cleaner.sentence(str(note)) for note in said["notes"]]
     found["requests"] = [[*one[:3], cleaner.sampling(one[3])] for one in said["requests"]]
     if isinstance(said.get("kernels"), Mapping):
-        found["kernels"] = _kernels(said["kernels"], cleaner)
+        found["kernels"] = kernels_of(said["kernels"], cleaner)
     return found
 
 
-def _kernels(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
+def kernels_of(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
     """Kernels whose arguments in words are words; what one of them failed with is a sentence of somebody's."""
     calls = [
         [*call[:4], [_argument(a, cleaner) for a in call[4]],
