@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -204,6 +204,16 @@ class Cleaner:
                 found |= {name: kept} if kept else {}
         return found
 
+    def operator(self, said: Mapping[str, Any], paths: Container[str]) -> dict[str, Any]:
+        """What an operator was built with; ``paths`` are those of operators, most of which keep their own."""
+        texts = (
+            *_SETTINGS,
+            *_CONFIG,
+            *_CHOICES,
+            *(name for name, value in said.items() if _is_path(value, paths)),
+        )
+        return self._listed(said, texts, "values of operators' configurations")
+
     def overrides(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What was laid over a model's configuration."""
         return self._listed(said, _CONFIG, "values of the model's configuration")
@@ -336,6 +346,11 @@ def _name(said: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     package = family_of(said).package
     found = f"{package}-{versions[package]}" if package in versions else package
     return re.sub(r"[^A-Za-z0-9._-]", "-", found)[:64]
+
+
+def _is_path(value: Any, paths: Container[str]) -> bool:
+    """Whether a text is the path of an operator."""
+    return isinstance(value, str) and value in paths
 
 
 def _matches(name: str, globs: Iterable[str]) -> bool:

@@ -201,7 +201,8 @@ def _record(segment: SegmentReader, to: Appender, kind: Tag, number: int, data: 
         if kind == Tag.META:
             to.record(kind, _meta(data, cleaner))
         elif kind == Tag.SITES:
-            to.record(kind, [_site(site, cleaner) for site in data])
+            paths = {str(site["name"]) for site in data}
+            to.record(kind, [{**site, "config": cleaner.operator(site.get("config", {}), paths)} for site in data])
         else:
             step = _step(data, cleaner)
             to.step(step, segment.index.first_chunk(number), pack(step))
@@ -226,12 +227,6 @@ def _meta(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
         else:
             cleaner.note(value, "facts of recordings")
     return found
-
-
-def _site(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
-    """An operator: names of modules, classes and tensors come from code; what it was built with may not."""
-    config = cleaner.plain(said.get("config", {}), "values of operators' configurations", texts=True)
-    return {**said, "config": config}
 
 
 def _step(said: Mapping[str, Any], cleaner: Cleaner) -> dict[str, Any]:
