@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tracereplay.engines import toy
+from tracereplay.errors import TracereplayError
 from tracereplay.event import Call, Kernel, Request, RowKey, Sampled, Site, Value, flatten, make_rows
 from tracereplay.trace import CallOfStep, SegmentWriter, TensorBytes, TraceDirectory, open_trace, segment_path
 from tracereplay.trace.cutting import Cut, Cutter
@@ -75,8 +76,13 @@ def tensor(array: object, dtype: str | None = None) -> TensorBytes:
     return TensorBytes(dtype or x.dtype.name, x.shape, tuple(s // x.itemsize for s in x.strides), x.tobytes())
 
 
-def write(path: Path, *steps: tuple[int, list[tuple[int, int, int]], TensorBytes, list[Request]]) -> Path:
-    """A trace of one operator, whose input is the given tensor."""
+CENSUS = {"operators": 1, "calls": 1, "unobserved": [["m", "M", 2, 3]], "between": [], "parameters": []}
+
+
+def write(
+    path: Path, *steps: tuple[int, list[tuple[int, int, int]], TensorBytes, list[Request]], complete: bool = True
+) -> Path:
+    """A trace of one operator, whose input is the given tensor; a census is taken in the first step."""
     prompts = [{"prompt_token_ids": [1] * 4, "prompt": None, "sampling": {}} for _ in range(2)]
     run = {"kind": "recording", "workload": {"model": "m", "settings": {}, "prompts": prompts, "weights": None}}
     directory = TraceDirectory(path, run)
@@ -86,9 +92,10 @@ def write(path: Path, *steps: tuple[int, list[tuple[int, int, int]], TensorBytes
         rows = make_rows(keys)
         call = CallOfStep(7, 0, rows, rows, {0: writer.add(given)}, {}, {})
         sampled = [Sampled(RowKey(r, 0, p + 1), 5, 5, None) for r, _, p in keys if p >= 3]
-        writer.commit(number, rows, [call], sampled, [], begun)
+        writer.commit(number, rows, [call], sampled, [], begun, census=None if number else CENSUS)
     writer.close({})
-    directory.complete()
+    if complete:
+        directory.complete()
     return path
 
 
@@ -120,6 +127,16 @@ def test_a_request_that_begins_in_a_step_without_rows_of_its_own_begins_in_the_n
         (step,) = cut.steps("record")
         assert [(r.request, r.id) for r in step.requests] == [(0, "id-1")]
         assert (step.number, step.company) == (1, (0, 0, 1))
+        assert step.census is not None  # which the first step had
+        assert [(c.module, c.computed) for c in step.census.unobserved] == [("m", 3)]
+
+
+def test_what_is_not_complete_does_not_become_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "golden.trace", (0, [(0, 0, 3)], tensor(np.zeros((1, 2))), []), complete=False)
+    with open_trace(path) as trace:
+        Cutter(trace).cut(tmp_path / "cut.trace", Cut((0,)))
+    with open_trace(tmp_path / "cut.trace") as cut:
+        assert (len(cut), cut.said_complete, cut.part(("record", 0)).complete) == (1, False, True)
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------
@@ -158,6 +175,22 @@ def test_kernels_of_one_operator_are_kept_with_the_buffers_that_they_name(tmp_pa
             assert {report.state for report in verify(cut)} == {"complete"}
 
 
+def test_a_copy_has_the_same_kernels_in_the_same_memory(tmp_path: Path) -> None:
+    with open_trace(KERNELS) as trace:
+        Cutter(trace).cut(tmp_path / "copy.trace", Cut(tuple(range(len(trace.run.prompts)))))
+        with open_trace(tmp_path / "copy.trace") as copy:
+            for mine, theirs in zip(trace.steps("record"), copy.steps("record"), strict=True):
+                assert [k.parent for k in mine.kernels] == [k.parent for k in theirs.kernels]
+                assert [given(k) for k in mine.kernels] == [given(k) for k in theirs.kernels]
+                assert versions(list(mine.kernels)) == versions(list(theirs.kernels))
+
+
+def versions(kernels: list[Kernel]) -> list[tuple[int, int]]:
+    """Of each tensor its memory, and how often that had been written."""
+    given = (a for k in kernels for a in flatten((*k.given, *k.outputs, *k.written.values())))
+    return [(value.storage, value.version) for value in given if isinstance(value, Value)]
+
+
 def memory(kernels: list[Kernel]) -> list[int]:
     """Which of the kernels' tensors lay in one memory: of each the first that did."""
     values = [a for k in kernels for a in flatten((*k.given, *k.outputs)) if isinstance(a, Value)]
@@ -171,3 +204,21 @@ def test_kernels_do_not_say_which_rows_they_have_so_that_steps_with_fewer_have_n
         Cutter(trace).cut(tmp_path / "rows.trace", Cut(every, positions=(1, None)))
         with open_trace(tmp_path / "rows.trace") as cut:
             assert [len(step.kernels) for step in cut.steps("record")] == [0] * len(cut)
+
+
+# -- strangers' traces -----------------------------------------------------------------------------------------
+
+
+def test_a_hostile_trace_is_cut_or_refused(tmp_path: Path) -> None:
+    folder = KERNELS.parent / "hostile"
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix == ".pack" or (p / "manifest.json").exists()]
+    done = 0
+    for number, path in enumerate(paths):
+        try:
+            with open_trace(path) as trace:
+                every = tuple(range(len(trace.run.prompts)))
+                Cutter(trace).cut(tmp_path / str(number), Cut(every[:1], {0: 1}, positions=(0, 2)))
+                done += 1
+        except TracereplayError:
+            continue
+    assert 0 < done < len(paths)

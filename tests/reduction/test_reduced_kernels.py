@@ -21,13 +21,11 @@ GOLDEN = Path(__file__).parents[2] / "fixtures" / "tiny-llama-v0-kernels.trace"
 SITE = "model.layers.1.mlp.down_proj"
 
 
-@pytest.fixture
-def replayed(tmp_path: Path) -> Path:
+def replayed(path: Path, *passes: str) -> Path:
     """A replay of golden in which a matrix product of the second step is 3 % too large."""
-    path = tmp_path / "whole.trace"
     with open_trace(GOLDEN) as golden:
         directory = TraceDirectory(path, {**golden.raw_run, "kind": "replay", "golden": golden.digest()})
-        for name in ("rerun", "injected"):
+        for name in passes:
             sites = golden.sites("record")
             writer = SegmentWriter(segment_path(path, name, 0), {"pass": name, "rank": 0, "world": 1})
             writer.sites(sites.values())
@@ -64,9 +62,13 @@ def with_fault(step: Step) -> Step:
     return replace(step, calls=calls, kernels=tuple(kernels()))
 
 
-def test_the_kernel_is_named_and_only_those_of_its_operator_are_left(replayed: Path, tmp_path: Path) -> None:
-    whole = compare_traces(GOLDEN, replayed).first_divergence
-    found = reduce(GOLDEN, replayed, tmp_path / "small")
+@pytest.mark.parametrize("passes", [("rerun", "injected"), ("isolated",)])
+def test_the_kernel_is_named_and_only_those_of_its_operator_are_left(
+    tmp_path: Path, passes: tuple[str, ...]
+) -> None:
+    candidate = replayed(tmp_path / "whole.trace", *passes)
+    whole = compare_traces(GOLDEN, candidate).first_divergence
+    found = reduce(GOLDEN, candidate, tmp_path / "small")
     first = found.verdict.first_divergence
     assert whole is not None
     assert first is not None
@@ -80,14 +82,16 @@ def test_the_kernel_is_named_and_only_those_of_its_operator_are_left(replayed: P
         assert {kernel.site for kernel in kernels} == {SITE}
         told = after.steps("record")[0].kernels
         assert isinstance(told, Kernels)
+        assert not any("unfed" in sentence for sentence in found.what)
         assert f"{SITE}.weight" in {constant.name for constant in told.constants}
 
 
-def test_without_kernels_to_name_one_request_is_enough(replayed: Path, tmp_path: Path) -> None:
-    with open_trace(replayed) as trace:
+def test_without_kernels_to_name_one_request_is_enough(tmp_path: Path) -> None:
+    candidate = replayed(tmp_path / "whole.trace", "rerun", "injected")
+    with open_trace(candidate) as trace:
         directory = TraceDirectory(tmp_path / "operators.trace", {**trace.raw_run, "level": "operator"})
         for name in trace.passes:
-            shutil.copy(replayed / f"{name}-rank0.seg", directory.path)
+            shutil.copy(candidate / f"{name}-rank0.seg", directory.path)
             directory.add_pass(name, trace.results[name])
         directory.complete()
     found = reduce(GOLDEN, tmp_path / "operators.trace", tmp_path / "small")

@@ -156,6 +156,10 @@ def test_operators_that_are_paired_stay_together(tmp_path: Path) -> None:
     assert found.same, found.what
     assert found.verdict.first_divergence is not None
     assert found.verdict.first_divergence.site == flaw.site
+    with open_trace(found.golden) as trace:
+        called = [call.site for call in trace.steps("record")[0].calls]
+        assert len(called) < len(trace.sites("record"))
+        assert len({site for site in called if ".1." in site} & set(called[-3:])) == 3, called
     again = compare_traces(found.golden, toy.replay(found.golden, tmp_path / "again.trace", flaw=flaw))
     assert again.first_divergence is not None
     assert again.first_divergence.site == flaw.site

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import tracereplay
 from tracereplay.comparator import compare_traces
 from tracereplay.engines.toy.checkpoint import write_checkpoint
+from tracereplay.engines.toy.library import LLM
 from tracereplay.launch import Configured
 from tracereplay.launch.jobs import record, replay
 from tracereplay.reduction import Reduced, reduce
 from tracereplay.trace import open_trace
+from tracereplay.trace.cutting import Cut, Cutter
 from tracereplay.workload import Workload
 
 ENGINE = Configured("toy", Path(sys.executable), {}, {}, "toy")
@@ -102,3 +105,29 @@ def test_prompts_are_shortened_where_golden_can_be_recorded_anew(golden: Path, t
     again = compare_traces(found.golden, replay(ENGINE, found.golden, tmp_path / "again.trace", settings=settings))
     assert again.first_divergence is not None
     assert again.first_divergence.site == site
+
+
+def test_requests_of_several_engines_under_one_command_become_those_of_one(tmp_path: Path) -> None:
+    """No manifest says what they were asked for or gave: their steps do."""
+    write_checkpoint(tmp_path / "model")
+    with tracereplay.recording(tmp_path / "served.trace"):
+        llm = LLM(tmp_path / "model")
+        for prompts in ([[1, 2, 3, 4], [9, 8, 7]], [[11, 12, 13, 14, 15], [19, 18]]):
+            llm.generate(prompts, max_tokens=5)
+    served, flaw = tmp_path / "served.trace", {"flaw": "model.layers.1.mlp.act_fn:element"}
+    candidate = replay(ENGINE, served, tmp_path / "whole.trace", settings=flaw, model=tmp_path / "model")
+    found = reduce(served, candidate, tmp_path / "small")
+    assert found.same, found.what
+    with open_trace(found.golden) as trace:
+        assert (trace.parts, trace.complete, len(trace.run.prompts)) == ((("record", 0),), True, 1)
+    again = replay(ENGINE, found.golden, tmp_path / "again.trace", settings=flaw, model=tmp_path / "model")
+    first = compare_traces(found.golden, again).first_divergence
+    assert first is not None
+    assert first.site == "model.layers.1.mlp.act_fn"
+    with open_trace(served) as trace:
+        Cutter(trace).cut(tmp_path / "last.trace", Cut((3,), {3: 2}))
+        tokens = {s.key: s.token for step in trace.steps("record") for s in step.sampled if s.key.request == 3}
+    with open_trace(tmp_path / "last.trace") as last:
+        assert [prompt.token_ids for prompt in last.run.prompts] == [(19, 18)]
+        kept = {s.key: s.token for step in last.steps("record") for s in step.sampled}
+        assert kept == {key._replace(request=0): tokens[key] for key in sorted(tokens)[:2]}

@@ -43,7 +43,9 @@ def fewer_tokens(whole: Whole, part: Part, shows: Shows) -> Part:
     def limited(most: int) -> Part:
         return replace(part, tokens={request: min(n, most) for request, n in kept.items()})
 
-    return _by_halves(1, max(kept.values(), default=1), limited, part, shows)
+    behind = part.positions[1]  # the row before it is what shows something, and it has to stay
+    needed = 0 if behind is None else behind + 1 - min(whole.prompts[request] for request in part.requests)
+    return _by_halves(max(1, needed), max(kept.values(), default=1), limited, part, shows)
 
 
 def fewer_operators(whole: Whole, part: Part, shows: Shows) -> Part:

@@ -180,7 +180,8 @@ class StepCutter:
         kernels = self._kernels(step) if whole and rules.cut.positions == (0, None) else ()
         constants = self._named_by(kernels)
         places = _Places(self._writer, self._turned)
-        places.add(calls, [value for kernel in kernels for value in _values_of(kernel)], constants)
+        order = step.kernels.order() if isinstance(step.kernels, Kernels) else {}
+        places.add(calls, [value for kernel in kernels for value in _values_of(kernel)], constants, order)
         record = None
         if kernels:
             record = write_kernels(kernels, constants, places.of_whole, self._slots)
@@ -266,9 +267,11 @@ class _Places:
         self._known: dict[tuple[int, int, int], int] = {}
 
     def add(
-        self, calls: Iterable[tuple[Call, _Rows, _Rows]], values: Iterable[Value], constants: Iterable[Constant]
-    ) -> None:
-        """Adds all values of a step; what lay in one memory in the order in which that was written."""
+        self, calls: Iterable[tuple[Call, _Rows, _Rows]], values: Iterable[Value], constants: Iterable[Constant],
+        order: Mapping[int, int],
+    ) -> None:  # fmt: skip
+        """Adds all values of a step in the order in which they were recorded, so that what lay in one memory is
+        told apart as it was."""
         found: dict[tuple[int, int, int], tuple[Value, _Rows | None, int]] = {}
         for call, rows_in, rows_out in calls:
             for side, index, value in call.values():
@@ -276,7 +279,12 @@ class _Places:
                 found.setdefault(_key(value, rows, axis), (value, rows, axis))
         for value in (*values, *(c.value for c in constants if c.value is not None)):
             found.setdefault(_key(value, None, 0), (value, None, 0))
-        for key, taken in sorted(found.items(), key=lambda item: item[1][0].version):
+
+        def recorded(item: tuple[object, tuple[Value, _Rows | None, int]]) -> tuple[int, int]:
+            value = item[1][0]
+            return order.get(id(value), -1), value.version
+
+        for key, taken in sorted(found.items(), key=recorded):
             self._known[key] = self._writer.add(_taken(*taken))
 
     def of_whole(self, value: Value) -> int:

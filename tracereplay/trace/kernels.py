@@ -135,6 +135,10 @@ class Kernels(Sequence[Kernel]):
         """Every value of the kernels and constants, as often as they name it."""
         return _named(*self._read)
 
+    def order(self) -> dict[int, int]:
+        """By identity, the place of each of the step's values, operators' too, in the order of their recording."""
+        return {id(value): place for place, value in enumerate(self._values)}
+
     @property
     def constants(self) -> tuple[Constant, ...]:
         """What they take by name; the first step of a recording has it, the others nothing."""
