@@ -79,9 +79,8 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 ANALYST_SIDE = (
     "cli", "api", "ray", "bundle", "report", "reduction", "bisector", "calibrator", "checks", "invariance",
     "environments", "store", "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage",
-    "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas",
-    "passes",
-    "census", "lazily",
+    "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata",
+    "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 
