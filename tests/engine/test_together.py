@@ -88,7 +88,7 @@ def test_a_ring_is_sealed_and_what_set_it_off_is_there_for_its_recipient(
 def test_traces_that_follow_each_other_have_chosen_requests_without_their_tokens(
     serve: Callable[..., Server],
 ) -> None:
-    server = serve("--rotate", "1MB", "--withhold", "tokens", "--sample", "1/2")
+    server = serve("--rotate", "2MB", "--withhold", "tokens", "--sample", "1/2")
     ids = [f"mine-{number}" for number in range(REQUESTS)]
 
     def ask(own: str) -> Answer:
