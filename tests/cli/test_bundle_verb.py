@@ -177,6 +177,39 @@ def test_files_that_are_not_listed_or_lacking_are_refused(bundle: Callable[..., 
         check_bundle(rezipped(path, later))
 
 
+def hostile(path: Path, name: str, data: bytes = b"x", mode: int = 0o100644) -> None:
+    """Adds a file that no bundle has to an archive."""
+    with zipfile.ZipFile(path, "a") as archive:
+        info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+        info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, mode << 16
+        archive.writestr(info, data)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("name", "data", "mode", "why"),
+    [
+        ("../../.bashrc", b"x", 0o100644, "names are like report.html"),
+        ("/etc/cron.d/x", b"x", 0o100644, "names are like report.html"),
+        ("model/config.json", b"/etc/passwd", 0o120777, "is a link"),
+        ("golden.pack", b"x", 0o100644, "two files named golden.pack"),
+        ("statistics.json", bytes(100 << 20), 0o100644, "more than is read"),
+    ],
+)
+def test_a_hostile_archive_is_refused_by_every_verb_in_a_sentence(
+    tracereplay: Program, bundle: Callable[..., Path], model: Path, name: str, data: bytes, mode: int, why: str
+) -> None:
+    path = bundle()
+    hostile(path, name, data, mode)
+    for words in (
+        ("bundle", "--check", path), ("replay", path, "--engine", "toy", "--model", model), ("show", path),
+        ("verify", path), ("compare", path, path), ("replay", path, "--engine", "toy", "--use-bundled-weights"),
+    ):  # fmt: skip
+        ended = tracereplay(*words)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (5, "", 1), (words, ended.err)
+        assert why in ended.err
+
+
 def test_without_tokens_it_is_compared_and_not_generated_again(
     tracereplay: Program, bundle: Callable[..., Path], model: Path, tmp_path: Path
 ) -> None:
