@@ -20,6 +20,7 @@ from tracereplay.errors import BadBundle, UsageError
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
 
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 FLAW = "model.layers.1.mlp.act_fn"
 ALWAYS = {"README.md", "report.html", "verdict.json", "golden.pack", "environment/golden.txt",
           "environment/candidate.txt", MANIFEST}  # fmt: skip
@@ -327,6 +328,17 @@ def test_less_is_kept_unless_all_is_asked_for(
     flawed = bundle("--engine", "toy", "--set", f"flaw={FLAW}:scale", "--model", model)
     manifest = json.loads(said(flawed, MANIFEST))
     assert manifest["verdict"] == manifest["whole"]
+
+
+def test_tokens_of_kernels_cannot_be_left_out_which_is_said_of_the_users_own_trace(
+    tracereplay: Program, tmp_path: Path
+) -> None:
+    kernels = FIXTURES / "tiny-llama-v0-kernels.trace"
+    ended = tracereplay("bundle", kernels, kernels, "-o", tmp_path / "bug.zip", "--redact", "tokens", "--whole")
+    assert (ended.code, f"{kernels} has kernels" in ended.err) == (2, True), ended.err
+    assert tracereplay("bundle", kernels, kernels, "-o", tmp_path / "bug.zip", "--whole").code == 0
+    with open_trace(tmp_path / "bug.zip") as trace:
+        assert any(len(step.kernels) for step in trace)
 
 
 @pytest.mark.parametrize(

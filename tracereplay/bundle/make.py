@@ -23,7 +23,7 @@ from tracereplay.bundle.allowed import Cleaner
 from tracereplay.bundle.cleaned import write_cleaned
 from tracereplay.bundle.manifest import MANIFEST, MODEL, POLICY, Listed, Manifest, shown_by
 from tracereplay.bundle.readme import Told, listing, model_of, readme
-from tracereplay.bundle.redaction import Redaction, without_elements, write_bare, write_withheld
+from tracereplay.bundle.redaction import Redaction, refuse_tokens, without_elements, write_bare, write_withheld
 from tracereplay.bundle.reproducer import write_first
 from tracereplay.bundle.statistics import maps_of, statistics_of
 from tracereplay.bundle.weights import write_model
@@ -163,6 +163,8 @@ class _Making:
         self._given = pair.golden
         withheld = Withheld(new_key()) if self._redaction is Redaction.tokens else None
         with open_trace(pair.golden) as mine, open_trace(pair.candidate) as theirs:
+            for trace in (mine, theirs) if withheld is not None else ():
+                refuse_tokens(trace)
             theirs.offer_base(mine)
             replayed = mine.digest()
             self._golden = self._cleaned(mine, GOLDEN, withheld)
