@@ -95,6 +95,8 @@ def bundle(
     check_output("-o", out, ZIPPED)
     if whole:
         refuse_given(context, ["engine", "settings"], "--whole makes nothing smaller, and needs no engine for it")
+    if redact is Redaction.tokens:
+        refuse_given(context, ["engine", "settings"], "No engine can replay a bundle without tokens")
     most, known = bytes_of(max_size, "--max-size"), None if engine is None else load_engine(engine)
     with progress("Making a bundle") as report:
         made = make_bundle(

@@ -345,6 +345,7 @@ def test_tokens_of_kernels_cannot_be_left_out_which_is_said_of_the_users_own_tra
     ("words", "says"),
     [
         (("a", "b", "-o", "bug.zip", "--whole", "--engine", "toy"), "--whole makes nothing smaller"),
+        (("a", "b", "-o", "bug.zip", "--redact", "tokens", "--engine", "toy"), "No engine can replay"),
         ((), "Give GOLDEN, CANDIDATE and -o FILE.zip"),
         (("golden.trace", "candidate.trace"), "Give GOLDEN, CANDIDATE and -o FILE.zip"),
         (("golden.trace", "candidate.trace", "-o", "nowhere/bug.zip"), "the directory"),

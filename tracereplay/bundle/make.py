@@ -40,7 +40,7 @@ from tracereplay.report.html.texts import Decode
 from tracereplay.storage.atomic import written
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.bundled import GOLDEN
-from tracereplay.trace.into_pack import pack_trace
+from tracereplay.trace.into_pack import STRONG_LEVEL, pack_trace
 from tracereplay.trace.withheld import Withheld, new_key
 from tracereplay.verdict import Verdict
 
@@ -105,10 +105,14 @@ def make_bundle(
     with tempfile.TemporaryDirectory(prefix="tracereplay-bundle-") as scratch:
         room = Path(scratch)
         pair = _Pair(golden, candidate)
-        if not whole:
+        # What traces without tokens show may be another place, which a part of the whole ones need not have.
+        late = redaction is Redaction.tokens
+        if not whole and not late:
             pair = _smaller(golden, candidate, room / "reduced", engine, settings, policy, model, max_size, report)
         made = _Making(room, policy or Policy(), redaction, model, report)
         made.clean(golden, candidate, pair)
+        if not whole and late:
+            made.shrink(max_size)
         made.compare(decoder if redaction is None else lambda trace: None)
         if weights:
             made.add_model()
@@ -182,6 +186,19 @@ class _Making:
         with open_trace(path) as known:
             write_withheld(known, self._withheld / name, withheld)
         return self._withheld / name
+
+    def shrink(self, max_size: int) -> None:
+        """Makes traces smaller that were cleaned already."""
+        room = self._room / "reduced"
+        pair = _smaller(self._golden, self._candidate, room, None, {}, self._told, None, max_size, self._report)
+        self._reduced = pair.what
+        if pair.golden == self._golden:
+            return
+        folder = self._folder("small")
+        for name, path in ((GOLDEN, pair.golden), (_CANDIDATE, pair.candidate)):
+            with open_trace(path) as trace:
+                pack_trace(trace, folder / name, level=STRONG_LEVEL)
+        self._golden, self._candidate = folder / GOLDEN, folder / _CANDIDATE
 
     def compare(self, decoder: Callable[[Trace], Decode | None]) -> None:
         """Compares what is left, and writes what people and programs read of it."""
