@@ -15,6 +15,7 @@ from tracereplay.alone.replay import Selection, replay_isolated
 from tracereplay.cli.bundled import model_for
 from tracereplay.cli.checks import check_golden, check_json, check_log, policy_of
 from tracereplay.cli.console import progress, tell
+from tracereplay.cli.here import reads_here
 from tracereplay.cli.options import (
     CandidateOut,
     Force,
@@ -50,6 +51,7 @@ class Mode(str, Enum):
     isolated = "isolated"
 
 
+@reads_here("golden")
 def replay(
     context: typer.Context,
     golden: GoldenTrace,

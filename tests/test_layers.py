@@ -28,7 +28,7 @@ LAYERS = (
     ("reduction",),
     ("bisector", "calibrator", "checks", "invariance"),
     ("ray",),
-    ("environments",),
+    ("environments", "store"),
     ("alone",),
     ("launch",),
     ("comparator",),
@@ -78,9 +78,9 @@ TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines a
 
 ANALYST_SIDE = (
     "cli", "api", "ray", "bundle", "report", "reduction", "bisector", "calibrator", "checks", "invariance",
-    "environments", "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload",
-    "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes",
-    "census", "lazily",
+    "environments", "store", "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage",
+    "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata",
+    "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 
