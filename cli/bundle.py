@@ -32,10 +32,10 @@ _MAKING = (
 def bundle(
     context: typer.Context,
     golden: Annotated[
-        str | None, typer.Argument(metavar="[GOLDEN]", help="The trusted recording.", show_default=False)
+        str | None, typer.Argument(metavar="GOLDEN", help="The trusted recording.", show_default=False)
     ] = None,
     candidate: Annotated[
-        str | None, typer.Argument(metavar="[CANDIDATE]", help="What is compared with it.", show_default=False)
+        str | None, typer.Argument(metavar="CANDIDATE", help="What is compared with it.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
@@ -84,8 +84,7 @@ def bundle(
 ) -> None:  # fmt: skip
     """Make one file of two traces that shows what differs, to attach to a bug report; or check such a file.
 
-    Users, machines, paths and environment variables are never in it: only what is known to be harmless is. Prompts
-    are, unless --redact says otherwise.
+    Users, machines, paths and environment variables are never in it; prompts are, unless --redact says otherwise.
     """
     if check is not None:
         refuse_given(context, _MAKING, "--check reads a bundle and makes none")
@@ -96,6 +95,8 @@ def bundle(
     check_output("-o", out, ZIPPED)
     if whole:
         refuse_given(context, ["engine", "settings"], "--whole makes nothing smaller, and needs no engine for it")
+    if redact is Redaction.tokens:
+        refuse_given(context, ["engine", "settings"], "No engine can replay a bundle without tokens")
     most, known = bytes_of(max_size, "--max-size"), None if engine is None else load_engine(engine)
     with progress("Making a bundle") as report:
         made = make_bundle(

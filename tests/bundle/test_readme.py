@@ -29,7 +29,17 @@ def told(tmp_path: Path) -> Told:
 
 def manifest(told: Told) -> Manifest:
     shown = shown_by(told.verdict)
-    return Manifest("0.1.0", "2026-01-01", None, shown, shown, {}, (HOSTILE,), (HOSTILE,), (HOSTILE,))
+    return Manifest(
+        "0.1.0",
+        "2026-01-01",
+        None,
+        shown,
+        shown,
+        {"whole": HOSTILE, "digest": "0" * 32},
+        (HOSTILE,),
+        (HOSTILE,),
+        (HOSTILE,),
+    )
 
 
 def outside_of_code(text: str) -> str:

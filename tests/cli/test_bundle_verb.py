@@ -20,6 +20,7 @@ from tracereplay.errors import BadBundle, UsageError
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Verdict
 
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 FLAW = "model.layers.1.mlp.act_fn"
 ALWAYS = {"README.md", "report.html", "verdict.json", "golden.pack", "environment/golden.txt",
           "environment/candidate.txt", MANIFEST}  # fmt: skip
@@ -177,6 +178,39 @@ def test_files_that_are_not_listed_or_lacking_are_refused(bundle: Callable[..., 
         check_bundle(rezipped(path, later))
 
 
+def hostile(path: Path, name: str, data: bytes = b"x", mode: int = 0o100644) -> None:
+    """Adds a file that no bundle has to an archive."""
+    with zipfile.ZipFile(path, "a") as archive:
+        info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+        info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, mode << 16
+        archive.writestr(info, data)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("name", "data", "mode", "why"),
+    [
+        ("../../.bashrc", b"x", 0o100644, "names are like report.html"),
+        ("/etc/cron.d/x", b"x", 0o100644, "names are like report.html"),
+        ("model/config.json", b"/etc/passwd", 0o120777, "is a link"),
+        ("golden.pack", b"x", 0o100644, "two files named golden.pack"),
+        ("statistics.json", bytes(100 << 20), 0o100644, "more than is read"),
+    ],
+)
+def test_a_hostile_archive_is_refused_by_every_verb_in_a_sentence(
+    tracereplay: Program, bundle: Callable[..., Path], model: Path, name: str, data: bytes, mode: int, why: str
+) -> None:
+    path = bundle()
+    hostile(path, name, data, mode)
+    for words in (
+        ("bundle", "--check", path), ("replay", path, "--engine", "toy", "--model", model), ("show", path),
+        ("verify", path), ("compare", path, path), ("replay", path, "--engine", "toy", "--use-bundled-weights"),
+    ):  # fmt: skip
+        ended = tracereplay(*words)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (5, "", 1), (words, ended.err)
+        assert why in ended.err
+
+
 def test_without_tokens_it_is_compared_and_not_generated_again(
     tracereplay: Program, bundle: Callable[..., Path], model: Path, tmp_path: Path
 ) -> None:
@@ -296,10 +330,22 @@ def test_less_is_kept_unless_all_is_asked_for(
     assert manifest["verdict"] == manifest["whole"]
 
 
+def test_tokens_of_kernels_cannot_be_left_out_which_is_said_of_the_users_own_trace(
+    tracereplay: Program, tmp_path: Path
+) -> None:
+    kernels = FIXTURES / "tiny-llama-v0-kernels.trace"
+    ended = tracereplay("bundle", kernels, kernels, "-o", tmp_path / "bug.zip", "--redact", "tokens", "--whole")
+    assert (ended.code, f"{kernels} has kernels" in ended.err) == (2, True), ended.err
+    assert tracereplay("bundle", kernels, kernels, "-o", tmp_path / "bug.zip", "--whole").code == 0
+    with open_trace(tmp_path / "bug.zip") as trace:
+        assert any(len(step.kernels) for step in trace)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("a", "b", "-o", "bug.zip", "--whole", "--engine", "toy"), "--whole makes nothing smaller"),
+        (("a", "b", "-o", "bug.zip", "--redact", "tokens", "--engine", "toy"), "No engine can replay"),
         ((), "Give GOLDEN, CANDIDATE and -o FILE.zip"),
         (("golden.trace", "candidate.trace"), "Give GOLDEN, CANDIDATE and -o FILE.zip"),
         (("golden.trace", "candidate.trace", "-o", "nowhere/bug.zip"), "the directory"),

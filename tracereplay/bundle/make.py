@@ -23,7 +23,7 @@ from tracereplay.bundle.allowed import Cleaner
 from tracereplay.bundle.cleaned import write_cleaned
 from tracereplay.bundle.manifest import MANIFEST, MODEL, POLICY, Listed, Manifest, shown_by
 from tracereplay.bundle.readme import Told, listing, model_of, readme
-from tracereplay.bundle.redaction import Redaction, without_elements, write_bare, write_withheld
+from tracereplay.bundle.redaction import Redaction, refuse_tokens, without_elements, write_bare, write_withheld
 from tracereplay.bundle.reproducer import write_first
 from tracereplay.bundle.statistics import maps_of, statistics_of
 from tracereplay.bundle.weights import write_model
@@ -40,7 +40,7 @@ from tracereplay.report.html.texts import Decode
 from tracereplay.storage.atomic import written
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.bundled import GOLDEN
-from tracereplay.trace.into_pack import pack_trace
+from tracereplay.trace.into_pack import STRONG_LEVEL, pack_trace
 from tracereplay.trace.withheld import Withheld, new_key
 from tracereplay.verdict import Verdict
 
@@ -105,10 +105,14 @@ def make_bundle(
     with tempfile.TemporaryDirectory(prefix="tracereplay-bundle-") as scratch:
         room = Path(scratch)
         pair = _Pair(golden, candidate)
-        if not whole:
+        # What traces without tokens show may be another place, which a part of the whole ones need not have.
+        late = redaction is Redaction.tokens
+        if not whole and not late:
             pair = _smaller(golden, candidate, room / "reduced", engine, settings, policy, model, max_size, report)
         made = _Making(room, policy or Policy(), redaction, model, report)
         made.clean(golden, candidate, pair)
+        if not whole and late:
+            made.shrink(max_size)
         made.compare(decoder if redaction is None else lambda trace: None)
         if weights:
             made.add_model()
@@ -163,6 +167,8 @@ class _Making:
         self._given = pair.golden
         withheld = Withheld(new_key()) if self._redaction is Redaction.tokens else None
         with open_trace(pair.golden) as mine, open_trace(pair.candidate) as theirs:
+            for trace in (mine, theirs) if withheld is not None else ():
+                refuse_tokens(trace)
             theirs.offer_base(mine)
             replayed = mine.digest()
             self._golden = self._cleaned(mine, GOLDEN, withheld)
@@ -180,6 +186,19 @@ class _Making:
         with open_trace(path) as known:
             write_withheld(known, self._withheld / name, withheld)
         return self._withheld / name
+
+    def shrink(self, max_size: int) -> None:
+        """Makes traces smaller that were cleaned already."""
+        room = self._room / "reduced"
+        pair = _smaller(self._golden, self._candidate, room, None, {}, self._told, None, max_size, self._report)
+        self._reduced = pair.what
+        if pair.golden == self._golden:
+            return
+        folder = self._folder("small")
+        for name, path in ((GOLDEN, pair.golden), (_CANDIDATE, pair.candidate)):
+            with open_trace(path) as trace:
+                pack_trace(trace, folder / name, level=STRONG_LEVEL)
+        self._golden, self._candidate = folder / GOLDEN, folder / _CANDIDATE
 
     def compare(self, decoder: Callable[[Trace], Decode | None]) -> None:
         """Compares what is left, and writes what people and programs read of it."""

@@ -88,6 +88,7 @@ def readme(told: Told, manifest: Manifest) -> str:
         requests=_requests(told.golden),
         settings=list(_settings(verdict)),
         model=model_of(told.golden),
+        digests=manifest.golden,
         weights=weights,
         commands=_commands(told, manifest.redacted, weights=weights),
         files=list(_files(told.names)),

@@ -21,9 +21,10 @@ from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.manifest import FORMAT
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.withheld import Withheld
+from tracereplay.trace.withholding import check_withholding
 from tracereplay.verdict import Divergence, EdgeFinding, Metrics, OperatorFinding, Verdict
 
-__all__ = ["NO_VALUES", "Redaction", "without_elements", "write_bare", "write_withheld"]
+__all__ = ["NO_VALUES", "Redaction", "refuse_tokens", "without_elements", "write_bare", "write_withheld"]
 
 NO_VALUES = "Tensors were left out of this trace (bundle --redact values); tokens and logprobs are here."
 
@@ -34,6 +35,12 @@ class Redaction(str, Enum):
     prompts = "prompts"
     tokens = "tokens"
     values = "values"
+
+
+def refuse_tokens(trace: Trace) -> None:
+    """Raises UsageError if a trace has tokens that cannot be left out of it."""
+    if trace.run.withheld is None:
+        check_withholding(trace)
 
 
 def write_withheld(trace: Trace, out: Path, withheld: Withheld) -> None:
