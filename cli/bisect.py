@@ -15,6 +15,7 @@ from tracereplay.bisector.settings import MAX_STARTS, bisect_settings
 from tracereplay.bisector.versions import bisect_versions
 from tracereplay.cli.checks import check_golden, check_json, check_log, policy_of
 from tracereplay.cli.console import progress, stderr
+from tracereplay.cli.here import reads_here
 from tracereplay.cli.options import (
     GoldenTrace,
     JsonFile,
@@ -53,6 +54,7 @@ Work = Annotated[
 
 
 @app.command()
+@reads_here("golden")
 def operators(
     golden: GoldenTrace,
     engine: EngineName,
@@ -91,6 +93,7 @@ def operators(
 
 
 @app.command("settings")
+@reads_here("golden")
 def settings_(
     golden: GoldenTrace,
     engine: EngineName,
@@ -136,6 +139,7 @@ def settings_(
 
 
 @app.command()
+@reads_here("golden")
 def versions(
     golden: GoldenTrace,
     good: Annotated[str, typer.Option(metavar="VERSION", help="An older version that does not diverge.")],

@@ -12,6 +12,7 @@ from tracereplay.calibrator import NAMES, Variation, named_variation
 from tracereplay.cli.checks import check_golden, check_log
 from tracereplay.cli.console import progress, stderr
 from tracereplay.cli.files import POLICY, check_distinct, check_output, make_room, write_text
+from tracereplay.cli.here import reads_here
 from tracereplay.cli.options import (
     GoldenTrace,
     Log,
@@ -33,6 +34,7 @@ __all__ = ["calibrate"]
 BY_DEFAULT = "batch,threads,chunks"
 
 
+@reads_here("golden")
 def calibrate(
     context: typer.Context,
     golden: GoldenTrace,

@@ -12,6 +12,7 @@ import typer
 from tracereplay.cli.checks import check_json, check_log
 from tracereplay.cli.console import progress, tell
 from tracereplay.cli.files import make_room, write_text
+from tracereplay.cli.here import path_or_url, reads_here
 from tracereplay.cli.options import (
     JsonFile,
     Log,
@@ -26,7 +27,6 @@ from tracereplay.cli.options import (
     Temperature,
     assignments,
     local_path,
-    local_trace,
     refuse_given,
     with_lora,
 )
@@ -46,12 +46,13 @@ __all__ = ["invariance"]
 SAMPLING = ("max_tokens", "temperature", "seed", "logprobs", "n")
 
 
+@reads_here("subject")
 def invariance(
     context: typer.Context,
     subject: Annotated[
         Path,
         typer.Argument(
-            parser=local_trace,
+            parser=path_or_url,
             metavar="MODEL|GOLDEN",
             help="Directory of a checkpoint, or a trace whose workload is served.",
             show_default=False,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tracereplay.cli.here import path_or_url
 from tracereplay.errors import TraceError, UsageError
 from tracereplay.gate.adapters import ADAPTERS
 from tracereplay.storage.atomic import local_path
@@ -48,24 +49,12 @@ __all__ = [
     "assignments",
     "given_words",
     "local_path",
-    "local_trace",
     "one_request",
     "opened",
     "read_from",
     "refuse_given",
     "with_lora",
 ]
-
-
-def local_trace(text: str) -> Path:
-    """The path of a trace that an engine reads.
-
-    Raises:
-        UsageError: it is a URL.
-    """
-    if "://" in text:
-        raise UsageError(f"An engine cannot read {text}; download the trace and give its path.")
-    return Path(text)
 
 
 TracePath = Annotated[
@@ -99,7 +88,9 @@ OneRequest = Annotated[
 
 GoldenTrace = Annotated[
     Path,
-    typer.Argument(parser=local_trace, metavar="GOLDEN", help="The trusted recording.", show_default=False),
+    typer.Argument(
+        parser=path_or_url, metavar="GOLDEN", help="The trusted recording, or its URL.", show_default=False
+    ),
 ]
 Model = Annotated[
     Path | None,

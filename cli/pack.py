@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,6 @@ from tracereplay.cli.options import (
     TracePath,
     Withhold,
     WithholdKey,
-    local_path,
     opened,
     refuse_given,
 )
@@ -28,6 +28,8 @@ from tracereplay.engines.roles import with_roles
 from tracereplay.errors import UsageError
 from tracereplay.event import Site
 from tracereplay.sitemap import parts_of
+from tracereplay.storage.files import is_url
+from tracereplay.store.putting import uploading
 from tracereplay.trace import Trace
 from tracereplay.trace.bases import Counterparts, PartsOf, by_name
 from tracereplay.trace.into_pack import pack_trace
@@ -41,10 +43,8 @@ def pack(
     context: typer.Context,
     trace: TracePath,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--out", parser=local_path, metavar="FILE", help="File to write.", show_default="TRACE.pack"
-        ),
+        str | None,
+        typer.Option("-o", "--out", metavar="FILE", help="File to write, or its URL.", show_default="TRACE.pack"),
     ] = None,
     level: Annotated[
         int | None,
@@ -58,6 +58,8 @@ def pack(
 ) -> None:
     """Pack a trace into one file, which opens like the directory, also from a URL.
 
+    At a URL (s3://BUCKET/golden.pack, with the package for its protocol) the file is whole or not there.
+
     With --base, tensors are stored as differences from that trace, row by row, where that is smaller. It is then
     needed to read the file.
     """
@@ -69,15 +71,27 @@ def pack(
     if out is None:
         if isinstance(source.path, str):
             raise UsageError("Give the file to write: -o FILE.")
-        out = source.path.with_name(f"{source.path.name}.pack")
+        out = str(source.path.with_name(f"{source.path.name}.pack"))
     golden = opened(base) if base is not None else None
     counterparts = by_name if golden is None else _counterparts(golden, source)
-    pack_trace(
-        source, out, level=level, base=golden, counterparts=counterparts, force=force, recipients=encrypt_to,
-        withheld=None if key is None else Withheld(key),
-    )  # fmt: skip
-    words = f"Packed {size_words(source.size)} into {size_words(out.stat().st_size)}: {out}"
+    with _written(out, force, [trace, *filter(None, [base])]) as (path, replace):
+        pack_trace(
+            source, path, level=level, base=golden, counterparts=counterparts, force=replace,
+            recipients=encrypt_to, withheld=None if key is None else Withheld(key),
+        )  # fmt: skip
+        size = path.stat().st_size
+    words = f"Packed {size_words(source.size)} into {size_words(size)}: {out}"
     stderr.print(Text(words), soft_wrap=True)
+
+
+@contextmanager
+def _written(out: str, force: bool, inputs: Sequence[str]) -> Iterator[tuple[Path, bool]]:
+    """Where the file is made, and whether one that is there is replaced; then it is put at a URL, if asked."""
+    if not is_url(out):
+        yield Path(out), force
+        return
+    with uploading(out, force=force, inputs=inputs) as path:
+        yield path, False
 
 
 def _counterparts(golden: Trace, candidate: Trace) -> Counterparts:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tracereplay.launch.asking import options_of
 from tracereplay.passes import RECORD
 from tracereplay.recorder.options import OPERATOR
 from tracereplay.storage.atomic import local_path
+from tracereplay.storage.files import is_url
+from tracereplay.store.cache import kept
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import new_trace
 from tracereplay.verdict import Mode, Verdict
@@ -95,7 +98,7 @@ def replay(
     ('diverged', 'model.layers.1.mlp.act_fn')
 
     Args:
-        golden: the trusted recording.
+        golden: the trusted recording; a path, a URL, or a trace that is open.
         engine: the name of a registered engine, or the engine.
         mode: ``injected`` finds the operator, ``rerun`` where generations part, ``isolated`` runs recorded
             operators one by one, without a model.
@@ -117,35 +120,38 @@ def replay(
     """
     launched, rules = _engine(engine), _policy(policy, strict)
     given = {**(settings or {}), **({ADAPTERS: {n: str(d) for n, d in lora.items()}} if lora else {})}
-    path, directory = _recorded(golden), _path(model)
+    directory = _path(model)
     if mode not in _MODES:
         raise UsageError(f"--mode {mode} is not known; give {', '.join(_MODES)}.")
-    if mode == "isolated":
-        if given or log is not None or other_weights:
-            raise UsageError("Isolated replay starts no engine; leave out settings, lora, log and other_weights.")
-        make: Callable[[Path], object] = partial(
-            replay_isolated, launched, path, selection=Selection(site or "*", kernel), model=directory,
-            reference=oracle, report=report,
-        )  # fmt: skip
-    else:
-        if site or kernel:
-            raise UsageError("--site and --kernel select calls to replay in isolation; add --mode isolated.")
-        with open_trace(path) as trace:
-            if RECORD in trace.passes:
-                check_request(trace, given, directory)
-        make = partial(
-            jobs.replay, launched, path, settings=given, model=directory, injected=mode == "injected",
-            other_weights=other_weights, log=_path(log), report=report,
-        )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder, open_trace(path) as trace:
-        kept = Path(folder) / "candidate.trace" if out is None else local_path(out)
-        try:
-            with new_trace(kept, force=force, inputs=trace.read_from, tell=report) as place:
-                make(place.path)
-        except OtherWeights as found:
-            return judge_unrun(trace, launched.name, found, mode)
-        report("Comparing")
-        return compare_traces(path, place.path, rules, oracle=oracle, model=directory)
+    with _recorded(golden, report) as path:
+        if mode == "isolated":
+            if given or log is not None or other_weights:
+                raise UsageError(
+                    "Isolated replay starts no engine; leave out settings, lora, log and other_weights."
+                )
+            make: Callable[[Path], object] = partial(
+                replay_isolated, launched, path, selection=Selection(site or "*", kernel), model=directory,
+                reference=oracle, report=report,
+            )  # fmt: skip
+        else:
+            if site or kernel:
+                raise UsageError("--site and --kernel select calls to replay in isolation; add --mode isolated.")
+            with open_trace(path) as trace:
+                if RECORD in trace.passes:
+                    check_request(trace, given, directory)
+            make = partial(
+                jobs.replay, launched, path, settings=given, model=directory, injected=mode == "injected",
+                other_weights=other_weights, log=_path(log), report=report,
+            )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="tracereplay-") as folder, open_trace(path) as trace:
+            new = Path(folder) / "candidate.trace" if out is None else local_path(out)
+            try:
+                with new_trace(new, force=force, inputs=trace.read_from, tell=report) as place:
+                    make(place.path)
+            except OtherWeights as found:
+                return judge_unrun(trace, launched.name, found, mode)
+            report("Comparing")
+            return compare_traces(path, place.path, rules, oracle=oracle, model=directory)
 
 
 def compare(
@@ -185,10 +191,12 @@ def _path(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _recorded(golden: Trace | AnyPath) -> Path:
-    """Where an engine reads it."""
-    if isinstance(golden, Trace):
-        return golden.local_path()
-    if "://" in os.fspath(golden):
-        raise UsageError(f"An engine cannot read {golden}; download the trace and give its path.")
-    return Path(golden)
+@contextmanager
+def _recorded(golden: Trace | AnyPath, report: Report) -> Iterator[Path]:
+    """Where an engine reads it; one at a URL is kept on this machine meanwhile."""
+    place = golden.path if isinstance(golden, Trace) else os.fspath(golden)
+    if is_url(place):
+        with kept(os.fspath(place), report) as path:
+            yield path
+    else:
+        yield golden.local_path() if isinstance(golden, Trace) else Path(place)

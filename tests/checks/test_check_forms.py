@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import xmlschema
 from junitparser import Error, Failure, JUnitXml
 from rich.console import Console
 
@@ -148,3 +149,12 @@ def test_annotations_stand_at_the_row_and_cannot_be_broken_out_of(
     assert "%0A" in message
     assert "%250A" in message
     assert lines[-1] == "::notice title=tracereplay::5 checks: 4 not as expected"
+
+
+def test_junit_is_what_its_schema_describes() -> None:
+    """The schema of Jenkins' xUnit plugin, in the copy that pytest's sources carry (MIT; see the file)."""
+    schema = xmlschema.XMLSchema(str(Path(__file__).parent / "junit-10.xsd"))
+    for found in (results(), results(HOSTILE), Results(Path("none.toml"), ())):
+        schema.validate(junit.render(found))
+    with pytest.raises(xmlschema.XMLSchemaValidationError):
+        schema.validate(junit.render(results()).replace("classname=", "klass="))

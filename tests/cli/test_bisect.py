@@ -74,14 +74,17 @@ def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(
     rest = [m for m in verdict["bisection"]["minimal"] if m["name"] not in (FIRST, SECOND)]
     assert {m["class"] for m in rest} <= {"rounding"}
     assert verdict["bisection"]["largest_left"]["class"] == "rounding"
-    assert f"out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
+    assert f"Out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
     roles = {a["role"]: a for a in verdict["attribution"]}
     assert verdict["tokens"]["differing"] > 0
     assert roles["all"]["explains"] == 1.0
     assert (roles["minimal"]["tokens_differ"], roles["minimal"]["restores"]) == (0, True)
     assert roles["complement"]["tokens_differ"] > 0  # all but that set does not give golden's tokens back
     assert verdict["bisection"]["complement_restores"] is False
-    assert "closure holds: 32 rows of logits are reproduced bit for bit" in verdict["out"]
+    assert (
+        "without the own error of any operator the candidate gives golden's logits bit for bit, 32 rows"
+        in verdict["out"]
+    )
 
 
 def test_an_edge_counts_as_an_operator(bisect: Bisect) -> None:
@@ -220,7 +223,7 @@ def test_other_weights_are_found_before_the_engine_starts(
 def test_a_verdict_with_a_bisection_is_shown_again(tracereplay: Program, bisect: Bisect, tmp_path: Path) -> None:
     bisect("--set", TWO)
     shown = tracereplay("report", tmp_path / "verdict.json").out
-    assert "parity is restored by cancelling" in shown
+    assert "within what is allowed, without the own errors of" in shown
     assert FIRST in shown
 
 
@@ -234,7 +237,10 @@ def test_the_setting_that_makes_the_difference_is_named_among_innocent_ones(bise
     assert verdict["bisection"]["arguments"] == ["no --set flaw"]
     assert verdict["cause"] == "setting"
     assert verdict["bisection"]["proven"]
-    assert "With golden's flaw = None the candidate is at parity." in verdict["out"]
+    assert (
+        "With golden's flaw = None the candidate gives golden's tokens and logprobs, within what is allowed."
+        in verdict["out"]
+    )
 
 
 def test_settings_that_are_refused_together_are_skipped_with_the_reason(
@@ -282,7 +288,7 @@ def test_what_was_tried_is_said_where_the_starts_are_spent(
     said = verdict["reasons"][0]
     assert said.startswith("All 1 engine starts were spent before a set of golden's settings was found: 2 differ.")
     assert "At most 1 were set together" in said
-    assert "parity: max_model_len; never set: enforce_eager." in said
+    assert "not enough: max_model_len; never set: enforce_eager." in said
 
 
 def test_a_set_that_was_not_shown_to_be_the_smallest_is_said_to_be_none(bisect: Bisect) -> None:

@@ -51,17 +51,18 @@ def test_a_verdict_and_a_policy_with_a_byte_order_mark_are_read(
 URL = "https://example.org/golden.trace"
 
 
-def test_a_url_where_an_engine_reads_is_said_with_what_to_do(tracereplay: Program) -> None:
+def test_a_url_without_a_trace_is_said_before_anything_starts(tracereplay: Program) -> None:
+    url = "memory://nowhere/golden.trace"
     for words in (
-        ("replay", URL, "--engine", "toy"),
-        ("replay", URL, "--engine", "toy", "--mode", "isolated"),
-        ("bisect", "operators", URL, "--engine", "toy"),
-        ("bisect", "settings", URL, "--engine", "toy"),
-        ("bisect", "versions", URL, "--good", "1", "--bad", "2"),
-        ("calibrate", URL, "--engine", "toy"),
+        ("replay", url, "--engine", "toy"),
+        ("replay", url, "--engine", "toy", "--mode", "isolated"),
+        ("bisect", "operators", url, "--engine", "toy"),
+        ("bisect", "settings", url, "--engine", "toy"),
+        ("bisect", "versions", url, "--good", "1", "--bad", "2"),
+        ("calibrate", url, "--engine", "toy"),
     ):
         ended = tracereplay(*words)
-        assert (ended.code, f"An engine cannot read {URL}; download" in ended.err) == (2, True), ended.err
+        assert (ended.code, "There is no trace at /nowhere/golden.trace" in ended.err) == (5, True), ended.err
 
 
 def test_nothing_is_written_to_a_url(

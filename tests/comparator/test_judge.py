@@ -695,9 +695,9 @@ def test_other_prompts_are_said_and_are_no_match(tmp_path: Path) -> None:
         "few": ((5, 6, 7, 8), (9, 10, 11)),
     }
     words = {
-        "part": "1 of 3 requests differ, the first being request 1 from position 2 on.",
+        "part": "1 of 3 prompts differ, the first being request 1 from position 2 on.",
         "order": "the same ones in another order.",
-        "few": "1 of 3 requests differ, and the first that the candidate lacks is request 2.",
+        "few": "1 of 3 prompts differ, and the first that the candidate lacks is request 2.",
     }
     for name_, prompts in others.items():
         verdict = compare_traces(golden, recorded(tmp_path / name_, *prompts), Policy(min_coverage=0.0))

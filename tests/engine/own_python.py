@@ -35,7 +35,7 @@ def generate(llm, *texts, tokens=6):
 
 def simple(model, folder):
     """A block, an engine that lives on, and what is refused."""
-    found = {}
+    found, variables = {}, set(os.environ)
     found["bad"] = said(lambda: tracereplay.recording(folder / "x.trace", every=0))
     with tracereplay.recording(folder / "golden.trace") as recording:
         heavy = ("typer", "rich", "uv", "torch", "vllm")
@@ -56,7 +56,7 @@ def simple(model, folder):
         found["prompts"] = len(trace.run.prompts)
     found["after"] = generate(llm, "after the end")
     found["late"] = said(lambda: tracereplay.recording(folder / "late.trace").__enter__())
-    found["left"] = [name for name in os.environ if name.startswith("TRACEREPLAY_") and name != "TRACEREPLAY_HOME"]
+    found["left"] = [name for name in os.environ if name.startswith("TRACEREPLAY_") and name not in variables]
     return found
 
 

@@ -269,7 +269,7 @@ def test_what_a_bisection_proved_is_shown(compared: dict[str, tuple[Verdict, Det
         "92.0 %",
         "90.0 % to 94.0 %",
         "-200.0 %",
-        "restored by cancelling",
+        "within what is allowed, without the own errors of",
     ):
         assert words in shown, words
 

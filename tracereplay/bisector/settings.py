@@ -19,7 +19,7 @@ from tracereplay.bisector.changes import Change, Told, configured, differences
 from tracereplay.bisector.effect import Criterion, Effect, effect_of, explains
 from tracereplay.bisector.journal import Journal, OfSettings
 from tracereplay.bisector.minimal import OutOfBudget, Smallest, minimise
-from tracereplay.bisector.words import some
+from tracereplay.bisector.words import AGREES, some
 from tracereplay.comparator import Policy, compare_traces
 from tracereplay.comparator.tokens.generation import read_generation
 from tracereplay.comparator.tokens.rollout import sampled_tokens
@@ -273,7 +273,7 @@ class _Study:
         if found.minimal is not None:
             what = "; ".join(f"{m.name} = {m.value!r}" for m in found.minimal)
             rest = "" if found.proven else f" The {self._most} starts ran out before each was shown to be needed."
-            return f"With golden's {what} the candidate is at parity.{rest}"
+            return f"With golden's {what} the candidate {AGREES}.{rest}"
         if not changes:
             return "The two do not differ in any setting that could be changed."
         if self._spent:
@@ -281,8 +281,8 @@ class _Study:
         if found.unexplained is None:
             return "No set of golden's settings was found: the engine refuses them together."
         return (
-            f"No set of golden's settings restores parity: {len(changes)} differ, and all that the engine takes "
-            "together were set."
+            f"No set of golden's settings brings the difference within what is allowed: {len(changes)} differ, "
+            "and all that the engine takes together were set."
         )
 
     def _tried(self, changes: Sequence[Change]) -> str:
@@ -294,8 +294,8 @@ class _Study:
         never = [c.name for c in changes if not any(c.name in names for names in self._found)]
         rest = f"; never set: {some(never)}" if never else ""
         return (
-            f"{begun}: {len(changes)} differ. At most {len(most)} were set together, which does not restore "
-            f"parity: {some(most)}{rest}. Give more with --max-starts."
+            f"{begun}: {len(changes)} differ. At most {len(most)} were set together, which is not "
+            f"enough: {some(most)}{rest}. Give more with --max-starts."
         )
 
 

@@ -9,7 +9,10 @@ from tracereplay.bisector.effect import ENOUGH
 from tracereplay.verdict import Closure
 from tracereplay.verdict.bisection import Bisection
 
-__all__ = ["some", "why"]
+__all__ = ["AGREES", "some", "why"]
+
+AGREES = "gives golden's tokens and logprobs, within what is allowed"
+_OPEN = "With each operator's own error taken away, logits still differ from golden's (closure does not hold)"
 
 
 def some(names: Sequence[str]) -> str:
@@ -28,7 +31,10 @@ def why(closure: Closure, found: Bisection) -> list[str]:
     if found.minimal is not None:
         words.append(_minimal(found))
     elif found.unexplained is not None and not found.unexplained <= 0:
-        words.append(f"No set of operators restores parity; {_unexplained(found.unexplained)}.")
+        words.append(
+            "Taking away the own errors of operators does not bring the difference within what is allowed; "
+            f"{_unexplained(found.unexplained)}."
+        )
     if found.positions < ENOUGH:
         words.append(
             f"Only {found.positions} positions were measured; the intervals are meaningful from {ENOUGH} on."
@@ -39,22 +45,22 @@ def why(closure: Closure, found: Bisection) -> list[str]:
 def _closure(closure: Closure) -> str:
     if closure.held:
         return (
-            f"Closure holds: with every operator's own error cancelled, {closure.rows} rows of golden's logits "
-            "are reproduced bit for bit."
+            "With each operator's own error taken away, the candidate gives golden's logits bit for bit "
+            f"({closure.rows} rows): nothing that computes was missed (closure holds)."
         )
     if closure.flipped:
         return (
-            f"Closure does not hold: {closure.first_broken}. Near ties in routers sent rows to different experts "
+            f"{_OPEN}: {closure.first_broken}. Near ties in routers sent rows to different experts "
             f"than in golden (routing flips): {some(closure.flipped)}."
         )
     if not closure.same_batches:
         return (
-            f"Closure does not hold: {closure.first_broken}. The two passes composed their batches differently, "
+            f"{_OPEN}: {closure.first_broken}. The two passes composed their batches differently, "
             "and rows may round differently in another batch: run the engine in one process, or with "
             "max_num_seqs=1."
         )
     why_not = "" if closure.unstable else " Some computation was not observed."
-    return f"Closure does not hold: {closure.first_broken}.{why_not}"
+    return f"{_OPEN}: {closure.first_broken}.{why_not}"
 
 
 def _unexplained(share: float) -> str:
@@ -65,19 +71,18 @@ def _unexplained(share: float) -> str:
 
 def _minimal(found: Bisection) -> str:
     assert found.minimal is not None
-    guilty = [m.name for m in found.minimal if m.error_class != "rounding"]
-    honest = [m.name for m in found.minimal if m.error_class == "rounding"]
-    parts = []
-    if guilty:
-        parts.append(f"out of tolerance: {', '.join(guilty)}")
-    if honest:
-        parts.append(f"rounding differently: {some(honest)}")
-    count = "one operator or edge" if len(found.minimal) == 1 else f"{len(found.minimal)} operators or edges"
     proven = (
         "none of them can be left out" if found.proven else "the passes ran out before each was shown to be needed"
     )
     left = found.largest_left
-    rest = f" Of the rest, {left.name} differs most ({left.error_class})." if left is not None else ""
+    rest = "" if left is None else f" Of the rest, {left.name} differs most ({left.error_class})."
     if len(found.minimal) == 1:
-        return f"Cancelling {count} restores parity: {'; '.join(parts)}.{rest}"
-    return f"Cancelling {count} restores parity ({proven}): {'; '.join(parts)}.{rest}"
+        (only,) = found.minimal
+        does = "rounds otherwise" if only.error_class == "rounding" else "is out of tolerance"
+        return f"Without the own error of {only.name}, which {does}, the candidate {AGREES}.{rest}"
+    guilty = [m.name for m in found.minimal if m.error_class != "rounding"]
+    honest = [m.name for m in found.minimal if m.error_class == "rounding"]
+    parts = [f" Out of tolerance: {', '.join(guilty)}."] if guilty else []
+    parts += [f" Rounding otherwise: {some(honest)}."] if honest else []
+    these = f"{len(found.minimal)} operators or edges"
+    return f"Without the own errors of {these} the candidate {AGREES} ({proven}).{''.join(parts)}{rest}"

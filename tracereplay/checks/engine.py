@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracereplay.errors import TracereplayError
+from tracereplay.errors import EngineFailed, TracereplayError
 from tracereplay.gate import workload_of
 from tracereplay.launch import EngineProcess, Launchable
 from tracereplay.launch.jobs import replay_into, replayed_level
@@ -81,6 +85,9 @@ class KeptEngine:
         self._process: EngineProcess | None = None
         self._start = ""
         self._failed: dict[str, TracereplayError] = {}  # starts that would fail again
+        self._times = Counter[str]()  # how often they failed
+        self._pid = 0  # of the engine's process, from before it has started
+        self._over = False
         self.starts = 0
 
     def __enter__(self) -> KeptEngine:
@@ -91,9 +98,20 @@ class KeptEngine:
 
     def close(self) -> None:
         """Ends the engine, if one is running."""
-        process, self._process = self._process, None
+        process, self._process, self._pid = self._process, None, 0
         if process is not None:
             process.close()
+
+    def forget(self) -> None:
+        """A start that failed once may be tried again."""
+        self._failed = {start: error for start, error in self._failed.items() if self._times[start] > 1}
+
+    def kill(self) -> None:
+        """Ends the engine at once, from another thread than the one that waits for it; no other is started."""
+        self._over = True
+        if pid := self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def started(self, plan: Plan) -> Mapping[str, Any]:
         """What the engine that a replay needs says of itself; it is running then.
@@ -122,6 +140,8 @@ class KeptEngine:
             raise
 
     def _running(self, plan: Plan) -> EngineProcess:
+        if self._over:
+            raise EngineFailed(f"The engine {plan.engine.name!r} was not started: the checks were ended.")
         if plan.start in self._failed:
             raise self._failed[plan.start]
         if self._process is not None and self._start == plan.start:
@@ -132,10 +152,18 @@ class KeptEngine:
             self._process = EngineProcess(
                 plan.engine, model=Path(plan.workload.model).resolve(), settings=plan.workload.settings,
                 log=self._log, inherited=plan.workload.inherited, graphs=GraphOptions("golden", level=plan.level),
+                spawned=self._spawned,
             )  # fmt: skip
         except TracereplayError as error:
             self._failed[plan.start] = error
+            self._times[plan.start] += 1
+            self._pid = 0
             raise
         self._start = plan.start
         self.starts += 1
         return self._process
+
+    def _spawned(self, pid: int) -> None:
+        self._pid = pid
+        if self._over:
+            self.kill()

@@ -6,19 +6,17 @@ that does not fit, what it holds says nothing about the engine under test, and t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tracereplay.checks.lock import Locked
 from tracereplay.checks.table import Check
 from tracereplay.comparator.numbers.findings import source_of
-from tracereplay.launch.home import home
-from tracereplay.storage.atomic import beside
+from tracereplay.storage.files import is_url
+from tracereplay.store.cache import kept
 from tracereplay.trace import Trace, open_trace
-from tracereplay.trace.into_pack import pack_trace
 from tracereplay.verdict import Mode, Source, Verdict
 
 __all__ = ["UPDATE", "device_class", "misfits", "opened_golden", "other_device", "without_a_run"]
@@ -34,27 +32,13 @@ def opened_golden(check: Check, report: Report) -> Iterator[Trace]:
     Raises:
         TraceError: it cannot be read.
     """
-    path: str | Path = check.golden
-    if "://" in check.golden:
-        path = _brought(check.golden, report)
-    with open_trace(path) as trace:
+    with _here(check.golden, report) as path, open_trace(path) as trace:
         trace.require_recording()
         yield trace
 
 
-def _brought(url: str, report: Report) -> Path:
-    with open_trace(url) as remote:
-        kept = home() / "goldens" / f"{remote.digest()}.pack"
-        if not kept.exists():
-            report(f"Fetching {url}")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = beside(kept)
-            try:
-                pack_trace(remote, partial)
-                os.replace(partial, kept)
-            finally:
-                partial.unlink(missing_ok=True)
-    return kept
+def _here(golden: str, report: Report) -> AbstractContextManager[str | Path]:
+    return kept(golden, report) if is_url(golden) else nullcontext(golden)
 
 
 def misfits(check: Check, trace: Trace, locked: Locked | None) -> list[str]:

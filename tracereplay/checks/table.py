@@ -18,6 +18,7 @@
     accept = ["device"]       # what of golden's signature need not fit: device, format, settings, weights
     prompts = "prompts.jsonl" # what --update records golden from, the first time too; else what golden asks for
     max_tokens = 16           # of prompts that do not say it
+    resources = {gpu = 1}     # of a cluster (--ray), which its engine takes
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any, get_args
 from tracereplay.checked import Check as Takes
 from tracereplay.checked import among, checked, list_of
 from tracereplay.errors import UsageError
+from tracereplay.storage.files import is_url
 from tracereplay.verdict import Cause, Outcome
 
 if sys.version_info >= (3, 11):
@@ -47,6 +49,12 @@ PARTS = ("device", "format", "settings", "weights")  # of a golden trace's signa
 STRICT = "strict"
 _TEXT: Takes = (lambda value: isinstance(value, str) and value != "", "text, in quotes")
 _DIGEST = re.compile("[0-9a-f]{32}")
+
+
+def _are_resources(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(type(n) in (int, float) and 0 <= n < 1e15 for n in value.values())
+
+
 _ROW: Mapping[str, Takes] = {
     "golden": _TEXT,
     "engine": _TEXT,
@@ -63,6 +71,7 @@ _ROW: Mapping[str, Takes] = {
     "cause": among(*get_args(Cause)),
     "prompts": _TEXT,
     "max_tokens": (lambda value: type(value) is int and value > 0, "a number of tokens, 1 or more"),
+    "resources": (_are_resources, "a table of amounts, as in {gpu = 1}"),
     "accept": list_of(lambda part: part in PARTS, f"names of {', '.join(PARTS)}"),
 }
 _TOKENS = 16
@@ -88,6 +97,7 @@ class Check:
         accept: those of `PARTS` that need not fit.
         prompts: file of what a golden trace is recorded from; None: what the one there asks for.
         max_tokens: of prompts that do not say it.
+        resources: of a cluster, which its engine takes; none: what all take.
         line: where the row begins in its file.
     """
 
@@ -105,6 +115,7 @@ class Check:
     line: int = 1
     prompts: Path | None = None
     max_tokens: int = _TOKENS
+    resources: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def expected(self) -> str:
@@ -198,7 +209,7 @@ def _check(row: Any, number: int, line: int, defaults: Mapping[str, Any], path: 
     if given.get("mode") == "isolated" and given["settings"]:
         raise UsageError(f"The key 'settings' of {about} has no effect: an isolated replay starts no engine.")
     home = path.absolute().parent
-    golden = given["golden"] if "://" in given["golden"] else str(home / given["golden"])
+    golden = given["golden"] if is_url(given["golden"]) else str(home / given["golden"])
     model, policy, prompts = given.get("model"), given.get("policy"), given.get("prompts")
     return Check(
         name=given.get("name") or f"{Path(given['golden']).stem} {given['engine']}",
@@ -215,6 +226,7 @@ def _check(row: Any, number: int, line: int, defaults: Mapping[str, Any], path: 
         line=line,
         prompts=None if prompts is None else home / prompts,
         max_tokens=given.get("max_tokens", _TOKENS),
+        resources=given.get("resources", {}),
     )
 
 

@@ -15,13 +15,16 @@ from pathlib import Path
 
 from tracereplay.checks.golden import UPDATE
 from tracereplay.checks.lock import Locked, read_lock, write_lock
-from tracereplay.checks.run import Ready, prepared
+from tracereplay.checks.rows import Ready, prepared
 from tracereplay.checks.table import Check, CheckFile, load_checks, selected
 from tracereplay.environments import Engine
-from tracereplay.errors import UsageError
+from tracereplay.errors import NotATrace, UsageError
 from tracereplay.gate import workload_of
 from tracereplay.launch import jobs
 from tracereplay.recorder.options import Options
+from tracereplay.storage.files import is_url
+from tracereplay.store.cache import kept
+from tracereplay.store.putting import uploading
 from tracereplay.trace import open_trace
 from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.place import Place
@@ -98,12 +101,7 @@ def update(
 def _refuse(file: CheckFile, rows: Sequence[Ready]) -> None:
     made: dict[str, Check] = {}
     for check in (row.check for row in rows):
-        if "://" in check.golden:
-            raise UsageError(
-                f"The key {file.where(check, 'golden')} is a URL, where no golden trace can be put; record one "
-                "with `tracereplay record`, and upload it."
-            )
-        place = os.path.realpath(check.golden)
+        place = check.golden if is_url(check.golden) else os.path.realpath(check.golden)
         other = made.setdefault(place, check)
         if other is not check:
             raise UsageError(
@@ -113,12 +111,12 @@ def _refuse(file: CheckFile, rows: Sequence[Ready]) -> None:
 
 
 def _update(row: Ready, log: Path | None, report: Report) -> Updated:
-    path, before = Path(row.check.golden), None
-    if os.path.lexists(path):
-        with open_trace(path) as golden:
+    where, before = row.check.golden, None
+    if _is_there(where):
+        with open_trace(where) as golden:
             before = golden.digest()
-    record_anew(row.engine, path, row.check, log=log, report=report)
-    with open_trace(path) as golden:
+    record_anew(row.engine, row.check, log=log, report=report)
+    with open_trace(where) as golden:
         return Updated(row.check, before, golden.digest())
 
 
@@ -131,16 +129,38 @@ class _Recording:
     packed: bool
 
 
+def _is_there(golden: str) -> bool:
+    if not is_url(golden):
+        return os.path.lexists(golden)
+    try:
+        open_trace(golden).close()
+    except NotATrace:
+        return False
+    return True
+
+
 def record_anew(
-    engine: Engine, path: Path, check: Check, *, log: Path | None = None, report: Report = lambda line: None
+    engine: Engine, check: Check, *, log: Path | None = None, report: Report = lambda line: None
 ) -> None:
     """Records what a row's prompts, or its golden trace, ask for under ``engine``, in the trace's place.
 
-    A trace stays what it was, one file or a directory; a new one is a directory if it is called ``.trace``.
+    A trace stays what it was, one file or a directory; a new one is a directory if it is called ``.trace``, and
+    one file at a URL, where it is put when it is complete.
 
     Raises:
         TracereplayError: nothing was recorded; the trace is as it was.
     """
+    if not is_url(check.golden):
+        _record_at(engine, Path(check.golden), check, log, report)
+        return
+    with uploading(check.golden, force=True) as path:
+        if _is_there(check.golden):
+            with kept(check.golden, report) as before:
+                shutil.copyfile(before, path)
+        _record_at(engine, path, check, log, report)
+
+
+def _record_at(engine: Engine, path: Path, check: Check, log: Path | None, report: Report) -> None:
     asked = _recording(engine, path, check)
     record = partial(jobs.record, engine, asked.workload, options=asked.options, log=log, report=report)
     if not asked.packed:
@@ -191,7 +211,7 @@ def _locked(file: CheckFile, check: Check, reason: str) -> Locked:
         run = golden.run
         versions = {name: str(value) for name, value in run.engine_facts("versions").items() if value}
         return Locked(
-            golden=os.path.relpath(check.golden, file.path.absolute().parent),
+            golden=_named(check.golden, file),
             digest=golden.digest(),
             reason=reason,
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -201,3 +221,8 @@ def _locked(file: CheckFile, check: Check, reason: str) -> Locked:
             settings=check.settings,
             versions={**versions, "tracereplay": version("tracereplay")},
         )
+
+
+def _named(golden: str, file: CheckFile) -> str:
+    """From the file's directory, so that it is the same wherever that lies."""
+    return golden if is_url(golden) else os.path.relpath(golden, file.path.absolute().parent)

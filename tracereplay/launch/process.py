@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -132,6 +132,7 @@ class EngineProcess:
         taps: False leaves the model unchanged; then nothing can be recorded.
         inherited: names of settings that are left out if the engine does not know them.
         graphs: what is captured, if it captures CUDA graphs.
+        spawned: called with its process id, before it has started.
 
     Raises:
         EngineFailed: it did not start; the message has its last lines.
@@ -142,6 +143,7 @@ class EngineProcess:
     def __init__(
         self, engine: Launchable, *, model: Path, settings: Mapping[str, Any], log: Path | None = None,
         taps: bool = True, inherited: Collection[str] = (), graphs: GraphOptions = GraphOptions(),
+        spawned: Callable[[int], None] = lambda pid: None,
     ) -> None:  # fmt: skip
         self.name = engine.name
         self._family = family_named(engine.family)
@@ -161,6 +163,7 @@ class EngineProcess:
             start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
         try:
+            spawned(self._process.pid)
             self.info: Mapping[str, Any] = self.request(
                 "start", model=str(model), settings={**engine.settings, **settings},
                 inherited=sorted(inherited),

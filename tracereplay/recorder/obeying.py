@@ -6,6 +6,8 @@ A part of `session.Session`, in a module of its own; it begins and ends segments
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +29,7 @@ from tracereplay.recorder.writer_client import WriterClient
 
 __all__ = ["PATIENCE", "Obeying"]
 
+LOOKS = 0.05  # seconds between two looks whether an engine idles that owes steps
 PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
 
 
@@ -60,6 +63,7 @@ class Obeying:
         self._lacking = Lacking()
         self._finished: list[int] = []  # requests that ended since the last step that was recorded
         self._owed = Owed()
+        self._payer: threading.Thread | None = None  # while something may be owed
         self._changed: list[str] = []  # what orders have changed since, in sentences
         self._last: LastStep | None = None  # of a recording that is told to end while its engine goes on
         self._over = False  # whether the last step has been recorded
@@ -201,12 +205,47 @@ class Obeying:
         self._finished = [*step.finished, *self._finished]
         self._passed += 0 if step.company is None else step.company[2]
 
+    def _pay_when_idle(self) -> None:
+        """Has what is owed written when the writer has caught up, though no step may come: a trigger makes a trace
+        of what a ring has then, and an idle engine can be killed."""
+        if self._payer is None:
+            self._payer = threading.Thread(target=self._watch_for_idleness, name="tracereplay-owed", daemon=True)
+            self._payer.start()
+
+    def _watch_for_idleness(self) -> None:
+        number = -1
+        while True:
+            time.sleep(LOOKS)
+            with self._turn:
+                writer, handover, control = self._writer, self._handover, self._control
+                if writer is None or handover is None or control is None or self._ended is not None:
+                    self._payer = None
+                    return
+                if not self._under_way and not self._owed:
+                    self._payer = None
+                    return
+                # Within a step its tokens may still come; and one that follows at once pays for all before it.
+                if not self._under_way and control.number == number:
+                    with self._guarded():
+                        self._pay_if_possible(number, writer, handover)
+                number = control.number
+
+    def _pay_if_possible(self, number: int, writer: WriterClient, handover: Handover) -> None:
+        handover.drain(wait=True)
+        arena = handover.take(wait=False)
+        if arena is None:
+            return
+        if (last := self._what_is_owed(number)) is None:
+            writer.give_back([arena])
+        else:
+            self._owed.pay_into(arena, last, writer, handover)
+
     def _what_is_owed(self, number: int) -> Last | None:
         """A step without rows for what the trace must have of steps that were left out, since no other comes."""
         if self._control is None or self._ended is not None or not self._owed:
             return None
         lacking, notes = self._lacks()
-        return Last(number, self._weight_updates, notes, lacking)
+        return Last(number, self._weight_updates, notes, lacking, self._dropped)
 
     def _lacks(self) -> tuple[list[int], list[str]]:
         """Requests that lack steps and were not told yet: by number for a ring, whose traces have their own,

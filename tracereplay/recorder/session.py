@@ -193,6 +193,7 @@ class Session(Tapping, Lifetime):
             self._dropping = True
             self._count(self._control)
             self._lacking.add(set(rows[:, 0].tolist()))
+            self._pay_when_idle()
 
     def _begin_census(self, census: Census) -> None:
         """All taps say that they are called, those too of which nothing is kept."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tracereplay.report.clean import clean
 from tracereplay.report.layout import Row, cell, indented, more, print_rows, section
-from tracereplay.report.words import number
+from tracereplay.report.words import count, number
 from tracereplay.verdict import Attribution, Verdict
 from tracereplay.verdict.bisection import Bisection, Member
 
@@ -19,7 +19,7 @@ __all__ = ["render"]
 MEMBERS, ROWS = 6, 12
 
 _ROLES = {
-    "all": "all together", "class": "class", "classes": "minimal classes", "minimal": "minimal set",
+    "all": "all together", "class": "class", "classes": "these classes", "minimal": "the set above",
     "complement": "all but that set", "sites": "site", "settings": "setting",
 }  # fmt: skip
 
@@ -29,13 +29,15 @@ def render(verdict: Verdict, found: Bisection, console: Console, *, everything: 
     section(console, "Bisection", f"  {_effort(found)}")
     if verdict.closure is not None:
         closure = verdict.closure
-        held = f"holds: {closure.rows} rows of logits are reproduced bit for bit"
-        indented(console, f"closure {held if closure.held else f'does not hold: {clean(closure.first_broken)}'}")
+        rows = f"golden's logits bit for bit, {count(closure.rows, 'row')}"
+        rest = rows if closure.held else f"other logits than golden: {clean(closure.first_broken)}"
+        indented(console, f"without the own error of any operator the candidate gives {rest}")
     _minimal(found, console, everything)
     if found.tried:
         _tried(found, console)
     if verdict.attribution:
-        _shares(verdict.attribution, console, everything)
+        what = "without" if found.kind == "operators" else "with golden's"
+        _shares(verdict.attribution, what, console, everything)
     for left in found.skipped if everything else found.skipped[:MEMBERS]:
         indented(console, clean(f"skipped {left.name}: {left.reason}"))
 
@@ -50,8 +52,8 @@ def _tried(found: Bisection, console: Console) -> None:
 
 def _effort(found: Bisection) -> str:
     starts = f"{found.engine_starts} engine start{'s' if found.engine_starts != 1 else ''}"
-    count = f"{found.passes} pass{'es' if found.passes != 1 else ''}"
-    return f"{count} over {found.positions} positions, {starts}" if found.positions else starts
+    passes = f"{found.passes} run{'s' if found.passes != 1 else ''}"
+    return f"{passes} over {found.positions} tokens, {starts}" if found.positions else starts
 
 
 def _minimal(found: Bisection, console: Console, everything: bool) -> None:
@@ -61,11 +63,11 @@ def _minimal(found: Bisection, console: Console, everything: bool) -> None:
         if found.unexplained is not None and not found.unexplained <= 0:
             share = found.unexplained
             left = "no logprob differs" if math.isnan(share) else f"{_share(share)} remains unexplained"
-            indented(console, f"nothing restores parity; {left}")
+            indented(console, f"nothing that was tried brings the difference within what is allowed; {left}")
         return
-    what = "cancelling" if found.kind == "operators" else "setting"
+    what = "without the own errors of" if found.kind == "operators" else "with golden's setting of"
     proven = "" if found.proven else " (not shown to be minimal: the passes ran out)"
-    indented(console, f"parity is restored by {what}{proven}")
+    indented(console, f"the candidate gives golden's tokens and logprobs, within what is allowed, {what}{proven}:")
     shown = found.minimal if everything else found.minimal[:MEMBERS]
     operators = found.kind == "operators"
     headers = ("", "", "") if operators else ("",)
@@ -85,7 +87,7 @@ def _member(member: Member, operator: bool) -> list[Text]:
     ]
 
 
-def _shares(parts: Sequence[Attribution], console: Console, everything: bool) -> None:
+def _shares(parts: Sequence[Attribution], what: str, console: Console, everything: bool) -> None:
     rows = []
     for part in parts if everything else parts[:ROWS]:
         name = _ROLES.get(part.role, part.role)
@@ -101,7 +103,8 @@ def _shares(parts: Sequence[Attribution], console: Console, everything: bool) ->
         )
         rows.append(Row([cell(value, "green" if part.restores else "") for value in cells]))
     console.print()
-    headers = "changed", "explains", "95 % interval", "tokens", "largest"
+    indented(console, "how much of the difference goes away, and what is left of it in tokens and logprobs:")
+    headers = what, "explains", "95 % interval", "tokens", "logprob"
     print_rows(console, headers, rows, right=range(1, 5))
     more(console, 0 if everything else len(parts) - ROWS)
 

@@ -10,9 +10,14 @@ from typing import Protocol, runtime_checkable
 
 from tracereplay.errors import TraceError
 
-__all__ = ["PRIVATE", "PRIVATE_FOLDER", "File", "Folder", "LocalFile", "LocalFolder", "Window"]
+__all__ = ["PRIVATE", "PRIVATE_FOLDER", "File", "Folder", "LocalFile", "LocalFolder", "Window", "is_url"]
 
 PRIVATE, PRIVATE_FOLDER = 0o600, 0o700  # modes of what holds prompts and their answers
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether this is no path on this machine."""
+    return "://" in os.fspath(place)
 
 
 class File(Protocol):

@@ -1,5 +1,5 @@
 """Files and folders at a URL, through fsspec: ``s3://``, ``https://``, ``memory://``. For the analyst's side
-only."""
+only; `upload` writes there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from tracereplay.errors import NotATrace, TraceError, UsageError
 from tracereplay.storage.files import File, Folder
 
-__all__ = ["RemoteFile", "RemoteFolder", "open_remote"]
+__all__ = ["RemoteFile", "RemoteFolder", "file_system", "listed", "open_remote"]
 
 T = TypeVar("T")
 # Bytes that come with a request: near either end, where files say what they hold, and around what is asked for,
@@ -92,12 +92,7 @@ def open_remote(url: str) -> File | Folder:
         NotATrace: nothing is there.
         TraceError: it cannot be reached.
     """
-    try:
-        system, path = importlib.import_module("fsspec.core").url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UsageError(
-            f"{url} cannot be opened: {error}; fsspec's package for that protocol may be missing."
-        ) from error
+    system, path = file_system(url)
     try:
         return _file(system, path)
     except IsADirectoryError:
@@ -124,3 +119,38 @@ def _told(ask: Callable[[], T], path: str) -> T:
         ) from error
     except Exception as error:
         raise TraceError(f"{path} cannot be read: {str(error) or type(error).__name__}.") from error
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path on it.
+
+    Raises:
+        UsageError: nothing installed here speaks that protocol.
+    """
+    try:
+        system, path = importlib.import_module("fsspec.core").url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"{url} cannot be opened: {error}; fsspec's package for that protocol may be missing."
+        ) from error
+    return system, path
+
+
+def listed(url: str) -> dict[str, RemoteFile]:
+    """All files below a URL, by their paths from there. One request lists a thousand of them, with their sizes.
+
+    Raises:
+        UsageError: nothing installed here speaks that protocol.
+        NotATrace: there is no such place.
+        TraceError: it cannot be listed.
+    """
+    system, path = file_system(url)
+    found = _told(lambda: system.find(path, detail=True), path)
+    if not found and not _told(lambda: system.exists(path), path):
+        raise NotATrace(f"There is nothing at {url}, or it cannot be reached; give the address of a folder.")
+    root = path.rstrip("/")
+    return {
+        name.removeprefix(root).lstrip("/") or name.rpartition("/")[2]: RemoteFile(system, name, int(info["size"]))
+        for name, info in found.items()
+        if isinstance(info.get("size"), int)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
 from tracereplay.event import Site, Step, Value
 from tracereplay.passes import RECORD
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
+from tracereplay.storage.zipped import is_zip
+from tracereplay.trace.bundled import golden_in
 from tracereplay.trace.chunk import Bytes
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
@@ -30,7 +33,7 @@ from tracereplay.trace.requests import NAME as REQUESTS
 from tracereplay.trace.run import Run, read_run
 from tracereplay.trace.served import served_run, told_by_segments
 
-__all__ = ["Key", "Trace", "open_trace"]
+__all__ = ["Key", "Trace", "open_trace", "trace_of"]
 
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
 Key = tuple[str, int]  # pass (and engine, if it is not the first), rank
@@ -272,6 +275,12 @@ class Trace:
             state.update(f"{name} {rank} {known or content_digest(segment)}".encode())
         return state.hexdigest()
 
+    def stored(self) -> str:
+        """What tells it from another trace of its digest, as text: its manifest, and the sizes of its files."""
+        files = {f"{name}-rank{rank}": file.size for (name, rank), file in self._files.items()}
+        files |= {name: file.size for name, file in self.request_files.items()}
+        return json.dumps([self.manifest, files], sort_keys=True, default=str)
+
     def close(self) -> None:
         for reader in self._open.values():
             reader.close()
@@ -371,14 +380,22 @@ def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace
         DamagedTrace: its manifest is damaged.
     """
     where: Path | str = str(path) if "://" in str(path) else Path(path)
-    source = _source(where)
+    trace = trace_of(_source(where), where, base)
+    if base is not None and isinstance(trace.manifest["run"].get("base"), dict):
+        _check_base(base, trace.manifest["run"]["base"], where)
+    return trace
+
+
+def trace_of(source: File | Folder, where: Path | str, base: Trace | None = None) -> Trace:
+    """The trace in files that are open already; ``where`` they are is said in messages.
+
+    Raises:
+        NotATrace, DamagedTrace: see `open_trace`.
+    """
     manifest, segments, asked = (
         _of_folder(source, where) if isinstance(source, Folder) else _of_pack(source, where)
     )
-    trace = Trace(where, manifest, segments, base, not isinstance(source, Folder), asked)
-    if base is not None and isinstance(manifest["run"].get("base"), dict):
-        _check_base(base, manifest["run"]["base"], where)
-    return trace
+    return Trace(where, manifest, segments, base, not isinstance(source, Folder), asked)
 
 
 def _source(path: Path | str) -> File | Folder:
@@ -411,7 +428,7 @@ def _of_folder(folder: Folder, path: Path | str) -> Opened:
 
 def _of_pack(file: File, path: Path | str) -> Opened:
     try:
-        manifest, parts, asked = packed_parts(file)
+        manifest, parts, asked = packed_parts(golden_in(file) if is_zip(file) else file)
     except NotATrace as error:
         raise NotATrace(f"{path} is not a trace: it is neither a directory of one nor a packed one.") from error
     segments: dict[Key, File] = {}

@@ -328,6 +328,15 @@ def _unstable(sides: _Sides) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f.key.site for f in found.findings if f.rows and f.error_class != "identical"))
 
 
+def _steps(golden: int, candidate: int) -> str:
+    """How many batches there were."""
+    return (
+        f"{golden} steps in each"
+        if golden == candidate
+        else f"{golden} steps in golden, {candidate} in the candidate"
+    )
+
+
 def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
     """What a reader must know of the passes."""
     index, other = judged.passes
@@ -337,8 +346,8 @@ def _notes(sides: _Sides, judged: _Judged) -> tuple[str, ...]:
         notes.append(f"In golden: {company}")
     if not index.steps.same_rows(other.steps):
         notes.append(
-            f"The engines composed their batches differently: {len(index.steps)} steps in golden, "
-            f"{len(other.steps)} in the candidate. Rows are matched one by one."
+            f"The engines put requests into batches differently ({_steps(len(index.steps), len(other.steps))}). "
+            "Each row is compared with its own in golden, whatever batch it was in."
         )
     if padded := _padded_otherwise(index.padding, other.padding):
         notes.append(

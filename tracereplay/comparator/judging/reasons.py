@@ -75,7 +75,7 @@ def why_unobserved(evidence: Evidence) -> str:
 
 def _other_prompts(found: OtherPrompts) -> str:
     """That the two ran different prompts."""
-    some = f"{found.requests} of {found.of} requests differ"
+    some = f"{found.requests} of {found.of} prompts differ"
     if found.reordered:
         where = "the same ones in another order"
     elif found.position is None:

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from tracereplay.checks import Result, Results
-from tracereplay.checks.run import policy_named
+from tracereplay.checks.rows import policy_named
 from tracereplay.comparator.numbers.by_call import CallErrors, errors_by_call
 from tracereplay.errors import UsageError
 from tracereplay.report.checks.words import outcome, said

@@ -8,6 +8,7 @@ Where an engine says it is in `identity`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -36,6 +37,7 @@ __all__ = ["Front", "arrived", "front", "now"]
 _LATE = 3600.0  # seconds before it is noted that a request can have arrived; else it has another clock
 _LATELY = 1_000  # requests that ended, which are remembered
 _OLDER = 4  # files to which ends are still written
+_LAST = 1.0  # seconds after a request's end in which this process does not exit: the end may set off a ring
 LOOK = 0.25  # seconds between two looks for orders, where traces are made while nobody asks for anything
 _ANY = 1 << 62  # a step that no engine reaches
 
@@ -80,6 +82,7 @@ class Front:
         self._lock = threading.RLock()
         self._looks = 0  # the process in which a thread looks
         self._looked_at = 0.0  # when the end of the recording was looked for, by the monotonic clock
+        self._ended_at = -_LAST  # when a ring was told of an end last, by the monotonic clock
         if rings is not None:
             _of_forks(self)
 
@@ -94,6 +97,15 @@ class Front:
                 self.look()
             except Exception:  # as `_after`
                 self.failures += 1
+
+    def _look_at_last(self) -> None:
+        """Waits for the trace that the last request's end may have set off: a script exits right behind it."""
+        while time.monotonic() < self._ended_at + _LAST and self._orders is not None:
+            time.sleep(LOOK / 5)
+        try:
+            self.look()
+        except Exception:  # as `_after`
+            self.failures += 1
 
     def look(self, *, often: bool = False) -> None:
         """Follows what was ordered, as far as it concerns where is written; costs one system call.
@@ -147,6 +159,7 @@ class Front:
                 self._write(identity)
             if self._rings is not None and self._looks != os.getpid():
                 self._looks = os.getpid()
+                atexit.register(self._look_at_last)
                 threading.Thread(target=self._look_on, name="tracereplay-front", daemon=True).start()
 
     def ended(self, engine_id: str, reason: str, stop: Any = None, tokens: int | None = None) -> None:
@@ -164,6 +177,7 @@ class Front:
         self._lately.append(replace(known, ended=end.ended, reason=end.reason, stop=at, tokens=tokens))
         self._write(end)
         if self._rings is not None:
+            self._ended_at = time.monotonic()
             self._rings.tell(End(end.id, end.reason, tokens))
         for file, ids in self._older:
             if end.id in ids:
@@ -175,6 +189,7 @@ class Front:
     def close(self) -> None:
         """Notes nothing more."""
         with self._lock:
+            atexit.unregister(self._look_at_last)
             if self._orders is not None:
                 self._orders.close()
             if self._rings is not None:
