@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def reduce(
         if (mode := search.whole.verdict.mode) not in MODES:
             told = f"{engine.name} was not asked: its replays do not give a verdict of mode {mode}."
             return search.without_engine(told)
-        with KeptEngine(log, report) as kept:
+        with KeptEngine(log, partial(_of_starts, report)) as kept:
             run = Rerun(search.whole, engine, kept, model, settings or {})
             return search.with_engine(run, golden_engine, log)
     finally:
@@ -104,6 +105,12 @@ def reduce(
 
 def _nowhere(line: str) -> None:
     """Nobody waits."""
+
+
+def _of_starts(report: Report, line: str) -> None:
+    """Tells when an engine starts, which takes long; that it generates is the same in each try."""
+    if line.startswith("Starting"):
+        report(line)
 
 
 def _make_room(folder: Path) -> None:
