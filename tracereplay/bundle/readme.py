@@ -173,7 +173,8 @@ def _commands(told: Told, redacted: Redaction | None, *, weights: bool) -> str:
         ])  # fmt: skip
     words = ["tracereplay", "replay", "bug.zip", "--engine", "mine"]
     words += ["--use-bundled-weights"] if weights else ["--model", "DIR"]
-    words += ["--mode", "rerun"] if redacted is Redaction.values else []
+    mode = "rerun" if redacted is Redaction.values else told.verdict.mode
+    words += ["--mode", mode] if mode in ("rerun", "isolated") else []
     words += ["--strict"] if told.strict else []
     if POLICY in told.names:
         lines.append(f"unzip bug.zip {POLICY}")
