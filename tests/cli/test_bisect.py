@@ -74,7 +74,7 @@ def test_two_faults_among_honest_differences_are_in_it_and_the_rest_is_rounding(
     rest = [m for m in verdict["bisection"]["minimal"] if m["name"] not in (FIRST, SECOND)]
     assert {m["class"] for m in rest} <= {"rounding"}
     assert verdict["bisection"]["largest_left"]["class"] == "rounding"
-    assert f"out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
+    assert f"Out of tolerance: {SECOND}, {FIRST}" in " ".join(verdict["reasons"])
     roles = {a["role"]: a for a in verdict["attribution"]}
     assert verdict["tokens"]["differing"] > 0
     assert roles["all"]["explains"] == 1.0

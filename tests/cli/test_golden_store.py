@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,7 @@ def s3(server: S3) -> S3:
         system.rm(BUCKET, recursive=True)
     system.mkdir(BUCKET)
     system.invalidate_cache()
+    server.hold = lambda request, environ: None
     s3fs.S3FileSystem.clear_instance_cache()
     server.asked.clear()
     return server
@@ -285,6 +287,7 @@ def test_what_was_used_longest_ago_goes_first_and_nothing_that_is_in_use(
 
 
 def test_processes_and_threads_that_want_the_same_at_once_fetch_it_once(packed: str, s3: S3) -> None:
+    s3.hold = lambda request, environ: time.sleep(0.3)  # so that nobody is done before others begin
     script = "import sys; from tracereplay.store.cache import kept\nwith kept(sys.argv[1], print) as p: print(p)"
     several = [
         subprocess.Popen([sys.executable, "-c", script, packed], stdout=subprocess.PIPE, text=True)
@@ -293,6 +296,7 @@ def test_processes_and_threads_that_want_the_same_at_once_fetch_it_once(packed: 
     said = [one.communicate(timeout=60)[0].splitlines() for one in several]
     assert sum(line.startswith("Fetching") for lines in said for line in lines) == 1
     assert len({lines[-1] for lines in said}) == 1
+    s3.hold = lambda request, environ: None
 
     def use(number: int) -> str:
         with kept(packed) as path, open_trace(path) as trace:

@@ -87,6 +87,7 @@ def test_an_engine_that_is_dropped_within_its_recording_leaves_nothing(
         assert tokens_of(path) == {f"number {number}".encode(): answers[0]}
 
 
+@pytest.mark.long  # two ranks start slowly where they share two cores
 def test_ranks_that_generate_while_their_recording_ends_have_the_same_steps(
     engines: Engines, tmp_path: Path
 ) -> None:

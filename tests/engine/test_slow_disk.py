@@ -65,7 +65,7 @@ def test_answers_do_not_wait_for_the_disk(
         monkeypatch.setenv("LD_PRELOAD", str(faulty_disk(tmp_path)))
         monkeypatch.setenv("FAULTY_FOLDER", f"{out}/")
         monkeypatch.setenv("FAULTY_DISK", f"slow:{RATE}")
-    server = Server(out, options=("--rotate", "1MB", "--when-behind", "drop"))
+    server = Server(out, options=("--rotate", "2MB", "--when-behind", "drop"))
     over = threading.Event()
 
     def stop_the_writer() -> None:

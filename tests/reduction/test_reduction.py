@@ -14,7 +14,8 @@ from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.errors import UsageError
 from tracereplay.reduction import Reduced, reduce
-from tracereplay.trace import open_trace
+from tracereplay.trace import SegmentWriter, open_trace, segment_path
+from tracereplay.trace.cut_steps import Cut, Rules, StepCutter
 from tracereplay.trace.verify import verify
 
 PROMPTS = [[(7 * seed + 3 * i) % 128 for i in range(20 + 5 * seed)] for seed in range(6)]
@@ -246,3 +247,70 @@ def test_a_replay_of_another_golden_trace_is_still_told_from_one_of_this(golden:
     found = reduce(golden, candidate, tmp_path / "small")
     assert whole.verdict == found.verdict.verdict == "inconclusive"
     assert found.same, found.what
+
+
+# -- other causes ----------------------------------------------------------------------------------------------
+
+
+def without_a_layer(golden: Path, path: Path) -> Path:
+    """A replay whose engine has no second layer, and so computes something else after it."""
+    flawed = toy.replay(golden, path / "into.trace", flaw=Flaw("model.norm", "scaled_edge", 1))
+    shutil.copytree(flawed, path / "less.trace")
+    with open_trace(flawed) as trace:
+        sites = {site.name: site for site in trace.sites("injected").values() if ".layers.1." not in site.name}
+        (path / "less.trace" / "injected-rank0.seg").unlink()
+        writer = SegmentWriter(segment_path(path / "less.trace", "injected", 0), {})
+        writer.sites(sites.values())
+        slots = {site.name: site.slot for site in sites.values()}
+        every = tuple(range(len(trace.run.prompts)))
+        cutter = StepCutter(Rules(Cut(every, sites=frozenset(sites)), [0] * 6), slots, frozenset(), writer)
+        for step in trace.steps("injected"):
+            cutter.add(step)
+        writer.close({})
+    return path / "less.trace"
+
+
+def with_another_rerun(golden: Path, path: Path) -> Path:
+    """A replay whose operators are golden's, and whose tokens are not."""
+    good = toy.replay(golden, path / "good.trace")
+    bad = toy.replay(golden, path / "bad.trace", flaw=Flaw(ACT, "element"))
+    shutil.copy(bad / "rerun-rank0.seg", good / "rerun-rank0.seg")
+    return good
+
+
+def unstable(golden: Path, path: Path) -> Path:
+    return toy.replay(golden, path / "noisy.trace", noise=0.002, passes=("rerun", "injected", "injectedtwice"))
+
+
+def swapped(golden: Path, path: Path) -> Path:
+    return toy.replay(golden, path / "swapped.trace", flaw=Flaw("model.layers.0", "swap"))
+
+
+def of_another_dtype(golden: Path, path: Path) -> Path:
+    return toy.replay(golden, path / "coarse.trace", settings={"dtype": "float16"})
+
+
+def of_other_weights(golden: Path, path: Path) -> Path:
+    return toy.replay(golden, path / "other.trace", model="another")
+
+
+LENIENT = Policy(logprob_max_abs=99.0, differing_tokens=99)
+CAUSES: dict[str, tuple[Callable[[Path, Path], Path], Policy | None, tuple[str, str | None]]] = {
+    "structure": (without_a_layer, None, ("diverged", "structure")),
+    "unobserved": (with_another_rerun, Policy(logprob_max_abs=0.01), ("diverged", "unobserved")),
+    "unstable": (unstable, LENIENT, ("inconclusive", None)),
+    "swapped": (swapped, None, ("diverged", "edge")),
+    "dtype": (of_another_dtype, None, ("diverged", "setting")),
+    "weights": (of_other_weights, None, ("inconclusive", "setting")),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_cause_stays(golden: Path, tmp_path: Path, cause: str) -> None:
+    make, policy, expected = CAUSES[cause]
+    candidate = make(golden, tmp_path)
+    whole = compare_traces(golden, candidate, policy)
+    found = reduce(golden, candidate, tmp_path / "small", policy=policy)
+    assert (whole.verdict, whole.cause) == expected, whole.reasons
+    assert (found.verdict.verdict, found.verdict.cause, found.same) == (*expected, True), found.what
+    assert size(found.golden) < size(golden) / 3

@@ -71,19 +71,18 @@ def _unexplained(share: float) -> str:
 
 def _minimal(found: Bisection) -> str:
     assert found.minimal is not None
-    guilty = [m.name for m in found.minimal if m.error_class != "rounding"]
-    honest = [m.name for m in found.minimal if m.error_class == "rounding"]
-    parts = []
-    if guilty:
-        parts.append(f"out of tolerance: {', '.join(guilty)}")
-    if honest:
-        parts.append(f"rounding differently: {some(honest)}")
-    these = "one operator or edge" if len(found.minimal) == 1 else f"{len(found.minimal)} operators or edges"
     proven = (
         "none of them can be left out" if found.proven else "the passes ran out before each was shown to be needed"
     )
     left = found.largest_left
-    rest = f" Of the rest, {left.name} differs most ({left.error_class})." if left is not None else ""
+    rest = "" if left is None else f" Of the rest, {left.name} differs most ({left.error_class})."
     if len(found.minimal) == 1:
-        return f"Without the own error of {these} the candidate {AGREES}: {'; '.join(parts)}.{rest}"
-    return f"Without the own errors of {these} the candidate {AGREES} ({proven}): {'; '.join(parts)}.{rest}"
+        (only,) = found.minimal
+        does = "rounds otherwise" if only.error_class == "rounding" else "is out of tolerance"
+        return f"Without the own error of {only.name}, which {does}, the candidate {AGREES}.{rest}"
+    guilty = [m.name for m in found.minimal if m.error_class != "rounding"]
+    honest = [m.name for m in found.minimal if m.error_class == "rounding"]
+    parts = [f" Out of tolerance: {', '.join(guilty)}."] if guilty else []
+    parts += [f" Rounding otherwise: {some(honest)}."] if honest else []
+    these = f"{len(found.minimal)} operators or edges"
+    return f"Without the own errors of {these} the candidate {AGREES} ({proven}).{''.join(parts)}{rest}"

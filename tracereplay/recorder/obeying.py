@@ -254,8 +254,9 @@ class Obeying:
 
     def _show(self) -> None:
         """Says how it goes: after what happens seldom, in words too."""
-        if self._control is not None:
-            self._show_on(self._control)
+        control = self._control  # which is gone when another thread ends the recording meanwhile
+        if control is not None:
+            self._show_on(control)
 
     def _show_on(self, control: Control) -> None:
         error, trace = next(reversed(self._errors), control.trouble), str(self._segment[0].parent)

@@ -36,7 +36,7 @@ def render(verdict: Verdict, found: Bisection, console: Console, *, everything: 
     if found.tried:
         _tried(found, console)
     if verdict.attribution:
-        what = "own errors taken away" if found.kind == "operators" else "set as in golden"
+        what = "without" if found.kind == "operators" else "with golden's"
         _shares(verdict.attribution, what, console, everything)
     for left in found.skipped if everything else found.skipped[:MEMBERS]:
         indented(console, clean(f"skipped {left.name}: {left.reason}"))
@@ -65,9 +65,9 @@ def _minimal(found: Bisection, console: Console, everything: bool) -> None:
             left = "no logprob differs" if math.isnan(share) else f"{_share(share)} remains unexplained"
             indented(console, f"nothing that was tried brings the difference within what is allowed; {left}")
         return
-    what = "without the own errors of" if found.kind == "operators" else "with golden's"
+    what = "without the own errors of" if found.kind == "operators" else "with golden's setting of"
     proven = "" if found.proven else " (not shown to be minimal: the passes ran out)"
-    indented(console, f"the candidate gives golden's tokens and logprobs, within what is allowed, {what}{proven}")
+    indented(console, f"the candidate gives golden's tokens and logprobs, within what is allowed, {what}{proven}:")
     shown = found.minimal if everything else found.minimal[:MEMBERS]
     operators = found.kind == "operators"
     headers = ("", "", "") if operators else ("",)
@@ -103,7 +103,8 @@ def _shares(parts: Sequence[Attribution], what: str, console: Console, everythin
         )
         rows.append(Row([cell(value, "green" if part.restores else "") for value in cells]))
     console.print()
-    headers = what, "explains", "95 % interval", "tokens that still differ", "largest logprob difference left"
+    indented(console, "how much of the difference goes away, and what is left of it in tokens and logprobs:")
+    headers = what, "explains", "95 % interval", "tokens", "logprob"
     print_rows(console, headers, rows, right=range(1, 5))
     more(console, 0 if everything else len(parts) - ROWS)
 
