@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tracereplay.device import Device
+from tracereplay.hooks.captures import unwatch_captures
 from tracereplay.hooks.census import Census
 from tracereplay.hooks.graphs import traced
 from tracereplay.hooks.taps import unlisten
@@ -199,6 +200,7 @@ class Lifetime(Obeying):
         """The engine is gone, and what belongs to it is not held any longer, nor is the writer process."""
         self.end_pass()
         unlisten(self)
+        unwatch_captures(self.graphs)
         self.graphs, self.compiled = None, ()
         if self._process is not None:
             self._process.close()
