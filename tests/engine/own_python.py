@@ -89,9 +89,7 @@ def dropped(model, folder):
             found["answers"].append(generate(llm, f"number {number}"))
             core = llm.llm_engine.engine_core.engine_core
             held = weakref.ref(core.model_executor.driver_worker.worker.model_runner.model)
-            core.shutdown()
             del llm, core
-            gc.unfreeze()  # vLLM freezes what there was when it had started
             gc.collect()
             found["held"].append(held() is not None)
         found["descriptors"].append(len(os.listdir("/proc/self/fd")))
