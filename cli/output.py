@@ -17,6 +17,7 @@ from tracereplay.report import terminal
 from tracereplay.report.layout import report_console
 from tracereplay.report.next_step import Given
 from tracereplay.report.story import TextOf
+from tracereplay.store.cache import addressed
 from tracereplay.trace import open_trace
 from tracereplay.verdict import Mode, Verdict
 
@@ -37,6 +38,8 @@ def deliver(
         whole: the command that prints all of it; None: `report`, of its JSON.
         model: the user's directory of the model, whose tokenizer makes text of tokens.
     """
+    text = None if json_file == "-" else _text_of(verdict, model)
+    verdict = addressed(verdict)
     if json_file == "-":
         typer.echo(json_form.render(verdict), nl=False)
         return verdict.exit_code
@@ -46,7 +49,7 @@ def deliver(
     before = "" if whole or json_file else "run this again with --json FILE, and then:"
     terminal.render(
         verdict, report_console(), everything=everything, given=given, whole=told,
-        before=before, text=_text_of(verdict, model),
+        before=before, text=text,
     )  # fmt: skip
     return verdict.exit_code
 

@@ -26,7 +26,7 @@ from tracereplay.passes import RECORD
 from tracereplay.recorder.options import OPERATOR
 from tracereplay.storage.atomic import local_path
 from tracereplay.storage.files import is_url
-from tracereplay.store.cache import kept
+from tracereplay.store.cache import addressed, kept
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import new_trace
 from tracereplay.verdict import Mode, Verdict
@@ -151,7 +151,7 @@ def replay(
             except OtherWeights as found:
                 return judge_unrun(trace, launched.name, found, mode)
             report("Comparing")
-            return compare_traces(path, place.path, rules, oracle=oracle, model=directory)
+            return addressed(compare_traces(path, place.path, rules, oracle=oracle, model=directory))
 
 
 def compare(

@@ -18,6 +18,7 @@ import msgpack
 import pytest
 from cli_support import make_model, write
 from program import Program
+from safetensors.numpy import load_file, save_file
 
 from tracereplay.bundle.allowed import Cleaner, hub_name
 from tracereplay.bundle.cleaned import kernels_of
@@ -250,6 +251,35 @@ def test_the_same_text_has_the_same_mark_and_another_bundle_another() -> None:
     assert one.removed == ["paths: 2"]
 
 
+def test_a_model_that_comes_along_says_nothing_of_its_owner(
+    tracereplay: Program, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = pair[0].parent / "private-thing"
+    config = json.loads((model / "config.json").read_text())
+    config |= {
+        "_name_or_path": f"{HOME}/models",
+        "owner": {"note": f"of {USER}"},
+        "layers": [1, f"in {HOME}", "x"],
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors, model / "model.safetensors", {"format": "pt", "author": USER})
+    out = tmp_path / "bug.zip"
+    ended = tracereplay("bundle", *pair, "-o", out, "--with-weights", "--model", model)
+    assert ended.code == 0, ended.err
+    with zipfile.ZipFile(out) as archive:
+        kept = json.loads(archive.read("model/config.json"))
+        archive.extract("model/model.safetensors", tmp_path)
+    assert kept == {"model_type": "toy", "owner": {}, "layers": [1, "x"]}
+    copied = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name: array.tobytes() for name, array in copied.items()} == {
+        n: a.tobytes() for n, a in tensors.items()
+    }
+    said = list(everything(out, tmp_path / "unzipped"))
+    for text in (*ALWAYS, str(tmp_path)):
+        assert not any(text.encode() in part for part in said), text
+
+
 def test_kernels_say_words_and_nothing_else() -> None:
     telling = f"{HOME}/x", f"of {USER}", VALUE
     arguments = [1, 2.5, None, True, "silu", *telling, ["l", [*telling, "auto"]], ["t", 0], ["c", 1.0, 2.0]]
@@ -284,3 +314,6 @@ def test_kernels_say_words_and_nothing_else() -> None:
 )
 def test_a_model_is_named_only_if_a_hub_has_it(path: str, name: str | None) -> None:
     assert hub_name(path)[0] == name
+    cleaned = Cleaner(texts=True).model(path, served=False)
+    assert cleaned.startswith("[removed ") if name is None else cleaned == f"{name}@0123456789abcdef"
+    assert hub_name(cleaned, served=True) == (name, None if name is None else "0123456789abcdef")

@@ -83,12 +83,15 @@ def test_each_verb_reads_what_pack_put_there(tracereplay: Program, golden: Path,
     flaw = "flaw=model.layers.1.mlp.act_fn:scale"
     ended = tracereplay("replay", packed, "--engine", "toy", "--set", flaw)
     assert (ended.code, "Fetching s3://" in ended.err) == (1, True), ended.err
+    assert packed in ended.out  # the next command names golden as it was given
+    assert "goldens/" not in ended.out.replace(packed, "")
     assert len(s3.asked) <= 6, s3.asked
     s3.asked.clear()
     ended = tracereplay("replay", packed, "--engine", "toy")
     assert (ended.code, "Fetching" in ended.err) == (0, False), ended.err
     assert len(s3.asked) <= 4, s3.asked
-    assert package.replay(packed, "toy").matches
+    verdict = package.replay(packed, "toy")
+    assert (verdict.matches, verdict.golden.trace) == (True, packed)
     assert package.replay(open_trace(packed), "toy", mode="rerun").matches
 
 

@@ -77,6 +77,7 @@ def test_a_fault_is_seen_again_from_its_bundle(
     assert check_bundle(out).contents == made.contents
     found = members(out)
     assert ("reproducer/repro.py" in found) == script, made.contents.absent
+    assert (b"\npython reproducer/repro.py" in found["README.md"]) == script
     if script:
         ast.parse(found["reproducer/repro.py"].decode())
     assert again(v1, out) == made.contents.verdict

@@ -1,4 +1,4 @@
-"""``check --ray`` on real engines: four rows under vLLM 0.32.0 on a cluster of two processors."""
+"""``check --ray`` and ``check --jobs`` on real engines: four rows under vLLM 0.32.0, two engines at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from engine_support import TINY, Engines
 from ray_cluster import ray_cluster
 
-from tracereplay.checks import check
+from tracereplay.checks import Results, check
 from tracereplay.launch.home import home
 from tracereplay.trace import Trace
 
@@ -42,19 +42,46 @@ mode = "rerun"
 """
 
 
-def test_four_rows_on_two_processors(
-    engines: Engines, golden_v0: Trace, by_the_v1_runner: Trace, single_process: Mapping[str, str], tmp_path: Path
-) -> None:
+FOUND = [
+    ("same engine", "match", True, None),
+    ("bit for bit", "match", True, None),
+    ("from V0", "diverged", True, None),
+    ("from V0, tokens alone", "diverged", False, None),
+]
+
+
+@pytest.fixture
+def file(engines: Engines, golden_v0: Trace, by_the_v1_runner: Trace, tmp_path: Path) -> Path:
     engines.stop()
-    file = tmp_path / "checks.toml"
-    file.write_text(ROWS.format(model=TINY, v1=by_the_v1_runner.path, v0=golden_v0.path))
+    path = tmp_path / "checks.toml"
+    path.write_text(ROWS.format(model=TINY, v1=by_the_v1_runner.path, v0=golden_v0.path))
+    return path
+
+
+def outcomes(results: Results) -> list[tuple[str, str, bool, str | None]]:
+    return [(r.check.name, r.outcome, r.met, r.error) for r in results.results]
+
+
+def rows_of(lines: list[str]) -> list[str]:
+    return [line.partition(":")[0] for line in lines]
+
+
+def test_four_rows_on_a_cluster_of_two_processors(file: Path, single_process: Mapping[str, str]) -> None:
     said: list[str] = []
     with ray_cluster({**single_process, "TRACEREPLAY_HOME": str(home())}) as address:
         results = check(file, ray=address, report=said.append)
-    found = [(r.check.name, r.outcome, r.met, r.error) for r in results.results]
-    assert found == [
-        ("same engine", "match", True, None), ("bit for bit", "match", True, None),
-        ("from V0", "diverged", True, None), ("from V0, tokens alone", "diverged", False, None),
-    ]  # fmt: skip
-    # Both engines begin before either is through: the first two lines are of the first row of each half.
-    assert [line.partition(":")[0] for line in said[:2]] == ["same engine", "from V0"]
+    assert outcomes(results) == FOUND
+    assert rows_of(said[:2]) == ["same engine", "from V0"]  # each half begins before the other is through
+
+
+def test_four_rows_on_two_engines_here(
+    file: Path, single_process: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in single_process.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    results = check(file, jobs=2, report=said.append)
+    assert outcomes(results) == FOUND
+    starts = [number for number, line in enumerate(said) if "Starting the engine" in line]
+    assert rows_of([said[number] for number in starts]) in (["same engine", "from V0"], ["from V0", "same engine"])
+    assert not any("match" in line for line in said[: starts[1]])

@@ -10,6 +10,7 @@ from engine_support import FAULTS, TINY, Engines, Running, find_engine, greedy
 
 from tracereplay.comparator import compare_traces
 from tracereplay.launch import Configured
+from tracereplay.recorder.options import Options
 from tracereplay.reduction import reduce
 from tracereplay.trace import Trace, open_trace
 from tracereplay.verdict import Verdict
@@ -90,3 +91,41 @@ def test_an_engine_leaves_the_faulty_operator_alone(
     with open_trace(found.golden) as golden:
         sites = {call.site for step in golden.steps("record") for call in step.calls}
     assert sites == {FAULTS_PLANTED["scale"][1]}
+
+
+@pytest.mark.long
+def test_a_kernel_is_named_in_a_replay_of_what_is_left(
+    v1_kernel_faults: Running, plant: Callable[[str], None], tmp_path: Path
+) -> None:
+    running = v1_kernel_faults
+    golden = running.record(*greedy(60, 40, 20, max_tokens=6), options=Options(level="kernel"))
+    plant("wrong_silu")
+    candidate = running.replay(golden)
+    found = reduce(golden, candidate, tmp_path / "small")
+    assert found.same, found.what
+    with open_trace(found.golden) as small:
+        assert small.size < golden.size / 10
+        first = running.verdict(small).first_divergence
+    assert first is not None
+    assert (first.site, first.kernel) == ("model.layers.0.mlp.act_fn", "aten.silu.default")
+
+
+@pytest.mark.long
+def test_two_ranks_are_replayed_from_what_is_left(
+    engines: Engines, plant: Callable[[str], None], fault_file: Path, tmp_path: Path
+) -> None:
+    env = {
+        "PYTHONPATH": str(FAULTS), "TRACEREPLAY_TEST_FAULT": str(fault_file),
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+    }  # fmt: skip
+    running = engines.start("v1", env=env, tensor_parallel_size=2)
+    golden = running.record(*greedy(60, 40, 20, max_tokens=6), settings=running.settings)
+    plant("scale")
+    candidate = running.replay(golden)
+    whole = compare_traces(golden, candidate)
+    found = reduce(golden, candidate, tmp_path / "small")
+    assert (found.same, place(found.verdict)) == (True, place(whole)), found.what
+    with open_trace(found.golden) as small:
+        assert small.ranks("record") == (0, 1)
+        assert small.size < golden.size / 10
+        assert place(running.verdict(small)) == place(whole)

@@ -14,6 +14,7 @@ from tracereplay.engines import toy
 from tracereplay.engines.toy import Flaw
 from tracereplay.errors import UsageError
 from tracereplay.reduction import Reduced, reduce
+from tracereplay.reduction.shown import shown_by
 from tracereplay.trace import SegmentWriter, open_trace, segment_path
 from tracereplay.trace.cut_steps import Cut, Rules, StepCutter
 from tracereplay.trace.verify import verify
@@ -126,6 +127,14 @@ def test_a_logprob_beyond_the_limit_is_still_the_one(narrow: Narrow, golden: Pat
     found = narrow(policy, rounding="twice")
     assert (found.verdict.verdict, found.verdict.cause, found.same) == ("diverged", "rounding", True)
     assert (found.verdict.tokens.logprob_max or 0) > 0.01
+    with open_trace(golden) as mine, open_trace(tmp_path / "whole.trace") as theirs:
+        at = shown_by(compare_traces(mine, theirs, policy), mine, theirs).token
+    assert at is not None
+    assert at.golden == at.candidate  # not a token that differs: 99 of these are allowed
+    with open_trace(found.golden) as trace:
+        last = max(s.key.position for step in trace.steps("record") for s in step.sampled)
+        assert trace.run.prompts[0].token_ids == tuple(PROMPTS[at.request])
+        assert last == at.position
     assert shape(found.golden)[0] == 1
     assert size(found.golden) < size(golden) / 10
 

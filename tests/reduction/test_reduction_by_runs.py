@@ -96,7 +96,7 @@ def test_prompts_are_shortened_where_golden_can_be_recorded_anew(golden: Path, t
     candidate = replay(ENGINE, golden, tmp_path / "whole.trace", settings=settings)
     found = reduce(golden, candidate, tmp_path / "small", engine=ENGINE, settings=settings, golden_engine=ENGINE)
     assert found.same, found.what
-    assert found.what[-1].startswith("Recorded anew by toy, with prompts of at most 1 of ")
+    assert found.what[-2].startswith("Recorded anew by toy, with prompts of at most 1 of ")
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["candidate.trace", "golden.trace"]
     with open_trace(found.golden) as trace:
         (prompt,) = trace.run.prompts
@@ -105,6 +105,21 @@ def test_prompts_are_shortened_where_golden_can_be_recorded_anew(golden: Path, t
     again = compare_traces(found.golden, replay(ENGINE, found.golden, tmp_path / "again.trace", settings=settings))
     assert again.first_divergence is not None
     assert again.first_divergence.site == site
+
+
+def test_where_golden_cannot_be_recorded_anew_what_was_replayed_stays(golden: Path, tmp_path: Path) -> None:
+    site = "model.layers.1.mlp.act_fn"
+    settings = {"flaw": f"{site}:scale"}
+    candidate = replay(ENGINE, golden, tmp_path / "whole.trace", settings=settings)
+    dies = tmp_path / "python"
+    dies.write_text("#!/bin/sh\necho 'RuntimeError: no room for two' >&2\nexit 1\n")
+    dies.chmod(0o755)
+    broken = Configured("broken", dies, {}, {}, "toy")
+    found = reduce(golden, candidate, tmp_path / "small", engine=ENGINE, settings=settings, golden_engine=broken)
+    assert found.same, found.what
+    assert "could not be shortened further" in found.what[-2]
+    assert called(found.golden) == {site}
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["candidate.trace", "golden.trace"]
 
 
 def test_requests_of_several_engines_under_one_command_become_those_of_one(tmp_path: Path) -> None:

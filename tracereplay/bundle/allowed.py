@@ -250,9 +250,10 @@ class Cleaner:
         name, revision = hub_name(str(path), served=served)
         if name is None:
             return self.mark(str(path), "paths of models", private=True)
-        if str(path) not in (name, f"{name}"):
+        told = name if revision is None else f"{name}@{revision}"
+        if str(path) != told:
             self.note(str(path), "paths of models", private=True)
-        return name if revision is None else f"{name}"
+        return told
 
     def model_files(self, said: Mapping[str, Any]) -> dict[str, str]:
         """Digests of the files beside a model's tensors, of those with a usual name."""

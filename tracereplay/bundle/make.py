@@ -33,7 +33,7 @@ from tracereplay.comparator.numbers.policy_file import policy_text
 from tracereplay.errors import UsageError
 from tracereplay.gate import weights_directory
 from tracereplay.launch import Launchable
-from tracereplay.passes import INJECTED, RECORD, RERUN
+from tracereplay.passes import INJECTED, ISOLATED, RECORD, RERUN
 from tracereplay.reduction import reduce
 from tracereplay.report import html
 from tracereplay.report.html.texts import Decode
@@ -123,7 +123,13 @@ def _smaller(
     golden: Path | str, candidate: Path | str, room: Path, engine: Launchable | None, settings: Mapping[str, Any],
     policy: Policy | None, model: Path | None, max_size: int, report: Report,
 ) -> _Pair:  # fmt: skip
-    """The smallest traces that show the same; the whole ones if no part does."""
+    """The smallest traces that show the same; the whole ones if no part does.
+
+    A replay in isolation is whole, too: it has no requests of which there could be fewer.
+    """
+    with open_trace(candidate) as trace:
+        if ISOLATED in trace.passes:
+            return _Pair(golden, candidate)
     found = reduce(
         golden, candidate, room, policy=policy, engine=engine, model=model, settings=settings,
         max_size=max_size * 3 // 4, progress=report,
@@ -237,7 +243,8 @@ class _Making:
         return without_elements(told) if self._redaction is Redaction.values else told
 
     def _statistics(self, golden: Trace, candidate: Trace, details: Details) -> None:
-        judged = next((name for name in (INJECTED, RERUN) if name in candidate.passes), candidate.passes[0])
+        found = (name for name in (INJECTED, RERUN, ISOLATED, RECORD) if name in candidate.passes)
+        judged = next(found, candidate.passes[0])
         rows = {"golden": statistics_of(golden, RECORD), "candidate": statistics_of(candidate, judged)}
         self._put("statistics.json", json.dumps(rows, indent=1) + "\n")
         if (maps := maps_of(details)) is not None:

@@ -28,6 +28,7 @@ from tracereplay.verdict import Verdict
 
 __all__ = ["FILES", "Told", "listing", "model_of", "readme"]
 
+SCRIPT = "reproducer/repro.py"
 _SETTINGS = 12  # that are named
 FIRST = ("versions", "settings", "arguments", "environment")  # of an engine's facts
 
@@ -39,7 +40,7 @@ FILES: Mapping[str, str] = {
     "candidate.pack": "the candidate's trace, as its difference from golden",
     "statistics.json": "of each tensor that was left out: mean, deviation, least and largest element",
     "errors.json": "how far the candidate is off, by operator and row",
-    "reproducer/repro.py": "the first call that differs, as a script; read it before you run it",
+    SCRIPT: "the first call that differs, as a script; read it before you run it",
     "reproducer/inputs.safetensors": "its inputs, and its weights if it has any",
     "reproducer/expected.safetensors": "what golden computed from them",
     "environment/golden.txt": "golden's engine, with all that it made of its arguments",
@@ -173,13 +174,20 @@ def _commands(told: Told, redacted: Redaction | None, *, weights: bool) -> str:
         ])  # fmt: skip
     words = ["tracereplay", "replay", "bug.zip", "--engine", "mine"]
     words += ["--use-bundled-weights"] if weights else ["--model", "DIR"]
-    words += ["--mode", "rerun"] if redacted is Redaction.values else []
+    mode = "rerun" if redacted is Redaction.values else told.verdict.mode
+    words += ["--mode", mode] if mode in ("rerun", "isolated") else []
     words += ["--strict"] if told.strict else []
     if POLICY in told.names:
         lines.append(f"unzip bug.zip {POLICY}")
         words += ["--policy", POLICY]
     words += [word for name, value in _overrides(told) for word in ("--set", f"{name}={json.dumps(value)}")]
-    return "\n".join([*lines, shlex.join(map(clean, words))])
+    lines.append(shlex.join(map(clean, words)))
+    if SCRIPT in told.names:
+        lines += [
+            f"unzip bug.zip '{SCRIPT.partition('/')[0]}/*'",
+            f"python {SCRIPT}  # with the candidate's Python",
+        ]
+    return "\n".join(lines)
 
 
 def _overrides(told: Told) -> Iterator[tuple[str, Any]]:

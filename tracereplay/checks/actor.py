@@ -17,6 +17,7 @@ from tracereplay.comparator import compare_traces
 from tracereplay.environments.registry import Engine, registered
 from tracereplay.errors import EngineFailed, TracereplayError
 from tracereplay.launch.process import LAST_LINES
+from tracereplay.store.cache import addressed
 from tracereplay.trace import open_trace
 from tracereplay.trace.into_pack import pack_trace
 from tracereplay.verdict import Verdict
@@ -102,7 +103,7 @@ def compare(task: Task, path: str, keep: bool) -> Compared:
     begun = time.monotonic()
     try:
         with opened_golden(task.row.check, _quiet) as golden:
-            verdict = compare_traces(golden, Path(path), task.row.policy, model=task.row.check.model)
+            verdict = addressed(compare_traces(golden, Path(path), task.row.policy, model=task.row.check.model))
         trace = _packed(Path(path)) if keep else None
         shutil.rmtree(path, ignore_errors=True)
         return Compared(time.monotonic() - begun, verdict, trace=trace)

@@ -27,6 +27,7 @@ from tracereplay.errors import EngineFailed, OtherWeights, TracereplayError, Usa
 from tracereplay.storage.atomic import written
 from tracereplay.storage.checkpoint import check_model
 from tracereplay.storage.files import is_url
+from tracereplay.store.cache import addressed
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.place import remove_trace
 from tracereplay.verdict import Mode, Verdict
@@ -220,7 +221,7 @@ def replayed(
         if verdict is not None:
             return verdict
         report("Comparing")
-        return compare_traces(golden, place, row.policy, model=row.check.model)
+        return addressed(compare_traces(golden, place, row.policy, model=row.check.model))
 
 
 def made(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from tracereplay.bisector.minimal import minimise
 from tracereplay.checks.engine import KeptEngine
 from tracereplay.comparator import Policy, compare_traces
-from tracereplay.errors import UsageError
+from tracereplay.errors import EngineFailed, UsageError
 from tracereplay.launch import Launchable
 from tracereplay.reduction.guesses import guesses
 from tracereplay.reduction.part import Part
@@ -68,7 +69,8 @@ def reduce(
         model: the checkpoint, for the engine, if it has moved.
         settings: engine arguments that the candidate's replay was given.
         golden_engine: golden's, to record shorter prompts with, where there is a first divergence and ``engine``
-            is given. Then the new golden trace is one of its own, and no part of the old one.
+            is given. Then the new golden trace is one of its own, and no part of the old one. Both engines run at
+            the same time; where there is no room for that, prompts stay as they are.
         max_size: of the new golden trace in bytes. If the operators up to the first divergence are more, fewer are
             kept; a replay then feeds these only, and may show more.
         progress: called with a line for each try.
@@ -93,7 +95,7 @@ def reduce(
         if (mode := search.whole.verdict.mode) not in MODES:
             told = f"{engine.name} was not asked: its replays do not give a verdict of mode {mode}."
             return search.without_engine(told)
-        with KeptEngine(log, report) as kept:
+        with KeptEngine(log, partial(_of_starts, report)) as kept:
             run = Rerun(search.whole, engine, kept, model, settings or {})
             return search.with_engine(run, golden_engine, log)
     finally:
@@ -104,6 +106,12 @@ def reduce(
 
 def _nowhere(line: str) -> None:
     """Nobody waits."""
+
+
+def _of_starts(report: Report, line: str) -> None:
+    """Tells when an engine starts, which takes long; that it generates is the same in each try."""
+    if line.startswith("Starting"):
+        report(line)
 
 
 def _make_room(folder: Path) -> None:
@@ -145,19 +153,26 @@ class _Search:
         return self._shortened(reduced, run, golden, log)
 
     def _shortened(self, reduced: Reduced, run: Rerun, engine: Launchable, log: Path | None) -> Reduced:
-        with GoldenEngine(engine, log, self.report) as golden:
-            found = Shorter(run, golden, self.folder, self.budget.renewed(), self.report).search()
+        try:
+            with GoldenEngine(engine, log, self.report) as golden:
+                found = Shorter(run, golden, self.folder, self.budget.renewed(), self.report).search()
+        except EngineFailed as error:  # both run at once, and one machine may not have room for them
+            return self._judged(reduced, f"Prompts could not be shortened further: {error.brief}")
         if found is None:
             told = f"Prompts stay as they are: recorded anew by {engine.name}, golden shows something else."
             return replace(reduced, what=(*reduced.what, told))
+        before, after = found
+        return self._judged(
+            reduced, f"Recorded anew by {engine.name}, with prompts of at most {after} of {before} tokens."
+        )
+
+    def _judged(self, reduced: Reduced, told: str) -> Reduced:
+        """The traces that are there now, which may have been replaced since."""
         with open_trace(reduced.golden) as mine, open_trace(reduced.candidate) as theirs:
             verdict = compare_traces(mine, theirs, self.whole.policy)
             same = shown_by(verdict, mine, theirs) == self.whole.shown
-            told = (
-                f"Recorded anew by {engine.name}, with prompts of at most {found[1]} of {found[0]} tokens; the "
-                f"golden trace takes {in_bytes(mine.size)}."
-            )
-        return replace(reduced, verdict=verdict, same=same, what=(*reduced.what, told))
+            size = f"The golden trace takes {in_bytes(mine.size)} now."
+        return replace(reduced, verdict=verdict, same=same, what=(*reduced.what, told, size))
 
     def _tries(self, make: Make, budget: Budget) -> Tries:
         return Tries(self.whole, self.folder, make, budget, self.report)

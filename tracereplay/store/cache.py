@@ -21,6 +21,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import xxhash
@@ -35,8 +36,9 @@ from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.directory import MANIFEST, SEGMENT
 from tracereplay.trace.into_pack import pack_trace
 from tracereplay.trace.requests import NAME as REQUESTS
+from tracereplay.verdict import Verdict
 
-__all__ = ["MOST", "kept"]
+__all__ = ["MOST", "addressed", "kept"]
 
 MOST = "TRACEREPLAY_GOLDENS"  # how many bytes the cache may take, as in 20GB
 _MOST = "20GB"
@@ -89,6 +91,14 @@ def kept(url: str, report: Report = lambda line: None) -> Iterator[Path]:
         yield entry.path
     finally:
         _left(url, entry)
+
+
+def addressed(verdict: Verdict) -> Verdict:
+    """A verdict that names golden by its URL, while that is kept here: where others find it, too."""
+    with _turn:
+        urls = {str(entry.path): url for url, (entry, _) in _in_use.items()}
+    golden = verdict.golden
+    return replace(verdict, golden=replace(golden, trace=urls.get(golden.trace, golden.trace)))
 
 
 def _entered(url: str, entry: Kept) -> Kept:

@@ -63,7 +63,7 @@ class Listed:
         logprobs: of these.
         places: where it is in the steps; for `detailed` only.
         whole: whether the trace was read so far that all of its tokens are known.
-        lacking: whether steps of it are not there: the writer was behind, or the recording paused or killed.
+        lacking: whether steps of it were left out, because the writer was behind or the recording paused.
     """
 
     request: int
@@ -214,9 +214,6 @@ def _read_tokens(trace: Trace, pass_name: str, wanted: Sequence[Listed], most: i
     for key, one in by_key.items():
         in_order = [sampled[key][position] for position in sorted(sampled[key])]
         one.tokens, one.logprobs = [t.token for t in in_order], [t.logprob for t in in_order]
-        # An end mark says which requests lack steps. This is known without: of a killed recording, or of tokens
-        # that an engine still owed when a ring's trace was made.
-        one.lacking |= one.whole and len(in_order) < (one.expected or 0)
 
 
 def _add_places(step: StepRecord, by_key: Mapping[tuple[int, int], Listed]) -> None:
