@@ -88,12 +88,11 @@ def dropped(model, folder):
             llm = vllm.LLM(str(model), **ARGUMENTS)
             found["answers"].append(generate(llm, f"number {number}"))
             core = llm.llm_engine.engine_core.engine_core
-            held = weakref.ref(core.model_executor.driver_worker.worker.model_runner.model)
-            core.shutdown()
-            del llm, core
-            gc.unfreeze()  # vLLM freezes what there was when it had started
+            worker = core.model_executor.driver_worker.worker
+            held = weakref.ref(worker), weakref.ref(worker.model_runner.model)
+            del llm, core, worker
             gc.collect()
-            found["held"].append(held() is not None)
+            found["held"] += [one() is not None for one in held]
         found["descriptors"].append(len(os.listdir("/proc/self/fd")))
         found["complete"] = recording.trace.complete
     return found

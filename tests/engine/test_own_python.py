@@ -79,7 +79,7 @@ def test_an_engine_that_is_dropped_within_its_recording_leaves_nothing(
 ) -> None:
     engines.stop()
     found = run("dropped", tmp_path / "made", **single_process)
-    assert found["held"] == [False, False]
+    assert found["held"] == [False] * 4
     assert found["descriptors"][0] == found["descriptors"][1]
     assert (found["complete"], found["warned"]) == (True, [])
     for number, answers in enumerate(found["answers"]):

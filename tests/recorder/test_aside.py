@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tracereplay.engines.variables import ENDED
+from tracereplay.engines.vllm.guest import front as front_module
 from tracereplay.engines.vllm.guest.front import Front
 from tracereplay.recorder import aside as module
 from tracereplay.recorder.aside import Aside
@@ -74,6 +76,8 @@ def test_a_front_end_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeyp
         add(self, record)
 
     monkeypatch.setattr(RequestFile, "add", hanging)
+    monkeypatch.setenv(ENDED, str(tmp_path / ".ended"))
+    monkeypatch.setattr(front_module, "is_over", lambda: not go_on.wait(30))
     front = Front(tmp_path)
     begun = time.monotonic()
     for number in range(200):

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from tracereplay.engines.variables import CONTROL, OPTIONS, RECORD_TO
+from tracereplay.engines.variables import CONTROL, ENDED, OPTIONS, RECORD_TO
 from tracereplay.engines.vllm.guest.ending import is_over
 from tracereplay.engines.vllm.guest.numbering import client_names
 from tracereplay.engines.vllm.guest.sampling import mark_of
@@ -81,6 +81,7 @@ class Front:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._looks = 0  # the process in which a thread looks
+        self._over = False
         self._looked_at = 0.0  # when the end of the recording was looked for, by the monotonic clock
         self._ended_at = -_LAST  # when a ring was told of an end last, by the monotonic clock
         if rings is not None:
@@ -117,7 +118,7 @@ class Front:
         now = time.monotonic()
         if self._directory is not None and not (often and now < self._looked_at + LOOK):
             self._looked_at = now
-            if is_over():
+            if self._is_over():
                 with self._lock:
                     self._directory = None
                     self._shut()
@@ -130,6 +131,15 @@ class Front:
                         self.move(Path(trace))
                     case {"do": "dump", "trace": str(trace)}:
                         self.copy_to(Path(trace))
+
+    def _is_over(self) -> bool:
+        """Whether the recording has ended, as far as is known: the file that says so may be on a disk, too."""
+        if os.environ.get(ENDED) and not self._over:
+            self._aside.do(self._look_for_end)
+        return self._over
+
+    def _look_for_end(self) -> None:
+        self._over = self._over or is_over()
 
     def move(self, directory: Path) -> None:
         """Writes to another trace from now on, and there again what is known of requests that have not ended.
