@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from tracereplay.environments.registry import load_engine
+from tracereplay.launch.control import ask as order
 from tracereplay.launch.process import process_environment
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +48,7 @@ BLOCKS = ("--sites", "*norm*", "--sites", "*.o_proj", "--sites", "*.down_proj", 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "armed": ("--requests", "nobody-*"),
     "one percent": ("--sample", "1/100"),
+    "ring of block outputs": ("--ring", "256MB", *BLOCKS),
     "block outputs": BLOCKS,
     "everything": (),
 }
@@ -88,7 +90,8 @@ class Server:
     ) -> None:
         engine = load_engine(engine_name)
         self.port = _free_port()
-        self.trace = folder / f"{name.replace(' ', '-')}.trace"
+        several = {"--ring", "--rotate"} & set(options or ())  # traces, which have a folder
+        self.trace = folder / (name.replace(" ", "-") + ("" if several else ".trace"))
         command = [
             str(engine.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
             "--served-model-name", "m", "--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "512",
@@ -104,14 +107,14 @@ class Server:
             ]  # fmt: skip
         self.log = folder / f"{name.replace(' ', '-')}.log"
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
 
     def wait_until_ready(self) -> None:
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            if self._process.poll() is not None:
+            if self.process.poll() is not None:
                 raise SystemExit(f"A server did not start:\n{self.log.read_text()[-3000:]}")
             with suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -122,11 +125,11 @@ class Server:
         raise SystemExit(f"A server does not start:\n{self.log.read_text()[-3000:]}")
 
     def close(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=60)
+            self.process.wait(timeout=60)
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def round(self, clients: int, requests: int, tokens: int, seed: int) -> Round:
         """All clients ask one thing after the other; the same things for the same seed."""
@@ -145,20 +148,30 @@ class Server:
                 raise SystemExit(f"A server answered {answer}")
             return time.perf_counter() - began
 
-        began, busy = time.perf_counter(), _busy(self._process.pid)
+        began, busy = time.perf_counter(), _busy(self.process.pid)
         with ThreadPoolExecutor(clients) as pool:
             times = list(pool.map(ask, prompts))
         seconds = time.perf_counter() - began
-        return Round(seconds, tokens * requests, times, _busy(self._process.pid) - busy)
+        return Round(seconds, tokens * requests, times, _busy(self.process.pid) - busy)
 
 
-def _busy(session: int) -> float:
-    """Seconds of CPU that the living processes of a session have taken."""
+def descendants(pid: int) -> list[int]:
+    """Ids of a process's living descendants; a recording's writers are among them."""
+    found: list[int] = []
+    with suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, path.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def _busy(pid: int) -> float:
+    """Seconds of CPU that a process and its living descendants have taken."""
     ticks = 0
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for each in (pid, *descendants(pid)):
         with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:13])) if int(fields[3]) == session else 0
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -225,6 +238,11 @@ def main() -> None:
             for name, ratios in found.items():
                 cells = ["{:.3f} ({:.3f}-{:.3f})".format(*interval(values)) for values in ratios.values()]
                 print(f"| {name} | {' | '.join(cells)} | {len(next(iter(ratios.values())))} |", flush=True)
+        print("\n| recorded | steps recorded | left out |\n|---|---|---|")
+        for name in given.only:
+            status = order(servers[name].trace, {"do": "status"})
+            print(f"| {name} | {status['recorded']} | {status['dropped']} |", flush=True)
+            results.setdefault("steps", {})[name] = status["recorded"], status["dropped"]
     if given.json is not None:
         given.json.write_text(json.dumps(results, indent=1))
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tracereplay.comparator.numbers.policy_file import is_calibrated
-from tracereplay.errors import UsageError
+from tracereplay.errors import TraceError, UsageError
 from tracereplay.launch.process import is_log
 from tracereplay.storage.atomic import written
+from tracereplay.storage.files import LocalFile
+from tracereplay.storage.zipped import Zipped
+from tracereplay.trace.bundled import GOLDEN, is_bundle
 from tracereplay.trace.export import is_exported_calls, is_exported_tensors
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "POLICY",
     "TENSORS",
     "VERDICT",
+    "ZIPPED",
     "FileKind",
     "check_distinct",
     "check_output",
@@ -59,7 +63,15 @@ def _is_page(path: Path) -> bool:
         return _PAGE in file.read(4096)
 
 
+def _is_bundled(path: Path) -> bool:
+    try:
+        return is_bundle(path) and GOLDEN in Zipped(LocalFile(path)).members
+    except TraceError:
+        return False
+
+
 _PAGE = b'<meta name="generator" content="tracereplay">'  # as `report.html` writes it
+ZIPPED = FileKind("a bundle written by bundle -o", _is_bundled)
 PAGE = FileKind("a page written by report -o", _is_page)
 VERDICT = FileKind("a verdict", _is_verdict)
 POLICY = FileKind("a policy written by calibrate, without rules of your own", is_calibrated)

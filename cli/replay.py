@@ -12,6 +12,7 @@ from typing import Annotated, Protocol
 import typer
 
 from tracereplay.alone.replay import Selection, replay_isolated
+from tracereplay.cli.bundled import model_for
 from tracereplay.cli.checks import check_golden, check_json, check_log, policy_of
 from tracereplay.cli.console import progress, tell
 from tracereplay.cli.here import reads_here
@@ -65,6 +66,10 @@ def replay(
     settings: Settings = [],  # noqa: B006
     lora: Lora = [],  # noqa: B006
     model: Model = None,
+    bundled: Annotated[
+        bool,
+        typer.Option("--use-bundled-weights", help="Use the model that a bundle brings along."),
+    ] = False,
     site: Annotated[
         str | None,
         typer.Option(metavar="GLOB", help="Sites to replay, with --mode isolated.", show_default=False),
@@ -98,25 +103,26 @@ def replay(
         refuse_given(context, ["force"], "Without -o TRACE there is nothing to replace")
     check_json(json_file)
     check_log(log, json_file)
-    if mode is Mode.isolated:
-        refuse_given(context, ["settings", "log", "other_weights"], "Isolated replay starts no engine")
-        work: Work = partial(
-            replay_isolated, candidate, golden, selection=Selection(site or "*", kernel), model=model,
-            reference=oracle,
-        )  # fmt: skip
-    else:
-        if site or kernel:
-            raise UsageError("--site and --kernel select calls to replay in isolation; add --mode isolated.")
-        check_golden(golden, given, model)
-        work = partial(
-            jobs.replay, candidate, golden, settings=given, model=model, injected=mode is Mode.injected,
-            other_weights=other_weights, log=log,
-        )  # fmt: skip
-    judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=model)
-    told = given_words(settings, lora, model, policy, strict)
-    with weights_first(golden, candidate.name, json_file, mode.value, told):
-        verdict = _judged(work, judge, golden, out, f"Replaying under {candidate.name}", force=force)
-    raise typer.Exit(deliver(verdict, json_file, given=told, model=model))
+    with model_for(golden, model, bundled, mode.value) as used:
+        if mode is Mode.isolated:
+            refuse_given(context, ["settings", "log", "other_weights"], "Isolated replay starts no engine")
+            work: Work = partial(
+                replay_isolated, candidate, golden, selection=Selection(site or "*", kernel), model=used,
+                reference=oracle,
+            )  # fmt: skip
+        else:
+            if site or kernel:
+                raise UsageError("--site and --kernel select calls to replay in isolation; add --mode isolated.")
+            check_golden(golden, given, used)
+            work = partial(
+                jobs.replay, candidate, golden, settings=given, model=used, injected=mode is Mode.injected,
+                other_weights=other_weights, log=log,
+            )  # fmt: skip
+        judge = partial(compare_traces, golden, policy=rules, oracle=oracle, model=used)
+        told = given_words(settings, lora, model, policy, strict)
+        with weights_first(golden, candidate.name, json_file, mode.value, told):
+            verdict = _judged(work, judge, golden, out, f"Replaying under {candidate.name}", force=force)
+        raise typer.Exit(deliver(verdict, json_file, given=told, model=used))
 
 
 Report = Callable[[str], None]

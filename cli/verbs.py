@@ -41,6 +41,8 @@ VERBS: Mapping[str, str] = {
     "goldens": "List the traces below a folder or URL: name, digest, date, engine, model, size and requests.",
     "export": "Write selected tensors to a safetensors file, and the calls they belong to as JSON lines.",
     "report": "Show a verdict written by --json, or that of two traces; exits with 0 whatever the verdict.",
+    "bundle": "Make one file of two traces that shows what differs, to attach to a bug report; or check such a "
+    "file.",
     "engine": "Build, register and examine engines.",
     "bisect": "Prove by experiment what makes an engine diverge.",
 }

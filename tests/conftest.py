@@ -12,7 +12,7 @@ import pytest
 PROGRAM = (
     "cli", "environments/test_create.py", "environments/test_engine_command.py", "environments/test_fixups.py",
     "fuzz/test_fuzz.py", "launch/test_child.py", "recorder/test_faulty_disk.py", "recorder/test_writer_process.py",
-    "toy/test_toy_family.py", "test_wheel.py",
+    "reduction/test_reduction_by_runs.py", "toy/test_toy_family.py", "test_wheel.py",
 )  # fmt: skip
 
 

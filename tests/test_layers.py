@@ -23,7 +23,9 @@ LAYERS = (
     ("__main__",),
     ("cli", "pytest_plugin"),
     ("api",),
+    ("bundle",),
     ("report",),
+    ("reduction",),
     ("bisector", "calibrator", "checks", "invariance"),
     ("ray",),
     ("environments", "store"),
@@ -75,10 +77,10 @@ PARTS = ("alone.child",)  # rooms within rooms that stand elsewhere
 TOY = "tracereplay.engines.toy"  # the test double: it lives among the engines and runs on both sides
 
 ANALYST_SIDE = (
-    "cli", "api", "ray", "report", "bisector", "calibrator", "checks", "invariance", "environments", "store",
-    "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage", "workload", "event",
-    "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata", "schemas", "passes",
-    "census", "lazily",
+    "cli", "api", "ray", "bundle", "report", "reduction", "bisector", "calibrator", "checks", "invariance",
+    "environments", "store", "alone", "launch", "comparator", "columns", "sitemap", "gate", "trace", "storage",
+    "workload", "event", "cancellation", "verdict", "sampling", "checked", "errors", "dtypes", "jsondata",
+    "schemas", "passes", "census", "lazily",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@
     └── TraceError            exit 5   a trace cannot be read, or is unsafe to read
         ├── DamagedTrace               the bytes are not those that were written
         ├── NotATrace                  this is something else
+        ├── BadBundle                  a ZIP file is not as `bundle` writes them
         └── UnsafeRequest              it asks for something that only the user may grant
 
 Every message is a sentence: what was found, what was expected, what to do. ``exit_code`` is the exit code of the
@@ -23,6 +24,7 @@ command line.
 from __future__ import annotations
 
 __all__ = [
+    "BadBundle",
     "DamagedTrace",
     "EngineFailed",
     "EngineNotFound",
@@ -150,3 +152,7 @@ class DamagedTrace(TraceError):
 
 class NotATrace(TraceError):
     """The path holds something other than a trace."""
+
+
+class BadBundle(TraceError):
+    """A ZIP file is not as `bundle` writes them, so that it is not safe to open, or does not hold what it says."""

@@ -68,7 +68,7 @@ TELL = {
     "engine remove": ("engine", "remove", "-h"),
     "engine env": ("engine", "env", "-h"), "ray env": ("ray", "env", "-h"),
     "ray finish": ("ray", "finish", "-h"), "demo": ("demo", "--help"),
-    "check": ("check", "--help"),
+    "check": ("check", "--help"), "goldens": ("goldens", "{golden}"), "bundle": ("bundle", "-h"),
     **{verb: (verb, "--help") for verb in ("status", "start", "stop", "trigger", "set")},
 }  # fmt: skip
 # Verbs whose result is a file: they have nothing to say on standard output.

@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -312,6 +314,21 @@ def one_copy_a_step_and_nobody_waits():
         rig.step(x, first=3 * number)
     assert (rig.device.copies, rig.device.host_waits) == (2, 0), (rig.device.copies, rig.device.host_waits)
     rig.session.end_pass()
+
+
+def an_engine_that_is_let_go_of_takes_its_memory_with_it():
+    rig = Rig()
+    xs = _batches(2, 3)
+    before, _ = rig.record(xs)
+    held = weakref.ref(rig.session.graphs)
+    rig.session.let_go()
+    gc.collect()
+    assert held() is None
+    for x, result in zip(xs, before, strict=True):
+        assert torch.equal(rig.step(x), result)  # its graphs run on all the same
+    other = Rig()
+    rig.session.let_go()  # again, which is another engine's business no more
+    assert captures._told is other.session.graphs
 
 
 def golden_rows_are_fed_within_a_graph_and_only_then():

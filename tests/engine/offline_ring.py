@@ -37,7 +37,7 @@ def main():
     settings = {"device": "cpu"} if engine == "v0" else {}
     llm = LLM(model, enforce_eager=True, max_model_len=256, max_num_seqs=8, skip_tokenizer_init=True,
               max_num_batched_tokens=256, **settings)  # fmt: skip
-    if how == "behind":
+    if how.startswith("behind"):
         found = generate(llm, 0, 5)
         stopped = list(writers())
         assert stopped
@@ -54,6 +54,8 @@ def main():
         json.dump(found, file)
     if how == "at once":
         os._exit(0)
+    if how == "behind and killed":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Sessions that take orders while they record; run under an engine's interpreter, as in_process_units.py."""
 
+import gc
 import os
 import signal
 import tempfile
+import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +18,9 @@ from tracereplay.engines.vllm.guest.adapter import Adapter
 from tracereplay.engines.vllm.guest.numbering import Numbering
 from tracereplay.event import Request, RowKey, Site, make_rows
 from tracereplay.hooks.taps import listen, slot_of, tap
-from tracereplay.recorder import session as session_module
+from tracereplay.recorder import lifetime
 from tracereplay.recorder.control import Control
+from tracereplay.recorder.last_step import LastStep
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import ORDERS, give
 from tracereplay.recorder.session import Session
@@ -221,7 +225,7 @@ def a_writer_that_hangs_costs_steps_and_not_time():
     recording.step([(0, 2)], [_request(0)])
     large = (40 << 20) // 16  # rows of a tensor that fills an arena
     os.kill(recording.session._writer.pid, signal.SIGSTOP)
-    silence, session_module.SILENCE = session_module.SILENCE, 0.5
+    silence, lifetime.SILENCE = lifetime.SILENCE, 0.5
     begun = time.monotonic()
     try:
         for position in range(3, 9):
@@ -241,7 +245,95 @@ def a_writer_that_hangs_costs_steps_and_not_time():
     listen(None)
     assert time.monotonic() - begun < 10, "the engine's end waits"
     os.kill(pid, signal.SIGCONT)
-    session_module.SILENCE = silence
+    lifetime.SILENCE = silence
+
+
+def no_step_waits_for_the_writer_while_the_recording_ends():
+    recording = _Recording()
+    recording.step([(0, 2)], [_request(0)])
+    session = recording.session
+    writer = session._writer.pid
+    last = LastStep(recording.room, session.segment, 1)
+    os.kill(writer, signal.SIGSTOP)
+    try:
+        ending = threading.Thread(target=session.end_between_steps, args=(last,))
+        ending.start()
+        while session.recording:
+            time.sleep(0.001)
+        begun = time.monotonic()
+        recording.step([(0, 3)])
+        recording.step([(0, 4)])
+        assert time.monotonic() - begun < 0.5, "the engine waits"
+        assert ending.is_alive()
+    finally:
+        os.kill(writer, signal.SIGCONT)
+    ending.join(30)
+    assert not ending.is_alive()
+    summary, (trace,) = recording.end()
+    assert summary["errors"] == {}, summary
+    assert recording.status.counters.state == ENDED
+    assert trace.part(("record", 0)).complete
+    assert [step.number for step in trace.steps("record")] == [0]
+    assert "lacking" not in trace.part(("record", 0)).summary
+
+
+def the_end_of_a_process_waits_for_a_recording_that_ends():
+    recording = _Recording()
+    recording.step([(0, 2)], [_request(0)])
+    session, writer = recording.session, recording.session._writer.pid
+    os.kill(writer, signal.SIGSTOP)
+    last = LastStep(recording.room, session.segment, 1)
+    threading.Thread(target=session.end_between_steps, args=(last,), daemon=True).start()
+    while session.recording:
+        time.sleep(0.001)
+    threading.Timer(0.3, os.kill, (writer, signal.SIGCONT)).start()
+    _, (trace,) = recording.end()
+    assert trace.part(("record", 0)).complete
+
+
+def a_recording_ends_with_the_last_step_that_any_rank_has_begun():
+    recording = _Recording()
+    session = recording.session
+    last, other = (LastStep(recording.room, session.segment.with_name(f"record-rank{n}.seg"), 2) for n in (0, 1))
+    recording.step([(0, 2)], [_request(0)])
+    assert not session.end_between_steps(last)  # the other has not been heard
+    recording.step([(0, 3)])  # so that this one goes on
+    assert other.may_begin(2)
+    assert not session.end_between_steps(last)  # which has begun the third step
+    session.attend(lambda keep: [])
+    assert not session.end_between_steps(last)  # and so has this one, before its rows are known
+    session.begin_step(make_rows([(0, 0, 3)]))
+    assert not session.end_between_steps(last)
+    session.end_step()
+    recording.step([(0, 5)])  # one too many
+    session.lacks([0])
+    assert session.end_between_steps(last)
+    _, (trace,) = recording.end()
+    assert [step.number for step in trace.steps("record")] == [0, 1, 2]
+    assert "lacking" not in trace.part(("record", 0)).summary
+
+
+def an_engine_that_is_let_go_of_is_recorded_to_its_end_and_leaves_nothing():
+    recording = _Recording()
+    recording.step([(0, 2)], [_request(0)])
+    session, pid = recording.session, recording.session._writer.pid
+    model = torch.nn.Sequential(recording.module)
+    session.compiled = [model]
+    held = weakref.ref(model)
+    session.let_go()
+    del model
+    assert held() is None
+    end = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not os.path.exists(f"/proc/{pid}")
+    assert torch.equal(recording.module(torch.ones(1, 4)), torch.full((1, 4), 2.0))
+    held = weakref.ref(session)
+    (trace,) = [open_trace(directory.path) for directory in recording.directories]
+    assert trace.part(("record", 0)).complete
+    del session, recording.session, recording.control
+    gc.collect()
+    assert held() is None
 
 
 def requests_go_on_under_new_numbers():

@@ -35,7 +35,7 @@ def generate(llm, *texts, tokens=6):
 
 def simple(model, folder):
     """A block, an engine that lives on, and what is refused."""
-    found = {}
+    found, variables = {}, set(os.environ)
     found["bad"] = said(lambda: tracereplay.recording(folder / "x.trace", every=0))
     with tracereplay.recording(folder / "golden.trace") as recording:
         heavy = ("typer", "rich", "uv", "torch", "vllm")
@@ -56,7 +56,7 @@ def simple(model, folder):
         found["prompts"] = len(trace.run.prompts)
     found["after"] = generate(llm, "after the end")
     found["late"] = said(lambda: tracereplay.recording(folder / "late.trace").__enter__())
-    found["left"] = [name for name in os.environ if name.startswith("TRACEREPLAY_") and name != "TRACEREPLAY_HOME"]
+    found["left"] = [name for name in os.environ if name.startswith("TRACEREPLAY_") and name not in variables]
     return found
 
 
@@ -75,13 +75,59 @@ def several(model, folder):
     }  # fmt: skip
 
 
+def dropped(model, folder):
+    """Engines of which one lets go within the block, one after the other, and what is left of them."""
+    import gc
+    import weakref
+
+    import vllm
+
+    found = {"held": [], "answers": [], "descriptors": []}
+    for number in range(2):
+        with tracereplay.recording(folder / f"{number}.trace", sites="*.mlp.*", sides="out") as recording:
+            llm = vllm.LLM(str(model), **ARGUMENTS)
+            found["answers"].append(generate(llm, f"number {number}"))
+            core = llm.llm_engine.engine_core.engine_core
+            held = weakref.ref(core.model_executor.driver_worker.worker.model_runner.model)
+            core.shutdown()
+            del llm, core
+            gc.unfreeze()  # vLLM freezes what there was when it had started
+            gc.collect()
+            found["held"].append(held() is not None)
+        found["descriptors"].append(len(os.listdir("/proc/self/fd")))
+        found["complete"] = recording.trace.complete
+    return found
+
+
+def ranks(model, folder):
+    """Engines of two ranks that generate while their recordings end."""
+    import threading
+    import time
+
+    import vllm
+
+    found = []
+    for number in range(int(os.environ.get("BLOCKS", "1"))):
+        with tracereplay.recording(folder / f"{number}.trace", sites="*.mlp.*", sides="out") as recording:
+            llm = vllm.LLM(str(model), tensor_parallel_size=2, **ARGUMENTS)
+            thread = threading.Thread(target=generate, args=(llm, "one", "two"), kwargs={"tokens": 120})
+            thread.start()
+            while recording.status()["steps"] < 20:
+                time.sleep(0.05)
+        thread.join()
+        del llm
+        found.append(recording.trace.complete)
+    return {"complete": found}
+
+
 def main():
     """Guarded, as vLLM asks for: its processes may import this file."""
     mode, model, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = {"simple": simple, "several": several}[mode](model, folder)
-    found["warned"] = [str(w.message) for w in warned if str(w.filename) == __file__]
+        found = {"simple": simple, "several": several, "dropped": dropped, "ranks": ranks}[mode](model, folder)
+    ours = [w for w in warned if w.category is UserWarning and str(w.filename) == __file__]
+    found["warned"] = [str(w.message) for w in ours]
     (folder / "found.json").write_text(json.dumps(found))
 
 

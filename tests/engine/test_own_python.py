@@ -74,6 +74,34 @@ def test_in_one_process(engines: Engines, single_process: Mapping[str, str], tmp
     assert verdict.matches, verdict.reasons
 
 
+def test_an_engine_that_is_dropped_within_its_recording_leaves_nothing(
+    engines: Engines, single_process: Mapping[str, str], tmp_path: Path
+) -> None:
+    engines.stop()
+    found = run("dropped", tmp_path / "made", **single_process)
+    assert found["held"] == [False, False]
+    assert found["descriptors"][0] == found["descriptors"][1]
+    assert (found["complete"], found["warned"]) == (True, [])
+    for number, answers in enumerate(found["answers"]):
+        path = tmp_path / "made" / f"{number}.trace"
+        assert tokens_of(path) == {f"number {number}".encode(): answers[0]}
+
+
+@pytest.mark.long  # two ranks start slowly where they share two cores
+def test_ranks_that_generate_while_their_recording_ends_have_the_same_steps(
+    engines: Engines, tmp_path: Path
+) -> None:
+    engines.stop()
+    found = run("ranks", tmp_path / "made", VLLM_CPU_OMP_THREADS_BIND="0|1")
+    assert (set(found["complete"]), found["warned"]) == ({True}, [])
+    for path in (tmp_path / "made").glob("*.trace"):
+        with open_trace(path) as trace:
+            assert {report.state for report in verify(trace)} == {"complete"}
+            assert trace.ranks("record") == (0, 1)
+            steps = [len(trace.part(("record", rank))) for rank in (0, 1)]
+            assert steps[0] == steps[1] > 20
+
+
 def test_in_the_engines_usual_processes(engines: Engines, tmp_path: Path) -> None:
     """Entered after vLLM was imported; a collection, cut by a trigger while the engine runs."""
     engines.stop()

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from recorded_server import ENVIRONMENT, Server
 
+from tracereplay.launch.control import ask
 from tracereplay.trace import Trace, open_trace
 from tracereplay.trace.listing import listed
 from tracereplay.trace.verify import verify
@@ -45,7 +46,8 @@ def recorded(out: Path, engine: str, how: str, env: Mapping[str, str], *options:
     ]  # fmt: skip
     given = {**os.environ, **ENVIRONMENT, **env, "ANSWERS": str(answers)}
     ended = subprocess.run(command, env=given, capture_output=True, text=True, timeout=300)
-    assert ended.returncode in (0, 4), ended.stderr[-3000:]
+    codes = (128 + signal.SIGKILL,) if "killed" in how else (0, 4)
+    assert ended.returncode in codes, ended.stderr[-3000:]
     found: list[list[int]] = json.loads(answers.read_text())
     return found
 
@@ -81,22 +83,33 @@ def test_the_end_of_a_scripts_last_request_sets_off_its_ring(
         assert {one.reason for one in listed(trace, "record")[0]} == {"length"}
 
 
+@pytest.mark.parametrize(
+    ("how", "states"),
+    [
+        ("behind", {"complete"}),
+        # Its writer catches up while the engine idles, and no step and no end comes with what is missing.
+        ("behind and killed", {"recoverable", "complete"}),  # complete: what its front end says of requests
+    ],
+)
 def test_a_request_of_which_every_step_was_left_out_is_in_the_trace_and_marked(
-    tmp_path: Path, engines: Engines
+    tmp_path: Path, engines: Engines, how: str, states: set[str]
 ) -> None:
     find_engine("v1")
     engines.stop()
-    answers = recorded(tmp_path / "t.trace", "v1", "behind", IN_PROCESS, "--when-behind", "drop")
+    answers = recorded(tmp_path / "t.trace", "v1", how, IN_PROCESS, "--when-behind", "drop")
     trace = open_trace(tmp_path / "t.trace")
-    assert {report.state for report in verify(trace)} == {"complete"}
+    assert {report.state for report in verify(trace)} == states
     assert not trace.complete
     found, count = listed(trace, "record")
     assert count == 3
-    assert [one.lacking for one in found] == [False, True, True]
+    if how == "behind":  # numbers are in the end mark, which a killed recording has not
+        assert [one.lacking for one in found][1:] == [True, True]  # the first, too, where the machine is too slow
+    notes = [note for step in trace.steps("record") for note in step.notes]
+    assert any("2 are not whole: steps were left out" in note for note in notes), notes
     assert [one.tokens for one in found] == answers
     assert [one.prompt for one in found] == [tuple(5 + first + i for i in range(4)) for first in (0, 20, 40)]
     rows = {row for step in trace.steps("record") for row in step.rows[:, 0].tolist()}
-    assert rows == {0, 1}
+    assert (1 in rows, 2 in rows) == (True, False)
 
 
 def until(what: Callable[[], Any], seconds: float) -> Any:
@@ -110,7 +123,7 @@ def until(what: Callable[[], Any], seconds: float) -> Any:
 def test_a_quiet_servers_ring_sees_ends_signals_and_what_was_left_out(tmp_path: Path, engines: Engines) -> None:
     find_engine("v1")
     engines.stop()
-    options = ("--ring", "64MB", "--when-behind", "drop", "--trigger-every", "0s", "--trigger-after", "0")
+    options = ("--ring", "64MB", "--when-behind", "block", "--trigger-every", "0s", "--trigger-after", "0")
     triggers = ("--trigger", "finish=stop", "--trigger", "finish=abort")
     server = Server(tmp_path / "ring", options=(*options, *triggers))
 
@@ -129,12 +142,14 @@ def test_a_quiet_servers_ring_sees_ends_signals_and_what_was_left_out(tmp_path: 
         until(lambda: made(2), 5)
         server.kill(signal.SIGUSR2, "parent")
         until(lambda: made(3), 5)
+        ask(server.out, {"do": "set", "options": {"when_behind": "drop"}})
         server.kill(signal.SIGSTOP, "writer")  # a disk that hangs
         begun = time.monotonic()
         late = server.ask("completion", "its steps are left out", 60, chance, temperature=0.0)
         assert time.monotonic() - begun < 30
         server.kill(signal.SIGCONT, "writer")
         after = server.ask("completion", "this comes after", 30, chance, temperature=0.0)
+        time.sleep(2)  # an idle engine gives what it owes as soon as the writer has caught up
         server.kill(signal.SIGUSR2, "parent")
         until(lambda: made(4), 5)
     finally:

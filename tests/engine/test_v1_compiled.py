@@ -22,6 +22,7 @@ from tracereplay.workload import Workload
 
 pytestmark = pytest.mark.engine
 
+BARRIER = "keep it from fusing them"  # what a recording says of its taps
 COMPILED = {**EAGER, "enforce_eager": False}
 
 
@@ -144,7 +145,18 @@ def test_the_observer_effect_of_a_compiled_engine_is_stated(
         # The engine without taps was compiled last: had its graph been kept and loaded, taps would be silent.
         again = open_trace(record(launch, workload, tmp_path / "again.trace"))
         assert [len(s.calls) for s in again.steps("record")] == [len(s.calls) for s in trace.steps("record")]
-        assert not [n for s in again.steps("record") for n in s.notes]
+        assert [BARRIER in n for s in again.steps("record") for n in s.notes] == [True]
+        # Taps that stand where nothing can be fused change nothing.
+        options = Options(sites=("*_proj", "*.attn", "lm_head"))
+        trace = open_trace(
+            record(launch, workload, tmp_path / "unfused.trace", check_observer=True, options=options)
+        )
+        observer = trace.run.observer
+        assert (observer["tokens_differ"], observer["logprob_abs_diff"]["max"]) == (0, 0)
+        assert {call.site.rpartition(".")[2] for call in trace.steps("record")[1].calls} == {
+            "qkv_proj", "o_proj", "attn", "gate_up_proj", "down_proj", "logits_processor",
+        }  # fmt: skip
+        assert not [n for s in trace.steps("record") for n in s.notes if BARRIER in n]
     else:
         # Without taps the embedding times the normaliser is fused with the norm behind it; a tap between them has
         # it rounded to bfloat16 (the root of 320 is no power of two), which may flip a greedy token.

@@ -1,4 +1,4 @@
-"""What a front end notes of its requests, and where: `engines.vllm.guest.identity.Front`."""
+"""What a front end notes of its requests, and where: `engines.vllm.guest.front.Front`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tracereplay.engines.vllm.guest.identity import Front, arrived, now
+from tracereplay.engines.vllm.guest.front import Front, arrived, now
 from tracereplay.recorder.ends import End, EndsHeard, EndsTold
 from tracereplay.storage.files import LocalFile
 from tracereplay.trace.requests import Identity, checked, read_identities

@@ -118,6 +118,38 @@ def test_what_can_be_a_collection(tmp_path: Path) -> None:
         check_collection(tmp_path / "mine.txt")
 
 
+def test_a_room_whose_owner_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from tracereplay.launch.room import Room; print(Room().path, flush=True); "
+        "sys.stdin.read(1); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    left = Path(owner.stdout.readline().strip())
+    Room().remove()
+    assert left.is_dir()  # its owner lives
+    owner.stdin.write("x")
+    owner.stdin.close()
+    owner.wait()
+    owner.stdout.close()
+    page = StatusPage(left, "record-rank0")  # of an engine that lives on
+    page.say({"pid": os.getpid()})
+    Room().remove()
+    assert left.is_dir()
+    page.say({"pid": owner.pid})
+    (left / "owner").write_text((left / "owner").read_text().rpartition(" ")[0] + " 1")  # another container's
+    Room().remove()
+    assert left.is_dir()
+    (left / "owner").write_text(
+        f"{os.getpid()} 1 {os.stat('/proc/self/ns/pid').st_ino}"
+    )  # its number is another's
+    Room().remove()
+    assert not left.exists()
+
+
 def test_a_recording_that_is_asked_and_told(short: Path) -> None:
     room = Room()
     traces = Traces(short / "c", HEADER, collection=True)

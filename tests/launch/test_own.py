@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,20 @@ def test_what_is_generated_in_the_block_is_in_the_trace(model: Path, tmp_path: P
     assert [token for _, token in sampled] == [token for sequence in tokens for token in sequence]
     with tracereplay.open_trace(recording.path) as trace:
         assert tracereplay.compare(trace, trace).matches
+
+
+def test_many_recordings_leave_no_files_open_and_no_threads(model: Path, tmp_path: Path) -> None:
+    def record(number: int) -> None:
+        with tracereplay.recording(tmp_path / f"{number}.trace", sites=["*.mlp.*"], sides="out"):
+            LLM(model).generate(["Hello"], max_tokens=1)
+
+    record(0)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for number in range(1, 9):
+        record(number)
+    gc.collect()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
 def test_nothing_is_recorded_while_it_is_paused(model: Path, tmp_path: Path) -> None:

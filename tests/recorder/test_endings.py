@@ -116,6 +116,42 @@ def test_a_full_pipe_and_one_that_nobody_reads_make_nobody_wait(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_worker_that_has_said_so_lacks_no_tokens_that_its_front_end_counts(ring: Ring, front: EndsTold) -> None:
+    ring.step(0)
+    front.tell(End("r9", "stop", 1))
+    ring.endings.due(idle=False)
+    assert ring.endings.said([Ended(0, 0, "abort", 1)]) == []
+    front.tell(End("r0", "stop", 5))  # steps were left out
+    assert ring.endings.due(idle=False) == [Ended(0, 0, "stop", 5)]
+
+
+def test_ends_that_wait_are_not_looked_at_again_with_each_message(ring: Ring, front: EndsTold) -> None:
+    """Other engines' requests end too, by thousands, and steps come all the time."""
+    ring.step(*range(3))
+    for number in range(20_000):
+        front.tell(End(f"x{number}", "stop", 1))
+        if number % 500 == 0:
+            ring.endings.due(idle=False)
+    ring.endings.due(idle=False)
+    looked = 0
+
+    class Counted(dict):  # type: ignore[type-arg]
+        def items(self):  # type: ignore[no-untyped-def]
+            nonlocal looked
+            for item in super().items():
+                looked += 1
+                yield item
+
+    ring.endings._fronts = Counted(ring.endings._fronts)
+    assert len(ring.endings._fronts) == 20_000
+    for _ in range(100):
+        ring.step(*range(3))
+        assert ring.endings.due(idle=False) == []
+    assert looked <= 200
+    front.tell(End("r2", "length", 1))
+    assert ring.endings.due(idle=False) == [Ended(2, 0, "length", 1)]
+
+
 def test_no_more_is_remembered_than_runs(ring: Ring, front: EndsTold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endings, "MOST", 100)
     for number in range(300):

@@ -20,8 +20,9 @@ from tracereplay.launch.collection import Traces
 from tracereplay.launch.control import ask
 from tracereplay.launch.recording import Recording
 from tracereplay.launch.room import Room
-from tracereplay.recorder.flight import CONTROL, RUN, FlightRecorder
+from tracereplay.recorder.flight import RUN, FlightRecorder
 from tracereplay.recorder.options import Options
+from tracereplay.recorder.parent import CONTROL
 from tracereplay.recorder.protocol import Descriptor, SampledBytes, StepMessage
 from tracereplay.recorder.triggers import Ended, Fired
 from tracereplay.trace import Trace, TraceDirectory, open_trace, records

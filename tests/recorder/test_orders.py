@@ -95,6 +95,18 @@ def test_what_a_request_lacks_is_told_once_and_goes_on() -> None:
     assert following.requests == {0}
 
 
+def test_no_more_is_kept_of_what_requests_lack_than_run() -> None:
+    lacking = Lacking()
+    for number in range(5000):
+        lacking.add([number, number + 1])
+        lacking.notes()
+        lacking.ended([number])
+    assert len(lacking.requests) == 1
+    summary = lacking.summary()
+    assert summary == {"lacking": list(range(1000)), "lacking_count": 5001}
+    assert lacking.moved([(5000, 0, 2, 0), (7, 0, 3, 0)]).requests == {2}
+
+
 def test_what_a_running_recording_can_change() -> None:
     changed = Options().changed({"sites": ["*.mlp*"], "when_behind": "drop"})
     assert (changed.sites, changed.when_behind, changed.level) == (("*.mlp*",), "drop", "operator")

@@ -181,6 +181,11 @@ class Family(Protocol):
         """What its settings affect: the text of a TOML file, see `comparator.judging.settings`."""
 
     @property
+    def bug_report(self) -> str | None:
+        """The form in which its maintainers take bug reports: a Jinja template in Markdown of ``title``,
+        ``description`` and ``environment`` (see `bundle.readme`). None: there is none of its own."""
+
+    @property
     def alone(self) -> Alone | None:
         """How its operators and kernels run without the engine; None: not supported."""
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Captures", "watch_captures"]
+__all__ = ["Captures", "unwatch_captures", "watch_captures"]
 
 _MARK = "_tracereplay_watched"
 
@@ -46,29 +46,39 @@ def watch_captures(captures: Captures | None) -> None:
         _wrap(kind)
 
 
+def unwatch_captures(captures: Captures | None) -> None:
+    """Lets go of ``captures``, unless another is told by now."""
+    global _told
+    if _told is captures:
+        _told = None
+
+
 def _wrap(kind: Any) -> None:
     begin, end, replay = kind.capture_begin, kind.capture_end, kind.replay
 
     @functools.wraps(begin)
     def capture_begin(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = begin(self, *args, **kwargs)
-        if _told is not None:
-            _told.begins(self)
+        told = _told  # another thread may let go of it
+        if told is not None:
+            told.begins(self)
         return result
 
     @functools.wraps(end)
     def capture_end(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _told is not None:
-            _told.ends(self)
+        told = _told
+        if told is not None:
+            told.ends(self)
         return end(self, *args, **kwargs)
 
     @functools.wraps(replay)
     def replay_graph(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _told is None:
+        told = _told
+        if told is None:
             return replay(self, *args, **kwargs)
-        _told.replays(self)
+        told.replays(self)
         result = replay(self, *args, **kwargs)
-        _told.replayed(self)
+        told.replayed(self)
         return result
 
     kind.capture_begin, kind.capture_end, kind.replay = capture_begin, capture_end, replay_graph

@@ -24,7 +24,8 @@ from tracereplay.event import Site
 from tracereplay.hooks.computing import computes, tensors
 from tracereplay.hooks.graphs import Traced, TracedNode
 from tracereplay.hooks.kernels import returnable, run_seen
-from tracereplay.hooks.triton import Launch, launches, no_launches
+from tracereplay.hooks.launched import Launch
+from tracereplay.hooks.triton import launches, no_launches
 
 __all__ = ["ENTRIES", "Census", "held_besides"]
 

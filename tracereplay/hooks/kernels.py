@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tracereplay.hooks.triton import Launch, launches
+from tracereplay.hooks.launched import Launch
+from tracereplay.hooks.triton import launches
 
 __all__ = ["KernelListener", "declared_writes", "look_into", "returnable", "run_seen", "unseen", "watching"]
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Listener", "listen", "slot_of", "tap"]
+__all__ = ["Listener", "listen", "slot_of", "tap", "unlisten"]
 
 
 class Listener(Protocol):
@@ -74,6 +74,12 @@ def listen(listener: Listener | None) -> None:
     _listener = listener
 
 
+def unlisten(listener: object) -> None:
+    """Lets go of ``listener``, unless another has taken its place."""
+    if _listener is listener:
+        listen(None)
+
+
 def slot_of(site: str) -> int:
     """A stable number for a site.
 
@@ -84,7 +90,8 @@ def slot_of(site: str) -> int:
 
 
 def _feed(x: torch.Tensor, slot: int, index: int) -> torch.Tensor:
-    given = None if _listener is None else _listener.feed(x, slot, index)
+    listener = _listener  # another thread may let go of it
+    given = None if listener is None else listener.feed(x, slot, index)
     if given is None or given is x:
         # A functional op must not return its argument: the compiler may reuse the memory of either.
         return x.clone()
@@ -95,14 +102,16 @@ def _feed(x: torch.Tensor, slot: int, index: int) -> torch.Tensor:
 
 
 def _observe(x: torch.Tensor, slot: int, index: int) -> None:
-    if _listener is not None:
-        _listener.observe(x, slot, index)
+    listener = _listener
+    if listener is not None:
+        listener.observe(x, slot, index)
 
 
 def _arrive(x: torch.Tensor, slot: int, index: int) -> None:
     """`_feed` where nothing is ever fed (`hooks.thinning`): the operator takes ``x`` itself, without a copy."""
-    if _listener is not None:
-        _listener.feed(x, slot, index)
+    listener = _listener
+    if listener is not None:
+        listener.feed(x, slot, index)
 
 
 # Library.define costs 3 us a call, torch.library.custom_op 24 us (measured on a 2-core CPU).

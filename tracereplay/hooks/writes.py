@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracereplay.hooks.computing import tensors, written_by
 from tracereplay.hooks.kernels import returnable
-from tracereplay.hooks.triton import GRAPH, Launch, launches
+from tracereplay.hooks.launched import GRAPH, Launch
+from tracereplay.hooks.triton import launches
 
 __all__ = ["CAN_WATCH", "Writes", "watching_writes"]
 

@@ -25,6 +25,7 @@ __all__ = [
     "end_with_parent",
     "gather_orphans",
     "remove_memory",
+    "this_process",
 ]
 
 SHARED = Path("/dev/shm")
@@ -97,6 +98,12 @@ def alive(process: Process) -> bool:
     """Whether it runs; a zombie does not."""
     found = _stat(process.pid)
     return found is not None and found[0] not in "ZX" and found[2] == process.start
+
+
+def this_process() -> Process:
+    """The one that this runs in."""
+    found = _stat("self")
+    return Process(os.getpid(), 0 if found is None else found[2])
 
 
 class Descendants:

@@ -196,7 +196,7 @@ class OwnRecording:
     # -- while it runs ----------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Records no step that begins from now on."""
+        """Records no step that begins from now on; one of several ranks obeys some steps later, all alike."""
         self._running().recording.pause()
 
     def resume(self) -> None:

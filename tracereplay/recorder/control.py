@@ -119,4 +119,6 @@ class Control:
         self.page.say(self._words)
 
     def close(self) -> None:
+        """What was shown last stays to be read."""
         self._orders.close()
+        self.page.close()

@@ -155,7 +155,8 @@ class Dump:
         while ended is None and self.waits:
             self.write()
         lacking = [place for request, place in self._numbers.items() if request in self._lacking]
-        self._writer.close({"ended": ended, "dropped": self._lost, "weights": 0, **lacking_summary(lacking)})
+        more = lacking_summary(lacking, len(lacking))
+        self._writer.close({"ended": ended, "dropped": self._lost, "weights": 0, **more})
 
     def abandon(self) -> None:
         """Closes the file as it is."""

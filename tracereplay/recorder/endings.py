@@ -5,13 +5,16 @@
 
 Triggers look at an end once. A worker's word is enough where tokens decide it. Where they do not, a front end is
 given a moment to say more; and a front end's word waits for the tokens that it counts.
+
+This is asked with each message from the engine, so that it looks only at ends about which something has become
+known since, and at those that have waited for longest.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tracereplay.recorder.ends import End, EndsHeard
 from tracereplay.recorder.ring import KeptStep, SequenceKey
@@ -25,17 +28,13 @@ LONGEST = 10.0  # the same, whatever arrives
 DECIDED = ("length", "stop")  # reasons that a worker sees in the tokens
 MOST = 1 << 16  # sequences that are known to run; engines have fewer
 
+_Place = TypeVar("_Place")
+_Said = TypeVar("_Said")
+
 
 class _Live(NamedTuple):
     name: str | None  # the engine's id; None: no step says it
     tokens: int  # that are here
-
-
-class _Waits(NamedTuple):
-    """An end that is not looked at yet."""
-
-    since: float
-    end: Ended | End
 
 
 class Endings:
@@ -50,7 +49,10 @@ class Endings:
         self._talk = False  # whether front ends do
         self._live: dict[SequenceKey, _Live] = {}
         self._named: dict[str, SequenceKey] = {}
-        self._waiting: dict[SequenceKey | str, _Waits] = {}  # by name: a front end's
+        # Ends that are not looked at yet, and since when; the oldest first. A sequence is in one of them only.
+        self._fronts: dict[str, tuple[float, End]] = {}
+        self._workers: dict[SequenceKey, tuple[float, Ended]] = {}
+        self._fresh: dict[str, None] = {}  # of which something is known since `due` looked at them
 
     @property
     def fds(self) -> list[int]:
@@ -65,12 +67,14 @@ class Endings:
             self._live[request, sequence] = _Live(name, 0)
             if name is not None:
                 self._named[name] = (request, sequence)
+                self._news_of(name)
         while len(self._live) > MOST:
             self._forget(next(iter(self._live)))
         for request, sequence, _ in kept.sampled["key"].tolist():
             live = self._live.get((request, sequence))
             if live is not None:
                 self._live[request, sequence] = live._replace(tokens=live.tokens + 1)
+                self._news_of(live.name)
 
     def said(self, ends: Iterable[Ended]) -> list[Ended]:
         """What a worker says, all of whose steps are here; returns what triggers shall look at now."""
@@ -81,12 +85,12 @@ class Endings:
             if live is None:
                 if not self._talk:  # of a sequence that began before the ring
                     found.append(end)
-            elif live.name is not None and (front := self._waiting.pop(live.name, None)) is not None:
-                found.append(self._over(key, front.end.reason, front.end.tokens))
+            elif live.name is not None and (front := self._fronts.pop(live.name, None)) is not None:
+                found.append(self._over(key, front[1].reason, front[1].tokens))
             elif end.reason in DECIDED or live.name is None or not self._talk:
                 found.append(self._over(key, end.reason, end.tokens))
             else:
-                self._waiting[key] = _Waits(time.monotonic(), end)
+                self._workers[key] = time.monotonic(), end
         return found
 
     def due(self, *, idle: bool, last: bool = False) -> list[Ended]:
@@ -99,26 +103,37 @@ class Endings:
         now = time.monotonic()
         for said in [] if self._heard is None else self._heard.read():
             self._talk = True
-            self._waiting.setdefault(said.id, _Waits(now, said))
-        found = []
-        for place, (since, end) in list(self._waiting.items()):
-            front = isinstance(end, End)
-            late = last or now - since >= (LONGEST if front and not idle else MOMENT)
-            key = self._named.get(place) if isinstance(place, str) else place
-            live = None if key is None else self._live.get(key)
-            if key is None or live is None:
-                if late:  # another ring's, or one that has ended by a worker's word
-                    del self._waiting[place]
-                continue
-            here = front and end.tokens is not None and live.tokens >= end.tokens
-            if here or (late and (front or live.name not in self._waiting)):
-                del self._waiting[place]
+            self._fronts.setdefault(said.id, (now, said))
+            self._fresh[said.id] = None
+        fresh, self._fresh = self._fresh, {}
+        found = [end for name in fresh if (end := self._complete(name)) is not None]
+        for name, front in _waited(self._fronts, now, 0.0 if last else MOMENT if idle else LONGEST):
+            if (key := self._named.get(name)) is not None:  # else another ring's, or it ended by a worker's word
+                found.append(self._over(key, front.reason, front.tokens))
+        for key, end in _waited(self._workers, now, 0.0 if last else MOMENT):
+            if key in self._live:
                 found.append(self._over(key, end.reason, end.tokens))
         return found
 
     def close(self) -> None:
         if self._heard is not None:
             self._heard.close()
+
+    def _news_of(self, name: str | None) -> None:
+        if name is not None and name in self._fronts:
+            self._fresh[name] = None
+
+    def _complete(self, name: str) -> Ended | None:
+        """The end that a front end has said, if all tokens are here that it counts, or no more will come."""
+        key = self._named.get(name)
+        if key is None or name not in self._fronts:
+            return None
+        end = self._fronts[name][1]
+        here = end.tokens is not None and self._live[key].tokens >= end.tokens
+        if not here and key not in self._workers:
+            return None
+        del self._fronts[name]
+        return self._over(key, end.reason, end.tokens)
 
     def _over(self, key: SequenceKey, reason: str, tokens: int | None) -> Ended:
         live = self._live[key]
@@ -127,5 +142,18 @@ class Endings:
 
     def _forget(self, key: SequenceKey) -> None:
         name = self._live.pop(key).name
+        self._workers.pop(key, None)
         if name is not None:
             self._named.pop(name, None)
+
+
+def _waited(waiting: dict[_Place, tuple[float, _Said]], now: float, seconds: float) -> list[tuple[_Place, _Said]]:
+    """Takes out what has waited for so long."""
+    found = []
+    for place, (since, said) in waiting.items():
+        if now - since < seconds:
+            break
+        found.append((place, said))
+    for place, _ in found:
+        del waiting[place]
+    return found

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from tracereplay.recorder.endings import Endings
 from tracereplay.recorder.ends import heard_in
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.orders import Orders
+from tracereplay.recorder.parent import Parent
 from tracereplay.recorder.protocol import StepMessage
 from tracereplay.recorder.ring import Piece, Ring, SequenceKey
 from tracereplay.recorder.triggers import ENDS, ERROR, MARK, NONFINITE, Ended, Fired, RateLimit, Triggers
@@ -33,27 +32,13 @@ from tracereplay.trace import BudgetSpent, TraceDirectory, records, segment_path
 from tracereplay.trace.plain import pack
 from tracereplay.trace.withheld import Withheld
 
-__all__ = ["CONTROL", "GONE", "RUN", "TRACE_NAME", "FlightRecorder"]
+__all__ = ["GONE", "RUN", "TRACE_NAME", "FlightRecorder"]
 
-CONTROL = "control.sock"
 RUN = ".run.json"  # what a trace's manifest says of the run, where its parent left it
 TRACE_NAME = "{:06}.trace"
 GONE = "gone"  # the kind of a trigger: the engine vanished
 UNTIL_END = 10_000  # steps after a mark: until the request has ended
 _ANY = 1 << 62  # a step that no engine reaches
-PATIENCE = 1.0  # seconds that a parent has to take a sentence
-ANSWER = 0.1  # seconds for which its answer is waited for, while the engine has arenas left
-LATE = 5.0  # seconds that it has to answer
-
-
-class _Asked(NamedTuple):
-    """A trigger of which the parent was told, over a connection at which it answers until then."""
-
-    to: socket.socket
-    fired: Fired
-    said: Mapping[str, Any]
-    after: int
-    until: float
 
 
 class FlightRecorder:
@@ -92,7 +77,7 @@ class FlightRecorder:
         self._dumps: list[tuple[Dump, TraceDirectory | None]] = []
         self._pieces: list[Piece] = []  # of the step that is under way
         self._asides: list[bytes] = []
-        self._asked: list[_Asked] = []  # of the parent, who has not answered yet
+        self._parent = Parent(self._folder)
         self._broke = -1  # where the ring ended when the engine last raised an exception
 
     # -- steps ------------------------------------------------------------------------------------------
@@ -190,10 +175,10 @@ class FlightRecorder:
         said, after = self._said(fired), self._after
         if fired.kind in (MARK, *ENDS):
             after = UNTIL_END if fired.kind == MARK else 0
-        if not self._told_parent(fired, said, after):
+        if not self._parent.tell(fired, said, after):
             self._dump_alone(fired, said, after)
-        elif self._asked:
-            select.select([self._asked[-1].to], [], [], ANSWER)
+        else:
+            self._parent.wait()
             self.obey()
 
     @property
@@ -207,7 +192,9 @@ class FlightRecorder:
         Args:
             last: whether nobody obeys later.
         """
-        self._answered(last)  # an order comes before the answer
+        unheard = self._parent.unheard(last)  # an order comes before the answer
+        for asked in unheard:
+            self._dump_alone(asked.fired, asked.said, asked.after)
         for order in () if self._orders is None else self._orders.due(_ANY):
             match order:
                 case {"do": "dump", "trace": str(trace), "trigger": dict(trigger)}:
@@ -224,7 +211,7 @@ class FlightRecorder:
         new = self.ring.end > self.ring.begin and self.ring.end != self._broke
         if new and self._triggers.has(ERROR) and self._limit.lets(GONE):
             said = self._said(fired)
-            if not self._told_parent(fired, said, 0):
+            if not self._parent.tell(fired, said, 0):
                 self._dump_alone(fired, said, 0)
         self.close()
 
@@ -247,39 +234,6 @@ class FlightRecorder:
         suppressed, self._limit.suppressed = self._limit.suppressed, {}
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         return {**said, "time": time, "rank": self._rank, **({"suppressed": suppressed} if suppressed else {})}
-
-    def _told_parent(self, fired: Fired, said: Mapping[str, Any], after: int) -> bool:
-        """Whether a parent listens, who orders what is to be made or not; it may answer later."""
-        path = self._folder / CONTROL
-        if not path.exists():
-            return False
-        to = socket.socket(socket.AF_UNIX)
-        try:
-            to.settimeout(PATIENCE)
-            to.connect(os.fspath(path))
-            to.sendall(json.dumps({"do": "triggered", **said, "after": after}).encode() + b"\n")
-        except OSError:
-            to.close()
-            return False  # it died: whoever looks for a trace still finds one
-        self._asked.append(_Asked(to, fired, said, after, time.monotonic() + LATE))
-        return True
-
-    def _answered(self, last: bool) -> None:
-        """Reads what the parent has answered. If it died, or would be too late, the trace is made here."""
-        for asked in [*self._asked]:
-            if not select.select([asked.to], [], [], 0)[0]:
-                if time.monotonic() < asked.until:
-                    continue
-                good = not last  # it is there, and very busy: its order comes when it comes
-            else:
-                try:
-                    good = "ok" in json.loads(asked.to.makefile("rb").readline(1 << 20))
-                except (OSError, ValueError, TypeError):
-                    good = False
-            self._asked.remove(asked)
-            asked.to.close()
-            if not good:
-                self._dump_alone(asked.fired, asked.said, asked.after)
 
     def _dump_alone(self, fired: Fired, said: Mapping[str, Any], after: int) -> None:
         directory = None
@@ -332,10 +286,13 @@ class FlightRecorder:
         """Writes what is to be written; the ring goes with the process."""
         self.hear(idle=True, last=True)
         self.obey(last=True)
-        while self._asked:
+        while self._parent.owes:
             time.sleep(0.02)
             self.obey(last=True)
         self._endings.close()
+        if self._orders is not None:
+            self._orders.close()
+            self._orders = None
         for dump, _ in list(self._dumps):
             while dump.waits and self._under_way(dump):
                 self._write(dump)

@@ -36,7 +36,8 @@ class IdleThread:
         """Ends the thread."""
         self._stopped.set()
         self._woken.set()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # in which an engine may be collected as garbage
+            self._thread.join()
 
     def _run(self) -> None:
         while True:

@@ -19,7 +19,8 @@ import xxhash
 
 from tracereplay.event import COMPILED
 from tracereplay.hooks.kernels import declared_writes, unseen, watching
-from tracereplay.hooks.triton import Addresses, Launch, Word, unknown_launches
+from tracereplay.hooks.launched import Addresses, Launch, Word
+from tracereplay.hooks.triton import unknown_launches
 from tracereplay.recorder.step import PendingStep, dtype_name
 
 __all__ = ["KernelRecorder"]

@@ -10,13 +10,16 @@ from tracereplay.recorder.live import Moved
 __all__ = ["Lacking", "lacking_summary"]
 
 NAMED = 1000  # numbers that a summary lists; of more it has the count
+MOST_UNTOLD = 1 << 16  # requests that wait for a step; a writer that hangs must not fill the engine's memory
 
 
 class Lacking:
     """Of one trace."""
 
     def __init__(self) -> None:
-        self.requests: set[int] = set()
+        self.requests: set[int] = set()  # those that have not ended
+        self._ended = 0  # how many have
+        self._first: list[int] = []  # the lowest of them
         self.paused = 0  # steps that came while the recording was paused
         self._untold: set[int] = set()
         self._told: list[int] = []  # to the step that is under way, which may be given up
@@ -25,7 +28,15 @@ class Lacking:
         """Marks requests; negative numbers are nobody's."""
         new = {int(number) for number in requests if number >= 0} - self.requests
         self.requests |= new
-        self._untold |= new
+        self._untold |= new if len(self._untold) < MOST_UNTOLD else set()
+
+    def ended(self, requests: Iterable[int]) -> None:
+        """Requests have come to their ends, and need not be kept apart any more."""
+        over = self.requests.intersection(requests)
+        if over:
+            self.requests -= over
+            self._ended += len(over)
+            self._first = sorted([*self._first, *over])[:NAMED]
 
     def tell(self) -> list[int]:
         """Those that were not told yet, for the next step that is recorded."""
@@ -47,7 +58,7 @@ class Lacking:
 
     def summary(self) -> dict[str, Any]:
         """For the end mark."""
-        found = lacking_summary(self.requests)
+        found = lacking_summary([*self._first, *self.requests], self._ended + len(self.requests))
         return {**found, "paused": self.paused} if self.paused else found
 
     def moved(self, moved: Moved) -> Lacking:
@@ -57,6 +68,6 @@ class Lacking:
         return found
 
 
-def lacking_summary(requests: Collection[int]) -> dict[str, Any]:
-    """What an end mark says of requests that are not whole."""
-    return {"lacking": sorted(requests)[:NAMED], "lacking_count": len(requests)} if requests else {}
+def lacking_summary(requests: Collection[int], count: int) -> dict[str, Any]:
+    """What an end mark says of requests that are not whole: the lowest of ``requests``, and how many there are."""
+    return {"lacking": sorted(requests)[:NAMED], "lacking_count": count} if requests else {}

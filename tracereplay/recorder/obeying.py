@@ -6,6 +6,8 @@ A part of `session.Session`, in a module of its own; it begins and ends segments
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +21,7 @@ from tracereplay.recorder.control import Control, Renumber
 from tracereplay.recorder.graphs import GraphRecorder
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.lacking import Lacking
+from tracereplay.recorder.last_step import LastStep
 from tracereplay.recorder.options import Options
 from tracereplay.recorder.owed import Last, Owed
 from tracereplay.recorder.step import PendingStep
@@ -26,6 +29,7 @@ from tracereplay.recorder.writer_client import WriterClient
 
 __all__ = ["PATIENCE", "Obeying"]
 
+LOOKS = 0.05  # seconds between two looks whether an engine idles that owes steps
 PATIENCE = 0.2  # seconds that an engine that drops steps waits for the writer in a step that needs many arenas
 
 
@@ -59,10 +63,19 @@ class Obeying:
         self._lacking = Lacking()
         self._finished: list[int] = []  # requests that ended since the last step that was recorded
         self._owed = Owed()
+        self._payer: threading.Thread | None = None  # while something may be owed
         self._changed: list[str] = []  # what orders have changed since, in sentences
+        self._last: LastStep | None = None  # of a recording that is told to end while its engine goes on
+        self._over = False  # whether the last step has been recorded
+        self._begun = 0  # steps of the engine in the pass
+        self._under_way = False  # whether one is, from before its rows are numbered
 
     # What the session has.
     def _open(self, path: Path, meta: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    @property
+    def recording(self) -> bool:
         raise NotImplementedError
 
     def _give_up_step(self) -> None:
@@ -86,23 +99,28 @@ class Obeying:
     def attend(self, renumber: Renumber) -> None:
         """Obeys the orders that came; before each step of the engine, whose rows are not numbered yet."""
         with self._turn:
+            if self._last is not None and not self._last.may_begin(self._begun):
+                self._over = True
+            self._begun += 1
             control = self._control
-            if control is None:
-                return
-            self._give_up_step()
-            with self._guarded():
-                control.attend(self, renumber)
-            if self._resting:
-                self._lacking.paused += 1
+            if control is not None and not self._over:
+                self._give_up_step()
+                with self._guarded():
+                    control.attend(self, renumber)
+                if self._resting:
+                    self._lacking.paused += 1
+            self._under_way = self.recording
 
     def finished(self, requests: Sequence[int]) -> None:
         """Requests have ended."""
-        if self._control is not None:
+        if self._control is not None and self._ended is None:
             self._finished += requests
+        self._lacking.ended(requests)
 
     def lacks(self, requests: Iterable[int]) -> None:
         """Requests have steps that are not recorded."""
-        self._lacking.add(requests)
+        if not self._over:  # those that came after the recording are not missing in it
+            self._lacking.add(requests)
 
     @property
     def ended(self) -> str | None:
@@ -155,7 +173,9 @@ class Obeying:
         meta = {**meta, "continues": {"trace": before.parent.name, "step": control.number}}
         with self._guarded():
             handover.drain(wait=True)
-        self._pay_at_last(control.number - 1, PATIENCE)
+        if (last := self._what_is_owed(control.number - 1)) is not None:
+            with self._guarded():
+                self._owed.pay_at_last(last, writer, handover, PATIENCE)
         whole = not self._errors and not writer.gone
         moved = renumber(self._ended is None and not writer.gone and not writer.errors)
         summary = self._summary()
@@ -185,16 +205,47 @@ class Obeying:
         self._finished = [*step.finished, *self._finished]
         self._passed += 0 if step.company is None else step.company[2]
 
-    def _pay_at_last(self, number: int, patience: float) -> None:
-        """A step without rows for what the trace must have of steps that were left out, since no other comes."""
-        writer, handover = self._writer, self._handover
-        if writer is None or handover is None or self._control is None or self._ended is not None:
+    def _pay_when_idle(self) -> None:
+        """Has what is owed written when the writer has caught up, though no step may come: a trigger makes a trace
+        of what a ring has then, and an idle engine can be killed."""
+        if self._payer is None:
+            self._payer = threading.Thread(target=self._watch_for_idleness, name="tracereplay-owed", daemon=True)
+            self._payer.start()
+
+    def _watch_for_idleness(self) -> None:
+        number = -1
+        while True:
+            time.sleep(LOOKS)
+            with self._turn:
+                writer, handover, control = self._writer, self._handover, self._control
+                if writer is None or handover is None or control is None or self._ended is not None:
+                    self._payer = None
+                    return
+                if not self._under_way and not self._owed:
+                    self._payer = None
+                    return
+                # Within a step its tokens may still come; and one that follows at once pays for all before it.
+                if not self._under_way and control.number == number:
+                    with self._guarded():
+                        self._pay_if_possible(number, writer, handover)
+                number = control.number
+
+    def _pay_if_possible(self, number: int, writer: WriterClient, handover: Handover) -> None:
+        handover.drain(wait=True)
+        arena = handover.take(wait=False)
+        if arena is None:
             return
-        if self._owed:
-            lacking, notes = self._lacks()
-            last = Last(number, self._weight_updates, notes, lacking)
-            with self._guarded():
-                self._owed.pay_at_last(last, writer, handover, patience)
+        if (last := self._what_is_owed(number)) is None:
+            writer.give_back([arena])
+        else:
+            self._owed.pay_into(arena, last, writer, handover)
+
+    def _what_is_owed(self, number: int) -> Last | None:
+        """A step without rows for what the trace must have of steps that were left out, since no other comes."""
+        if self._control is None or self._ended is not None or not self._owed:
+            return None
+        lacking, notes = self._lacks()
+        return Last(number, self._weight_updates, notes, lacking, self._dropped)
 
     def _lacks(self) -> tuple[list[int], list[str]]:
         """Requests that lack steps and were not told yet: by number for a ring, whose traces have their own,
@@ -203,10 +254,14 @@ class Obeying:
 
     def _show(self) -> None:
         """Says how it goes: after what happens seldom, in words too."""
-        if self._control is not None:
-            error, trace = next(reversed(self._errors), self._control.trouble), str(self._segment[0].parent)
-            self._control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
-            self._count(self._control)
+        control = self._control  # which is gone when another thread ends the recording meanwhile
+        if control is not None:
+            self._show_on(control)
+
+    def _show_on(self, control: Control) -> None:
+        error, trace = next(reversed(self._errors), control.trouble), str(self._segment[0].parent)
+        control.say(pid=os.getpid(), trace=trace, ended=self._ended, error=error)
+        self._count(control)
 
     def _count(self, control: Control) -> None:
         """Shows the counters, with each step."""

@@ -1,5 +1,5 @@
 """What steps had that were dropped because the writer was behind, and that the trace must have all the same: the
-next recorded step has it, or one without rows at the end.
+next recorded step has it, or one without rows: at the end, or where the engine idles and the writer has caught up.
 
 Requests that began in them, and tokens. They are few bytes, and with them a replay can still force every token of
 a request; only rows are lost.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from tracereplay.event import Request, RowKey, make_rows
+from tracereplay.recorder.arena import Arena
 from tracereplay.recorder.handover import Handover
 from tracereplay.recorder.live import Moved
 from tracereplay.recorder.protocol import StepMessage
@@ -45,13 +46,14 @@ class Last(NamedTuple):
     """A step without rows and calls.
 
     Args:
-        number, weight_updates, notes, lacking: see `protocol.StepMessage`.
+        number, weight_updates, notes, lacking, dropped: see `protocol.StepMessage`.
     """
 
     number: int
     weight_updates: int
     notes: Sequence[str]
     lacking: Sequence[int]
+    dropped: int
 
 
 class Owed:
@@ -95,20 +97,33 @@ class Owed:
         """
         handover.drain(wait=True)
         arena = handover.take(wait=True, patience=patience)
-        notes = [AT_LAST, *last.notes]
         if arena is not None:
-            step = PendingStep(last.number, make_rows([]), arena, writer, last.weight_updates, handover)
-            step.bare, step.notes, step.lacking = True, notes, list(last.lacking)
-            self.pay(step)
-            handover.add(step)
+            self.pay_into(arena, last, writer, handover)
             return
+        notes = [AT_LAST, *last.notes]
         requests = [[*records.write_request(r), r.id] for r in _some(self.requests, MOST_AT_ONCE)]
         self.requests = []
         rows = records.write_rows(make_rows([]))
         message = StepMessage(
-            last.number, [rows], [], [], notes, requests, last.weight_updates, lacking=last.lacking
+            last.number,
+            [rows],
+            [],
+            [],
+            notes,
+            requests,
+            last.weight_updates,
+            dropped=last.dropped,
+            lacking=last.lacking,
         )
         handover.between_steps(lambda: writer.step(message))
+
+    def pay_into(self, arena: Arena, last: Last, writer: WriterClient, handover: Handover) -> None:
+        """Pays by a step of its own in ``arena``, which is an empty one of the writer's."""
+        step = PendingStep(last.number, make_rows([]), arena, writer, last.weight_updates, handover)
+        step.bare, step.notes = True, [AT_LAST, *last.notes]
+        step.lacking, step.dropped = list(last.lacking), last.dropped
+        self.pay(step)
+        handover.add(step)
 
     def take_back(self, step: PendingStep) -> None:
         """The step is given up: it is owed again, and what began in the step."""

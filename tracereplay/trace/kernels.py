@@ -27,7 +27,7 @@ from tracereplay.errors import DamagedTrace
 from tracereplay.event import Argument, Constant, Kernel, LeftOut, Named, Opaque, Value
 from tracereplay.trace.plain import as_place, as_text
 
-__all__ = ["Check", "Kernels", "renumbered"]
+__all__ = ["Check", "Kernels", "renumbered", "write_kernels"]
 
 MAX_NESTING = 8  # of lists in an argument; schemas know two levels
 _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
@@ -56,6 +56,50 @@ def renumbered(kernels: Mapping[str, Any], places: Sequence[int]) -> dict[str, A
     ]  # fmt: skip
     constants = [[*c[:5], places[c[5]] if c[5] >= 0 else -1] for c in kernels.get("constants", ())]
     return {"names": kernels["names"], "calls": calls, "constants": constants}
+
+
+def write_kernels(
+    kernels: Sequence[Kernel], constants: Iterable[Constant], place: Callable[[Value], int],
+    slots: Mapping[str, int],
+) -> dict[str, Any]:  # fmt: skip
+    """The record of kernels that were read.
+
+    Args:
+        kernels: with parents by their places among them.
+        constants: see `Kernels.constants`.
+        place: of a value among the step's.
+        slots: of the sites, by name.
+    """
+    names: dict[tuple[str, str], int] = {}
+
+    def argument(given: Argument) -> Any:
+        match given:
+            case Value():
+                return ["t", place(given)]
+            case Named():
+                return ["n", given.name, given.dtype, list(given.shape), list(given.strides), given.start]
+            case LeftOut():
+                return ["x", given.dtype, list(given.shape), given.reason]
+            case Opaque():
+                return ["o", given.kind, given.text, -1 if given.state is None else place(given.state)]
+            case tuple():
+                return ["l", [argument(item) for item in given]]
+            case complex():
+                return ["c", given.real, given.imag]
+        return given
+
+    calls = [
+        [names.setdefault((k.name, k.schema), len(names)), slots[k.site], k.call, k.parent,
+         [argument(a) for a in k.arguments], {name: argument(a) for name, a in k.keywords.items()},
+         [argument(a) for a in k.outputs], [[i, place(v)] for i, v in k.written.items()], list(k.undeclared),
+         k.failed]
+        for k in kernels
+    ]  # fmt: skip
+    told = [
+        [c.name, c.dtype, list(c.shape), list(c.strides), c.digest, -1 if c.value is None else place(c.value)]
+        for c in constants
+    ]
+    return {"names": [list(name) for name in names], "calls": calls, "constants": told}
 
 
 class Kernels(Sequence[Kernel]):
@@ -90,6 +134,10 @@ class Kernels(Sequence[Kernel]):
     def values(self) -> Iterator[Value]:
         """Every value of the kernels and constants, as often as they name it."""
         return _named(*self._read)
+
+    def order(self) -> dict[int, int]:
+        """By identity, the place of each of the step's values, operators' too, in the order of their recording."""
+        return {id(value): place for place, value in enumerate(self._values)}
 
     @property
     def constants(self) -> tuple[Constant, ...]:

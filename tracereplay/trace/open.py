@@ -17,6 +17,8 @@ from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
 from tracereplay.event import Site, Step, Value
 from tracereplay.passes import RECORD
 from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
+from tracereplay.storage.zipped import is_zip
+from tracereplay.trace.bundled import golden_in
 from tracereplay.trace.chunk import Bytes
 from tracereplay.trace.digest import content_digest
 from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
@@ -426,7 +428,7 @@ def _of_folder(folder: Folder, path: Path | str) -> Opened:
 
 def _of_pack(file: File, path: Path | str) -> Opened:
     try:
-        manifest, parts, asked = packed_parts(file)
+        manifest, parts, asked = packed_parts(golden_in(file) if is_zip(file) else file)
     except NotATrace as error:
         raise NotATrace(f"{path} is not a trace: it is neither a directory of one nor a packed one.") from error
     segments: dict[Key, File] = {}

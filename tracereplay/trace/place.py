@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tracereplay.errors import NotATrace, TraceError, UsageError
 from tracereplay.storage.atomic import beside
+from tracereplay.trace.bundled import is_bundle
 from tracereplay.trace.directory import (
     CLAIM,
     ENDED,
@@ -205,6 +206,8 @@ def _why_it_stays(path: Path, inputs: Iterable[Path]) -> str | None:
 
 
 def _why_not_ours(path: Path, trace: Trace) -> str | None:
+    if is_bundle(path):
+        return "is a bundle, and not only a trace"
     others = [] if trace.packed else sorted(name for name in os.listdir(path) if not _is_ours(name))
     if others:
         return f"contains {others[0]!r} in addition to a trace"

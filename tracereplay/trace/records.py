@@ -32,6 +32,7 @@ __all__ = [
     "read_step",
     "too_deep",
     "write_call",
+    "write_census",
     "write_rows",
     "write_site",
     "write_step",
@@ -286,6 +287,16 @@ def read_company(data: Any) -> tuple[int, int, int] | None:
         return None
     rows, requests, passed = data[:3]
     return as_place(rows), as_place(requests), as_place(passed)
+
+
+def write_census(census: Census) -> dict[str, Any]:
+    return {
+        "operators": census.operators,
+        "calls": census.calls,
+        "unobserved": [[c.module, c.kind, c.calls, c.computed] for c in census.unobserved],
+        "between": [[c.module, c.kind, c.calls, c.computed] for c in census.between],
+        "parameters": [[p.name, p.dtype, list(p.shape), list(p.users)] for p in census.parameters],
+    }
 
 
 def read_census(data: Mapping[str, Any]) -> Census:

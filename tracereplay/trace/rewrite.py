@@ -21,7 +21,7 @@ from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.sealed import Seal
 from tracereplay.trace.upgrade import copy_end, copy_record
 
-__all__ = ["Bases", "rewrite"]
+__all__ = ["Bases", "by_region", "rewrite"]
 
 # Of a step and the first chunk that is its own: by chunk and tensor, what in the base the tensor may be stored as
 # its difference from.
@@ -83,7 +83,7 @@ class _Copy:
         start = bytes(chunk[: min((e.start for e in entries), default=len(chunk))])
         plain = [chunk[e.start : e.end] for e in entries]
         if self._base is None:
-            self._to.chunk(start, _regions(entries, plain))
+            self._to.chunk(start, by_region(entries, plain))
             return
         bases = [_of_size(self._step_bases().get((number, i)), entry) for i, entry in enumerate(entries)]
         origin = base_of(entries, bases, self._base, len(chunk), self._segment.name)
@@ -99,7 +99,7 @@ class _Copy:
                 left -= len(spans)
             else:
                 bases[i] = None
-        self._to.chunk(start, _regions(entries, stored), bases, [part for _, part in _regions(entries, plain)])
+        self._to.chunk(start, by_region(entries, stored), bases, [part for _, part in by_region(entries, plain)])
 
     def _step_bases(self) -> Mapping[tuple[int, int], Spans]:
         """Of the step that follows the chunk: chunks are written ahead of the step that they belong to."""
@@ -138,7 +138,7 @@ def _entropy(data: Bytes, word: int) -> float:
     return total
 
 
-def _regions(entries: Sequence[Entry], data: Sequence[Bytes]) -> list[tuple[int, Bytes]]:
+def by_region(entries: Sequence[Entry], data: Sequence[Bytes]) -> list[tuple[int, Bytes]]:
     """The tensors' bytes region by region, as `chunk.ChunkBuilder` lays them."""
     order = sorted(range(len(entries)), key=lambda i: entries[i].start)
     joined = {

@@ -35,6 +35,7 @@ class _Toy:
     alone = None
     compiled = None
     brings_model = True
+    bug_report = None
     own = "tracereplay.engines.toy.own"
 
     @property

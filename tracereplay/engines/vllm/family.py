@@ -80,6 +80,10 @@ class _VLLM:
     def effects(self) -> str:
         return (resources.files(str(__package__)) / "settings.toml").read_text(encoding="utf-8")
 
+    @property
+    def bug_report(self) -> str:
+        return (resources.files(str(__package__)) / "bug_report.j2").read_text(encoding="utf-8")
+
     def why_unusable(self, python: Path, versions: Versions) -> str | None:
         if versions.get("vllm") is not None:
             return None

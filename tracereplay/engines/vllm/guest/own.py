@@ -9,7 +9,7 @@ import gc
 import sys
 from importlib.metadata import entry_points
 
-from tracereplay.engines.vllm.guest.identity import front
+from tracereplay.engines.vllm.guest.front import front
 from tracereplay.engines.vllm.guest.plugin import register
 
 __all__ = ["begin", "end", "is_built", "is_declared"]

@@ -15,7 +15,8 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,19 +135,9 @@ class GuestWorker:
         if "error" in answer:
             self._refuse(answer["error"])
             return
-        session, starter = self._session, Starter()
-        assert session is not None
-
-        def end() -> None:
-            # A worker ends by itself when its engine's process was killed. An engine in the user's own process may
-            # well be there longer than the shell that started it.
-            if multiprocessing.parent_process() is not None and starter.gone():
-                session.trigger(ERROR, None, STARTER_GONE)
-            self._do_end()
-
-        atexit.register(end)
-        # What is registered there would keep the model in memory when the user has let go of the engine.
-        end_when_told(session, lambda: atexit.unregister(end))
+        assert self._session is not None
+        end = _end_with(self._worker, self._session)
+        end_when_told(self._session, self._session.segment, self._world(), lambda: atexit.unregister(end))
         shutdown = getattr(self._worker, "shutdown", None)
         if shutdown is not None:
 
@@ -289,6 +280,32 @@ def _room() -> Path | None:
 def _recording_options() -> Options:
     """How a command's recording was asked for."""
     return Options.from_dict(json.loads(os.environ.get(OPTIONS, "{}")))
+
+
+def _end_with(worker: Any, session: Session) -> Callable[[], None]:
+    """Ends the recording with the process, and with an engine that its user lets go of; returns what ends it.
+
+    What is registered for the end of the process holds neither: the model would stay in memory with them.
+    """
+    starter, held = Starter(), weakref.ref(session)
+
+    def end() -> None:
+        session = held()
+        if session is None:
+            return
+        # A worker ends by itself when its engine's process was killed. An engine in the user's own process may
+        # well be there longer than the shell that started it.
+        if multiprocessing.parent_process() is not None and starter.gone():
+            session.trigger(ERROR, None, STARTER_GONE)
+        session.end_pass()
+
+    def gone() -> None:
+        atexit.unregister(end)
+        session.let_go()
+
+    atexit.register(end)
+    weakref.finalize(worker, gone).atexit = False
+    return end
 
 
 def _watch_weights(model: Any, session: Session) -> None:
