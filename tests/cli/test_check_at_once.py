@@ -204,3 +204,20 @@ def left_behind() -> list[str]:
     """Directories of workers that are gone."""
     temporary = Path(tempfile.gettempdir())
     return [str(path) for path in temporary.glob("tracereplay-*") if (path / "engine.log").exists()]
+
+
+def test_an_interrupt_ends_what_runs_on_a_cluster(cluster: str, file: Callable[..., Path], tmp_path: Path) -> None:
+    hangs = tmp_path / "pids"
+    words = ["check", str(file(f'name = "a"\nsettings = {{hangs = "{hangs}"}}')), "--ray", cluster]
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(hangs.exists, 60)
+        engine, left = map(int, hangs.read_text().split())
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130, err
+    assert "Traceback" not in err
+    os.kill(left, signal.SIGKILL)
+    wait_until(lambda: not alive(engine) and left_behind() == [])

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cli_support import write
 from program import Ended, Program
+from ray_cluster import ray_cluster
 from s3_server import BUCKET, S3
 
 import tracereplay as package
@@ -339,3 +340,17 @@ def test_prompts_make_a_golden_in_a_bucket(
     assert tracereplay("check", file, "--update", "--reason", "the first").code == 0
     assert names(s3) == ["new.pack"]
     assert tracereplay("check", file).code == 0
+
+
+def test_the_nodes_of_a_cluster_fetch_by_url(
+    tracereplay: Program, packed: str, home: Path, tmp_path: Path
+) -> None:
+    rows = [f'[[check]]\ngolden = "{packed}"\nengine = "toy"\nname = "{name}"\n' for name in "ab"]
+    file = write(tmp_path / "checks.toml", "\n".join(rows))
+    with ray_cluster() as address:
+        assert not (home / "goldens").exists()
+        ended = tracereplay("check", file, "--ray", address, "--format", "json")
+    assert ended.code == 0, ended.out
+    found = json.loads(ended.out)["checks"]
+    assert [check["verdict"]["golden"]["trace"] for check in found] == [packed, packed]
+    assert len(list((home / "goldens").glob("*.pack"))) == 1

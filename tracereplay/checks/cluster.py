@@ -68,7 +68,8 @@ def on_cluster(
             try:
                 return {result.check.name: result for one in running for result in one.result()}
             except BaseException:
-                ray.shutdown()  # which ends the actors, and what the threads wait for
+                cluster.end()
+                ray.shutdown()  # which ends what the threads wait for
                 raise
 
 
@@ -130,6 +131,7 @@ class _Cluster:
 
     def __init__(self, ray: Any, resources: Mapping[str, float], report: Report, rows: int) -> None:
         self._ray, self._resources, self._report, self._rows = ray, resources, report, rows
+        self._workers: list[_Actor] = []
         self._dies = importlib.import_module("ray.exceptions").RayError
         self._slow = importlib.import_module("ray.exceptions").GetTimeoutError
         self._at = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
@@ -164,6 +166,7 @@ class _Cluster:
             with suppress(self._dies):
                 self._ray.get(worker.handle.close.remote())
                 self._ray.kill(worker.handle)
+            self._workers.remove(worker)
         for result in results:
             self._report(f"{result.check.name}: {result.outcome}")
         return results
@@ -202,7 +205,9 @@ class _Cluster:
             has = json.dumps({k: v for k, v in self._ray.cluster_resources().items() if ":" not in k})
             self._report(f"{task.name}: waits for a node with {json.dumps(needs)}; the cluster has {has}")
             node, folder = self._ray.get(where)
-        return _Actor(handle, node, folder)
+        worker = _Actor(handle, node, folder)
+        self._workers.append(worker)
+        return worker
 
     def _needs(self, group: Group) -> Mapping[str, float]:
         return group[0].row.check.resources or self._resources
@@ -238,12 +243,25 @@ class _Cluster:
         said = _end_of(str(error))
         if worker is None:
             return said
+        self._workers.remove(worker)
         with suppress(self._dies):
-            there = self._at(worker.node, soft=False)
-            look = self._ray.remote(actor.last_lines).options(num_cpus=0, scheduling_strategy=there)
-            lines: str = self._ray.get(look.remote(worker.folder), timeout=_PATIENCE)
+            lines: str = self._ray.get(self._cleared(worker), timeout=_PATIENCE)
             return f"{lines}\n{said}".strip()
         return said
+
+    def _cleared(self, worker: _Actor) -> Any:
+        """The last lines of a worker that is gone, whose directory is removed."""
+        there = self._at(worker.node, soft=False)
+        look = self._ray.remote(actor.last_lines).options(num_cpus=0, scheduling_strategy=there)
+        return look.remote(worker.folder)
+
+    def end(self) -> None:
+        """Ends the workers, whatever they do, and removes what they leave."""
+        left = tuple(self._workers)
+        with suppress(Exception):
+            for worker in left:
+                self._ray.kill(worker.handle)
+            self._ray.get([self._cleared(worker) for worker in left], timeout=_KNOCK)
 
 
 class _Actor:
