@@ -276,8 +276,9 @@ def family(server: Server) -> dict[int, str]:
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory, those that are shared with other processes too."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    """Bytes in memory without those that are shared, as a recording's arenas are, which fill up once."""
+    _, there, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    return (there - shared) * resource.getpagesize()
 
 
 @contextmanager
