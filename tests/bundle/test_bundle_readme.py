@@ -79,7 +79,7 @@ def test_nothing_of_a_trace_is_markup(told: Told) -> None:
         assert not any("![x](" in part for part in bare), line
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_each_family_has_a_form_that_can_be_filled(
     told: Told, family: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
