@@ -183,8 +183,8 @@ def test_requests_that_ask_for_it_are_recorded_by_every_runner(
     out, answers = tmp_path / "marked.trace", tmp_path / "answers.json"
     script = Path(__file__).with_name("chosen_requests.py")
     command = [
-        sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", name, "--marked", "-o", str(out),
-        "--", "python", str(script), str(TINY), name,
+        sys.executable, "-m", "tracereplay.cli.main", "record", "--engine", name, "--marked", "--when-behind",
+        "block", "-o", str(out), "--", "python", str(script), str(TINY), name,
     ]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300,
