@@ -7,6 +7,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine that does something else for half a second is no fault of ours.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 # Tests that run the whole program, or a process of its own, as a user does: everything else is a unit test.
 PROGRAM = (

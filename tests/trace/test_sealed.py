@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pyrage
@@ -100,7 +101,8 @@ def test_nothing_of_it_can_be_read_without_the_key_and_all_of_it_with_it(tmp_pat
     assert values(closed) == values(plain)
     with open_trace(closed) as one, open_trace(plain) as other:
         assert one.digest() == other.digest()
-        assert one.run == other.run
+        when = {"began": other.run.began, "ended": other.run.ended}  # in seconds, of which one may just begin
+        assert replace(one.run, **when) == other.run
         assert one.complete
         assert [report.state for report in verify(one)] == ["complete"]
 
