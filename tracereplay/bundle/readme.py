@@ -23,6 +23,7 @@ from tracereplay.engines.known import family_of
 from tracereplay.passes import RECORD
 from tracereplay.report.clean import clean
 from tracereplay.report.story import story_of
+from tracereplay.report.words import count
 from tracereplay.trace import Trace
 from tracereplay.verdict import Verdict
 
@@ -146,8 +147,7 @@ def _engine(trace: Trace) -> str:
 def _requests(trace: Trace) -> str:
     results = trace.results.get(RECORD, {}).get("requests", ())
     tokens = sum(len(result.get("token_ids") or ()) for result in results)
-    count = len(trace.run.prompts)
-    return f"{count} {'request' if count == 1 else 'requests'}, {tokens} generated tokens."
+    return f"{count(len(trace.run.prompts), 'request')}, {count(tokens, 'generated token')}."
 
 
 def _settings(verdict: Verdict) -> Iterator[str]:
