@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
+
+import msgpack
 
 from tracereplay.engines.toy.checkpoint import write_checkpoint
 from tracereplay.trace.manifest import write_manifest
@@ -30,3 +33,14 @@ def moved(recorded: Path, path: Path, model: Path) -> Path:
     manifest["run"]["workload"]["model"] = str(model)
     (path / "manifest.json").write_bytes(write_manifest(manifest))
     return path
+
+
+def forms(tokens: list[int]) -> dict[str, bytes]:
+    """How a sequence of tokens may stand in bytes."""
+    count = len(tokens)
+    return {
+        "int64": struct.pack(f"<{count}q", *tokens),
+        "int32": struct.pack(f"<{count}i", *tokens),
+        "msgpack": b"".join(map(msgpack.packb, tokens)),
+        "JSON": json.dumps(tokens)[1:-1].encode(),
+    }

@@ -7,16 +7,14 @@ import getpass
 import json
 import re
 import socket
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgpack
 import pytest
-from cli_support import make_model, write
+from cli_support import forms, make_model, write
 from program import Program
 from safetensors.numpy import load_file, save_file
 
@@ -152,16 +150,6 @@ def decoded(path: Path) -> Iterator[bytes]:
             for _, _, data in trace.part(key).frames():
                 yield bytes(data)
             yield json.dumps(trace.part(key).summary, default=repr, ensure_ascii=False).encode()
-
-
-def forms(tokens: list[int]) -> dict[str, bytes]:
-    count = len(tokens)
-    return {
-        "int64": struct.pack(f"<{count}q", *tokens),
-        "int32": struct.pack(f"<{count}i", *tokens),
-        "msgpack": b"".join(map(msgpack.packb, tokens)),
-        "JSON": json.dumps(tokens)[1:-1].encode(),
-    }
 
 
 def test_they_are_found_where_they_were_planted(pair: tuple[Path, Path]) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,23 @@ def test_rows_of_one_engine_are_shared_out(run: Run) -> None:
     assert ended.err.count("Starting the engine toy") == 3
 
 
+def interrupted(words: Sequence[str], hangs: Sequence[Path]) -> tuple[list[int], str]:
+    """Runs the program until its engines hang, and interrupts it: the processes in ``hangs``, and what it says."""
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        for path in hangs:
+            wait_until(path.exists, 60)
+        pids = [int(pid) for path in hangs for pid in path.read_text().split()]
+        assert all(map(alive, pids))
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130, err
+    assert "Traceback" not in err
+    return pids, err
+
+
 def test_engines_run_at_the_same_time(run: Run, tmp_path: Path, file: Callable[..., Path]) -> None:
     """Each hangs until the other is there, too: nobody would end if they ran in turn."""
     hangs = [tmp_path / name for name in ("one", "two")]
@@ -74,18 +91,7 @@ def test_engines_run_at_the_same_time(run: Run, tmp_path: Path, file: Callable[.
         "--jobs",
         "2",
     ]
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stderr=subprocess.PIPE, text=True)
-    try:
-        for path in hangs:
-            wait_until(path.exists)
-        pids = [int(pid) for path in hangs for pid in path.read_text().split()]
-        assert all(map(alive, pids))
-        program.send_signal(signal.SIGINT)
-        _, err = program.communicate(timeout=60)
-    finally:
-        program.kill()
-    assert program.returncode == 130, err
-    assert "Traceback" not in err
+    pids, err = interrupted(words, hangs)
     assert err.count("Starting the engine") == 2  # none is started again because it was killed
     wait_until(lambda: not any(map(alive, pids)), 5)
 
@@ -209,15 +215,6 @@ def left_behind() -> list[str]:
 def test_an_interrupt_ends_what_runs_on_a_cluster(cluster: str, file: Callable[..., Path], tmp_path: Path) -> None:
     hangs = tmp_path / "pids"
     words = ["check", str(file(f'name = "a"\nsettings = {{hangs = "{hangs}"}}')), "--ray", cluster]
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until(hangs.exists, 60)
-        engine, left = map(int, hangs.read_text().split())
-        program.send_signal(signal.SIGINT)
-        _, err = program.communicate(timeout=60)
-    finally:
-        program.kill()
-    assert program.returncode == 130, err
-    assert "Traceback" not in err
+    (engine, left), _ = interrupted(words, [hangs])
     os.kill(left, signal.SIGKILL)
     wait_until(lambda: not alive(engine) and left_behind() == [])

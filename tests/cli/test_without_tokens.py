@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgpack
 import pytest
-from cli_support import write
+from cli_support import forms, write
 from program import Program
 
 from tracereplay.trace import Trace, open_trace
@@ -40,17 +38,6 @@ def decoded(path: Path) -> Iterator[bytes]:
         yield file.read_bytes()
         if file.suffix == ".seg":
             yield from (bytes(data) for _, _, data in SegmentReader(file).frames() if data is not None)
-
-
-def forms(tokens: list[int]) -> dict[str, bytes]:
-    """How a sequence of tokens may stand in bytes."""
-    count = len(tokens)
-    return {
-        "int64": struct.pack(f"<{count}q", *tokens),
-        "int32": struct.pack(f"<{count}i", *tokens),
-        "msgpack": b"".join(map(msgpack.packb, tokens)),
-        "JSON": json.dumps(tokens)[1:-1].encode(),
-    }
 
 
 def runs(tokens: list[int], length: int = 5) -> list[list[int]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import FAULTS, GOLDEN, Engines, Running, prompts_of, random_model, token_ids
+from engine_support import FAULTS, GOLDEN, Engines, Running, find_engine, prompts_of, random_model, token_ids
+from recorded_server import Server
 
 from tracereplay.recorder.options import Options
 from tracereplay.trace import Trace, open_trace
@@ -25,6 +26,22 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     found = Engines(tmp_path_factory.mktemp("engines"))
     yield found
     found.stop()
+
+
+@pytest.fixture
+def start_server(engines: Engines) -> Iterator[Callable[..., Server]]:
+    """Begins `Server`s, alone on the machine; whatever happens in a test, nothing is left of them."""
+    find_engine("v1")
+    engines.stop()
+    started: list[Server] = []
+
+    def start(*args: Any, **kwargs: Any) -> Server:
+        started.append(Server(*args, **kwargs))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import ROOT, TINY, Engines, find_engine
+from check_rows import check_file
+from engine_support import ROOT, Engines, find_engine
 from junitparser import JUnitXml
 
 from tracereplay.checks import check
@@ -21,32 +22,6 @@ from tracereplay.trace import Trace
 
 pytestmark = pytest.mark.engine
 
-ROWS = """
-[defaults]
-engine = "v1"
-model = "{model}"
-
-[[check]]
-name = "same engine"
-golden = "{v1}"
-
-[[check]]
-name = "bit for bit"
-golden = "{v1}"
-policy = "strict"
-
-[[check]]
-name = "from V0"
-golden = "{v0}"
-expect = "diverged"
-cause = "rounding"
-
-[[check]]
-name = "from V0, tokens alone"
-golden = "{v0}"
-mode = "rerun"
-"""
-
 
 def test_an_upgrade_from_v0_is_held_up_and_one_start_serves_all_rows(
     engines: Engines, golden_v0: Trace, by_the_v1_runner: Trace, single_process: Mapping[str, str], tmp_path: Path,
@@ -55,8 +30,7 @@ def test_an_upgrade_from_v0_is_held_up_and_one_start_serves_all_rows(
     engines.stop()
     for name, value in single_process.items():
         monkeypatch.setenv(name, value)
-    file = tmp_path / "checks.toml"
-    file.write_text(ROWS.format(model=TINY, v1=by_the_v1_runner.path, v0=golden_v0.path))
+    file = check_file(tmp_path, golden_v0, by_the_v1_runner)
     with KeptEngine() as engine:
         green = check(file, only=["same*", "bit*", "from V0"], engine=engine)
         red = check(file, only=["*"], engine=engine)

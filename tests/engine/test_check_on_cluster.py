@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import TINY, Engines
+from check_rows import check_file
+from engine_support import Engines
 from ray_cluster import ray_cluster
 
 from tracereplay.checks import Results, check
@@ -14,32 +15,6 @@ from tracereplay.launch.home import home
 from tracereplay.trace import Trace
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
-
-ROWS = """
-[defaults]
-engine = "v1"
-model = "{model}"
-
-[[check]]
-name = "same engine"
-golden = "{v1}"
-
-[[check]]
-name = "bit for bit"
-golden = "{v1}"
-policy = "strict"
-
-[[check]]
-name = "from V0"
-golden = "{v0}"
-expect = "diverged"
-cause = "rounding"
-
-[[check]]
-name = "from V0, tokens alone"
-golden = "{v0}"
-mode = "rerun"
-"""
 
 
 FOUND = [
@@ -53,9 +28,7 @@ FOUND = [
 @pytest.fixture
 def file(engines: Engines, golden_v0: Trace, by_the_v1_runner: Trace, tmp_path: Path) -> Path:
     engines.stop()
-    path = tmp_path / "checks.toml"
-    path.write_text(ROWS.format(model=TINY, v1=by_the_v1_runner.path, v0=golden_v0.path))
-    return path
+    return check_file(tmp_path, golden_v0, by_the_v1_runner)
 
 
 def outcomes(results: Results) -> list[tuple[str, str, bool, str | None]]:

@@ -8,14 +8,14 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import xxhash
-from engine_support import FAULTS, ROOT, TINY, Engines, find_engine, greedy
+from engine_support import FAULTS, ROOT, TINY, Engines, greedy
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(ROOT / "fixtures"))
@@ -35,18 +35,8 @@ SAMPLE = f"1/{RATE}"
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
-    find_engine("v1")
-    engines.stop()
-    started: list[Server] = []
-
-    def start(*options: str) -> Server:
-        started.append(Server(tmp_path / "served.trace", options=options))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
+def serve(tmp_path: Path, start_server: Callable[..., Server]) -> Callable[..., Server]:
+    return lambda *options: start_server(tmp_path / "served.trace", options=options)
 
 
 def _sampled(name: str) -> bool:

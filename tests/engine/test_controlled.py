@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import ROOT, Engines, find_engine
+from engine_support import ROOT, Engines
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,18 +31,8 @@ CLIENTS = 8
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
-    find_engine("v1")
-    engines.stop()
-    started: list[Server] = []
-
-    def start(*options: str, **more: Any) -> Server:
-        started.append(Server(tmp_path / "c", options=options, **more))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
+def serve(tmp_path: Path, start_server: Callable[..., Server]) -> Callable[..., Server]:
+    return lambda *options, **more: start_server(tmp_path / "c", options=options, **more)
 
 
 def program(*words: object) -> subprocess.CompletedProcess[str]:

@@ -6,11 +6,11 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from engine_support import FAULTS, Engines, find_engine
+from engine_support import FAULTS, Engines
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,22 +25,16 @@ Serve = Callable[..., Server]
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    find_engine("v1")
-    engines.stop()
-    started: list[Server] = []
-
+def serve(tmp_path: Path, start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> Serve:
     def start(fault: str, *recording: str) -> Server:
         (tmp_path / "fault").write_text(fault)
         monkeypatch.setenv("PYTHONPATH", str(FAULTS))
         monkeypatch.setenv("TRACEREPLAY_TEST_FAULT", str(tmp_path / "fault"))
-        started.append(Server(tmp_path / "ring", options=(*BLOCK, *recording)))
-        started[-1].wait_until_ready()
-        return started[-1]
+        server = start_server(tmp_path / "ring", options=(*BLOCK, *recording))
+        server.wait_until_ready()
+        return server
 
-    yield start
-    for server in started:
-        server.close()
+    return start
 
 
 def whole(path: Path) -> Trace:

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import ROOT, TINY, Engines, find_engine
+from engine_support import ROOT, TINY
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(ROOT / "fixtures"))
@@ -90,21 +91,15 @@ class Client:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
-    find_engine("v1")
-    engines.stop()
-    started: list[Server] = []
-
+def serve(tmp_path: Path, start_server: Callable[..., Server]) -> Callable[..., Server]:
     def start(name: str, *, options: tuple[str, ...] = (), arguments: tuple[str, ...] = ()) -> Server:
         adapter = make_lora(TINY, tmp_path / "mine")
         lora = "--enable-lora", "--lora-modules", f"mine={adapter}"
-        started.append(Server(tmp_path / "served.trace", name, (*lora, *arguments), options))
-        started[-1].wait_until_ready()
-        return started[-1]
+        server = start_server(tmp_path / "served.trace", name, (*lora, *arguments), options)
+        server.wait_until_ready()
+        return server
 
-    yield start
-    for server in started:
-        server.close()
+    return start
 
 
 def decoded(trace: Trace) -> Iterator[bytes]:
@@ -192,7 +187,14 @@ def test_who_asked_is_known_of_a_server_that_was_killed(serve: Callable[..., Ser
     while server.running() < 2:
         time.sleep(0.01)
     time.sleep(0.3)
-    server.kill(signal.SIGKILL, "parent", "front", "core", "worker")
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(server.ask, "streamed completion", "it does not end", 200, random.Random(6))
+        while not any(
+            len(answer.tokens) > 100 for answer in list(server.answers)
+        ):  # none of the others has as many
+            time.sleep(0.01)
+        server.kill(signal.SIGKILL, "parent", "front", "core", "worker")
+        assert long.exception() is not None
     server.wait()
     trace = open_trace(server.out)
     assert [k.identity.reason for k in found(trace, client, "plain")] == ["length"]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_support import TINY, Engines, find_engine
+from ray_cluster import quiet_ray, ray_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -30,16 +27,12 @@ from tracereplay.trace.verify import verify
 pytestmark = pytest.mark.engine
 
 ENGINE = "v1-ray"
-# Workers are niced by 15 otherwise, and starve beside whatever else runs here; here nobody needs a token.
-QUIET = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture
 def quiet() -> Iterator[Mapping[str, str]]:
-    """Variables of Ray's processes, whose files are apart: no later `ray.init` here must find them."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path, since sockets lie in it
-    yield {**QUIET, "RAY_TMPDIR": folder}
-    shutil.rmtree(folder, ignore_errors=True)
+    with quiet_ray() as variables:
+        yield variables
 
 
 @pytest.fixture
@@ -47,31 +40,8 @@ def cluster(engines: Engines, quiet: Mapping[str, str]) -> Iterator[str]:
     """The address of a cluster that was there before: its processes know nothing of a recording."""
     python = find_engine(ENGINE).python
     engines.stop()
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
-    command = [
-        str(python.parent / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
-        "--port", address.rpartition(":")[2], "--num-cpus", "4", "--include-dashboard", "false",
-        "--object-store-memory", "100000000",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, env={**os.environ, **quiet}, start_new_session=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("".join(said))
+    with ray_head([str(python.parent / "ray")], quiet, "--num-cpus", "4") as address:
         yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
 
 
 def drive(address: str, trace: Path, quiet: Mapping[str, str]) -> dict[str, Any]:

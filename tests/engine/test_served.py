@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,8 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
-    find_engine("v1")
-    engines.stop()
-    started: list[Server] = []
-
-    def start(*arguments: str) -> Server:
-        started.append(Server(tmp_path / "served.trace", arguments=arguments))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
+def serve(tmp_path: Path, start_server: Callable[..., Server]) -> Callable[..., Server]:
+    return lambda *arguments: start_server(tmp_path / "served.trace", arguments=arguments)
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])

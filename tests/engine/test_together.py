@@ -6,12 +6,11 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from engine_support import Engines, find_engine
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -30,19 +29,13 @@ REQUESTS = 24
 
 
 @pytest.fixture
-def serve(tmp_path: Path, engines: Engines) -> Iterator[Callable[..., Server]]:
-    find_engine("v1")
-    engines.stop()
-    started: list[Server] = []
-
+def serve(tmp_path: Path, start_server: Callable[..., Server]) -> Callable[..., Server]:
     def start(*options: str) -> Server:
-        started.append(Server(tmp_path / "c", options=options))
-        started[-1].wait_until_ready()
-        return started[-1]
+        server = start_server(tmp_path / "c", options=options)
+        server.wait_until_ready()
+        return server
 
-    yield start
-    for server in started:
-        server.close()
+    return start
 
 
 def everything(folder: Path) -> bytes:
