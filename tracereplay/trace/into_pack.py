@@ -11,13 +11,14 @@ from tracereplay.storage.files import File, LocalFile
 from tracereplay.trace.bases import Counterparts, RowBases, by_name
 from tracereplay.trace.directory import refuse_live, segment_path
 from tracereplay.trace.manifest import FORMAT
-from tracereplay.trace.open import Key, Trace
+from tracereplay.trace.open import Trace
 from tracereplay.trace.packfile import write_pack
 from tracereplay.trace.place import Place
 from tracereplay.trace.reader import SegmentReader
 from tracereplay.trace.requests import described, rewritten
 from tracereplay.trace.rewrite import rewrite
 from tracereplay.trace.sealed import Seal
+from tracereplay.trace.sources import Key
 from tracereplay.trace.upgrade import is_current, upgrade
 from tracereplay.trace.withheld import Withheld
 from tracereplay.trace.withholding import check_withholding, manifest_without, segment_without

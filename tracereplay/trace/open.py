@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -13,31 +12,25 @@ from typing import Any
 
 import xxhash
 
-from tracereplay.errors import DamagedTrace, NotATrace, TraceError, UsageError
+from tracereplay.errors import DamagedTrace, TraceError, UsageError
 from tracereplay.event import Site, Step, Value
 from tracereplay.passes import RECORD
-from tracereplay.storage.files import File, Folder, LocalFile, LocalFolder
-from tracereplay.storage.zipped import is_zip
-from tracereplay.trace.bundled import golden_in
+from tracereplay.storage.files import File, Folder
 from tracereplay.trace.chunk import Bytes
 from tracereplay.trace.digest import content_digest
-from tracereplay.trace.directory import MANIFEST, SEGMENT, WEIGHTS
+from tracereplay.trace.directory import SEGMENT, WEIGHTS
 from tracereplay.trace.forms import StepRecord
 from tracereplay.trace.joined import JoinedSegments, Start, lacking_in, starts
 from tracereplay.trace.known import KnownRequest, known_requests
-from tracereplay.trace.manifest import MAX_MANIFEST, read_manifest
 from tracereplay.trace.outline import Outline
-from tracereplay.trace.packfile import packed_parts
 from tracereplay.trace.reader import SegmentReader
-from tracereplay.trace.requests import NAME as REQUESTS
 from tracereplay.trace.run import Run, read_run
 from tracereplay.trace.served import served_run, told_by_segments
+from tracereplay.trace.sources import Key, exists, files_in, source_of
 
-__all__ = ["Key", "Trace", "open_trace", "trace_of"]
+__all__ = ["Trace", "open_trace", "trace_of"]
 
 _PLAIN_NAME = re.compile(r"[\w][\w.-]*")
-Key = tuple[str, int]  # pass (and engine, if it is not the first), rank
-Opened = tuple[dict[str, Any], dict[Key, File], dict[str, File]]
 
 
 class Trace:
@@ -333,7 +326,7 @@ class Trace:
                 f"{self.path} is stored as a difference from another trace, but does not say which."
             )
         beside = Path(self.path).parent / name if isinstance(self.path, Path) else None
-        if beside is None or not _exists(beside) or beside.is_symlink():
+        if beside is None or not exists(beside) or beside.is_symlink():
             raise TraceError(
                 f"{self.path} is stored as its difference from {name} (digest {described.get('digest')}), "
                 "which is not beside it; put it there."
@@ -380,7 +373,7 @@ def open_trace(path: str | os.PathLike[str], base: Trace | None = None) -> Trace
         DamagedTrace: its manifest is damaged.
     """
     where: Path | str = str(path) if "://" in str(path) else Path(path)
-    trace = trace_of(_source(where), where, base)
+    trace = trace_of(source_of(where), where, base)
     if base is not None and isinstance(trace.manifest["run"].get("base"), dict):
         _check_base(base, trace.manifest["run"]["base"], where)
     return trace
@@ -392,49 +385,5 @@ def trace_of(source: File | Folder, where: Path | str, base: Trace | None = None
     Raises:
         NotATrace, DamagedTrace: see `open_trace`.
     """
-    manifest, segments, asked = (
-        _of_folder(source, where) if isinstance(source, Folder) else _of_pack(source, where)
-    )
+    manifest, segments, asked = files_in(source, where)
     return Trace(where, manifest, segments, base, not isinstance(source, Folder), asked)
-
-
-def _source(path: Path | str) -> File | Folder:
-    if isinstance(path, str):
-        found: File | Folder = importlib.import_module("tracereplay.storage.remote").open_remote(path)
-        return found
-    if not _exists(path):
-        raise NotATrace(f"There is no trace at {path}; give the path of a recorded trace.")
-    return LocalFolder(path) if path.is_dir() else LocalFile(path)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a zero in it
-        return False
-
-
-def _of_folder(folder: Folder, path: Path | str) -> Opened:
-    names = folder.names()
-    if MANIFEST not in names:
-        raise NotATrace(f"{path} is not a trace: it is not a directory with a {MANIFEST} in it.")
-    file = folder.file(MANIFEST)
-    manifest = read_manifest(file.read(0, MAX_MANIFEST + 1), f"{path}/{MANIFEST}")
-    file.close()
-    found = {name: match for name in names if (match := SEGMENT.fullmatch(name))}
-    segments = {(m["pass"], int(m["rank"])): folder.file(name) for name, m in found.items()}
-    return manifest, segments, {name: folder.file(name) for name in names if REQUESTS.fullmatch(name)}
-
-
-def _of_pack(file: File, path: Path | str) -> Opened:
-    try:
-        manifest, parts, asked = packed_parts(golden_in(file) if is_zip(file) else file)
-    except NotATrace as error:
-        raise NotATrace(f"{path} is not a trace: it is neither a directory of one nor a packed one.") from error
-    segments: dict[Key, File] = {}
-    for name, part in parts:
-        match = SEGMENT.fullmatch(name)
-        if match is None or (match["pass"], int(match["rank"])) in segments:
-            raise DamagedTrace(f"{path} holds a segment named {name!r}; segments are named like record-rank0.seg.")
-        segments[match["pass"], int(match["rank"])] = part
-    return manifest, segments, dict(asked)
