@@ -187,7 +187,7 @@ class Cleaner:
         return self._listed(said, (), "values of settings")
 
     def model_config(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """A model's configuration."""
+        """A model's configuration, or what was laid over it."""
         return self._listed(said, _CONFIG, "values of the model's configuration")
 
     def given(self, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,10 +213,6 @@ class Cleaner:
             *(name for name, value in said.items() if _is_path(value, paths)),
         )
         return self._listed(said, texts, "values of operators' configurations")
-
-    def overrides(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What was laid over a model's configuration."""
-        return self._listed(said, _CONFIG, "values of the model's configuration")
 
     def environment(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Environment variables: those that a replay may take over."""
@@ -320,7 +316,7 @@ class Cleaner:
 
 _PARTS = {
     "settings": "settings", "resolved": "resolved", "model_config": "model_config", "arguments": "given",
-    "hf_overrides": "overrides", "environment": "environment",
+    "hf_overrides": "model_config", "environment": "environment",
 }  # fmt: skip
 
 

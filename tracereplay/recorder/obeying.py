@@ -218,10 +218,8 @@ class Obeying:
             time.sleep(LOOKS)
             with self._turn:
                 writer, handover, control = self._writer, self._handover, self._control
-                if writer is None or handover is None or control is None or self._ended is not None:
-                    self._payer = None
-                    return
-                if not self._under_way and not self._owed:
+                over = self._ended is not None or not (self._under_way or self._owed)
+                if over or writer is None or handover is None or control is None:
                     self._payer = None
                     return
                 # Within a step its tokens may still come; and one that follows at once pays for all before it.
@@ -233,17 +231,16 @@ class Obeying:
     def _pay_if_possible(self, number: int, writer: WriterClient, handover: Handover) -> None:
         handover.drain(wait=True)
         arena = handover.take(wait=False)
-        if arena is None:
-            return
-        if (last := self._what_is_owed(number)) is None:
-            writer.give_back([arena])
-        else:
-            self._owed.pay_into(arena, last, writer, handover)
+        if arena is not None:
+            self._owed.pay_into(arena, self._without_rows(number), writer, handover)
 
     def _what_is_owed(self, number: int) -> Last | None:
-        """A step without rows for what the trace must have of steps that were left out, since no other comes."""
-        if self._control is None or self._ended is not None or not self._owed:
-            return None
+        """See `_without_rows`; None: nothing is owed."""
+        owes = self._control is not None and self._ended is None and bool(self._owed)
+        return self._without_rows(number) if owes else None
+
+    def _without_rows(self, number: int) -> Last:
+        """A step for what the trace must have of steps that were left out, since no other comes."""
         lacking, notes = self._lacks()
         return Last(number, self._weight_updates, notes, lacking, self._dropped)
 

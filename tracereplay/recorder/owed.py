@@ -105,16 +105,9 @@ class Owed:
         self.requests = []
         rows = records.write_rows(make_rows([]))
         message = StepMessage(
-            last.number,
-            [rows],
-            [],
-            [],
-            notes,
-            requests,
-            last.weight_updates,
-            dropped=last.dropped,
+            last.number, [rows], [], [], notes, requests, last.weight_updates, dropped=last.dropped,
             lacking=last.lacking,
-        )
+        )  # fmt: skip
         handover.between_steps(lambda: writer.step(message))
 
     def pay_into(self, arena: Arena, last: Last, writer: WriterClient, handover: Handover) -> None:

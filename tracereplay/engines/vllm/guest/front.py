@@ -94,18 +94,18 @@ class Front:
     def _look_on(self) -> None:
         while self._orders is not None:
             time.sleep(LOOK)
-            try:
-                self.look()
-            except Exception:  # as `_after`
-                self.failures += 1
+            self._look_safely()
 
     def _look_at_last(self) -> None:
         """Waits for the trace that the last request's end may have set off: a script exits right behind it."""
         while time.monotonic() < self._ended_at + _LAST and self._orders is not None:
             time.sleep(LOOK / 5)
+        self._look_safely()
+
+    def _look_safely(self) -> None:
         try:
             self.look()
-        except Exception:  # as `_after`
+        except Exception:  # of what goes wrong here nothing may disturb the engine
             self.failures += 1
 
     def look(self, *, often: bool = False) -> None:
